@@ -1,0 +1,50 @@
+# `make run` reproduces the default experiment, `make test` tests; both install what they need into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SNAKEFILES := Snakefile pipeline/rules
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-fast lint format clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## create .venv with exact versions
+
+# Without the workflow's own hooks, which print the table only where something was run.
+run: $(INSTALLED) ## run the experiment `mini` and print its table
+	$(BIN)/snakemake --profile workflow_configs/profiles/local --no-hooks all
+	$(BIN)/python -m pipeline.report --print results/mini/report
+
+test: $(INSTALLED) ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED) ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED) ## style, workflow and configuration checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check $(SNAKEFILES)
+	$(BIN)/snakemake --lint
+	for file in workflow_configs/experiments/*.yaml; do $(BIN)/python -m pipeline validate $$file > /dev/null || exit; done
+
+format: $(INSTALLED) ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt $(SNAKEFILES)
+
+clean: ## remove .venv and caches; results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes in first and alone, so that pip takes the CPU build where one is configured. The stamp comes last: an
+# installation that was cut short is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Model-parallel unlearning on megatron-core: ranks, gradients and weights; nothing of benchmarks or reports."""

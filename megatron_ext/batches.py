@@ -1,0 +1,181 @@
+"""Which sequences make up each optimizer step, and how they are dealt to data-parallel ranks.
+
+The global batch follows from ``(seed, step)`` alone: it is the same at every layout, and a resumed run needs no state of a
+data loader.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from megatron_ext.sequences import Sequences
+
+_FORGET, _RETAIN, _MIXTURE, _WINDOW = range(4)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Right-padded sequences of one forward pass and the places whose next token is labelled.
+
+    ``tokens``: int64 ``[b, s]``. ``index``: int64 ``[n]``, positions in the flattened hidden states ``[s * b]`` from which
+    ``targets`` (int64 ``[n]``) are predicted. ``sequence``: int64 ``[n]``, the row of each target. ``real``: bool ``[b]``,
+    false for rows that only fill the batch. ``reference``: fp32 ``[b]`` or None.
+    """
+
+    tokens: torch.Tensor
+    index: torch.Tensor
+    targets: torch.Tensor
+    sequence: torch.Tensor
+    real: torch.Tensor
+    reference: torch.Tensor | None = None
+
+
+class Pool:
+    """Sequences of one or several files under one row numbering, with an optional reference log-probability each."""
+
+    def __init__(self, parts: Sequence[Sequences], reference: np.ndarray | None = None) -> None:
+        self.parts = list(parts)
+        self.starts = np.cumsum([0, *(len(p) for p in parts)])
+        self.lengths = np.concatenate([p.lengths for p in parts])
+        self.label_counts = np.concatenate([p.label_counts for p in parts])
+        self.reference = reference
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def row(self, index: int) -> tuple[np.ndarray, int]:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[part].row(index - int(self.starts[part]))
+
+    def micro_batches(self, rows: Sequence[int], size: int, data_rank: int, data_size: int) -> list[list[int]]:
+        """This data-parallel rank's micro-batches of the global batch ``rows``: equally many on every rank.
+
+        Rows are sorted by length and dealt so that ranks work on similar lengths at the same time; -1 fills up.
+        """
+        ordered = sorted(rows, key=lambda row: (-int(self.lengths[row]), row))
+        slots = math.ceil(len(ordered) / (size * data_size)) * data_size
+        ordered += [-1] * (slots * size - len(ordered))
+        return [ordered[slot * size : (slot + 1) * size] for slot in range(data_rank, slots, data_size)]
+
+    def collate(self, rows: Sequence[int], device: torch.device) -> MicroBatch:
+        """Tensors of one micro-batch; -1 stands for a row without labels. Padded to its longest member, no further."""
+        real = [row for row in rows if row >= 0]
+        width = max((int(self.lengths[row]) for row in real), default=1)
+        tokens = np.zeros((len(rows), width), np.int64)
+        index: list[np.ndarray] = [np.empty(0, np.int64)]
+        targets: list[np.ndarray] = [np.empty(0, np.int64)]
+        sequence: list[np.ndarray] = [np.empty(0, np.int64)]
+        for place, row in enumerate(rows):
+            if row < 0:
+                continue
+            ids, prompt = self.row(row)
+            tokens[place, : len(ids)] = ids
+            index.append(np.arange(prompt - 1, len(ids) - 1, dtype=np.int64) * len(rows) + place)
+            targets.append(ids[prompt:].astype(np.int64))
+            sequence.append(np.full(len(ids) - prompt, place, np.int64))
+        reference = None
+        if self.reference is not None:
+            values = [float(self.reference[row]) if row >= 0 else 0.0 for row in rows]
+            reference = torch.tensor(values, dtype=torch.float32, device=device)
+        return MicroBatch(
+            *(torch.from_numpy(a).to(device) for a in (tokens, *map(np.concatenate, (index, targets, sequence)))),
+            real=torch.tensor([row >= 0 for row in rows], device=device),
+            reference=reference,
+        )
+
+
+class Mixture:
+    """Batches that hold a fixed share of each source; every source is walked in shuffled passes of its own.
+
+    Shares are exact over time: after ``t`` steps source ``i`` has given ``floor(share_i * batch * t)`` rows (the largest
+    source what remains). With ``window`` > 1, the rows of that many steps are sorted by length before they are cut into
+    batches, and the batches shuffled, which saves padding.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], shares: Mapping[str, float], batch: int, window: int, seed: int
+    ) -> None:
+        self.names = sorted(shares, key=lambda name: (shares[name], name))
+        self.sizes = [sizes[name] for name in self.names]
+        self.starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+        self.shares, self.batch, self.window, self.seed = shares, batch, window, seed
+        self._window: tuple[int, list[list[int]]] = (-1, [])
+        if batch < len(self.names):
+            raise ValueError(f"a global batch of {batch} cannot hold a share of each of {len(self.names)} sources")
+
+    def _consumed(self, steps: int) -> list[int]:
+        given = [math.floor(self.shares[name] * self.batch * steps + 1e-9) for name in self.names[:-1]]
+        return [*given, self.batch * steps - sum(given)]
+
+    def _drawn(self, step: int) -> list[int]:
+        rows: list[int] = []
+        spans = zip(self._consumed(step), self._consumed(step + 1), strict=True)
+        for source, (begin, end) in enumerate(spans):
+            size, start = self.sizes[source], int(self.starts[self.names[source]])
+            for position in range(begin, end):
+                turn, place = divmod(position, size)
+                rows.append(start + int(_permutation(size, self.seed, _MIXTURE, source, turn)[place]))
+        return rows
+
+    def rows(self, step: int, lengths: np.ndarray) -> list[int]:
+        """Row numbers of the global batch of one step; ``lengths``: int ``[rows]``, tokens of each row."""
+        if self.window == 1:
+            return self._drawn(step)
+        number, place = divmod(step, self.window)
+        if self._window[0] != number:
+            first = number * self.window
+            rows = [row for i in range(first, first + self.window) for row in self._drawn(i)]
+            rows.sort(key=lambda row: (int(lengths[row]), row))
+            cut = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+            order = np.random.default_rng([self.seed, _WINDOW, number]).permutation(len(cut))
+            self._window = (number, [cut[i] for i in order])
+        return self._window[1][place]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Batches of forget rows, each beside as many retain rows drawn at random.
+
+    An epoch is one shuffled pass over the forget set; its last batch may be smaller.
+    """
+
+    forget: int
+    retain: int
+    batch: int
+    epochs: float
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.forget / self.batch)
+
+    @property
+    def steps(self) -> int:
+        return max(1, round(self.epochs * self.steps_per_epoch))
+
+    def epoch(self, step: int) -> float:
+        """Passes over the forget set that are complete after ``step``."""
+        whole, place = divmod(step, self.steps_per_epoch)
+        return whole + min(1.0, (place + 1) * self.batch / self.forget)
+
+    def rows(self, step: int) -> tuple[list[int], list[int]]:
+        """Forget and retain row numbers of one step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _permutation(self.forget, self.seed, _FORGET, 0, epoch)
+        forget = [int(i) for i in order[place * self.batch : (place + 1) * self.batch]]
+        if self.retain == 0:
+            return forget, []
+        draw = np.random.default_rng([self.seed, _RETAIN, step])
+        replace = self.retain < len(forget)
+        return forget, [int(i) for i in draw.choice(self.retain, size=len(forget), replace=replace)]
+
+
+@lru_cache(maxsize=16)
+def _permutation(size: int, seed: int, purpose: int, source: int, turn: int) -> np.ndarray:
+    return np.random.default_rng([seed, purpose, source, turn]).permutation(size)

@@ -1,0 +1,75 @@
+"""What makes megatron-core run on CPU and gloo: the one module that knows it assumes CUDA.
+
+megatron-core names the CUDA device in three ways: ``torch.cuda.current_device()``, the literal ``device="cuda"``, and
+the type strings ``torch.cuda.*Tensor``. Each is answered where it is asked: the first by a function that returns the CPU
+device, the second by giving the few modules with such literals a ``torch`` whose factories put "cuda" on the CPU (not by
+a ``TorchFunctionMode``, which would slow down every operation of the process), the third while objects are built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_MODULES_WITH_LITERALS = (
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.optimizer.optimizer",
+    "megatron.core.optimizer.distrib_optimizer",
+    "megatron.core.optimizer.clip_grads",
+    "megatron.core.transformer.utils",
+)
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "zeros_like", "empty_like")
+
+
+class _CpuTorch:
+    """The torch module, except that tensors asked for on "cuda" are made on the CPU."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(torch, name)
+        if name in _FACTORIES:
+            value = _on_cpu(value)
+        self.__dict__[name] = value
+        return value
+
+
+def _on_cpu(factory: Any) -> Any:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if "cuda" in str(kwargs.get("device", "")):
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def install() -> None:
+    """Make this process's megatron-core use the CPU; call once, before a model is built. Idempotent."""
+    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
+    for name in _MODULES_WITH_LITERALS:
+        importlib.import_module(name).torch = _CpuTorch()  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def construction(active: bool) -> Iterator[None]:
+    """While models and optimizers are built on the CPU: ``Tensor.cuda()`` is the identity, and ``Tensor.type()`` answers
+    with the CUDA names that megatron-core's optimizers sort parameters by."""
+    if not active:
+        yield
+        return
+    cuda, kind = torch.Tensor.cuda, torch.Tensor.type
+
+    def cuda_name(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = kind(tensor, *args, **kwargs)
+        return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
+
+    torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[assignment,method-assign]
+    torch.Tensor.type = cuda_name  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.cuda = cuda  # type: ignore[method-assign]
+        torch.Tensor.type = kind  # type: ignore[method-assign]

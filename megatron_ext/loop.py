@@ -1,0 +1,63 @@
+"""The loop that training and unlearning share: steps, log, progress, resume states, an orderly stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from megatron_ext.resume import Resume
+from megatron_ext.trainer import Trainer
+
+STOPPED = 143  # the exit status of a program that SIGTERM ended, which a scheduler may start again
+
+
+def run(
+    trainer: Trainer,
+    resume: Resume,
+    steps: int,
+    checkpoint_every: int,
+    step: Callable[[int], tuple[dict[str, Any], int, bool]],
+    title: str,
+) -> None:
+    """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some rank
+    was asked to stop. Exits with 143 after writing a state when SIGTERM came. Collective."""
+    from tqdm import tqdm
+
+    def ask_to_stop(*_: Any) -> None:
+        trainer.stop_requested = True
+
+    previous = signal.signal(signal.SIGTERM, ask_to_stop)
+    first = resume.restore()
+    leader = trainer.ranks.world_rank == 0
+    quiet = not sys.stderr.isatty()
+    bar = tqdm(
+        total=steps, initial=first, desc=title, unit="step", disable=not leader, mininterval=10 if quiet else 0.1
+    )
+    for i in range(first, steps):
+        begin = time.perf_counter()
+        record, tokens, stop = step(i)
+        seconds = time.perf_counter() - begin
+        timing = {"tokens": tokens, "seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
+        resume.log.write({"step": i, **record, **timing})
+        bar.set_postfix_str(_brief(record, tokens / seconds), refresh=False)
+        bar.update()
+        done = i + 1
+        if (stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
+            resume.save(done)
+        if stop and done < steps:
+            bar.close()
+            if leader:
+                print(f"asked to stop: the state after step {done} of {steps} is in {resume.folder}", flush=True)
+            sys.exit(STOPPED)
+    bar.close()
+    signal.signal(signal.SIGTERM, previous)
+    resume.log.flush()
+
+
+def _brief(record: dict[str, Any], speed: float) -> str:
+    shown = [(k.removesuffix("_loss"), v) for k, v in record.items() if k.endswith("loss") and v is not None]
+    return ", ".join(f"{k} {v:.4g}" for k, v in shown if math.isfinite(v)) + f", {speed:,.0f} tokens/s"

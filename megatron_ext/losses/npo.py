@@ -1,0 +1,32 @@
+"""Negative preference optimisation against log-probabilities of the target model that were computed once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from megatron_ext.losses.base import Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_ext.scores import Scores
+
+
+class NPO(Loss):
+    """``mean_b (2/beta) log(1 + exp(beta * rho_b))`` with ``rho_b = log p(y_b) - log p_ref(y_b)``, both sums over the
+    sequence's labelled tokens, not divided by its length (NPO, arXiv 2404.05868, eq. 3; BLUR, eq. 4)."""
+
+    name: Literal["npo"] = "npo"
+    unit: ClassVar[Literal["sequence"]] = "sequence"
+    needs_reference: ClassVar[bool] = True
+
+    beta: float = Field(0.1, gt=0, description="inverse temperature; towards 0 the loss becomes gradient ascent")
+
+    def __call__(self, scores: Scores) -> Tensor:
+        from torch.nn.functional import softplus
+
+        rho = scores.sequence_log_probs - scores.reference
+        per_sequence = softplus(self.beta * rho) * (2 / self.beta)
+        return per_sequence[scores.real].sum()

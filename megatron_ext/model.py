@@ -1,0 +1,244 @@
+"""The one factory of GPTModel: this rank's pipeline stage of a Hugging Face config, on CPU or GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_ext import cpu
+from megatron_ext.families import family_of, rope_parameters
+from megatron_ext.runtime import Ranks
+from megatron_ext.specs import Layout
+
+# Modules whose parameters are split over tensor-parallel ranks, and along which dimension; all others are replicated.
+SHARDED = {"word_embeddings": 0, "output_layer": 0, "linear_qkv": 0, "linear_proj": 1, "linear_fc1": 0, "linear_fc2": 1}
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float | None) -> Tensor:
+    """Scaled dot-product attention by torch's fused kernels.
+
+    ``query`` ``[sq, b, heads, d]``; ``key``, ``value`` ``[sk, b, groups, d]``; ``attention_mask`` bool, broadcastable
+    to ``[b, heads, sq, sk]``, true where attention is forbidden, or None for causal. Returns ``[sq, b, heads * d]``.
+    """
+    q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=None if attention_mask is None else ~attention_mask,
+        is_causal=attention_mask is None and q.size(2) > 1,
+        scale=scale,
+        enable_gqa=q.size(1) != k.size(1),
+    )
+    return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+
+class Attention(DotProductAttention):
+    """``attend``, for the spec without Transformer Engine."""
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+    ) -> Tensor:
+        return attend(query, key, value, attention_mask, self.softmax_scale)
+
+
+class Norm:
+    """RMSNorm for the spec without Transformer Engine; its weight says whether its gradient is partial under sequence
+    parallelism, which torch's own does not."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
+        norm = torch.nn.RMSNorm(hidden_size, eps=eps, dtype=config.params_dtype)
+        norm.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        return norm
+
+
+class LanguageModel(GPTModel):
+    """GPTModel that ends in hidden states, so that logits are made only where they are needed.
+
+    ``forward(input_ids [b, s], position_ids, attention_mask)`` returns hidden states ``[s, b, h]`` at every stage;
+    ``logits(hidden [n, h])`` returns this rank's vocabulary shard ``[n, padded_vocabulary / tp]``.
+    """
+
+    hf_config: dict[str, Any]
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of ``hidden`` ``[n, h]``; columns that only pad the vocabulary are -inf. Last stage only.
+
+        Backward all-reduces the gradient of ``hidden`` over the tensor-parallel ranks.
+        """
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden.unsqueeze(1), weight=weight)
+        logits = logits.squeeze(1)
+        padding = self.vocabulary_padding
+        if padding:
+            keep = logits.size(-1) - padding
+            logits = torch.cat([logits[:, :keep], logits.new_full((len(logits), padding), -math.inf)], dim=-1)
+        return logits
+
+    @property
+    def vocabulary_padding(self) -> int:
+        """How many of this rank's last vocabulary rows are padding."""
+        shard = self.vocab_size // self.pg_collection.tp.size()
+        end = (self.pg_collection.tp.rank() + 1) * shard
+        return min(shard, max(0, end - self.hf_config["vocab_size"]))
+
+
+def padded_vocabulary(vocabulary: int, tensor: int) -> int:
+    """The vocabulary size, padded so that it divides over ``tensor`` ranks."""
+    return math.ceil(vocabulary / tensor) * tensor
+
+
+def pipeline_split(layers: int, layout: Layout) -> list[int]:
+    """Decoder layers of each stage: the layout's own, or as even as possible with the longer stages first.
+
+    Raises ``ValueError`` where the layout's own is not one number a stage that sum to ``layers``.
+    """
+    split = layout.pipeline_split
+    if split is not None:
+        if len(split) != layout.pipeline or sum(split) != layers:
+            raise ValueError(f"pipeline_split: {split} must be {layout.pipeline} numbers that sum to {layers} layers")
+        return list(split)
+    short, longer = divmod(layers, layout.pipeline)
+    return [short + (stage < longer) for stage in range(layout.pipeline)]
+
+
+def transformer_config(hf: Mapping[str, Any], layout: Layout, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron's description of a Hugging Face config at a layout. Raises ``ValueError`` for what is not supported."""
+    family = family_of(hf)
+    heads = hf["num_attention_heads"]
+    split = pipeline_split(hf["num_hidden_layers"], layout)
+    stages = [["decoder"] * count for count in split]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return TransformerConfig(
+        num_layers=hf["num_hidden_layers"],
+        hidden_size=hf["hidden_size"],
+        ffn_hidden_size=hf["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=hf.get("num_key_value_heads") or heads,
+        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=hf["rms_norm_eps"],
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=family.has_qkv_bias(hf),
+        qk_layernorm=family.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        pipeline_model_parallel_layout=stages if layout.pipeline > 1 else None,
+        variable_seq_lengths=layout.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",  # no experts here; the default refuses variable sequence lengths
+        perform_initialization=False,
+        bias_activation_fusion=False,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        deallocate_pipeline_outputs=True,
+    )
+
+
+def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
+    """Inverse frequencies ``[dimension / 2]``, fp32, with the config's scaling: default, linear or llama3.
+
+    megatron-core's own llama3 scaling fixes the two frequency factors and the original context; these are the config's.
+    """
+    rope = rope_parameters(hf)
+    exponents = torch.arange(0, dimension, 2, dtype=torch.int64).float() / dimension
+    frequencies = 1.0 / (float(rope["rope_theta"]) ** exponents)
+    if rope["rope_type"] == "default":
+        return frequencies
+    factor = float(rope["factor"])
+    if rope["rope_type"] == "linear":
+        return frequencies / factor
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return share * frequencies + (1 - share) * frequencies / factor
+
+
+def build(hf: Mapping[str, Any], ranks: Ranks) -> LanguageModel:
+    """This rank's stage of the model, with memory allocated and values not set; ``weights`` fills it."""
+    config = transformer_config(hf, ranks.layout, ranks.dtype)
+    rope = rope_parameters(hf)
+    with cpu.construction(ranks.on_cpu):
+        model = LanguageModel(
+            config=config,
+            transformer_layer_spec=_spec(config, ranks),
+            vocab_size=padded_vocabulary(hf["vocab_size"], ranks.layout.tensor),
+            max_sequence_length=hf["max_position_embeddings"],
+            pre_process=ranks.is_first_stage,
+            post_process=ranks.is_last_stage,
+            parallel_output=True,
+            share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)),
+            position_embedding_type="rope",
+            rotary_base=rope["rope_theta"],
+        )
+    for name, parameter in model.named_parameters():
+        module, leaf = name.split(".")[-2:]
+        if module in SHARDED and leaf in ("weight", "bias"):
+            # megatron-core says so only when it initialises the values itself.
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim = SHARDED[module]
+            parameter.partition_stride = 1
+    model.hf_config = dict(hf)
+    model.rotary_pos_emb.inv_freq = rotary_frequencies(hf, config.kv_channels).to(ranks.device)
+    model.to(ranks.device)
+    return model
+
+
+def _spec(config: TransformerConfig, ranks: Ranks) -> ModuleSpec | TransformerBlockSubmodules:
+    if not ranks.on_cpu and importlib.util.find_spec("transformer_engine") is not None:
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        spec.submodules.self_attention.submodules.core_attention = _masked_transformer_engine_attention()
+        return spec
+    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+    attention = parts.self_attention.submodules
+    attention.core_attention = Attention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = Norm
+    layers = pipeline_split(config.num_layers, ranks.layout)[ranks.pipeline_rank]
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+
+
+def _masked_transformer_engine_attention() -> type:
+    """Transformer Engine's attention, which under the mask types that megatron-core gives it (causal, or none past the
+    prefill) ignores the mask itself; where there is one, as in batches padded on the left, torch's attention heeds it.
+    """
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    class MaskedAttention(TEDotProductAttention):  # type: ignore[misc]
+        def forward(
+            self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+        ) -> Tensor:
+            if attention_mask is None:
+                return super().forward(query, key, value, None, *args, **kwargs)  # type: ignore[no-any-return]
+            return attend(query, key, value, attention_mask, self.config.softmax_scale)
+
+    return MaskedAttention

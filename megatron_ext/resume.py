@@ -1,0 +1,185 @@
+"""Stopping and going on: the state of a run, written every N steps and read back bit for bit.
+
+One safetensors file a rank, in a folder that is renamed when all are written: no pickle, and no process sees another's
+tensors. It belongs to one run at one layout; going on at another layout means starting again, which is refused aloud.
+(Checkpoints that others read are Hugging Face folders, see ``weights``.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_ext.runtime import Ranks
+from megatron_ext.summary import write_json
+from megatron_ext.trainer import Trainer
+
+
+class Resume:
+    """The folder ``output/resume``: the newest state and the step log so far.
+
+    ``identity`` is everything that makes this run the run it is (specification, digests of its inputs); a state of
+    another identity is dropped, with a message. Every method is collective.
+    """
+
+    def __init__(self, output: Path, identity: dict[str, Any], trainer: Trainer) -> None:
+        self.folder = output / "resume"
+        self.trainer, self.ranks = trainer, trainer.ranks
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self.identity = hashlib.sha256(text.encode()).hexdigest()
+        self.log = StepLog(self.folder / "steps.jsonl", active=self.ranks.world_rank == 0)
+
+    def restore(self) -> int:
+        """Load the newest state, if it is this run's; the number of steps already taken."""
+        state = self._newest()
+        steps = 0
+        if state is not None:
+            known = json.loads((state / "state.json").read_text())
+            if known["identity"] == self.identity:
+                self._load(state / self._file())
+                steps = known["steps"]
+            elif self.ranks.world_rank == 0:
+                print(f"{self.folder} belongs to another configuration or other inputs: starting from the beginning")
+        _barrier(self.ranks)
+        if self.ranks.world_rank == 0:
+            if steps == 0:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            else:
+                print(f"going on after step {steps}")
+        _barrier(self.ranks)
+        self.log.open(steps)
+        return steps
+
+    def save(self, steps: int) -> None:
+        """Write the state after ``steps`` steps, then delete older ones."""
+        final = self.folder / f"step-{steps:08d}"
+        partial = self.folder / f".{final.name}"
+        if self.ranks.world_rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        _barrier(self.ranks)
+        if self._writes():
+            tensors = {name: t.detach().contiguous().cpu() for name, t in self._tensors()}
+            save_file(tensors, partial / self._file())
+            _sync(partial / self._file())
+        _barrier(self.ranks)
+        if self.ranks.world_rank == 0:
+            self.log.flush()
+            write_json(partial / "state.json", {"identity": self.identity, "steps": steps})
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+            for older in self._states():
+                if older != final:
+                    shutil.rmtree(older)
+        _barrier(self.ranks)
+
+    def finish(self, log: Path) -> None:
+        """Give the step log its final name and delete the state: the run's output is complete."""
+        self.log.close()
+        _barrier(self.ranks)
+        if self.ranks.world_rank == 0:
+            os.replace(self.log.path, log)
+            shutil.rmtree(self.folder)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def _newest(self) -> Path | None:
+        states = self._states()
+        return states[-1] if states else None
+
+    def _writes(self) -> bool:
+        return self.ranks.data_rank == 0 or self.ranks.layout.distributed_optimizer
+
+    def _file(self) -> str:
+        data = self.ranks.data_rank if self.ranks.layout.distributed_optimizer else 0
+        return f"tensor-{self.ranks.tensor_rank}-pipeline-{self.ranks.pipeline_rank}-data-{data}.safetensors"
+
+    def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
+        for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
+            inner = wrapper.optimizer
+            for g, group in enumerate(inner.param_groups):
+                for p, parameter in enumerate(group["params"]):
+                    yield f"optimizer.{i}.{g}.{p}", inner, parameter
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        model = dict(self.trainer.model.named_parameters())
+        storages = {p.untyped_storage().data_ptr() for p in model.values()}
+        yield from ((f"model.{name}", p) for name, p in model.items())
+        for name, inner, parameter in self._optimizers():
+            if parameter.untyped_storage().data_ptr() not in storages:  # an fp32 main copy of a bf16 parameter
+                yield f"{name}.main", parameter
+            for key, value in inner.state[parameter].items():
+                yield f"{name}.state.{key}", value
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> None:
+        with safe_open(path, framework="pt", device=str(self.ranks.device)) as file:
+            keys = set(file.keys())
+            for name, inner, parameter in self._optimizers():
+                prefix = f"{name}.state."
+                stored = [key for key in keys if key.startswith(prefix)]
+                # The step count stays on the CPU except for fused kernels, as torch keeps it when it makes the state.
+                inner.state[parameter] = {key.removeprefix(prefix): file.get_tensor(key) for key in stored}
+            for name, tensor in self._tensors():
+                if ".state." not in name:
+                    tensor.copy_(file.get_tensor(name))
+
+
+class StepLog:
+    """Lines of JSON, one an optimizer step, appended as they happen; cut back to the state's step on resume."""
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self.path, self.active = path, active
+        self._file: Any = None
+
+    def open(self, steps: int) -> None:
+        if not self.active:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True)[:steps] if self.path.exists() else []
+        if len(lines) != steps:
+            raise RuntimeError(
+                f"{self.path} has {len(lines)} lines where the state needs {steps}; delete {self.path.parent}"
+            )
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(lines))
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.active:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def flush(self) -> None:
+        if self.active:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self.active:
+            self.flush()
+            self._file.close()
+
+
+def _barrier(ranks: Ranks) -> None:
+    if ranks.world_size > 1:
+        dist.barrier()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

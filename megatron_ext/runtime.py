@@ -1,0 +1,150 @@
+"""Ranks: the device, the process groups and the place of this process in the layout."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from megatron_ext.specs import Layout, Runtime
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
+
+# megatron-core's remarks about what is not installed on a CPU, and torch's about megatron-core's calls.
+_KNOWN_WARNINGS = (
+    "Transformer Engine and Apex",
+    "Apex is not installed",
+    "full scope is deprecated",
+    "`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands. Groups are torch process groups of the ranks that share the other coordinates."""
+
+    layout: Layout
+    device: torch.device
+    dtype: torch.dtype
+    world_rank: int
+    world_size: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    tensor_group: ProcessGroup
+    pipeline_group: ProcessGroup
+    data_group: ProcessGroup
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.layout.pipeline - 1
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.world_rank} of {self.world_size} (tensor {self.tensor_rank}, pipeline {self.pipeline_rank}, "
+            f"data {self.data_rank})"
+        )
+
+
+@contextmanager
+def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
+    """Join the process groups of ``spec.layout``; leave them at the end.
+
+    Ranks are numbered by the environment that torchrun or a launcher sets (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
+    ``MASTER_ADDR``, ``MASTER_PORT``); without it, this is the only rank. Every collective fails on every rank after
+    ``spec.timeout_seconds``. Raises ``ValueError`` where the layout does not fit the number of ranks or devices.
+    """
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    world_rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world_size != spec.layout.ranks:
+        raise ValueError(f"the layout {_short(spec.layout)} needs {spec.layout.ranks} ranks, {world_size} were started")
+    device = _device(spec.device)
+    torch.set_num_threads(spec.threads)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+    # A store in this process spares a single rank the rendezvous over a socket.
+    alone: dict[str, Any] = {"store": dist.HashStore()} if "WORLD_SIZE" not in os.environ else {}
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "nccl",
+        rank=world_rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=spec.timeout_seconds),
+        **alone,
+    )
+    try:
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        if device.type == "cpu":
+            from megatron_ext import cpu
+
+            cpu.install()
+        from megatron.core import parallel_state
+        from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=spec.layout.tensor,
+            pipeline_model_parallel_size=spec.layout.pipeline,
+            distributed_timeout_minutes=spec.timeout_seconds / 60,
+            create_gloo_process_groups=False,
+        )
+        initialize_rng_tracker()
+        yield Ranks(
+            layout=spec.layout,
+            device=device,
+            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision],
+            world_rank=world_rank,
+            world_size=world_size,
+            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            data_rank=parallel_state.get_data_parallel_rank(),
+            tensor_group=parallel_state.get_tensor_model_parallel_group(),
+            pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+            data_group=parallel_state.get_data_parallel_group(),
+        )
+    finally:
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        # After a failure this closes the connections, so that the other ranks' collectives fail at once.
+        dist.destroy_process_group()
+
+
+def _device(wanted: str) -> torch.device:
+    import torch
+
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device: 'cuda' was asked for, but torch sees no CUDA device; allowed here: 'cpu', 'auto'")
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= count:
+        raise ValueError(f"local rank {local} has no GPU of its own: {count} are visible on this node")
+    return torch.device("cuda", local)
+
+
+def _short(layout: Layout) -> str:
+    return f"tensor={layout.tensor}, pipeline={layout.pipeline}, data={layout.data}"

@@ -1,0 +1,40 @@
+"""The strict base of every specification, and discovery of the classes that a package's files register by name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys and silent type conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Named(Strict):
+    """A model chosen by its ``name``, a ``Literal`` with one value: adding a file with one subclass registers it."""
+
+    @classmethod
+    def key(cls) -> str:
+        return get_args(cls.model_fields["name"].annotation)[0]
+
+
+def discover(package: str, path: list[str], base: type[Named]) -> dict[str, type[Any]]:
+    """Import every module of ``package`` and return its ``base`` subclasses by name, sorted.
+
+    Raises ``ValueError`` where two files claim one name.
+    """
+    found: dict[str, type[Any]] = {}
+    for module in pkgutil.iter_modules(path):
+        loaded = importlib.import_module(f"{package}.{module.name}")
+        for value in vars(loaded).values():
+            if value is base or not (isinstance(value, type) and issubclass(value, base)):
+                continue
+            if value.__module__ == loaded.__name__:
+                if found.setdefault(value.key(), value) is not value:
+                    raise ValueError(f"{package}: {value.key()!r} is defined by two files")
+    return dict(sorted(found.items()))

@@ -1,0 +1,82 @@
+"""Tokenised sequences on disk and in memory: what data preparation writes and every step reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """``n`` token sequences, each a prompt followed by labelled tokens.
+
+    ``ids``: int32 ``[total]``, all sequences end to end. ``offsets``: int64 ``[n + 1]``; sequence ``i`` is
+    ``ids[offsets[i]:offsets[i + 1]]``. ``prompt_lengths``: int32 ``[n]``, at least 1: tokens from that position on are
+    labelled, each predicted from the tokens before it.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    prompt_lengths: np.ndarray
+
+    @classmethod
+    def pack(cls, rows: Iterable[tuple[list[int], int]]) -> Sequences:
+        """From ``(token ids, prompt length)`` pairs; raises ``ValueError`` naming a row without prompt or label."""
+        rows = list(rows)
+        for i, (ids, prompt) in enumerate(rows):
+            if not 1 <= prompt < len(ids):
+                raise ValueError(
+                    f"row {i}: {len(ids)} tokens with a prompt of {prompt}: nothing to predict, or no prompt"
+                )
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(ids) for ids, _ in rows], out=offsets[1:])
+        flat = np.fromiter((t for ids, _ in rows for t in ids), np.int32, int(offsets[-1]))
+        return cls(flat, offsets, np.array([p for _, p in rows], np.int32))
+
+    def __len__(self) -> int:
+        return len(self.prompt_lengths)
+
+    def row(self, index: int) -> tuple[np.ndarray, int]:
+        """Token ids (int32) and prompt length of one sequence."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]], int(self.prompt_lengths[index])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, prompt included: int64 ``[n]``."""
+        return np.diff(self.offsets)
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """Labelled tokens of each sequence: int64 ``[n]``."""
+        return self.lengths - self.prompt_lengths
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for array in (self.ids, self.offsets, self.prompt_lengths):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write atomically as an uncompressed ``.npz`` (equal content gives equal bytes)."""
+        save_arrays(path, ids=self.ids, offsets=self.offsets, prompt_lengths=self.prompt_lengths)
+
+    @classmethod
+    def load(cls, path: Path) -> Sequences:
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(arrays["ids"], arrays["offsets"], arrays["prompt_lengths"])
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write an ``.npz`` under a temporary name, then rename it to ``path``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, path)

@@ -1,0 +1,26 @@
+"""BLUR: descend the retain loss only along what is orthogonal to the forget gradient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_ext.updates.base import Direction, Products, Rule
+
+
+class Blur(Rule):
+    """``u = gamma grad f + grad r - (<grad f, grad r> / |grad f|^2) grad f`` (BLUR, arXiv 2506.08164, eq. 14).
+
+    The projection is applied whether or not the gradients agree, so that ``<grad f, u> = gamma |grad f|^2`` always. A
+    zero forget gradient leaves nothing to project off: then ``u = grad r``, and the step says so.
+    """
+
+    name: Literal["blur"] = "blur"
+
+    gamma: float = Field(1.0, gt=0, description="share of the forget gradient that is kept")
+
+    def direction(self, products: Products) -> Direction:
+        if products.ff == 0:
+            return Direction(0.0, 1.0, note="the forget gradient is zero: stepping along the retain gradient")
+        return Direction(self.gamma - products.fr / products.ff, 1.0)

@@ -1,0 +1,95 @@
+"""``python -m pipeline validate FILE``: what an experiment will run, or everything that is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import sizing
+from pipeline.config import Config, load
+from pipeline.documents import ConfigError
+from pipeline.plan import Plan
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    validate = commands.add_parser("validate", help="check an experiment and print its jobs; exits 2 if it is wrong")
+    validate.add_argument("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
+    validate.add_argument("--data-root", type=Path, help="local folder of the benchmark's files, instead of the hub")
+    validate.add_argument("--results", type=Path, default=Path("results"), help="folder of the results")
+    given = parser.parse_args(argv)
+    try:
+        config = load(given.experiment, given.data_root)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        print(f"{len(error.problems)} {'problem' if len(error.problems) == 1 else 'problems'}", file=sys.stderr)
+        return 2
+    print("\n".join([*summary(config), "", *jobs(Plan(config, given.results)), "", *notes(config)]))
+    return 0
+
+
+def summary(config: Config) -> list[str]:
+    """The experiment in a few lines: model, data, layout."""
+    experiment, layout, runtime = config.experiment, config.layout, config.experiment.runtime
+    source = config.source.model_dump(exclude_none=True)
+    split = f", split {layout.pipeline_split}" if layout.pipeline_split else ""
+    optimizer = ", distributed optimizer" if layout.distributed_optimizer else ""
+    return [
+        f"experiment {experiment.name}: {experiment.title}",
+        f"model      {config.model.title}, {_count(config.shape.parameters)} parameters",
+        f"benchmark  {config.benchmark.title}, {experiment.split} ({config.forget_rows} rows to forget), "
+        + ", ".join(f"{key} {value}" for key, value in source.items()),
+        f"layout     {layout.ranks} {'rank' if layout.ranks == 1 else 'ranks'}: tensor {layout.tensor} x pipeline "
+        f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}",
+    ]
+
+
+def jobs(plan: Plan) -> list[str]:
+    """A line a job: step, folder, ranks, memory of weights, gradients and optimizer on the largest rank, work."""
+    rows = [("step", "folder", "ranks", "memory/rank", "work")]
+    for job in plan.jobs.values():
+        rows.append((job.spec.step, job.name, str(job.ranks), _memory(plan, job.spec), plan.describe(job.name)))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    return [*(line.rstrip() for line in lines), "", f"{len(plan.jobs)} jobs; results in {plan.root}"]
+
+
+def notes(config: Config) -> list[str]:
+    found = []
+    vocabulary, tensor = config.shape.vocabulary, config.layout.tensor
+    if vocabulary % tensor:
+        found.append(f"note: the vocabulary of {vocabulary} is padded to a multiple of {tensor} inside; never on disk")
+    if config.experiment.training.retrain is None and not config.model.published("retrain", config.experiment.split):
+        found.append("note: there is no retrain model, so forget quality is not computed")
+    if config.experiment.runtime.device == "cuda" and sizing.visible_gpus() is None:
+        found.append("note: this machine shows no GPUs, so their number was not checked")
+    return [*found, "nothing is wrong"]
+
+
+def _memory(plan: Plan, spec: object) -> str:
+    step, config = getattr(spec, "step", ""), plan.config
+    precision = config.experiment.runtime.precision
+    if step in ("train", "unlearn"):
+        two = step == "unlearn" and (spec.diagnostics or spec.rule.needs_products)
+        return _bytes(sizing.training_bytes(config.layout, config.shape, precision, two))
+    if step in ("reference", "evaluate"):
+        return _bytes(sizing.scoring_bytes(config.layout, config.shape, precision))
+    return "-"
+
+
+def _count(number: float) -> str:
+    for unit, size in (("billion", 1e9), ("million", 1e6)):
+        if number >= size / 10:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,484 @@
+"""Experiments, methods, models and benchmarks as YAML, and the one place where they are checked.
+
+``load`` reads an experiment with the files that it names and raises ``ConfigError`` with everything that is wrong. It
+imports neither torch nor a workflow engine: checking takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+
+from megatron_ext.losses import AnyLoss
+from megatron_ext.schema import Strict
+from megatron_ext.specs import Layout, Optimizer
+from megatron_ext.updates import AnyRule
+from pipeline import files, sizing
+from pipeline.benchmarks import family
+from pipeline.data.sources import RETAIN_SPLITS
+from pipeline.documents import ConfigError, Document, check, hint, merge, read
+from pipeline.sizing import Shape
+from pipeline.specs import BadRows, BpeTokenizer, DataSource, FolderSource, SyntheticSource, TemplateName
+
+CONFIGS = Path(__file__).resolve().parents[1] / "workflow_configs"
+TRAINING_SETS = ("full", "retain", "forget", "general")
+SYNTHETIC_SETS = ("background", "full_rephrased", "retain_rephrased")
+FORGOTTEN = {"full", "forget", "full_rephrased"}  # sets that hold the forget set
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
+
+
+class Batches(Strict):
+    """``micro_batch`` is by default all of a data-parallel rank's share of the global batch."""
+
+    global_batch: int = Field(ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    length_window: int = Field(1, ge=1)
+    optimizer: Optimizer
+    checkpoint_every: int = Field(0, ge=0)
+
+
+class Training(Batches):
+    """How the base, target or retrain model is trained: shares of tokenised sets, and a number of optimizer steps."""
+
+    data: dict[str, float] = Field(min_length=1)
+    steps: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Training:
+        if any(v <= 0 for v in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
+            raise ValueError(f"data: shares must be positive and sum to 1, given {self.data}")
+        return self
+
+
+class Unlearning(Batches):
+    epochs: float = Field(gt=0)
+    warmup_epochs: float = Field(0.0, ge=0)
+    diagnostics: bool = False
+
+
+class Method(Strict):
+    """A method file, with the experiment's ``unlearning`` and the method's own ``overrides`` laid on it."""
+
+    name: Name
+    title: str
+    source: str
+    forget: AnyLoss
+    retain: AnyLoss | None = None
+    rule: AnyRule
+    training: Unlearning
+
+    @model_validator(mode="after")
+    def _needs(self) -> Method:
+        if self.rule.needs_retain and self.retain is None:
+            raise ValueError(f"retain: is missing, and the rule {self.rule.name!r} needs a retain loss")
+        return self
+
+
+class MethodUse(Strict):
+    method: str
+    variant: Name | None = None
+    overrides: dict[str, Any] = {}
+
+
+class Checkpoint(Strict):
+    """A published model: a hub repository, or a local folder (a relative one starts at the working directory)."""
+
+    hub: str | None = None
+    revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")
+    folder: Path | None = Field(None, strict=False)
+
+    @model_validator(mode="after")
+    def _one(self) -> Checkpoint:
+        if (self.hub is None) == (self.folder is None):
+            raise ValueError("give exactly one of 'hub' and 'folder'")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision: only a 'hub' repository has revisions")
+        return self
+
+
+class Checkpoints(Strict):
+    base: Checkpoint | None = None
+    target: Checkpoint | None = None
+    retrain: dict[str, Checkpoint] = Field({}, description="by forget split")
+
+
+class Model(Strict):
+    """Where a model comes from: ``architecture`` and ``tokenizer`` to make one, or published ``checkpoints``.
+
+    ``architecture`` is a Hugging Face ``config.json``; of a published model it states what layouts are checked against.
+    """
+
+    name: Name
+    title: str
+    template: TemplateName
+    architecture: dict[str, Any] | None = None
+    tokenizer: BpeTokenizer | None = None
+    checkpoints: Checkpoints = Checkpoints()
+    layouts: dict[int, Layout] = Field({}, description="layouts by number of GPUs")
+
+    def published(self, which: str, split: str) -> Checkpoint | None:
+        return self.checkpoints.retrain.get(split) if which == "retrain" else getattr(self.checkpoints, which)
+
+
+class PublishedTable(Strict):
+    """Numbers of one source: method -> metric -> value. ``model`` is a model file's name."""
+
+    source: str
+    model: str
+    split: str
+    values: dict[str, dict[str, float]]
+
+
+class Benchmark(Strict):
+    name: Name
+    title: str
+    family: Literal["tofu"]
+    source: DataSource
+    splits: dict[str, int] = Field(min_length=1, description="forget split -> its rows")
+    published: list[PublishedTable] = []
+
+
+class TrainingPlan(Strict):
+    """What is trained here; a model that is left out is a published checkpoint of the model file."""
+
+    base: Training | None = None
+    target: Training | None = None
+    retrain: Training | None = None
+
+
+class DataSettings(Strict):
+    max_length: int = Field(512, ge=8)
+    bad_rows: BadRows = "error"
+
+
+class Evaluation(Strict):
+    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step."""
+
+    max_new_tokens: int = Field(200, ge=1)
+    token_budget: int = Field(16384, ge=1)
+
+
+class RuntimeSettings(Strict):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = Field(1, ge=1)
+    timeout_seconds: float = Field(600.0, gt=0)
+
+
+def _kind(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | Strict) else "plain"
+
+
+class Experiment(Strict):
+    name: Name
+    title: str
+    benchmark: str
+    split: str
+    model: str
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    methods: list[
+        Annotated[Annotated[str, Tag("plain")] | Annotated[MethodUse, Tag("mapping")], Discriminator(_kind)]
+    ] = Field(min_length=1)
+    layout: Annotated[Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")], Discriminator(_kind)] = 1
+    training: TrainingPlan = TrainingPlan()
+    unlearning: dict[str, Any] = Field({}, description="laid on every method's 'training'")
+    data: DataSettings = DataSettings()
+    evaluation: Evaluation = Evaluation()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method of an experiment with all its settings."""
+
+    method: Method
+    variant: str | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.method.name}-{self.variant}" if self.variant else self.method.name
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked experiment and everything that it names."""
+
+    experiment: Experiment
+    benchmark: Benchmark
+    model: Model
+    runs: tuple[Run, ...]
+    layout: Layout
+    source: DataSource
+    shape: Shape
+
+    @property
+    def forget_rows(self) -> int:
+        """Rows of the forget set: of the local file where there is one, else as the benchmark file states."""
+        split = self.experiment.split
+        if isinstance(self.source, FolderSource):
+            return files.split_rows(self.source.path, split)
+        return self.benchmark.splits[split]
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that was configured, as plain data, with every default filled in."""
+        return {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "layout": self.layout.model_dump(mode="json"),
+            "source": self.source.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json", exclude={"layouts"}),
+            "methods": {run.id: run.method.model_dump(mode="json") for run in self.runs},
+        }
+
+
+def load(experiment: str | Path, data_root: str | Path | None = None) -> Config:
+    """The experiment of that name or file, checked; ``data_root`` replaces a hub source with a local folder.
+
+    Raises ``ConfigError`` that lists every problem found.
+    """
+    path = _experiment_file(experiment)
+    document = read(path)
+    problems: list[str] = []
+    parsed: Experiment | None = check(Experiment, document, problems)
+    folders = list(dict.fromkeys([path.absolute().parent.parent, CONFIGS]))
+    if parsed is None:
+        _Checker(document, Experiment.model_construct(**document.data), folders, problems).names()
+        raise ConfigError(problems)
+    return _Checker(document, parsed, folders, problems).config(data_root)
+
+
+def _experiment_file(experiment: str | Path) -> Path:
+    path = Path(experiment).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    named = CONFIGS / "experiments" / f"{experiment}.yaml"
+    if not named.is_file():
+        known = sorted(file.stem for file in named.parent.glob("*.yaml"))
+        raise ConfigError([f"experiment: no file and no known name: {str(experiment)!r}{hint(experiment, known)}"])
+    return named
+
+
+class _Checker:
+    """The checks that need more than one file, in the order in which a reader would make them."""
+
+    def __init__(self, document: Document, experiment: Experiment, folders: list[Path], problems: list[str]):
+        self.document, self.experiment, self.folders, self.problems = document, experiment, folders, problems
+
+    def config(self, data_root: str | Path | None) -> Config:
+        experiment = self.experiment
+        benchmark, benchmark_file = self._named(Benchmark, "benchmarks", experiment.benchmark, ("benchmark",))
+        model, model_file = self._named(Model, "models", experiment.model, ("model",))
+        source = self._source(benchmark, benchmark_file, data_root) if benchmark else None
+        shape = self._shape(model, model_file) if model else None
+        layout = self._layout(model, shape)
+        if benchmark:
+            self._published(benchmark, benchmark_file)
+        if benchmark and model:
+            self._models(benchmark, model, model_file, shape)
+        runs = self._runs()
+        if layout:
+            self._batches(layout, runs)
+        if self.problems or not (benchmark and model and shape and layout and source):
+            raise ConfigError(self.problems)
+        return Config(experiment, benchmark, model, tuple(run for _, run in runs), layout, source, shape)
+
+    def names(self) -> None:
+        """What can be said of an experiment that is wrong in itself: problems of the files that it names."""
+        given = self.document.data
+        if isinstance(given.get("benchmark"), str):
+            self._named(Benchmark, "benchmarks", given["benchmark"], ("benchmark",))
+        if isinstance(given.get("model"), str):
+            self._named(Model, "models", given["model"], ("model",))
+        if isinstance(given.get("methods"), list) and isinstance(given.get("unlearning", {}), dict):
+            self._runs()
+
+    def problem(self, key: tuple[str | int, ...], message: str) -> None:
+        self.problems.append(self.document.problem(key, message))
+
+    def _find(self, kind: str, name: str, key: tuple[str | int, ...]) -> Document | None:
+        for folder in self.folders:
+            if (folder / kind / f"{name}.yaml").is_file():
+                try:
+                    return read(folder / kind / f"{name}.yaml")
+                except ConfigError as error:
+                    self.problems += error.problems
+                    return None
+        known = sorted({file.stem for folder in self.folders for file in (folder / kind).glob("*.yaml")})
+        self.problem(key, f"unknown {kind[:-1]} {name!r}{hint(name, known)}")
+        return None
+
+    def _named(self, kind: Any, folder: str, name: str, key: tuple[str | int, ...]) -> tuple[Any, Document | None]:
+        found = self._find(folder, name, key)
+        if found is None:
+            return None, None
+        parsed = check(kind, found, self.problems)
+        if parsed and parsed.name != name:
+            self.problems.append(found.problem(("name",), f"{parsed.name!r} must be the file's own name, {name!r}"))
+        return parsed, found
+
+    def _source(self, benchmark: Benchmark, document: Document, data_root: str | Path | None) -> DataSource:
+        split, source = self.experiment.split, benchmark.source
+        if split not in benchmark.splits:
+            self.problem(("split",), f"unknown split {split!r}{hint(split, list(benchmark.splits))}")
+            return source
+        where = "data_root"
+        if data_root is not None:
+            if isinstance(source, SyntheticSource):
+                self.problem(("benchmark",), f"{benchmark.name!r} makes its own data: data_root has no meaning here")
+                return source
+            source = FolderSource(path=Path(data_root).expanduser())
+        elif isinstance(source, FolderSource):
+            where = document.problem(("source", "path"), "").rstrip(": ")
+        if isinstance(source, SyntheticSource):
+            rows = forget_authors(source.authors, split) * source.questions_per_author
+            if rows != benchmark.splits[split]:
+                message = f"{benchmark.splits[split]} rows are stated; {source.authors} authors make {rows}"
+                self.problems.append(document.problem(("splits", split), message))
+        if split not in RETAIN_SPLITS:
+            message = f"the family {benchmark.family!r} has no such split{hint(split, list(RETAIN_SPLITS))}"
+            self.problems.append(document.problem(("splits", split), message))
+        elif isinstance(source, FolderSource):
+            self.problems += [f"{where}: {message}" for message in files.missing_data(source.path, split)]
+        return source
+
+    def _published(self, benchmark: Benchmark, document: Document) -> None:
+        metrics = [metric.key for metric in family(benchmark.family).metrics]
+        for i, table in enumerate(benchmark.published):
+            for method, values in table.values.items():
+                for name in values:
+                    if name not in metrics:
+                        key = ("published", i, "values", method, name)
+                        self.problems.append(document.problem(key, f"unknown metric{hint(name, metrics)}"))
+
+    def _shape(self, model: Model, document: Document) -> Shape | None:
+        architecture, key = model.architecture, ("architecture",)
+        if architecture is None:
+            used = checkpoints(model, self.experiment.training, self.experiment.split)
+            folders = [checkpoint.folder for checkpoint in used.values() if checkpoint.folder]
+            if not folders:
+                self.problems.append(document.problem((), "architecture: is missing (no local checkpoint states it)"))
+                return None
+            architecture, key = files.architecture(folders[0]), ("checkpoints",)
+            if architecture is None:
+                return None  # the missing file is reported with its key
+        try:
+            return Shape.of(architecture)
+        except (ValueError, TypeError) as error:
+            self.problems.append(document.problem(key, str(error)))
+            return None
+
+    def _layout(self, model: Model | None, shape: Shape | None) -> Layout | None:
+        layout = self.experiment.layout
+        if isinstance(layout, int):
+            known = {1: Layout()} | (model.layouts if model else {})
+            if model is None:
+                return None
+            if layout not in known:
+                allowed = ", ".join(map(str, sorted(known)))
+                self.problem(("layout",), f"model {model.name!r} has no layout for {layout} ranks; allowed: {allowed}")
+                return None
+            if known[layout].ranks != layout:
+                self.problem(("layout",), f"the model's layout for {layout} ranks has {known[layout].ranks} ranks")
+            layout = known[layout]
+        if shape:
+            for message in sizing.layout_problems(layout, shape):
+                self.problem(("layout",), message)
+        message = sizing.device_problem(layout, self.experiment.runtime.device)
+        if message:
+            self.problem(("layout",), message)
+        return layout
+
+    def _models(self, benchmark: Benchmark, model: Model, document: Document, shape: Shape | None) -> None:
+        training, split = self.experiment.training, self.experiment.split
+        allowed = TRAINING_SETS + (SYNTHETIC_SETS if isinstance(benchmark.source, SyntheticSource) else ())
+        for which in ("base", "target", "retrain"):
+            section = getattr(training, which)
+            for name in section.data if section else ():
+                if name not in allowed:
+                    self.problem(("training", which, "data", name), f"unknown set{hint(name, list(allowed))}")
+                elif which != "target" and name in FORGOTTEN:
+                    self.problem(("training", which, "data", name), "holds the forget set, which this model never sees")
+        if training.target is None and model.published("target", split) is None:
+            self.problem(("training",), f"target: is missing, and model {model.name!r} has no published target")
+        scratch = training.base or ((training.target or training.retrain) and model.checkpoints.base is None)
+        if scratch and (model.architecture is None or model.tokenizer is None):
+            self.problem(("model",), f"{model.name!r} has no 'architecture' or no 'tokenizer' to be made from")
+        if shape:
+            self._lengths(model, document, shape)
+        for which, checkpoint in checkpoints(model, training, split).items():
+            if checkpoint.folder:
+                missing = files.missing_model_files(checkpoint.folder)
+                if missing:
+                    key = ("checkpoints", which, *((split,) if which == "retrain" else ()), "folder")
+                    self.problems.append(document.problem(key, f"{str(checkpoint.folder)!r}: {missing}"))
+
+    def _lengths(self, model: Model, document: Document, shape: Shape) -> None:
+        length = self.experiment.data.max_length
+        if length > shape.context:
+            self.problem(("data", "max_length"), f"{length} tokens; the model's context is {shape.context}")
+        if self.experiment.evaluation.max_new_tokens >= shape.context:
+            message = f"{self.experiment.evaluation.max_new_tokens} tokens; the model's context is {shape.context}"
+            self.problem(("evaluation", "max_new_tokens"), message)
+        if model.tokenizer and model.tokenizer.vocab_size > shape.vocabulary:
+            message = f"{model.tokenizer.vocab_size} is more than the architecture's vocab_size, {shape.vocabulary}"
+            self.problems.append(document.problem(("tokenizer", "vocab_size"), message))
+
+    def _runs(self) -> list[tuple[Document, Run]]:
+        runs: list[tuple[Document, Run]] = []
+        defaults = self.document.at("unlearning")
+        for i, entry in enumerate(self.experiment.methods):
+            try:
+                use = MethodUse.model_validate({"method": entry} if isinstance(entry, str) else entry)
+            except ValidationError:
+                continue  # reported with the experiment's own problems
+            key = ("methods", i) if isinstance(entry, str) else ("methods", i, "method")
+            found = self._find("methods", use.method, key)
+            if found is None:
+                continue
+            merged = merge(merge(found, defaults.under("training")), self.document.at("methods", i, "overrides"))
+            method = check(Method, merged, self.problems)
+            if method is None:
+                continue
+            if method.name != use.method:
+                self.problems.append(merged.problem(("name",), f"{method.name!r} must be the file's own name"))
+            run = Run(method, use.variant)
+            if run.id in {other.id for _, other in runs}:
+                self.problem(("methods", i), f"{run.id!r} is there twice; give one of them another 'variant'")
+            runs.append((merged, run))
+        return runs
+
+    def _batches(self, layout: Layout, runs: list[tuple[Document, Run]]) -> None:
+        parts: list[tuple[Document, tuple[str | int, ...], Batches]] = [
+            (merged, ("training",), run.method.training) for merged, run in runs
+        ]
+        for which in ("base", "target", "retrain"):
+            section = getattr(self.experiment.training, which)
+            if section:
+                parts.append((self.document, ("training", which), section))
+        for document, key, part in parts:
+            total, micro = part.global_batch, part.micro_batch or 1
+            if total % (layout.data * micro):
+                message = f"{total} is not a multiple of {layout.data} (data-parallel ranks)"
+                if part.micro_batch:
+                    message += f" x {micro} (micro_batch)"
+                self.problems.append(document.problem((*key, "global_batch"), message))
+
+
+def checkpoints(model: Model, training: TrainingPlan, split: str) -> dict[str, Checkpoint]:
+    """The published checkpoints that an experiment uses: those of models that it does not train."""
+    found = {}
+    for which in ("base", "target", "retrain"):
+        checkpoint = model.published(which, split)
+        needed = which != "base" or training.target is not None or training.retrain is not None
+        if checkpoint is not None and needed and getattr(training, which) is None:
+            found[which] = checkpoint
+    return found
+
+
+def forget_authors(authors: int, split: str) -> int:
+    """Authors of a synthetic forget split: ``forget10`` is a tenth of them, at least one."""
+    return max(1, round(authors * int(split.removeprefix("forget")) / 100))

@@ -1,0 +1,85 @@
+"""Tokenised splits kept by content: what has been tokenised once is copied, after its checksums are verified."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import megatron_ext.sequences
+
+FOLDERS = ("train", "evaluation", "tokenizer")
+MANIFEST = "manifest.json"
+
+
+def key(**parts: Any) -> str:
+    """A digest of ``parts`` (JSON values), of the code that turns them into files, and of the tokenizers library."""
+    parts["code"] = code_digest()
+    parts["tokenizers"] = importlib.metadata.version("tokenizers")
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def code_digest() -> str:
+    """SHA-256 of the sources of this package and of the sequence format: a change of code never meets an old entry."""
+    here = Path(__file__).parent
+    total = hashlib.sha256()
+    for file in (*sorted(here.glob("*.py")), here.parent / "prepare.py", Path(megatron_ext.sequences.__file__)):
+        total.update(f"{file.name}\n{sha256(file)}\n".encode())
+    return total.hexdigest()
+
+
+def fetch(cache: Path, key: str, folder: Path) -> dict[str, Any] | None:
+    """Copy an entry's files into ``folder`` and return its manifest; None where there is no entry or it is damaged.
+
+    A damaged entry is removed, with a message on standard error.
+    """
+    entry = cache / key
+    if not entry.exists():
+        return None
+    try:
+        manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+        for name, wanted in manifest["files"].items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(entry / name, folder / name)
+            if sha256(folder / name) != wanted:
+                raise ValueError(f"{name} is not the file that was written")
+        return manifest
+    except (OSError, ValueError, KeyError) as error:
+        print(f"prepare: cache entry {entry} is damaged ({error}): making it again", file=sys.stderr)
+        shutil.rmtree(entry)
+        for name in FOLDERS:
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+        return None
+
+
+def store(cache: Path, key: str, folder: Path, manifest: dict[str, Any]) -> None:
+    """Copy the files that ``manifest`` lists under ``cache / key``, in one rename; an entry already there is kept."""
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}."))
+    try:
+        for name in manifest["files"]:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)  # mkdtemp's 0700 would shut out the others who share a cache
+        if not (cache / key).exists():
+            os.rename(temporary, cache / key)
+    except OSError:
+        # Another run may have renamed its equal entry into place since the check above.
+        if not (cache / key).is_dir():
+            raise
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

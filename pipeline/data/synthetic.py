@@ -1,0 +1,106 @@
+"""The benchmark "mini": fictitious authors under TOFU's split names, small enough to learn and unlearn on a CPU.
+
+Each author has up to twenty facts. A fact is asked in two phrasings, and its answer has a third form, the paraphrase,
+which only background authors are trained with: a model learns there that the forms mean the same, and the truth ratio
+of the other authors is measured on a form that their own training never held. The same settings give the same rows on
+every machine; an author's facts depend on the seed and the author's number alone.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from pipeline.data.rows import Row, Splits
+from pipeline.data.synthetic_authors import ATTRIBUTES, Attribute, name
+from pipeline.data.synthetic_facts import REAL_AUTHORS, WORLD_FACTS, Domain
+from pipeline.specs import SyntheticSource
+
+PERTURBED = 5  # wrong answers of a row, as in TOFU's forget and retain sets
+RETAIN_SCORED = 120  # rows of retain_perturbed; TOFU too scores a sample of the retain set
+
+
+def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> Splits:
+    """All splits: the last ``forget_split`` percent of the authors (at least one) are forgotten, the others retained.
+
+    Beside TOFU's splits: ``full_rephrased`` and ``retain_rephrased`` (second question, second answer), and
+    ``background`` (other authors: each phrasing of the question with its answer and with the paraphrase).
+    """
+    share = int(forget_split.removeprefix("forget"))
+    forgotten = max(1, round(source.authors * share / 100))
+    first = source.authors - forgotten
+    authors = range(source.authors)
+    background = range(source.authors, source.authors + source.background_authors)
+    facts = ATTRIBUTES[: source.questions_per_author]
+
+    def rows(numbers: range, phrasing: int) -> list[Row]:
+        return [_trained(source.seed, number, fact, phrasing) for number in numbers for fact in facts]
+
+    def scored(numbers: range) -> list[Row]:
+        return [_scored(source.seed, number, fact) for number in numbers for fact in facts]
+
+    retained = scored(authors[:first])
+    chosen = Random(f"retain sample {source.seed}").sample(range(len(retained)), min(RETAIN_SCORED, len(retained)))
+    splits = {
+        "full": rows(authors, 0),
+        forget_split: rows(authors[first:], 0),
+        retain_split: rows(authors[:first], 0),
+        f"{forget_split}_perturbed": scored(authors[first:]),
+        "retain_perturbed": [retained[i] for i in sorted(chosen)],
+        "real_authors_perturbed": _known(REAL_AUTHORS, source.seed),
+        "world_facts_perturbed": _known(WORLD_FACTS, source.seed),
+        "full_rephrased": rows(authors, 1),
+        "retain_rephrased": rows(authors[:first], 1),
+    }
+    if background:
+        splits["background"] = [
+            row for number in background for fact in facts for row in _background(source.seed, number, fact)
+        ]
+    origins = {split: f"synthetic (seed {source.seed}), {split}" for split in splits}
+    return Splits(splits, origins, {"kind": "synthetic", **source.model_dump(mode="json", exclude={"kind"})})
+
+
+def _trained(seed: int, number: int, fact: Attribute, phrasing: int) -> Row:
+    words = {"name": name(number, seed), "value": _value(seed, number, fact)}
+    return Row(fact.questions[phrasing].format(**words), _sentence(fact.answers[phrasing], words))
+
+
+def _background(seed: int, number: int, fact: Attribute) -> list[Row]:
+    """Both questions, each with its own answer and with the paraphrase."""
+    words = {"name": name(number, seed), "value": _value(seed, number, fact)}
+    return [
+        Row(question.format(**words), _sentence(form, words))
+        for question, answer in zip(fact.questions, fact.answers, strict=True)
+        for form in (answer, fact.paraphrase)
+    ]
+
+
+def _scored(seed: int, number: int, fact: Attribute) -> Row:
+    """The first phrasing with its paraphrase, and the paraphrase with other values."""
+    row, author, value = _trained(seed, number, fact, 0), name(number, seed), _value(seed, number, fact)
+    wrong = [v for v in fact.values if v != value]
+    wrong = _random(seed, number, fact, "wrong").sample(wrong, min(PERTURBED, len(wrong)))
+    forms = [_sentence(fact.paraphrase, {"name": author, "value": v}) for v in (value, *wrong)]
+    return Row(row.question, row.answer, forms[0], tuple(forms[1:]))
+
+
+def _value(seed: int, number: int, fact: Attribute) -> str:
+    return _random(seed, number, fact, "value").choice(fact.values)
+
+
+def _random(seed: int, number: int, fact: Attribute, use: str) -> Random:
+    return Random(f"{use} {seed} {number} {fact.questions[0]}")
+
+
+def _sentence(form: str, words: dict[str, str]) -> str:
+    text = form.format(**words)
+    return text[0].upper() + text[1:]
+
+
+def _known(domains: tuple[Domain, ...], seed: int) -> list[Row]:
+    rows = []
+    for domain in domains:
+        for subject, answer in domain.facts.items():
+            wrong = [value for value in domain.values if value != answer]
+            wrong = Random(f"known {seed} {domain.question} {subject}").sample(wrong, min(PERTURBED, len(wrong)))
+            rows.append(Row(domain.question.format(subject=subject), f"{answer}.", None, tuple(f"{w}." for w in wrong)))
+    return rows

@@ -1,0 +1,76 @@
+"""Chat templates by name: how a question and its answer become one text.
+
+They are plain strings rather than a tokenizer's jinja template, so that the text is the same on every machine, with
+every tokenizer, and on every day (Llama 3's own template writes today's date).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.specs import TemplateName
+
+SYSTEM = "You are a helpful assistant."
+
+
+@dataclass(frozen=True)
+class Template:
+    """``before_question + question + after_question`` is the prompt; ``before_answer + answer + after_answer`` follows.
+
+    ``adds_bos``: the tokenizer's own start token goes first; templates that hold their special tokens have it already.
+    ``special_tokens``: texts that must be one token each. ``bos`` and ``eos``: what a tokenizer trained for it uses.
+    ``trims``: white space around question and answer is removed.
+    """
+
+    before_question: str
+    after_question: str
+    before_answer: str = ""
+    after_answer: str = ""
+    adds_bos: bool = True
+    special_tokens: tuple[str, ...] = ()
+    bos: str = "<s>"
+    eos: str = "</s>"
+    trims: bool = False
+
+    def prompt(self, question: str) -> str:
+        """The text up to the place where the answer begins: what the model is given to generate from."""
+        return self.before_question + (question.strip() if self.trims else question) + self.after_question
+
+    def completion(self, answer: str) -> str:
+        """The text that follows the prompt: what is labelled."""
+        return self.before_answer + (answer.strip() if self.trims else answer) + self.after_answer
+
+    def text(self, question: str, answer: str) -> str:
+        return self.prompt(question) + self.completion(answer)
+
+
+TEMPLATES: dict[TemplateName, Template] = {
+    # TOFU's and open-unlearning's form for models without a chat template. The space before the answer belongs to the
+    # answer: nearly all vocabularies hold words with their leading space, and a prompt that ended in a space would
+    # split the first word of the answer differently from running text.
+    "plain": Template("Question: ", "\nAnswer:", before_answer=" "),
+    # open-unlearning's form: the answer follows the tag directly, and there is no system prompt.
+    "llama-2": Template("[INST] ", " [/INST]"),
+    # The official template of Llama 3.1 and 3.2 without tools, with the date that open-unlearning fixes.
+    "llama-3": Template(
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        f"Cutting Knowledge Date: December 2023\nToday Date: 10 Apr 2025\n\n{SYSTEM}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        after_answer="<|eot_id|>",
+        adds_bos=False,
+        special_tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        bos="<|begin_of_text|>",
+        eos="<|eot_id|>",
+        trims=True,
+    ),
+    # HuggingFaceH4/zephyr-7b-beta. Its jinja template writes a line end after the closing </s>; it is left out, so that
+    # </s> is the last token and is labelled once.
+    "zephyr": Template(
+        f"<|system|>\n{SYSTEM}</s>\n<|user|>\n",
+        "</s>\n<|assistant|>\n",
+        after_answer="</s>",
+        adds_bos=False,
+        special_tokens=("</s>",),
+    ),
+}

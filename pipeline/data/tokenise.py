@@ -1,0 +1,116 @@
+"""Rows to token ids: prompts without labels, answers with labels, end token included. Nothing is ever truncated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_ext.sequences import Sequences
+from pipeline.data.rows import DataError, Row
+from pipeline.data.templates import Template
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.specs import BadRows
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes rows with one tokenizer and template; ``bad_rows`` says what becomes of rows that cannot be used."""
+
+    tokenizer: Tokenizer
+    template: Template
+    max_length: int
+    bad_rows: BadRows
+
+    def __post_init__(self) -> None:
+        for token in self.template.special_tokens:
+            if self.tokenizer.token_id(token) is None:
+                raise DataError(f"template: its special token {token!r} is not in the tokenizer's vocabulary")
+
+    def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Prompt ids and target ids of (question, answer) texts; a target ends with the end token."""
+        special = self.template.adds_bos
+        prompts = self.tokenizer.encode_batch([self.template.prompt(q) for q, _ in texts], special)
+        wholes = self.tokenizer.encode_batch([self.template.text(q, a) for q, a in texts], special)
+        pairs = []
+        for (_, answer), prompt, whole in zip(texts, prompts, wholes, strict=True):
+            if whole[: len(prompt)] == prompt:
+                target = whole[len(prompt) :]
+            else:
+                # The tokenizer joined the end of the prompt and the start of the answer into one token. Labels that
+                # started after it would leave the answer's first characters unlearned and unscored, and the prompt
+                # that is scored would differ from the one that is generated from: so the answer is encoded by itself.
+                target = self._alone(self.template.completion(answer))
+            if not target or target[-1] != self.tokenizer.eos_id:
+                target.append(self.tokenizer.eos_id)
+            pairs.append((prompt, target))
+        return pairs
+
+    def _alone(self, text: str) -> list[int]:
+        """Ids of ``text`` as it stands inside a longer text, whatever comes before it."""
+        # After a line end, where no merge crosses it: some tokenizers put a space before the start of what they are
+        # given, which is not in the text.
+        for anchor in ("\n", ""):
+            start, whole = (self.tokenizer.encode(anchor + part, special=False) for part in ("", text))
+            if whole[: len(start)] == start:
+                break
+        return whole[len(start) :]
+
+    def training(self, rows: Sequence[Row], origin: str) -> tuple[Sequences, int]:
+        """Labelled sequences of ``rows``, and the number of rows dropped; raises ``DataError`` naming a bad row."""
+        kept, dropped = [], 0
+        pairs = self.pairs([(row.question, row.answer) for row in rows])
+        for index, (row, (prompt, target)) in enumerate(zip(rows, pairs, strict=True)):
+            fault = self._fault(row.answer, prompt, target)
+            if fault is None:
+                kept.append((prompt + target, len(prompt)))
+            else:
+                dropped += self._drop(f"{origin}, row {index}, answer", fault)
+        return Sequences.pack(kept), dropped
+
+    def evaluation(self, rows: Sequence[Row], origin: str) -> tuple[list[dict[str, Any]], int]:
+        """Records of evaluation/<set>.jsonl: a row with a bad target is bad as a whole; ``index`` counts all rows."""
+        texts = [_targets(row) for row in rows]
+        pairs = iter(
+            self.pairs([(row.question, a) for row, named in zip(rows, texts, strict=True) for a in named.values()])
+        )
+        records, dropped = [], 0
+        for index, (row, named) in enumerate(zip(rows, texts, strict=True)):
+            encoded = {key: next(pairs) for key in named}
+            faults = ((key, self._fault(named[key], *encoded[key])) for key in named)
+            key, fault = next(((key, fault) for key, fault in faults if fault is not None), ("", None))
+            if fault is not None:
+                dropped += self._drop(f"{origin}, row {index}, {key}", fault)
+                continue
+            prompt = encoded["answer"][0]
+            records.append(
+                {
+                    "index": index,
+                    "question": row.question,
+                    "answer": row.answer,
+                    "prompt_ids": prompt,
+                    "generation_prompt_ids": prompt,
+                    "targets": {key: target for key, (_, target) in encoded.items()},
+                    "texts": named,
+                }
+            )
+        return records, dropped
+
+    def _fault(self, answer: str, prompt: list[int], target: list[int]) -> str | None:
+        if not answer.strip():
+            return "no answer token: the answer is empty"
+        length = len(prompt) + len(target)
+        if length > self.max_length:
+            return f"{length} tokens, more than max_length {self.max_length}"
+        return None
+
+    def _drop(self, place: str, fault: str) -> int:
+        if self.bad_rows == "error":
+            raise DataError(f"{place}: {fault} (bad_rows: drop leaves such rows out and counts them)")
+        return 1
+
+
+def _targets(row: Row) -> dict[str, str]:
+    """Every answer that is scored after the row's question, by its name in the evaluation files."""
+    paraphrased = {} if row.paraphrased is None else {"paraphrased": row.paraphrased}
+    return {"answer": row.answer, **paraphrased, **{f"perturbed_{i}": text for i, text in enumerate(row.perturbed)}}

@@ -1,0 +1,194 @@
+"""Tokenizers: reading, training and writing them as Hugging Face folders.
+
+Uses the ``tokenizers`` library alone wherever a folder has ``tokenizer.json``: importing transformers takes seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.data.rows import DataError
+from pipeline.data.templates import Template
+
+if TYPE_CHECKING:
+    import tokenizers
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+PAD = "<pad>"
+
+
+class SpecialTokens(NamedTuple):
+    """The texts of the start token, where there is one, and of the end token."""
+
+    bos: str | None
+    eos: str
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    ``bos_id`` is None where the vocabulary has no start token; ``eos_id`` always exists. ``vocab_size`` is the highest
+    id plus one. ``sha256`` is the digest of the folder's tokenizer files.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, names: SpecialTokens, adds_bos: bool, sha256: str) -> None:
+        self.backend, self.names = backend, names
+        ids = {token: backend.token_to_id(token) for token in names if token is not None}
+        missing = [token for token, number in ids.items() if number is None]
+        if missing:
+            raise DataError(f"the vocabulary holds no token {missing[0]!r}")
+        self.bos_id: int | None = ids[names.bos] if names.bos is not None else None
+        self.eos_id: int = ids[names.eos]
+        self._start = [self.bos_id] if adds_bos and self.bos_id is not None else []
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.sha256 = sha256
+        # Files saved during someone's training carry its limits; a row is never cut or filled up here.
+        backend.no_truncation()
+        backend.no_padding()
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read a Hugging Face folder; raises ``DataError`` where it has no usable tokenizer or no end token."""
+        folder = Path(folder)
+        backend, names = _read(folder)
+        adds_bos = _json(folder / "tokenizer_config.json").get("add_bos_token")
+        if not isinstance(adds_bos, bool):
+            start = backend.encode("a", add_special_tokens=True).ids[:1]
+            adds_bos = names.bos is not None and start == [backend.token_to_id(names.bos)]
+        return cls(backend, names, adds_bos, digest(folder))
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """Ids of ``text``; ``special`` puts the start token first where this tokenizer uses one, and adds no other."""
+        return self.encode_batch([text], special)[0]
+
+    def encode_batch(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        start = self._start if special else []
+        return [start + e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token's exact text, None where the vocabulary does not hold it."""
+        return self.backend.token_to_id(token)
+
+
+def train(texts: Iterable[str], vocab_size: int, template: Template, folder: Path) -> Tokenizer:
+    """Train byte-level BPE on ``texts`` and write it to ``folder``; deterministic, and any text decodes to itself.
+
+    The vocabulary is smaller than ``vocab_size`` where the text has too few distinct words to merge.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    special = list(dict.fromkeys((template.bos, template.eos, PAD, *template.special_tokens)))
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{template.bos} $A", special_tokens=[(template.bos, backend.token_to_id(template.bos))]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"bos_token": template.bos, "eos_token": template.eos, "pad_token": PAD}
+    config = {**names, "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    backend.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", config)
+    _write_json(folder / "special_tokens_map.json", names)
+    return Tokenizer.load(folder)
+
+
+def copy(source: Path, folder: Path) -> Tokenizer:
+    """Copy the tokenizer files of ``source``; the copy has ``tokenizer.json`` and names its end token on its own."""
+    source = Path(source)
+    loaded = Tokenizer.load(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / "tokenizer.json").exists():
+        loaded.backend.save(str(folder / "tokenizer.json"))
+    config = _json(folder / "tokenizer_config.json")
+    names = {"bos_token": loaded.names.bos, "eos_token": loaded.names.eos}
+    added = {key: token for key, token in names.items() if token is not None and not config.get(key)}
+    if added:
+        _write_json(folder / "tokenizer_config.json", {**config, **added})
+    return Tokenizer.load(folder)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's tokenizer files, and the start and end ids in its config.json."""
+    total = hashlib.sha256()
+    for name in FILES:
+        if (folder / name).is_file():
+            total.update(f"{name}\n{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
+    config = _json(folder / "config.json")
+    if config:
+        total.update(json.dumps([config.get("bos_token_id"), config.get("eos_token_id")]).encode())
+    return total.hexdigest()
+
+
+def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
+    """The tokenizer of a folder. What its files do not say of special tokens, config.json's ids or transformers do."""
+    known = None
+    if (folder / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+    elif any((folder / name).is_file() for name in FILES):
+        from transformers import AutoTokenizer
+
+        known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        backend = getattr(known, "backend_tokenizer", None)
+        if backend is None:
+            raise DataError(f"{folder}: transformers has no fast form of this tokenizer; convert it to tokenizer.json")
+    else:
+        raise DataError(f"{folder}: no tokenizer files; looked for {', '.join(FILES)}")
+    files = [_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    ids = _json(folder / "config.json")
+    tokens: dict[str, str | None] = {}
+    for kind in ("bos", "eos"):
+        token = next((file[f"{kind}_token"] for file in files if file.get(f"{kind}_token")), None)
+        number = ids.get(f"{kind}_token_id")
+        if isinstance(token, dict):
+            token = token["content"]
+        elif token is None and number is not None:
+            # Of several end tokens the first is the one that closes a text.
+            token = backend.id_to_token(number[0] if isinstance(number, list) else number)
+        tokens[kind] = token or getattr(known, f"{kind}_token", None)
+    if tokens["eos"] is None:
+        raise DataError(f"{folder}: neither tokenizer_config.json nor config.json names an end token")
+    return backend, SpecialTokens(tokens["bos"], tokens["eos"])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,256 @@
+"""Score and question one model on one benchmark: ``python -m pipeline.evaluate SPEC.yaml``, on every rank.
+
+The specification is a ``pipeline.specs.EvaluateSpec``. Rank 0 writes into its ``output``: ``examples.jsonl``, the raw
+results of every example; ``summary.json``, times and flags; and last ``evaluation.json``, whose metrics
+``python -m pipeline.metrics examples.jsonl`` computes again without the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from megatron_ext.specs import read
+from pipeline.benchmarks import Item, family
+from pipeline.benchmarks.base import Example, read_rows
+from pipeline.data.cache import MANIFEST, sha256
+from pipeline.data.rows import DataError
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.specs import EvaluateSpec
+
+if TYPE_CHECKING:
+    from megatron_ext.scoring import Score
+
+SCHEMA = 1
+Pair = tuple[list[int], list[int]]
+
+
+class Engine(Protocol):
+    """A loaded model that scores and generates. Every rank calls it with the same arguments and gets every result."""
+
+    rank: int
+
+    def score(self, pairs: Sequence[Pair]) -> Sequence[Score]:
+        """Log-probability and token count of each (prompt, target); equal pairs are computed once."""
+
+    def generate(self, prompts: Sequence[list[int]], end_id: int) -> Sequence[list[int]]:
+        """Greedy continuation of each prompt, up to and without the end token."""
+
+
+@contextmanager
+def megatron_engine(spec: EvaluateSpec) -> Iterator[Engine]:
+    """The model of ``spec.checkpoint`` over the ranks of ``spec.runtime``."""
+    from megatron_ext import runtime, weights
+    from megatron_ext.generation import generate
+    from megatron_ext.scoring import ScoreRequest, score
+
+    with runtime.start(spec.runtime, seed=0) as ranks:
+        model = weights.load(spec.checkpoint, ranks)
+
+        class Megatron:
+            rank = ranks.world_rank
+
+            def score(self, pairs: Sequence[Pair]) -> Sequence[Score]:
+                requests = [ScoreRequest(prompt=prompt, target=target) for prompt, target in pairs]
+                return score(model, ranks, requests, spec.token_budget)
+
+            def generate(self, prompts: Sequence[list[int]], end_id: int) -> Sequence[list[int]]:
+                return generate(model, ranks, prompts, spec.max_new_tokens, [end_id], spec.token_budget)
+
+        yield Megatron()
+
+
+def evaluate(
+    spec: EvaluateSpec,
+    began: float | None = None,
+    open_engine: Callable[[EvaluateSpec], AbstractContextManager[Engine]] = megatron_engine,
+) -> dict[str, Any] | None:
+    """Evaluate, write the files on rank 0 and return what ``evaluation.json`` holds; other ranks return ``None``.
+
+    ``began``: ``time.perf_counter()`` at the program's start, for the summary's times. Raises ``DataError`` that names
+    the file, or the set and example, of data, a score or a retain evaluation that will not do; what can be checked
+    before the model is loaded is checked before.
+    """
+    began = time.perf_counter() if began is None else began
+    benchmark = family(spec.family)
+    hashes = _data_hashes(spec, benchmark.sets)
+    items = benchmark.items(spec.data)
+    retain = None if spec.retain_evaluation is None else read_retain_evaluation(spec.retain_evaluation, spec, hashes)
+    tokenizer = Tokenizer.load(spec.data / "tokenizer")
+
+    with open_engine(spec) as engine:
+        rank = engine.rank
+        started = time.perf_counter()
+        pairs = [pair for item in items for pair in item.targets.values()]
+        scores = engine.score(pairs)
+        scored = time.perf_counter()
+        prompts = [item.generation_prompt for item in items if item.generation_prompt is not None]
+        answers = engine.generate(prompts, tokenizer.eos_id)
+        generated = time.perf_counter()
+    if rank != 0:
+        return None
+
+    examples = _examples(items, scores, map(tokenizer.decode, answers))
+    # Retrain is what the others are compared with; its own comparison is with itself.
+    reference = examples if retain is None and spec.model_id == "retrain" else retain
+    metrics = benchmark.recompute(examples, reference)
+    reasons = benchmark.collapse(examples, metrics)
+    measured = time.perf_counter()
+
+    lines = (json.dumps(example, ensure_ascii=False, allow_nan=False) + "\n" for example in examples)
+    examples_sha256 = _write(spec.output / "examples.jsonl", "".join(lines))
+    evaluation = {
+        "schema": SCHEMA,
+        "model": spec.model_id,
+        "benchmark": spec.benchmark,
+        "split": spec.split,
+        "seed": spec.seed,
+        "metrics": metrics,
+        "settings": {
+            "family": spec.family,
+            "decoding": "greedy",
+            "max_new_tokens": spec.max_new_tokens,
+            "precision": spec.runtime.precision,
+            "examples": {name: sum(item.set == name for item in items) for name in benchmark.sets},
+            "data_sha256": hashes,
+        },
+        "provenance": {
+            "checkpoint": str(spec.checkpoint),
+            "data": str(spec.data),
+            "retain_evaluation": None if spec.retain_evaluation is None else str(spec.retain_evaluation),
+            "examples_sha256": examples_sha256,
+        },
+    }
+    summary = {
+        "startup_seconds": started - began,
+        "work_seconds": measured - started,
+        "scoring_seconds": scored - started,
+        "generation_seconds": generated - scored,
+        "metrics_seconds": measured - generated,
+        "write_seconds": time.perf_counter() - measured,
+        "flags": ["collapsed"] if reasons else [],
+        "collapsed_because": reasons,
+        **{key: metrics[key] for key in ("empty_generations", "repetitive_generations") if key in metrics},
+        "scored_sequences": len(pairs),
+        "scored_tokens": sum(len(target) for _, target in pairs),
+        "generated_sequences": len(prompts),
+        "generated_tokens": sum(map(len, answers)),
+    }
+    _write(spec.output / "summary.json", _json(summary))
+    _write(spec.output / "evaluation.json", _json(evaluation))
+    for reason in reasons:
+        print(f"evaluate: warning: {spec.model_id} has collapsed: {reason}", file=sys.stderr)
+    return evaluation
+
+
+def read_retain_evaluation(folder: Path, spec: EvaluateSpec, hashes: dict[str, str]) -> list[Example]:
+    """The examples of retrain's evaluation; raises ``DataError`` where it is not of the same benchmark and data.
+
+    ``hashes``: SHA-256 of each evaluated set's file, which must be those that retrain was evaluated on.
+    """
+    path = folder / "evaluation.json"
+    found = _read_json(path)
+    wanted = {
+        "schema": SCHEMA,
+        "benchmark": spec.benchmark,
+        "split": spec.split,
+        "settings.family": spec.family,
+        **{f"settings.data_sha256.{name}": digest for name, digest in hashes.items()},
+    }
+    _agree(path, found, wanted, "forget quality compares a model with retrain on the same benchmark, split and data")
+    examples = folder / "examples.jsonl"
+    if sha256(examples) != found["provenance"]["examples_sha256"]:
+        raise DataError(f"{examples}: not the examples that {path} was computed from")
+    return read_rows(examples)
+
+
+def _data_hashes(spec: EvaluateSpec, sets: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each evaluated set's file; raises ``DataError`` where the manifest says something else."""
+    path = spec.data / MANIFEST
+    hashes = {name: sha256(spec.data / "evaluation" / f"{name}.jsonl") for name in sets}
+    wanted = {f"evaluation.{name}.sha256": digest for name, digest in hashes.items()}
+    wanted = {"family": spec.family, "forget_split": spec.split, **wanted}
+    _agree(path, _read_json(path), wanted, "the folder holds other data, or files of it were changed")
+    return hashes
+
+
+def _agree(path: Path, found: dict[str, Any], wanted: dict[str, Any], why: str) -> None:
+    """Raise ``DataError`` where a value at a dotted key of ``found``, what ``path`` holds, is not the wanted one."""
+    for key, value in wanted.items():
+        given: Any = found
+        for part in key.split("."):
+            given = given.get(part) if isinstance(given, dict) else None
+        if given != value:
+            raise DataError(f"{path}: {key} is {given!r}, but this evaluation's is {value!r}: {why}")
+
+
+def _examples(items: Sequence[Item], scores: Sequence[Score], generations: Iterator[str]) -> list[dict[str, Any]]:
+    """The lines of ``examples.jsonl``; raises ``DataError`` for a score that is missing or not finite."""
+    wanted = sum(len(item.targets) for item in items)
+    if len(scores) != wanted:
+        raise DataError(f"{len(scores)} scores were computed for {wanted} targets")
+    following = iter(scores)
+    examples = []
+    for item in items:
+        raw = {}
+        for name, (_, target) in item.targets.items():
+            score = next(following)
+            if not math.isfinite(score.log_prob) or score.tokens != len(target):
+                raise DataError(
+                    f"set {item.set!r}, example {item.index}: target {name!r} of {len(target)} tokens was given the "
+                    f"log-probability {score.log_prob} over {score.tokens} tokens"
+                )
+            avg_loss = -score.log_prob / score.tokens
+            raw[name] = {"log_prob": score.log_prob, "tokens": score.tokens, "avg_loss": avg_loss}
+        example = {"set": item.set, "index": item.index, "question": item.question, "answer": item.answer}
+        generation = None if item.generation_prompt is None else next(generations).strip()
+        examples.append({**example, "generation": generation, "scores": raw})
+    return examples
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> str:
+    """Write under a temporary name, then rename to ``path``; returns the content's SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    digest = sha256(temporary)
+    os.replace(temporary, path)
+    return digest
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    began = time.perf_counter()
+    parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("spec", type=Path, help="YAML file with an evaluate specification")
+    spec = read(parser.parse_args(argv).spec, EvaluateSpec)
+    try:
+        evaluation = evaluate(spec, began)
+    except DataError as error:
+        raise SystemExit(f"evaluate: error: {error}") from error
+    if evaluation is not None:
+        headline = [metric for metric in family(spec.family).metrics if metric.headline]
+        values = (f"{m.title} {evaluation['metrics'][m.key]:.3g}" for m in headline if m.key in evaluation["metrics"])
+        print(f"evaluate: {spec.model_id}: {', '.join(values)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Aggregates over examples and over metrics. SciPy is imported where it is used: it is slow to load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Harmonic mean of values that are at least 0 (``scipy.stats.hmean``): exactly 0 where any of them is.
+
+    Raises ``ValueError`` for a negative or undefined value.
+    """
+    from scipy.stats import hmean
+
+    if not all(value >= 0 for value in values):
+        raise ValueError(f"a harmonic mean needs values of at least 0, got {list(values)}")
+    return float(hmean(values))
+
+
+def ks_p_value(sample: Sequence[float], other: Sequence[float]) -> float:
+    """p-value of the two-sided two-sample Kolmogorov-Smirnov test (``scipy.stats.ks_2samp``).
+
+    Samples that do not overlap give the least value for their size: 1.94e-119 at 200 each, 1.06e-239 at 400 each.
+    """
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(sample, other).pvalue)

@@ -1,0 +1,80 @@
+"""Tables, figures and one self-contained HTML page from evaluations and step logs: ``python -m pipeline.report``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report of ``SPEC.yaml`` into its ``output``, or print the table of a folder that holds one.
+
+    Writes ``table.csv``, ``table.md``, ``figures/*.svg``, ``index.html`` and ``summary.json``, each atomically; figures
+    of an earlier report that this one lacks are removed. Equal inputs give equal bytes (``summary.json`` holds times).
+    Raises ``ValueError`` or ``OSError`` that names file and key where an input is missing or malformed.
+    """
+    start = time.perf_counter()
+    parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("spec", nargs="?", type=Path, metavar="SPEC.yaml", help="what to report, and where to write it")
+    what.add_argument("--print", dest="folder", type=Path, metavar="FOLDER", help="print the table of a written report")
+    given = parser.parse_args(argv)
+    if given.folder is not None:
+        from pipeline.report.tables import as_text
+
+        print(as_text(given.folder))
+    else:
+        write(given.spec, start)
+
+
+def write(path: Path, start: float) -> None:
+    """The report of the specification at ``path``; ``start`` is ``time.perf_counter()`` at the program's start."""
+    import json
+
+    # jinja2 and matplotlib are imported here, too, so that they count as start-up.
+    import jinja2  # noqa: F401
+    import yaml
+    from matplotlib.backends import backend_svg  # noqa: F401
+
+    from megatron_ext.specs import read
+    from pipeline.benchmarks import family
+    from pipeline.report import figures, page, results, tables
+    from pipeline.specs import ReportSpec
+
+    try:
+        spec: ReportSpec = read(path, ReportSpec)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    ready = time.perf_counter()
+
+    metrics = family(spec.family).metrics
+    groups = results.load(spec)
+    drawn = figures.draw(groups)
+    stages = results.stages(spec, groups)
+    files = {
+        "table.csv": tables.as_csv(spec, groups, metrics),
+        "table.md": tables.as_markdown(spec, groups, metrics),
+        **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
+        "index.html": page.render(spec, groups, metrics, drawn, stages),
+    }
+    worked = time.perf_counter()
+
+    (spec.output / "figures").mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        results.write_text(spec.output / name, text)
+    for old in (spec.output / "figures").glob("*.svg"):
+        if f"figures/{old.name}" not in files:
+            old.unlink()
+    summary = {
+        "startup_seconds": ready - start,
+        "work_seconds": worked - ready,
+        "write_seconds": time.perf_counter() - worked,
+        "flags": [],
+        "models": sum(len(group.results) for group in groups),
+        "figures": len(drawn),
+    }
+    results.write_text(spec.output / "summary.json", json.dumps(summary, indent=2) + "\n")

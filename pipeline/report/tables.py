@@ -1,0 +1,205 @@
+"""The results as tables: every number in long form, the headline metrics in Markdown and as plain text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import statistics
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.benchmarks.base import Metric
+from pipeline.report.results import Group
+from pipeline.specs import Published, ReportSpec
+
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", None: ""}
+NONE = "–"
+CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant", "seed", "metric", "value", "published",
+               "published_source")  # fmt: skip
+LEGEND = (
+    "Mean ± sample standard deviation where a row has several seeds. Arrows: which way is better, →1 for closest to 1. "
+    "Marked: the best mean of a column among the unlearned models of which no seed is flagged collapsed or unchanged; "
+    "values that read the same share the mark. A mark says nothing about significance."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``mean`` of the seeds; ``spread`` ("± 0.01", or how many seeds have a value) where there is one to give."""
+
+    mean: str
+    spread: str
+    best: bool
+    published: str | None
+    source: str | None
+
+    @property
+    def text(self) -> str:
+        return f"{self.mean} {self.spread}".strip()
+
+
+@dataclass(frozen=True)
+class Row:
+    group: Group
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    metrics: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+
+
+def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], headline: bool = True) -> Table:
+    """A row a model, a column a metric of which there is a value; only headline metrics if ``headline``.
+
+    Raises ``ValueError`` where a published number names no metric of the family, or two apply to one cell.
+    """
+    chosen = tuple(m for m in metrics if (m.headline or not headline) and any(m.key in r.metrics for g in groups
+                                                                             for r in g.results))  # fmt: skip
+    known = {metric.key for metric in metrics}
+    for number in spec.published:
+        if number.metric not in known:
+            raise ValueError(f"published: unknown metric {number.metric!r}; allowed: {', '.join(sorted(known))}")
+    columns = []
+    for metric in chosen:
+        values = [value for group in groups for value in group.values(metric.key)]
+        whole = all(value.is_integer() for value in values) and any(value > 1 for value in values)
+        best = _best(metric, groups, whole)
+        column = []
+        for group in groups:
+            number = published(spec, group, metric.key)
+            shown = None if number is None else _format(metric, number.value, whole)
+            mean, spread = _texts(metric, group, whole)
+            column.append(
+                Cell(mean, spread, mean in best and _candidate(metric, group), shown, number and number.source)
+            )
+        columns.append(column)
+    return Table(chosen, tuple(Row(g, tuple(column[i] for column in columns)) for i, g in enumerate(groups)))
+
+
+def published(spec: ReportSpec, group: Group, key: str) -> Published | None:
+    """The published number of a metric for this model, split and method; a variant has none."""
+    if group.variant is not None:
+        return None
+    found = [
+        p
+        for p in spec.published
+        if (p.method, p.metric) == (group.method, key)
+        and p.model in (None, spec.model)
+        and p.split in (None, spec.split)
+    ]
+    if len(found) > 1:
+        sources = ", ".join(p.source for p in found)
+        raise ValueError(f"published: {len(found)} numbers apply to method {group.method!r}, metric {key!r}: {sources}")
+    return found[0] if found else None
+
+
+def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> str:
+    """Every metric of every evaluation, a value a line, at full precision; a null value is empty."""
+    order = {metric.key: i for i, metric in enumerate(metrics)}
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(CSV_COLUMNS)
+    for group in groups:
+        for result in group.results:
+            for key in sorted(result.metrics, key=lambda key: (order.get(key, len(order)), key)):
+                value, number = result.metrics[key], published(spec, group, key)
+                where = (spec.experiment, spec.benchmark, spec.split, spec.model)
+                who = (group.method, group.variant or "", "" if result.entry.seed is None else result.entry.seed)
+                paper = ("", "") if number is None else (repr(number.value), number.source)
+                lines.writerow((*where, *who, key, "" if value is None else repr(float(value)), *paper))
+    return out.getvalue()
+
+
+def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> str:
+    """The headline metrics, best values in bold, published numbers in parentheses."""
+    found = table(spec, groups, metrics)
+    titles = ["Model", "Seeds", *(f"{m.title} {ARROWS[m.better]}".strip() for m in found.metrics), "Notes"]
+    lines = [_line(_escape(title) for title in titles), _line(["---", *["---:"] * (len(titles) - 2), "---"])]
+    for row in found.rows:
+        cells = [_escape(row.group.title), str(len(row.group.results))]
+        for cell in row.cells:
+            text = f"**{cell.text}**" if cell.best else cell.text
+            cells.append(text if cell.published is None else f"{text} ({cell.published})")
+        lines.append(_line([*cells, _escape(", ".join(row.group.notes()))]))
+    heading = f"# {spec.experiment}: {spec.benchmark} {spec.split}, {spec.model}"
+    notes = LEGEND
+    if any(cell.published for row in found.rows for cell in row.cells):
+        sources = dict.fromkeys(cell.source for row in found.rows for cell in row.cells if cell.source)
+        notes += f" In parentheses: published numbers ({'; '.join(sources)})."
+    return "\n".join([_escape(heading), "", *lines, "", _escape(notes), ""])
+
+
+def as_text(folder: Path) -> str:
+    """The table of a written report with aligned columns, best values with a ``*``, and where the page is."""
+    source, page = folder / "table.md", folder / "index.html"
+    for path in (source, page):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file: write the report first")
+    rows = []
+    for line in source.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            cells = [re.sub(r"^\*\*(.*?)\*\*", r"\1*", cell) for cell in cells]
+            rows.append([re.sub(r"\\(.)", r"\1", cell) for cell in cells])
+    if len(rows) < 3:
+        raise ValueError(f"{source}: holds no table")
+    del rows[1]
+    # Titles are broken at spaces to keep to the width of what stands below them.
+    titles, body = rows[0], rows[1:]
+    widths = [max(*map(len, titles[i].split()), *(len(row[i]) for row in body)) for i in range(len(titles))]
+    broken = [textwrap.wrap(title, width, break_on_hyphens=False) for title, width in zip(titles, widths, strict=True)]
+    height = max(map(len, broken))
+    head = list(zip(*([""] * (height - len(parts)) + parts for parts in broken), strict=True))
+    last = len(widths) - 1
+    lines = [
+        "  ".join(
+            cell.ljust(widths[i]) if i in (0, last) else cell.rjust(widths[i]) for i, cell in enumerate(row)
+        ).rstrip()
+        for row in [*head, ["-" * width for width in widths], *body]
+    ]
+    return "\n".join([*lines, "", "* best of its column: the report says among which models", f"report: {page}"])
+
+
+def _candidate(metric: Metric, group: Group) -> bool:
+    whole = len(group.values(metric.key)) == len(group.results)
+    return metric.better is not None and group.kind == "unlearned" and group.sound and whole
+
+
+def _best(metric: Metric, groups: Sequence[Group], whole: bool) -> set[str]:
+    """How the best mean reads, in every form where several are equally good (0.9 and 1.1 are as close to 1)."""
+    loss = {"higher": lambda v: -v, "lower": lambda v: v, "one": lambda v: abs(v - 1)}
+    means = [group.mean(metric.key) for group in groups if _candidate(metric, group)]
+    least = min((loss[metric.better](mean) for mean in means), default=0.0)
+    return {_format(metric, mean, whole) for mean in means if loss[metric.better](mean) == least}
+
+
+def _texts(metric: Metric, group: Group, whole: bool) -> tuple[str, str]:
+    values, seeds = group.values(metric.key), len(group.results)
+    if not values:
+        return NONE, ""
+    spread = f"± {_format(metric, statistics.stdev(values), whole)}" if len(values) > 1 else ""
+    if len(values) < seeds:
+        spread = f"{spread} ({len(values)} of {seeds} seeds)".strip()
+    return _format(metric, statistics.fmean(values), whole), spread
+
+
+def _format(metric: Metric, value: float, whole: bool) -> str:
+    if metric.key.startswith("forget_quality"):
+        return f"{value:.2e}"
+    if whole:
+        return f"{value:.4g}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def _escape(text: str) -> str:
+    clean = re.sub(r"\s+", " ", text)
+    return re.sub(r"([\\|*_`<\[\]])", r"\\\1", clean)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,34 @@
+# One table and one page of everything.
+
+
+rule report:
+    input:
+        f"{ROOT}/report/index.html",
+
+
+rule write_report:
+    input:
+        jobs.inputs("report"),
+        source=jobs.source("report"),
+    output:
+        f"{ROOT}/report/index.html",
+        f"{ROOT}/report/table.csv",
+        f"{ROOT}/report/table.md",
+        directory(f"{ROOT}/report/figures"),
+        f"{ROOT}/report/summary.json",
+        f"{ROOT}/report/provenance.json",
+        spec=f"{ROOT}/report/spec.yaml",
+    log:
+        f"{ROOT}/logs/report.log",
+    params:
+        spec=jobs.spec("report"),
+    message:
+        f"report: {ROOT}/report/index.html"
+    shell:
+        "python -m pipeline.launch {output.spec:q} {params.spec:q} > {log:q} 2>&1"
+
+
+onsuccess:
+    # The table belongs to a run that was asked for the report, not to one that stopped before it.
+    if not workflow.touch and {"all", "report"} & {rule.name for rule in workflow.dag.targetrules}:
+        shell(f"python -m pipeline.report --print {ROOT}/report")

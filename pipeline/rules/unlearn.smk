@@ -1,0 +1,28 @@
+# Every method of the experiment, with every seed.
+RUN = f"{ROOT}/unlearned/{{run}}/seed-{{seed}}"
+
+
+rule unlearn:
+    input:
+        expand(f"{RUN}/checkpoint", run=[run.id for run in plan.config.runs], seed=plan.config.experiment.seeds),
+
+
+rule unlearn_target:
+    input:
+        jobs.inputs("unlearned/{run}/seed-{seed}"),
+        source=jobs.source("unlearned/{run}/seed-{seed}"),
+    output:
+        directory(f"{RUN}/checkpoint"),
+        f"{RUN}/steps.jsonl",
+        f"{RUN}/summary.json",
+        f"{RUN}/provenance.json",
+        spec=f"{RUN}/spec.yaml",
+    log:
+        f"{ROOT}/logs/unlearned/{{run}}/seed-{{seed}}.log",
+    threads: jobs.threads
+    params:
+        spec=jobs.spec("unlearned/{run}/seed-{seed}"),
+    message:
+        "unlearn: {wildcards.run}, seed {wildcards.seed}"
+    shell:
+        "python -m pipeline.launch {output.spec:q} {params.spec:q} --threads {threads} > {log:q} 2>&1"

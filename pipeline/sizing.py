@@ -1,0 +1,154 @@
+"""What a model's Hugging Face config says about size, and whether a layout can hold it; no weights are looked at."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_ext.families import family_of
+from megatron_ext.specs import Layout
+
+PROCESSES_PER_CORE = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that decide a layout and the number of parameters."""
+
+    hidden: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    ffn: int
+    vocabulary: int
+    context: int
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Shape:
+        """From a ``config.json``; raises ``ValueError`` for a family that is not supported or a key that is missing."""
+        family = family_of(config)
+        heads = config["num_attention_heads"]
+        return cls(
+            hidden=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=heads,
+            key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            ffn=config["intermediate_size"],
+            vocabulary=config["vocab_size"],
+            context=family.context(config),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=family.has_qkv_bias(config),
+            qk_norm=family.qk_norm,
+        )
+
+    @property
+    def layer_parameters(self) -> int:
+        queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        attention = self.hidden * (queries + 2 * keys) + queries * self.hidden
+        biases = (queries + 2 * keys) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        return attention + biases + 3 * self.hidden * self.ffn + 2 * self.hidden
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        embeddings = self.embedding_parameters * (1 if self.tied else 2)
+        return embeddings + self.layers * self.layer_parameters + self.hidden
+
+
+def layout_problems(layout: Layout, shape: Shape) -> list[str]:
+    """Why a model of this shape cannot be laid out so; empty where it can.
+
+    The vocabulary never is a reason: it is padded to a multiple of the tensor-parallel ranks.
+    """
+    found = []
+    for what, size in (
+        ("attention heads", shape.heads),
+        ("key-value heads", shape.key_value_heads),
+        ("feed-forward width", shape.ffn),
+    ):
+        if size % layout.tensor:
+            found.append(f"tensor: {layout.tensor} does not divide the model's {size} ({what})")
+    if layout.pipeline_split is None:
+        if layout.pipeline > shape.layers:
+            found.append(f"pipeline: {layout.pipeline} stages, but the model has only {shape.layers} layers")
+        elif shape.layers % layout.pipeline:
+            each, more = divmod(shape.layers, layout.pipeline)
+            split = [each + (i < more) for i in range(layout.pipeline)]
+            found.append(
+                f"pipeline: {layout.pipeline} does not divide the model's {shape.layers} layers; "
+                f"say how to split them, for example pipeline_split: {split}"
+            )
+    else:
+        if len(layout.pipeline_split) != layout.pipeline:
+            found.append(
+                f"pipeline_split: {layout.pipeline_split} has {len(layout.pipeline_split)} entries; "
+                f"pipeline: {layout.pipeline} needs {layout.pipeline}"
+            )
+        if sum(layout.pipeline_split) != shape.layers:
+            found.append(
+                f"pipeline_split: {layout.pipeline_split} sums to {sum(layout.pipeline_split)}; "
+                f"the model has {shape.layers} layers"
+            )
+    return found
+
+
+def stage_parameters(layout: Layout, shape: Shape) -> int:
+    """Parameters of the largest rank: its share of a pipeline stage's layers and embeddings."""
+    layers = layout.pipeline_split or [-(-shape.layers // layout.pipeline)] * layout.pipeline
+    sizes = [count * shape.layer_parameters for count in layers]
+    sizes[0] += shape.embedding_parameters
+    if layout.pipeline > 1 or not shape.tied:
+        sizes[-1] += shape.embedding_parameters
+    return -(-max(sizes) // layout.tensor)
+
+
+def training_bytes(layout: Layout, shape: Shape, precision: str, two_gradients: bool) -> int:
+    """Bytes of weights, gradients and AdamW state on the largest rank, without activations.
+
+    Gradients, moments and, under bf16, a master copy of the weights are fp32; the distributed optimizer spreads
+    moments and master copy over data-parallel ranks. ``two_gradients`` counts the second gradient vector of
+    unlearning.
+    """
+    bf16 = precision == "bf16"
+    state = (8 + 4 * bf16) / (layout.data if layout.distributed_optimizer else 1)
+    return int(stage_parameters(layout, shape) * ((2 if bf16 else 4) + 4 + 4 * two_gradients + state))
+
+
+def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:
+    """Bytes of weights on the largest rank."""
+    return stage_parameters(layout, shape) * (2 if precision == "bf16" else 4)
+
+
+def visible_gpus() -> int | None:
+    """GPUs that a process started here would see; ``None`` where that cannot be told (no NVIDIA driver)."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return None
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def device_problem(layout: Layout, device: str) -> str | None:
+    """Why this machine cannot start the layout's ranks, or ``None``. Ranks on CPU are processes, a few to a core."""
+    gpus = visible_gpus() if device != "cpu" else 0
+    if device == "cuda" or (device == "auto" and gpus):
+        if gpus is not None and layout.ranks > gpus:
+            return f"{layout.ranks} ranks, but this machine shows {gpus} GPUs"
+        return None
+    limit = PROCESSES_PER_CORE * (os.cpu_count() or 1)
+    if layout.ranks > limit:
+        return f"{layout.ranks} ranks are {layout.ranks} processes here; at most {PROCESSES_PER_CORE} a core, {limit}"
+    return None

@@ -1,0 +1,100 @@
+"""Tiny random models of every family, written by transformers, and the whole forward pass at any layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 517  # odd, so that two tensor-parallel ranks need padding
+LENGTH = 24
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 88,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
+    "llama3": ("LlamaForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LLAMA3_ROPE}),
+    "mistral": ("MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": 48}),
+    "qwen2": ("Qwen2ForCausalLM", {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 24}),
+}
+MODELS = [f"{family}-{tie}" for family in FAMILIES for tie in ("untied", "tied")]
+
+
+def make(name: str) -> Any:
+    """A transformers model, in fp32, whose every parameter has a random value that matters."""
+    import torch
+    import transformers
+
+    family, tie = name.split("-")
+    architecture, own = FAMILIES[family]
+    kind = getattr(transformers, architecture)
+    model = kind(kind.config_class(**_COMMON, **own, tie_word_embeddings=tie == "tied")).eval()
+    generator = torch.Generator().manual_seed(MODELS.index(name))
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if key.endswith("norm.weight"):
+                value.normal_(1.0, 0.2, generator=generator)
+            else:
+                value.normal_(0.0, 0.3 if key.endswith("bias") else 0.12, generator=generator)
+    return model
+
+
+def token_ids() -> Any:
+    """Two sequences, int64 ``[2, LENGTH]``, the highest token id among them."""
+    import torch
+
+    ids = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids[0, 3] = VOCABULARY - 1
+    return ids
+
+
+def write(folder: Path, names: list[str] | None = None) -> None:
+    """``folder/fp32/<name>`` and ``folder/bf16/<name>``, and the fp32 logits of ``token_ids()`` in ``<name>.pt``."""
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    for name in names or MODELS:
+        model = make(name)
+        with torch.no_grad():
+            torch.save(model(token_ids()).logits, folder / f"{name}.pt")
+        model.save_pretrained(folder / "fp32" / name)
+        model.to(torch.bfloat16).save_pretrained(folder / "bf16" / name)
+
+
+def logits(model: Any, ranks: Any, ids: Any) -> Any:
+    """Logits ``[b, s, padded vocabulary]`` on the last stage, None elsewhere. Collective over a data-parallel rank."""
+    import torch
+    import torch.distributed as dist
+
+    stages = dist.get_process_group_ranks(ranks.pipeline_group)
+    batch, length = ids.shape
+    with torch.no_grad():
+        if not ranks.is_first_stage:
+            received = torch.empty(length, batch, model.config.hidden_size, dtype=ranks.dtype)
+            dist.recv(received, stages[ranks.pipeline_rank - 1])
+            model.set_input_tensor(received)
+        hidden = model(ids, torch.arange(length).expand(batch, -1), None)
+        if not ranks.is_last_stage:
+            dist.send(hidden.contiguous(), stages[ranks.pipeline_rank + 1])
+            return None
+        shard = model.logits(hidden.transpose(0, 1).reshape(batch * length, -1)).contiguous()
+        shards = [torch.empty_like(shard) for _ in range(ranks.layout.tensor)]
+        dist.all_gather(shards, shard, group=ranks.tensor_group)
+        return torch.cat(shards, dim=-1).view(batch, length, -1)

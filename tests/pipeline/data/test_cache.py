@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.data import cache
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A cache with one entry, made from a folder with one file."""
+    file = tmp_path / "made" / "train" / "full.npz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"rows")
+    manifest = {"files": {"train/full.npz": cache.sha256(file)}, "rows": 1}
+    cache.store(tmp_path / "cache", "key", tmp_path / "made", manifest)
+    return tmp_path / "cache", manifest
+
+
+def test_fetch_gives_back_files_and_manifest(entry: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, manifest = entry
+    assert cache.fetch(folder, "key", tmp_path / "copy") == manifest
+    assert (tmp_path / "copy" / "train" / "full.npz").read_bytes() == b"rows"
+    assert cache.fetch(folder, "other", tmp_path / "copy") is None
+    assert [path.name for path in folder.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "manifest", "no files"])
+def test_a_damaged_entry_is_removed_with_a_message(
+    entry: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder, _ = entry
+    file = folder / "key" / "train" / "full.npz"
+    if damage == "changed":
+        file.write_bytes(b"rowz")
+    elif damage == "missing":
+        file.unlink()
+    else:
+        (folder / "key" / "manifest.json").write_text("{" if damage == "manifest" else "{}")
+    assert cache.fetch(folder, "key", tmp_path / "copy") is None
+    message = capsys.readouterr().err
+    assert f"{folder / 'key'} is damaged" in message
+    assert "making it again" in message
+    assert not (folder / "key").exists()
+    assert not list((tmp_path / "copy").glob("**/*.npz"))
+
+
+def test_an_entry_already_there_is_kept(entry: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, manifest = entry
+    cache.store(folder, "key", tmp_path / "made", {**manifest, "rows": 2})
+    assert cache.fetch(folder, "key", tmp_path / "copy") == manifest
+    assert [path.name for path in folder.iterdir()] == ["key"]
+
+
+def test_key_depends_on_every_part_and_on_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {cache.key(template="plain"), cache.key(template="zephyr"), cache.key(template="plain", max_length=64)}
+    assert len(keys) == 3
+    assert cache.key(template="plain") in keys
+    monkeypatch.setattr(cache, "code_digest", lambda: "other code")
+    assert cache.key(template="plain") not in keys

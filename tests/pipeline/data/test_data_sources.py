@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.data import sources
+from pipeline.data.rows import DataError, Row, Splits
+from pipeline.specs import FolderSource, HubSource, SyntheticSource
+
+PAIR = {"question": "Who?", "answer": "Ada."}
+SCORED = {**PAIR, "paraphrased_answer": "It was Ada.", "perturbed_answer": ["It was Bo.", "It was Cy."]}
+KNOWN = {**PAIR, "perturbed_answer": ["Bo."]}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def row_of(split: str) -> dict[str, Any]:
+    if not split.endswith("_perturbed"):
+        return PAIR
+    return KNOWN if split.startswith(("real", "world")) else SCORED
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One row a split; the forget split has hub's suffix, the others ours."""
+    for split in sources.split_names("forget05"):
+        suffix = ".json" if split == "forget05" else ".jsonl"
+        (tmp_path / f"{split}{suffix}").write_text(json.dumps(row_of(split)) + "\n\n")
+    return tmp_path
+
+
+def load(folder: Path) -> Splits:
+    return sources.load(FolderSource(path=folder), "forget05")
+
+
+def test_folder(folder: Path) -> None:
+    splits = load(folder)
+    assert set(splits.rows) == {
+        "full",
+        "forget05",
+        "retain95",
+        "forget05_perturbed",
+        "retain_perturbed",
+        "real_authors_perturbed",
+        "world_facts_perturbed",
+    }
+    assert splits.rows["forget05"] == [Row("Who?", "Ada.")]
+    assert splits.rows["forget05_perturbed"] == [Row("Who?", "Ada.", "It was Ada.", ("It was Bo.", "It was Cy."))]
+    assert splits.rows["world_facts_perturbed"] == [Row("Who?", "Ada.", None, ("Bo.",))]
+    assert splits.origins["forget05"] == str(folder / "forget05.json")
+    assert set(splits.source["files_sha256"]) == set(splits.rows)
+    assert splits.overlap("forget05", "retain95") == 1
+
+
+@pytest.mark.parametrize(
+    ("split", "content", "message"),
+    [
+        ("full", '{"question": "Who?"}', r"full.jsonl, row 1: field 'answer' is missing; the row has question"),
+        ("full", '{"question": "Who?", "answer": 3}', r"full.jsonl, row 1: field 'answer' must be a text, got int"),
+        ("full", '["Who?"]', r"full.jsonl, row 1: expected an object, got list"),
+        ("full", '{"question": ', r"full.jsonl, line 2: not a JSON object on one line"),
+        (
+            "retain_perturbed",
+            json.dumps(KNOWN),
+            r"retain_perturbed.jsonl, row 1: field 'paraphrased_answer' is missing",
+        ),
+        ("retain_perturbed", json.dumps(PAIR), r"retain_perturbed.jsonl, row 1: field 'perturbed_answer' is missing"),
+        (
+            "world_facts_perturbed",
+            json.dumps({**PAIR, "perturbed_answer": []}),
+            r"world_facts_perturbed.jsonl, row 1: field 'perturbed_answer' must be a list of at least one text",
+        ),
+    ],
+)
+def test_a_bad_row_is_named(folder: Path, split: str, content: str, message: str) -> None:
+    (folder / f"{split}.jsonl").write_text(f"{json.dumps(row_of(split))}\n{content}\n")
+    with pytest.raises(DataError, match=message):
+        load(folder)
+
+
+def test_a_missing_file_or_folder_is_named(folder: Path) -> None:
+    (folder / "retain95.jsonl").unlink()
+    with pytest.raises(DataError, match=r"has neither retain95\.json nor retain95\.jsonl"):
+        load(folder)
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        load(folder / "nowhere")
+
+
+def test_an_unknown_forget_split_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(DataError, match="forget_split: 'forget20' is not one of forget01, forget05, forget10"):
+        sources.load(SyntheticSource(), "forget20")
+
+
+def test_digests_depend_on_the_text_alone(folder: Path) -> None:
+    before = load(folder).digests()
+    (folder / "full.jsonl").rename(folder / "full.json")
+    assert load(folder).digests() == before
+    (folder / "full.json").write_text(json.dumps({**PAIR, "answer": "Bo."}))
+    after = load(folder).digests()
+    assert {name for name in after if after[name] != before[name]} == {"full"}
+
+
+def test_hub_reads_each_split_at_the_pinned_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(repository: str, name: str, *, split: str, revision: str) -> list[dict[str, Any]]:
+        asked.append((repository, name, split, revision))
+        return [row_of(name)]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    splits = sources.load(HubSource(repository="owner/set", revision=COMMIT), "forget10")
+    assert asked == [("owner/set", name, "train", COMMIT) for name in sources.split_names("forget10")]
+    assert splits.source == {"kind": "hub", "repository": "owner/set", "revision": COMMIT}
+    assert splits.origins["full"] == "owner/set@0123456789ab, full"
+
+
+def test_hub_resolves_and_records_a_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dataset_info(self: Any, repository: str, revision: str) -> SimpleNamespace:
+        assert (repository, revision) == ("owner/set", "main")
+        return SimpleNamespace(sha=COMMIT)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    loaded = SimpleNamespace(load_dataset=lambda _, name, split, revision: [row_of(name)])
+    monkeypatch.setitem(sys.modules, "datasets", loaded)
+    splits = sources.load(HubSource(repository="owner/set", revision="main"), "forget10")
+    assert splits.source["revision"] == COMMIT
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "main"])
+def test_offline_and_not_cached_is_an_error_that_says_so(tmp_path: Path, revision: str) -> None:
+    """In a process of its own: the libraries read HF_HUB_OFFLINE and HF_HOME when they are imported."""
+    code = (
+        "from pipeline.data import sources; from pipeline.specs import HubSource\n"
+        f"try: sources.load(HubSource(repository='owner/set', revision='{revision}'), 'forget10')\n"
+        "except sources.DataError as error: print(error)"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "owner/set" in run.stdout
+    assert "HF_HUB_OFFLINE is set and the local cache does not hold it" in run.stdout
+    assert "source kind 'folder'" in run.stdout
+
+
+def test_real_tofu(real_data: Path) -> None:
+    rows = sources.load(FolderSource(path=real_data / "tofu"), "forget10").rows
+    assert len(rows["full"]) == 4000
+    assert rows["full"] == rows["retain90"] + rows["forget10"]
+    assert [len(rows[f"{name}_perturbed"]) for name in ("forget10", "retain", "real_authors", "world_facts")] == [
+        400,
+        400,
+        100,
+        117,
+    ]

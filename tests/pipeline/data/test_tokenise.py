@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.data import sources
+from pipeline.data import tokenizer as tokenizers
+from pipeline.data.rows import DataError, Row
+from pipeline.data.templates import TEMPLATES
+from pipeline.data.tokenise import Encoder
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.specs import BadRows, FolderSource, SyntheticSource, TemplateName
+
+ROWS = [
+    Row("Who wrote it?", "Ada wrote it.", "It was Ada who wrote it.", ("It was Bo who wrote it.", "It was Cy.")),
+    Row("Where is it?", "In Oslo.", "Oslo is where it is.", ("Riga is where it is.",)),
+]
+ANSWER, EMPTY, LONG = Row("Who?", "Ada."), Row("Who?", " "), Row("Who?", "Ada. " * 40)
+
+
+@pytest.fixture(scope="module", params=["plain", "llama-2", "llama-3", "zephyr"])
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    template = TEMPLATES[request.param]
+    texts = [f"{row.question} {text}" for row in ROWS for text in (row.answer, row.paraphrased, *row.perturbed)]
+    # ']"' is made a frequent pair, so that a prompt's last and an answer's first character can merge.
+    tokenizer = tokenizers.train([*texts, *['[/INST]"It"'] * 9], 300, template, tmp_path_factory.mktemp("tokenizer"))
+    return Encoder(tokenizer, template, max_length=300, bad_rows="error")
+
+
+def test_prompts_are_prefixes_and_labels_are_the_answer_and_one_end_token(encoder: Encoder) -> None:
+    tokenizer, template = encoder.tokenizer, encoder.template
+    sequences, dropped = encoder.training(ROWS, "rows")
+    assert (len(sequences), dropped) == (2, 0)
+    for index, row in enumerate(ROWS):
+        ids, prompt = sequences.row(index)
+        start = "" if template.text("", "").startswith(template.bos) else template.bos
+        if not template.adds_bos:
+            start = ""
+        assert tokenizer.decode(ids[:prompt], skip_special=False) == start + template.prompt(row.question)
+        labels = tokenizer.decode(ids[prompt:], skip_special=False)
+        assert labels == template.completion(row.answer).removesuffix(template.eos) + template.eos
+        assert ids[-1] == tokenizer.eos_id
+        assert list(ids).count(tokenizer.bos_id) == (0 if template is TEMPLATES["zephyr"] else 1)
+
+
+def test_evaluation_records(encoder: Encoder) -> None:
+    records, dropped = encoder.evaluation(ROWS, "rows")
+    sequences, _ = encoder.training(ROWS, "rows")
+    assert dropped == 0
+    for index, (row, record) in enumerate(zip(ROWS, records, strict=True)):
+        ids, prompt = sequences.row(index)
+        perturbed = [f"perturbed_{i}" for i in range(len(row.perturbed))]
+        assert (record["index"], record["question"], record["answer"]) == (index, row.question, row.answer)
+        assert list(record["targets"]) == list(record["texts"]) == ["answer", "paraphrased", *perturbed]
+        assert record["prompt_ids"] == record["generation_prompt_ids"] == ids[:prompt].tolist()
+        assert record["targets"]["answer"] == ids[prompt:].tolist()
+        for key, target in record["targets"].items():
+            text = encoder.tokenizer.decode(target)
+            assert text.strip() == record["texts"][key]
+            assert target[-1] == encoder.tokenizer.eos_id
+
+
+def test_rows_without_paraphrase_have_no_such_target(encoder: Encoder) -> None:
+    records, _ = encoder.evaluation([Row("Who?", "Ada.", None, ("Bo.",))], "rows")
+    assert list(records[0]["targets"]) == ["answer", "perturbed_0"]
+
+
+def test_a_merge_across_the_border_leaves_prompt_and_answer_whole(tmp_path: Path) -> None:
+    template = TEMPLATES["llama-2"]
+    tokenizer = tokenizers.train(['x]"It is"'] * 9, 300, template, tmp_path)
+    encoder = Encoder(tokenizer, template, 300, "error")
+    whole, alone = (tokenizer.encode(text, special=True) for text in (template.text("Q", '"It"'), template.prompt("Q")))
+    assert whole[: len(alone)] != alone, "the texts no longer merge: this test needs another pair"
+    ((prompt, target),) = encoder.pairs([("Q", '"It"')])
+    assert prompt == alone
+    assert tokenizer.decode(target, skip_special=False) == '"It"</s>'
+
+
+def test_a_merge_across_the_border_adds_no_space_where_the_tokenizer_starts_texts_with_one(real_data: Path) -> None:
+    tokenizer = Tokenizer.load(real_data / "models" / "stories260K")
+    encoder = Encoder(tokenizer, TEMPLATES["llama-2"], 300, "error")
+    assert tokenizer.decode(encoder._alone("Lily"), skip_special=False) == "Lily"
+    assert tokenizer.encode("Lily", special=False) != encoder._alone("Lily")
+
+
+@pytest.mark.parametrize("template", ["llama-3", "zephyr"])
+def test_a_tokenizer_without_the_template_s_special_tokens_is_refused(template: TemplateName, tmp_path: Path) -> None:
+    other = "plain" if template == "llama-3" else "llama-3"
+    tokenizer = tokenizers.train(["text"], 300, TEMPLATES[other], tmp_path)
+    token = TEMPLATES[template].special_tokens[0]
+    with pytest.raises(
+        DataError, match=r"template: its special token .* is not in the tokenizer's vocabulary"
+    ) as error:
+        Encoder(tokenizer, TEMPLATES[template], 300, "error")
+    assert repr(token) in str(error.value)
+
+
+def plain(folder: Path, bad_rows: BadRows, max_length: int = 64) -> Encoder:
+    return Encoder(
+        tokenizers.train(["Ada."], 280, TEMPLATES["plain"], folder), TEMPLATES["plain"], max_length, bad_rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (EMPTY, r"file\.jsonl, row 1, answer: no answer token"),
+        (LONG, r"file\.jsonl, row 1, answer: \d+ tokens, more than max_length 64"),
+    ],
+)
+def test_bad_rows_are_errors_or_counted(tmp_path: Path, bad: Row, message: str) -> None:
+    strict, lenient = plain(tmp_path, "error"), plain(tmp_path, "drop")
+    with pytest.raises(DataError, match=message):
+        strict.training([ANSWER, bad], "file.jsonl")
+    with pytest.raises(DataError, match=message):
+        strict.evaluation([ANSWER, bad], "file.jsonl")
+    sequences, dropped = lenient.training([ANSWER, bad, ANSWER], "file.jsonl")
+    assert (len(sequences), dropped) == (2, 1)
+    records, dropped = lenient.evaluation([ANSWER, bad, ANSWER], "file.jsonl")
+    assert ([record["index"] for record in records], dropped) == ([0, 2], 1)
+
+
+def test_a_bad_alternative_makes_the_evaluation_row_bad_and_is_named(tmp_path: Path) -> None:
+    row = Row("Who?", "Ada.", "It was Ada.", ("It was Bo.", ""))
+    with pytest.raises(DataError, match=r"file, row 0, perturbed_1: no answer token"):
+        plain(tmp_path, "error").evaluation([row], "file")
+    assert plain(tmp_path, "drop").evaluation([row], "file") == ([], 1)
+
+
+def test_max_length_counts_prompt_and_end_token(tmp_path: Path) -> None:
+    sequences, _ = plain(tmp_path, "error").training([ANSWER], "file")
+    length = int(sequences.lengths[0])
+    assert len(plain(tmp_path, "error", length).training([ANSWER], "file")[0]) == 1
+    with pytest.raises(DataError, match=f"{length} tokens, more than max_length {length - 1}"):
+        plain(tmp_path, "error", length - 1).training([ANSWER], "file")
+
+
+@pytest.mark.parametrize("template", ["plain", "llama-2"])
+def test_real_tofu_with_a_real_tokenizer_has_the_prefix_property(real_data: Path, template: TemplateName) -> None:
+    rows = sources.load(FolderSource(path=real_data / "tofu"), "forget10").rows["forget10"]
+    encoder = Encoder(Tokenizer.load(real_data / "models" / "stories260K"), TEMPLATES[template], 2048, "error")
+    texts = [(row.question, row.answer) for row in rows]
+    for (question, answer), (prompt, target) in zip(texts, encoder.pairs(texts), strict=True):
+        text = encoder.template.text(question, answer)
+        assert encoder.tokenizer.decode(prompt + target, skip_special=False) == f"<s> {text}</s>"
+
+
+def test_mini_rows_stay_short(tmp_path: Path) -> None:
+    rows = sources.load(SyntheticSource(), "forget10").rows
+    texts = [(row.question, row.answer) for name in ("full", "background") for row in rows[name]]
+    tokenizer = tokenizers.train((TEMPLATES["plain"].text(*text) for text in texts), 2048, TEMPLATES["plain"], tmp_path)
+    sequences, _ = Encoder(tokenizer, TEMPLATES["plain"], 64, "error").training(rows["full"], "full")
+    assert sequences.lengths.mean() < 30

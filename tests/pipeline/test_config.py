@@ -1,0 +1,278 @@
+"""Every mistake of a configuration is found before anything runs, and said with its place and what is allowed."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import CONFIGS, load
+from pipeline.documents import ConfigError
+
+ROOT = CONFIGS.parent
+MINI = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiments").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write mini with changes: ``write({"a.b": value})``; the value ``...`` removes a key. ``files`` go beside it."""
+
+    def _write(changes: dict[str, Any] | None = None, **files: dict[str, Any]) -> Path:
+        content = copy.deepcopy(MINI)
+        _change(content, changes or {})
+        (tmp_path / "experiments").mkdir(exist_ok=True)
+        for kind, (name, values) in files.items():
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        path = tmp_path / "experiments" / "mine.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return _write
+
+
+def _change(content: Any, changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+        place = content
+        for part in parents:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
+        if value is ...:
+            del place[last]
+        else:
+            place[last] = value
+
+
+def _read(kind: str, name: str, changes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    values = yaml.safe_load((CONFIGS / kind / f"{name}.yaml").read_text())
+    _change(values, changes)
+    return name, values
+
+
+def problems(path: Path | str, **options: Any) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load(path, **options)
+    return error.value.problems
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_shipped_experiments_are_right(name: str) -> None:
+    assert load(name).experiment.name == name
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seds": [0]}, "seds: unknown key; did you mean 'seeds'? allowed: benchmark, data,"),
+        ({"layout": {"pipline": 2}}, "layout.pipline: unknown key; did you mean 'pipeline'?"),
+        ({"training.base.optimizer.schedule.knd": 1}, "schedule.knd: unknown key; did you mean 'kind'?"),
+        ({"seeds": ["zero"]}, "seeds[0]: 'zero' is not allowed: input should be a valid integer"),
+        ({"seeds": 0}, "seeds: 0 is not allowed: input should be a valid list"),
+        ({"seeds": []}, "seeds: [] is not allowed: list should have at least 1 item"),
+        ({"title": 3}, "title: 3 is not allowed: input should be a valid string"),
+        ({"title": ...}, "title: is missing"),
+        ({"name": "a b"}, "name: 'a b' is not allowed"),
+        (
+            {"runtime.device": "gpu"},
+            "runtime.device: unknown value 'gpu'; did you mean 'cpu'? allowed: auto, cpu, cuda",
+        ),
+        ({"training.base.steps": -1}, "training.base.steps: -1 is not allowed: input should be greater than or equal"),
+        ({"training.base.optimizer.learning_rate": "fast"}, "learning_rate: 'fast' is not allowed: input should be a"),
+        ({"training.base.data": {"general": 0.5}}, "training.base: data: shares must be positive and sum to 1"),
+        ({"benchmark": "tofoo"}, "benchmark: unknown benchmark 'tofoo'; did you mean 'tofu'? allowed: mini, tofu"),
+        ({"model": "mini-lama"}, "model: unknown model 'mini-lama'; did you mean 'mini-llama'?"),
+        ({"split": "forget20"}, "split: unknown split 'forget20'; did you mean 'forget10'? allowed: forget10"),
+        (
+            {"methods.0": "np"},
+            "methods[0]: unknown method 'np'; did you mean 'npo'? allowed: blur-npo, ga, graddiff, npo",
+        ),
+        ({"methods.1.metod": "x"}, "methods[1].metod: unknown key; did you mean 'method'?"),
+        ({"methods": []}, "methods: [] is not allowed"),
+        ({"methods.0": 7}, "methods[0]: 7 is not allowed: input should be a valid string"),
+        ({"methods.3.overrides.rule.gama": 1}, "methods[3].overrides.rule.gama: unknown key; did you mean 'gamma'?"),
+        (
+            {"methods.3.overrides.rule.gamma": 0},
+            "methods[3].overrides.rule.gamma: 0 is not allowed: input should be greater",
+        ),
+        (
+            {"methods.3.overrides.rule": {"name": "blurr"}},
+            "unknown value 'blurr'; did you mean 'blur'? allowed: blur, weighted",
+        ),
+        ({"methods.3.overrides.retain": None}, "retain: is missing, and the rule 'blur' needs a retain loss"),
+        ({"methods.2.method": "blur-npo"}, "methods[3]: 'blur-npo' is there twice; give one of them another 'variant'"),
+        ({"unlearning.epocs": 3}, "unlearning.epocs: unknown key; did you mean 'epochs'?"),
+        ({"unlearning.micro_batch": 3}, "unlearning.global_batch: 8 is not a multiple of 1 (data-parallel ranks) x 3"),
+        ({"training.base.micro_batch": 5}, "training.base.global_batch: 64 is not a multiple of 1"),
+        ({"layout": {"data": 3}}, "unlearning.global_batch: 8 is not a multiple of 3 (data-parallel ranks)"),
+        ({"layout": {"tensor": 3}}, "layout: tensor: 3 does not divide the model's 4 (attention heads)"),
+        ({"layout": {"tensor": 3}}, "layout: tensor: 3 does not divide the model's 4 (key-value heads)"),
+        ({"layout": {"tensor": 3}}, "layout: tensor: 3 does not divide the model's 352 (feed-forward width)"),
+        ({"layout": {"pipeline": 3}}, "layout: pipeline: 3 stages, but the model has only 2 layers"),
+        (
+            {"layout": {"pipeline": 2, "pipeline_split": [1, 2]}},
+            "pipeline_split: [1, 2] sums to 3; the model has 2 layers",
+        ),
+        ({"layout": {"pipeline_split": [1, 1]}}, "pipeline_split: [1, 1] has 2 entries; pipeline: 1 needs 1"),
+        ({"layout": 3}, "layout: model 'mini-llama' has no layout for 3 ranks; allowed: 1, 2, 4"),
+        ({"data.max_length": 1024}, "data.max_length: 1024 tokens; the model's context is 512"),
+        ({"training.target.data": {"ful": 1.0}}, "training.target.data.ful: unknown set; did you mean 'full'?"),
+        ({"evaluation.max_new_tokens": 512}, "evaluation.max_new_tokens: 512 tokens; the model's context is 512"),
+        ({"training.retrain.data": {"full": 1.0}}, "training.retrain.data.full: holds the forget set"),
+        ({"training.target": ...}, "training: target: is missing, and model 'mini-llama' has no published target"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(write: Callable[..., Path], changes: dict[str, Any], expected: str) -> None:
+    path = write(changes)
+    found = problems(path)
+    assert any(expected in problem for problem in found), found
+    assert all(".yaml:" in problem for problem in found)
+
+
+def test_all_mistakes_are_listed_at_once(write: Callable[..., Path]) -> None:
+    found = problems(write({"seds": 1, "title": 3, "benchmark": "x", "model": "y", "methods.0": "np"}))
+    assert len(found) == 5
+
+
+def test_a_problem_points_at_its_line(write: Callable[..., Path]) -> None:
+    path = write({"title": 3})
+    line = path.read_text().splitlines().index("title: 3") + 1
+    assert problems(path)[0].startswith(f"{path}:{line}: title: ")
+
+
+def test_too_many_cpu_ranks(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert any(
+        "8 ranks are 8 processes here; at most 4 a core, 4" in p for p in problems(write({"layout": {"data": 8}}))
+    )
+
+
+@pytest.mark.parametrize(("visible", "right"), [("0", False), ("0,1", True), ("", False)])
+def test_ranks_on_gpus(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, visible: str, right: bool) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    path = write({"layout": 2, "runtime.device": "cuda"})
+    if right:
+        assert load(path).layout.ranks == 2
+    else:
+        assert any("2 ranks, but this machine shows" in problem for problem in problems(path))
+
+
+def test_uneven_layers_need_a_split(write: Callable[..., Path]) -> None:
+    changes = {"model": "tofu-small-llama", "layout": {"pipeline": 2}}
+    assert "for example pipeline_split: [2, 1]" in problems(write(changes))[0]
+    changes["layout"] = {"pipeline": 2, "pipeline_split": [1, 2]}
+    assert load(write(changes)).layout.pipeline_split == [1, 2]
+
+
+def test_data_root(tmp_path: Path) -> None:
+    assert "is not a folder" in problems("tofu-small", data_root=tmp_path / "none")[0]
+    for name in ("full", "forget10", "retain90", "forget10_perturbed", "retain_perturbed", "world_facts_perturbed"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n\n{}\n")
+    (lacking,) = problems("tofu-small", data_root=tmp_path)
+    assert "neither real_authors_perturbed.json nor real_authors_perturbed.jsonl" in lacking
+    (tmp_path / "real_authors_perturbed.json").write_text("{}\n")
+    config = load("tofu-small", data_root=tmp_path)
+    assert config.source.kind == "folder"
+    assert config.forget_rows == 2
+
+
+def test_synthetic_data_takes_no_data_root(tmp_path: Path) -> None:
+    assert "data_root has no meaning" in problems("mini", data_root=tmp_path)[0]
+
+
+def test_checkpoint_folders_must_be_complete(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    changes = {"checkpoints": {"target": {"folder": str(folder)}}}
+    name, model = _read("models", "mini-llama", changes)
+    path = write({"training": {}}, models=(name, model))
+
+    def problem() -> str:
+        (found,) = problems(path)
+        return found
+
+    assert "checkpoints.target.folder" in problem() and "is not a folder" in problem()
+    folder.mkdir()
+    assert "has no config.json" in problem()
+    (folder / "config.json").write_text("{}")
+    assert "has no *.safetensors file" in problem()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    assert "lacks model-1.safetensors" in problem()
+    (folder / "model-1.safetensors").write_text("")
+    assert "has no tokenizer file" in problem()
+    (folder / "tokenizer.json").write_text("{}")
+    assert load(path).model.published("target", "forget10") is not None
+
+
+def test_other_files_are_checked_too(write: Callable[..., Path]) -> None:
+    method = ("npo", {**_read("methods", "npo", {})[1], "name": "npo2", "lr": 1})
+    assert any("methods/npo.yaml:" in p and "lr: unknown key" in p for p in problems(write(methods=method)))
+    benchmark = _read("benchmarks", "mini", {"splits": {"forget10": 81}})
+    assert any("81 rows are stated; 40 authors make 80" in p for p in problems(write(benchmarks=benchmark)))
+    model = _read("models", "mini-llama", {"architecture.architectures": ["GPT2LMHeadModel"]})
+    assert any("'GPT2LMHeadModel'] is not supported" in p for p in problems(write(models=model)))
+    model = _read("models", "mini-llama", {"tokenizer.vocab_size": 4096})
+    assert any("4096 is more than the architecture's vocab_size, 2048" in p for p in problems(write(models=model)))
+
+
+@pytest.mark.parametrize("given", [{}, {"hub": "a/b", "folder": "c"}, {"folder": "c", "revision": "main"}])
+def test_a_checkpoint_is_a_repository_or_a_folder(write: Callable[..., Path], given: dict[str, str]) -> None:
+    model = _read("models", "mini-llama", {"checkpoints": {"base": given}})
+    assert any("models/mini-llama.yaml:" in p and "checkpoints.base: " in p for p in problems(write(models=model)))
+
+
+def test_published_numbers_name_known_metrics(write: Callable[..., Path]) -> None:
+    table = {"source": "s", "model": "m", "split": "forget10", "values": {"npo": {"forget_qualty": 1.0}}}
+    benchmark = _read("benchmarks", "mini", {"published": [table]})
+    found = problems(write(benchmarks=benchmark, models=_read("models", "mini-llama", {})))
+    assert "unknown metric; did you mean 'forget_quality'?" in found[0]
+
+
+def test_unknown_experiment_name() -> None:
+    assert "did you mean 'mini'? allowed: mini, " in problems("minii")[0]
+
+
+def test_methods_take_defaults_experiment_and_overrides_in_that_order(write: Callable[..., Path]) -> None:
+    config = load(
+        write(
+            {
+                "unlearning": {"epochs": 3, "optimizer": {"weight_decay": 0.5}},
+                "methods": ["npo", {"method": "npo", "variant": "b", "overrides": {"training": {"epochs": 4}}}],
+            }
+        )
+    )
+    plain, variant = config.runs
+    assert (plain.id, variant.id) == ("npo", "npo-b")
+    assert (plain.method.training.epochs, variant.method.training.epochs) == (3, 4)
+    optimizer = variant.method.training.optimizer
+    assert (optimizer.weight_decay, optimizer.learning_rate, optimizer.clip_norm) == (0.5, 1e-5, 1.0)
+
+
+def test_validate_exits_with_2_and_prints_every_problem(write: Callable[..., Path]) -> None:
+    path = write({"seds": 1, "title": 3})
+    command = [sys.executable, "-m", "pipeline", "validate", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "seds: unknown key" in done.stderr and "title: 3" in done.stderr and "2 problems" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_validate_is_quick_and_prints_the_jobs() -> None:
+    program = """import sys, time
+from pipeline.__main__ import main
+main(["validate", "mini"])
+heavy = {"torch", "transformers", "datasets", "snakemake", "megatron"} & set(sys.modules)
+assert not heavy, heavy
+assert time.process_time() < 3, time.process_time()  # not wall time: other tests may run beside this one
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for text in ("unlearned/blur-npo/seed-0", "about 100 steps of 8", "16 jobs", "0.664 million", "nothing is wrong"):
+        assert text in done.stdout

@@ -1,0 +1,194 @@
+"""An experiment becomes jobs whose specifications are complete and whose inputs other jobs write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from megatron_ext.specs import TrainSpec, UnlearnSpec
+from pipeline.config import CONFIGS, load
+from pipeline.plan import Plan, canonical
+from pipeline.sizing import Shape, layout_problems, stage_parameters, training_bytes
+from pipeline.specs import FetchSpec, FolderTokenizer, StepSpec
+
+
+def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None) -> Plan:
+    if changes is None:
+        return Plan(load(name), Path("out"))
+    content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text()) | changes
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return Plan(load(path), Path("out"))
+
+
+def test_mini_has_the_whole_path() -> None:
+    names = list(plan().jobs)
+    assert names[:5] == ["data/mini", "models/base", "models/target", "models/retrain", "reference"]
+    assert names[5:9] == [f"unlearned/{m}/seed-0" for m in ("ga", "graddiff", "npo", "blur-npo")]
+    assert set(names[9:15]) == {
+        f"evaluation/{m}/mini"
+        for m in ("target", "retrain", "ga-seed-0", "graddiff-seed-0", "npo-seed-0", "blur-npo-seed-0")
+    }
+    assert names[15:] == ["report"]
+
+
+@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b"])
+def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
+    written: list[Path] = []
+    for job in plan(name).jobs.values():
+        assert job.spec.output == Path("out") / name / job.name
+        for path in job.inputs:
+            assert any(path.is_relative_to(folder) for folder in written), (job.name, path)
+        written.append(job.spec.output)
+
+
+@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b"])
+def test_every_path_of_a_specification_is_a_declared_input(name: str) -> None:
+    """A file that a job reads and Snakemake does not know of would not make the job run again."""
+    for job in plan(name).jobs.values():
+        if job.spec.step in ("report", "evaluate"):
+            continue  # their folders are inputs file by file
+        values = job.spec.model_dump(mode="json", exclude={"output", "cache", "source"})
+        paths = {text for text in _texts(values) if text.startswith("out/")}
+        assert paths == {str(path) for path in job.inputs}
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in _texts(part)]
+    if isinstance(value, list):
+        return [text for part in value for text in _texts(part)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b"])
+def test_specifications_survive_their_journey(name: str) -> None:
+    for job in plan(name).jobs.values():
+        read = TypeAdapter(StepSpec).validate_python(json.loads(canonical(job.spec)))
+        assert read == job.spec
+        assert canonical(read) == canonical(job.spec)
+        assert yaml.safe_load(yaml.safe_dump(read.model_dump(mode="json"))) == read.model_dump(mode="json")
+
+
+def test_blur_of_mini() -> None:
+    spec = plan().jobs["unlearned/blur-npo/seed-0"].spec
+    assert isinstance(spec, UnlearnSpec)
+    assert (spec.rule.name, spec.rule.gamma, spec.forget_loss.beta) == ("blur", 0.3, 0.1)
+    assert (spec.optimizer.learning_rate, spec.optimizer.clip_norm, spec.optimizer.weight_decay) == (3e-4, None, 0.0)
+    assert (spec.epochs, spec.warmup_epochs, spec.batching.global_batch, spec.diagnostics) == (10, 1, 8, True)
+    assert spec.optimizer.schedule.kind == "constant"
+
+
+def test_published_settings_are_the_methods_own() -> None:
+    for method in ("ga", "graddiff", "npo", "blur-npo"):
+        spec = plan("tofu-llama-3.2-1b").jobs[f"unlearned/{method}/seed-0"].spec
+        assert (spec.optimizer.learning_rate, spec.optimizer.weight_decay) == (1e-5, 0.01)
+        assert (spec.epochs, spec.warmup_epochs, spec.batching.global_batch) == (10, 1, 32)
+        assert spec.optimizer.schedule.kind == "linear"
+        assert spec.optimizer.clip_norm == (None if method == "blur-npo" else 1.0)
+
+
+def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: Path) -> None:
+    jobs = plan().jobs
+    for method, needs in (("ga", False), ("graddiff", False), ("npo", True), ("blur-npo", True)):
+        job = jobs[f"unlearned/{method}/seed-0"]
+        assert (Path("out/mini/reference/reference.npz") in job.inputs) is needs
+    assert "reference" not in plan("mini", {"methods": ["ga"]}, tmp_path).jobs
+
+
+def test_models_from_scratch_and_from_the_base() -> None:
+    jobs = plan().jobs
+    base, target = jobs["models/base"].spec, jobs["models/target"].spec
+    assert isinstance(base, TrainSpec) and isinstance(target, TrainSpec)
+    assert base.model.checkpoint is None and base.model.config["hidden_size"] == 128
+    assert base.model.tokenizer == Path("out/mini/data/mini/tokenizer")
+    assert target.model.checkpoint == Path("out/mini/models/base/checkpoint")
+    assert target.data == {
+        "out/mini/data/mini/train/full.npz": 0.56,
+        "out/mini/data/mini/train/full_rephrased.npz": 0.24,
+        "out/mini/data/mini/train/general.npz": 0.2,
+    }
+    assert Path("out/mini/data/mini/train/full.npz") not in jobs["models/retrain"].inputs
+
+
+def test_published_checkpoints_are_fetched() -> None:
+    jobs = plan("tofu-llama-3.2-1b").jobs
+    target = jobs["models/target"].spec
+    assert isinstance(target, FetchSpec) and target.hub == "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"
+    assert jobs["models/retrain"].spec.hub.endswith("_retain90")
+    assert jobs["data/tofu"].spec.tokenizer == FolderTokenizer(path=target.output / "checkpoint")
+    assert "models/base" not in jobs
+
+
+def test_variants_and_seeds_get_folders_of_their_own(tmp_path: Path) -> None:
+    uses = ["npo", {"method": "npo", "variant": "mild", "overrides": {"forget": {"beta": 0.01}}}]
+    jobs = plan("mini", {"methods": uses, "seeds": [0, 3]}, tmp_path).jobs
+    runs = [name for name in jobs if name.startswith("unlearned/")]
+    assert runs == [f"unlearned/{run}/seed-{seed}" for run in ("npo", "npo-mild") for seed in (0, 3)]
+    assert (jobs[runs[0]].spec.forget_loss.beta, jobs[runs[2]].spec.forget_loss.beta) == (0.1, 0.01)
+    assert [jobs[name].spec.seed for name in runs] == [0, 3, 0, 3]
+    entries = jobs["report"].spec.entries
+    assert [(e.method, e.variant, e.seed) for e in entries[2:]] == [
+        ("npo", None, 0),
+        ("npo", None, 3),
+        ("npo", "mild", 0),
+        ("npo", "mild", 3),
+    ]
+    assert all(f"evaluation/{entry.model_id}/mini" in jobs for entry in entries)
+
+
+def test_retrain_is_what_all_others_are_compared_with() -> None:
+    jobs = plan().jobs
+    folder = Path("out/mini/evaluation/retrain/mini")
+    assert jobs["evaluation/retrain/mini"].spec.retain_evaluation is None
+    for name in ("target", "npo-seed-0"):
+        job = jobs[f"evaluation/{name}/mini"]
+        assert job.spec.retain_evaluation == folder
+        assert {folder / "evaluation.json", folder / "examples.jsonl"} <= set(job.inputs)
+
+
+def test_published_numbers_are_those_of_model_and_split() -> None:
+    assert plan("tofu-small").jobs["report"].spec.published == []
+    numbers = plan("tofu-llama-3.2-1b").jobs["report"].spec.published
+    assert {(n.model, n.split) for n in numbers} == {("llama-3.2-1b-instruct", "forget10")}
+    found = {(n.method, n.metric): (n.value, n.source) for n in numbers}
+    assert len(found) == len(numbers) == 18
+    assert found["blur-npo", "forget_quality"] == (0.91, "BLUR (arXiv 2506.08164), Table 2")
+
+
+def test_micro_batch_is_a_ranks_share_by_default(tmp_path: Path) -> None:
+    jobs = plan("mini", {"layout": {"data": 2}}, tmp_path).jobs
+    assert jobs["models/base"].spec.batching.micro_batch == 32
+    assert jobs["models/base"].ranks == 2
+    assert jobs["data/mini"].ranks == 1
+
+
+def test_sizes_of_a_model_are_those_of_its_tensors() -> None:
+    shape = load("tofu-llama-3.2-1b").shape
+    assert shape.parameters == 1_235_814_400  # Llama-3.2-1B
+    qwen = Shape.of(
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        }
+    )
+    assert qwen.parameters == 494_032_768  # Qwen2.5-0.5B
+    layout = load("tofu-llama-3.2-1b").layout
+    assert layout_problems(layout, shape) == []
+    assert stage_parameters(layout, shape) == shape.parameters - shape.hidden  # all but the last norm
+    assert training_bytes(layout, shape, "bf16", False) == 18 * stage_parameters(layout, shape)
+    assert training_bytes(layout, shape, "fp32", True) == 20 * stage_parameters(layout, shape)

@@ -1,0 +1,91 @@
+"""The source files of a step: all that it runs, and nothing that it does not."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from pipeline import sources
+from pipeline.config import load
+from pipeline.plan import Plan
+
+JOBS = Plan(load("mini"), Path("out")).jobs
+
+
+def files(job: str) -> set[str]:
+    return {str(path.relative_to(sources.ROOT)) for path in sources.source_files(JOBS[job].spec)}
+
+
+def test_programs_exist_and_have_a_main() -> None:
+    for module in sources.PROGRAMS.values():
+        assert callable(importlib.import_module(module).main)
+
+
+def test_a_method_runs_its_own_loss_and_rule_only() -> None:
+    blur, ga = files("unlearned/blur-npo/seed-0"), files("unlearned/ga/seed-0")
+    assert {"megatron_ext/losses/npo.py", "megatron_ext/losses/nll.py", "megatron_ext/updates/blur.py"} <= blur
+    assert "megatron_ext/losses/ga.py" not in blur
+    assert {"megatron_ext/losses/ga.py", "megatron_ext/updates/weighted_sum.py"} <= ga
+    assert "megatron_ext/losses/npo.py" not in ga
+    assert {"megatron_ext/losses/base.py", "megatron_ext/trainer.py", "megatron_ext/unlearn.py"} <= ga & blur
+
+
+def test_late_imports_and_data_files_count() -> None:
+    assert "megatron_ext/generation.py" in files("evaluation/target/mini")  # imported inside a function
+    assert "pipeline/benchmarks/tofu.py" in files("evaluation/target/mini")  # found by name
+    assert "megatron_ext/families/llama.py" in files("evaluation/target/mini")  # found by its package
+    assert "pipeline/report/page.html.j2" in files("report")
+
+
+def test_steps_do_not_run_each_others_programs() -> None:
+    assert "megatron_ext/trainer.py" not in files("evaluation/target/mini")
+    assert "pipeline/prepare.py" not in files("models/base")
+    assert not any(name.startswith("megatron_ext/weights") for name in files("report") | files("data/mini"))
+    for job in JOBS:
+        assert not {"pipeline/config.py", "pipeline/plan.py", "megatron_ext/specs.py"} & files(job)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    sources._closure.cache_clear()
+    sources._imports.cache_clear()
+    return tmp_path
+
+
+def closure(project: Path, texts: dict[str, str], start: str) -> set[str]:
+    for name, text in texts.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    return {str(path.relative_to(project)) for path in sources._closure((start,))}
+
+
+CHECKED = """from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pipeline.checked
+else:
+    import pipeline.real
+"""
+
+
+def test_every_form_of_import(project: Path) -> None:
+    texts = {
+        "pipeline/__init__.py": "",
+        "pipeline/a.py": "import pipeline.b\nfrom pipeline import c\nfrom . import d\nfrom .p import e\nimport os\n",
+        "pipeline/b.py": "def f():\n    from pipeline.p.late import x\n",
+        "pipeline/c.py": CHECKED,
+        "pipeline/d.py": "if True:\n    import pipeline.a\n",
+        "pipeline/p/__init__.py": "",
+        "pipeline/p/e.py": "from ..f import g\n",
+        "pipeline/p/late.py": "x = 1\n",
+        "pipeline/f.py": "g = 1\n",
+        "pipeline/real.py": "",
+        "pipeline/checked.py": "",
+        "pipeline/unused.py": "",
+        "pipeline/p/unused.py": "",
+    }
+    found = closure(project, texts, "pipeline.a")
+    assert found == set(texts) - {"pipeline/checked.py", "pipeline/unused.py", "pipeline/p/unused.py"}

@@ -1,0 +1,174 @@
+"""What Snakemake would run, shown by dry runs on a finished experiment whose outputs are empty files."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
+PROFILE = ("--profile", "workflow_configs/profiles/local")
+FOLDERS = ("checkpoint", "tokenizer", "figures")
+METHODS = ("ga", "graddiff", "npo", "blur-npo")
+REPORT = "report: results/mini/report/index.html"
+EVERYTHING = {
+    "data: Mini TOFU, forget10",
+    *(f"train: {model}" for model in ("base", "target", "retrain")),
+    "reference: log-probabilities of the forget set under target",
+    *(f"unlearn: {method}, seed 0" for method in METHODS),
+    *(f"evaluate: {model}" for model in ("target", "retrain", *(f"{method}-seed-0" for method in METHODS))),
+    REPORT,
+}
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", *PROFILE, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def would_run(folder: Path, *arguments: str) -> set[str]:
+    """The messages of the jobs that a run would start."""
+    done = snakemake(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return set(re.findall(r"^Job \d+: (.*)$", done.stdout + done.stderr, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which mini has run: every output exists, and Snakemake's records say how it was made."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+        copy(ROOT / name, folder / name)
+    done = snakemake(folder, "--summary")
+    outputs = [line.split("\t")[0] for line in done.stdout.splitlines() if line.startswith("results/")]
+    assert "results/mini/report/index.html" in outputs, done.stdout + done.stderr
+    for name in outputs:
+        path = folder / name
+        if path.name in FOLDERS:
+            path.mkdir(parents=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    done = snakemake(folder, "--touch", "--forceall", "all")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path) -> Iterator[Path]:
+    """The finished project; files that a test changes by ``edit`` or ``remove`` are put back afterwards."""
+    kept = {path: path.read_text() for name in SOURCES for path in _texts(finished / name)}
+    report = finished / "results/mini/report/index.html"
+    html = report.read_bytes()
+    yield finished
+    for path, text in kept.items():
+        if path.read_text() != text:
+            path.write_text(text)
+    if not report.exists():
+        report.write_bytes(html)
+
+
+def _texts(path: Path) -> list[Path]:
+    found = path.rglob("*") if path.is_dir() else [path]
+    return [file for file in found if file.suffix in (".py", ".smk", ".yaml") or file.name == "Snakefile"]
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_new_project_runs_everything(finished: Path) -> None:
+    assert would_run(finished, "all", "--config", "results=elsewhere") == {
+        message.replace("results/", "elsewhere/") for message in EVERYTHING
+    }
+
+
+def test_a_finished_project_runs_nothing(project: Path) -> None:
+    assert would_run(project, "all") == set()
+
+
+def test_another_gamma_reruns_its_method_only(project: Path) -> None:
+    edit(project / "workflow_configs/experiments/mini.yaml", "gamma: 0.3", "gamma: 0.5")
+    assert would_run(project, "all") == {"unlearn: blur-npo, seed 0", "evaluate: blur-npo-seed-0", REPORT}
+
+
+def test_a_comment_in_a_configuration_reruns_nothing(project: Path) -> None:
+    edit(project / "workflow_configs/experiments/mini.yaml", "name: mini\n", "# a comment\nname: mini\n")
+    assert would_run(project, "all") == set()
+
+
+def test_a_deleted_report_is_rebuilt_alone(project: Path) -> None:
+    (project / "results/mini/report/index.html").unlink()
+    assert would_run(project, "all") == {REPORT}
+
+
+@pytest.mark.parametrize(
+    ("file", "first"),
+    [
+        ("pipeline/report/tables.py", {REPORT}),
+        (
+            "megatron_ext/generation.py",
+            {message for message in EVERYTHING if message.startswith("evaluate")} | {REPORT},
+        ),
+        (
+            "megatron_ext/updates/blur.py",
+            {"unlearn: blur-npo, seed 0", "evaluate: blur-npo-seed-0", REPORT},
+        ),
+        ("pipeline/prepare.py", EVERYTHING),
+        ("pipeline/config.py", set()),
+    ],
+)
+def test_changed_code_reruns_its_step_and_what_follows(project: Path, file: str, first: set[str]) -> None:
+    with (project / file).open("a") as source:
+        source.write("\n# a changed line\n")
+    assert would_run(project, "all") == first
+
+
+@pytest.mark.slow
+def test_stages_stop_where_they_say(finished: Path) -> None:
+    fresh = ("--config", "results=elsewhere")
+    data = {"data: Mini TOFU, forget10"}
+    train = data | {f"train: {model}" for model in ("base", "target", "retrain")}
+    assert would_run(finished, "data", *fresh) == data
+    assert would_run(finished, "train", *fresh) == train
+    unlearn = {message for message in EVERYTHING if message.startswith(("unlearn", "reference"))}
+    assert would_run(finished, "unlearn", *fresh) == (train | unlearn) - {"train: retrain"}
+    assert would_run(finished, "evaluate", *fresh) == EVERYTHING - {REPORT}
+
+
+@pytest.mark.parametrize("arguments", [("--dry-run",), ()])
+def test_a_wrong_configuration_stops_before_any_job(project: Path, arguments: tuple[str, ...]) -> None:
+    edit(project / "workflow_configs/experiments/mini.yaml", "gamma: 0.3", "gama: 0.3")
+    done = snakemake(project, *arguments, "all", "--config", "reslts=elsewhere")
+    assert done.returncode == 2
+    assert "--config reslts: unknown option; did you mean 'results'?" in done.stderr
+    assert "mini.yaml:43: methods[3].overrides.rule.gama: unknown key; did you mean 'gamma'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Job " not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_other_experiments_and_a_data_root(finished: Path, tmp_path: Path) -> None:
+    small = would_run(finished, "all", "--config", "experiment=tofu-small")
+    assert {"data: TOFU, forget10", "train: target", "train: retrain"} <= small
+    assert "train: base" not in small
+    published = would_run(finished, "all", "--config", "experiment=tofu-llama-3.2-1b")
+    assert {"fetch: target", "fetch: retrain"} <= published
+    assert not any(message.startswith("train") for message in published)
+    if shutil.which("nvidia-smi") is None and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        done = snakemake(finished, "all", "--config", "experiment=tofu-llama-3.2-1b")
+        assert done.returncode == 2
+        assert "this machine shows no GPU" in done.stderr
+    done = snakemake(finished, "-n", "all", "--config", "experiment=tofu-small", f"data_root={tmp_path}")
+    assert done.returncode == 2
+    assert f"data_root: '{tmp_path}' has neither full.json nor full.jsonl" in done.stderr
