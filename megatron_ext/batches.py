@@ -1,7 +1,7 @@
 """Which sequences make up each optimizer step, and how they are dealt to data-parallel ranks.
 
-The global batch follows from ``(seed, step)`` alone: it is the same at every layout, and a resumed run needs no state of a
-data loader.
+The global batch follows from ``(seed, step)`` alone: it is the same at every layout, and a resumed run needs no state
+of a data loader.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _FORGET, _RETAIN, _MIXTURE, _WINDOW = range(4)
 class MicroBatch:
     """Right-padded sequences of one forward pass and the places whose next token is labelled.
 
-    ``tokens``: int64 ``[b, s]``. ``index``: int64 ``[n]``, positions in the flattened hidden states ``[s * b]`` from which
-    ``targets`` (int64 ``[n]``) are predicted. ``sequence``: int64 ``[n]``, the row of each target. ``real``: bool ``[b]``,
-    false for rows that only fill the batch. ``reference``: fp32 ``[b]`` or None.
+    ``tokens``: int64 ``[b, s]``. ``index``: int64 ``[n]``, positions in the flattened hidden states ``[s * b]`` from
+    which ``targets`` (int64 ``[n]``) are predicted. ``sequence``: int64 ``[n]``, the row of each target. ``real``: bool
+    ``[b]``, false for rows that only fill the batch. ``reference``: fp32 ``[b]`` or None.
     """
 
     tokens: torch.Tensor
@@ -93,9 +93,9 @@ class Pool:
 class Mixture:
     """Batches that hold a fixed share of each source; every source is walked in shuffled passes of its own.
 
-    Shares are exact over time: after ``t`` steps source ``i`` has given ``floor(share_i * batch * t)`` rows (the largest
-    source what remains). With ``window`` > 1, the rows of that many steps are sorted by length before they are cut into
-    batches, and the batches shuffled, which saves padding.
+    Shares are exact over time: after ``t`` steps source ``i`` has given ``floor(share_i * batch * t)`` rows (the
+    largest source what remains). With ``window`` > 1, the rows of that many steps are sorted by length before they
+    are cut into batches, and the batches shuffled, which saves padding.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """What makes megatron-core run on CPU and gloo: the one module that knows it assumes CUDA.
 
 megatron-core names the CUDA device in three ways: ``torch.cuda.current_device()``, the literal ``device="cuda"``, and
-the type strings ``torch.cuda.*Tensor``. Each is answered where it is asked: the first by a function that returns the CPU
-device, the second by giving the few modules with such literals a ``torch`` whose factories put "cuda" on the CPU (not by
-a ``TorchFunctionMode``, which would slow down every operation of the process), the third while objects are built.
+the type strings ``torch.cuda.*Tensor``. Each is answered where it is asked: the first by a function that returns the
+CPU device, the second by giving the few modules with such literals a ``torch`` whose factories put "cuda" on the CPU
+(not by a ``TorchFunctionMode``, which would slow down every operation), the third while objects are built.
 """
 
 from __future__ import annotations
@@ -47,16 +47,27 @@ def _on_cpu(factory: Any) -> Any:
 
 def install() -> None:
     """Make this process's megatron-core use the CPU; call once, before a model is built. Idempotent."""
+    compile_ = torch.compile
+    torch.compile = _eager  # type: ignore[assignment]
+    try:
+        # Its decorators would load torch's compiler, for fused kernels that a CPU never calls: half of the start-up.
+        importlib.import_module("megatron.core")
+    finally:
+        torch.compile = compile_
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
     for name in _MODULES_WITH_LITERALS:
         importlib.import_module(name).torch = _CpuTorch()  # type: ignore[attr-defined]
 
 
+def _eager(function: Any = None, **_: Any) -> Any:
+    return function if function is not None else _eager
+
+
 @contextlib.contextmanager
 def construction(active: bool) -> Iterator[None]:
-    """While models and optimizers are built on the CPU: ``Tensor.cuda()`` is the identity, and ``Tensor.type()`` answers
-    with the CUDA names that megatron-core's optimizers sort parameters by."""
+    """While models and optimizers are built on the CPU: ``Tensor.cuda()`` is the identity, and ``Tensor.type()``
+    answers with the CUDA names that megatron-core's optimizers sort parameters by."""
     if not active:
         yield
         return

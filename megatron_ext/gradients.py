@@ -1,8 +1,8 @@
 """Gradients as vectors: inner products that count every parameter once, whatever the layout.
 
-A rank holds flat fp32 pieces of the gradient: all of its parameters', or with the distributed optimizer its 1/dp of them.
-Two things would be counted more than once: parameters replicated over tensor-parallel ranks (norms), and the embedding
-that the first and last pipeline stage share. One rank counts each.
+A rank holds flat fp32 pieces of the gradient: all of its parameters', or with the distributed optimizer its 1/dp of
+them. Two things would be counted more than once: parameters replicated over tensor-parallel ranks (norms), and the
+embedding that the first and last pipeline stage share. One rank counts each.
 """
 
 from __future__ import annotations

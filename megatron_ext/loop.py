@@ -23,8 +23,8 @@ def run(
     step: Callable[[int], tuple[dict[str, Any], int, bool]],
     title: str,
 ) -> None:
-    """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some rank
-    was asked to stop. Exits with 143 after writing a state when SIGTERM came. Collective."""
+    """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some
+    rank was asked to stop. Exits with 143 after writing a state when SIGTERM came. Collective."""
     from tqdm import tqdm
 
     def ask_to_stop(*_: Any) -> None:

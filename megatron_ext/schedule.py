@@ -8,8 +8,8 @@ from megatron_ext.specs import Optimizer
 
 
 def learning_rate(spec: Optimizer, step: int, total: int, warmup: int) -> float:
-    """Rate of ``step`` (from 0) of ``total``: linear warm-up over ``warmup`` steps from ``peak / warmup``, then decay to
-    ``final_fraction`` of the peak at the last step."""
+    """Rate of ``step`` (from 0) of ``total``: linear warm-up over ``warmup`` steps from ``peak / warmup``, then decay
+    to ``final_fraction`` of the peak at the last step."""
     if step < warmup:
         return spec.learning_rate * (step + 1) / warmup
     done = (step - warmup + 1) / max(1, total - warmup)

@@ -34,7 +34,6 @@ def discover(package: str, path: list[str], base: type[Named]) -> dict[str, type
         for value in vars(loaded).values():
             if value is base or not (isinstance(value, type) and issubclass(value, base)):
                 continue
-            if value.__module__ == loaded.__name__:
-                if found.setdefault(value.key(), value) is not value:
-                    raise ValueError(f"{package}: {value.key()!r} is defined by two files")
+            if value.__module__ == loaded.__name__ and found.setdefault(value.key(), value) is not value:
+                raise ValueError(f"{package}: {value.key()!r} is defined by two files")
     return dict(sorted(found.items()))

@@ -20,7 +20,8 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "dp2": {"data": 2},
 }
 STEPS = 20
-COMPARED = ("forget_loss", "retain_loss", "forget_grad_norm", "retain_grad_norm", "update_norm", "retain_alignment")
+COMPARED = ("forget_loss", "retain_loss", "forget_grad_norm", "retain_grad_norm", "update_norm")
+SIGNED = ("grad_cosine", "retain_alignment")  # differences of terms of size one, which may cross zero
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -155,7 +156,8 @@ def test_steps_do_not_depend_on_the_layout(results: Path, name: str) -> None:
     for a, b in zip(expected, got, strict=True):
         for key in COMPARED:
             assert b[key] == pytest.approx(a[key], rel=1e-4), (name, a["step"], key)
-        assert b["grad_cosine"] == pytest.approx(a["grad_cosine"], abs=1e-4)
+        for key in SIGNED:
+            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-5), (name, a["step"], key)
         assert b["forget_alignment"] == pytest.approx(0.5, rel=1e-9)  # BLUR's gamma, by construction
         assert (b["learning_rate"], b["tokens"], b["epoch"]) == (a["learning_rate"], a["tokens"], a["epoch"])
 
