@@ -12,6 +12,7 @@ from tests.megatron_ext import tiny
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "vocab_size": 517,
     "hidden_size": 64,
     "intermediate_size": 88,

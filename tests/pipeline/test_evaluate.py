@@ -172,9 +172,12 @@ def test_changed_data_are_refused(data, run, tmp_path):
         run("target", {"split": "forget05"})
 
 
-@pytest.mark.parametrize("bad", [Score(math.nan, 19), Score(-math.inf, 19), Score(-1.0, 18)])
-def test_a_bad_score_names_the_example_and_nothing_is_written(run, tmp_path, bad):
-    with pytest.raises(DataError, match="set 'forget', example 0: target 'answer' of 19 tokens was given"):
+@pytest.mark.parametrize(("log_prob", "lacking"), [(math.nan, 0), (-math.inf, 0), (-1.0, 1)])
+def test_a_bad_score_names_the_example_and_nothing_is_written(run, data, tmp_path, log_prob, lacking):
+    first = json.loads((data / "evaluation" / "forget.jsonl").read_text().splitlines()[0])
+    tokens = len(first["targets"]["answer"])
+    bad = Score(log_prob, tokens - lacking)
+    with pytest.raises(DataError, match=f"set 'forget', example 0: target 'answer' of {tokens} tokens was given"):
         run("target", change=lambda scores: [bad, *scores[1:]])
     assert not (tmp_path / "target").exists()
 

@@ -14,6 +14,7 @@ CONFIG = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 16,
     "rms_norm_eps": 1e-6,
+    "model_type": "llama",
 }
 
 
