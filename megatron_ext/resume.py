@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_ext.files import write_json
 from megatron_ext.runtime import Ranks
-from megatron_ext.summary import write_json
 from megatron_ext.trainer import Trainer
 
 

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.files import write_json
 
-def write_json(path: Path, value: Any) -> None:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+SPANS = ("startup", "work", "write")
 
 
 class Clock:
-    """Splits a process's life into start-up (from its creation), work and writing."""
+    """Splits a process's life, from its creation, into start-up, work and writing."""
 
     def __init__(self) -> None:
         import psutil
 
         self._last = psutil.Process().create_time()
-        self._spans: dict[str, float] = {}
+        self._spans = dict.fromkeys(SPANS, 0.0)
+        self._parts: dict[str, float] = {}
 
-    def mark(self, span: str) -> None:
-        """The time since the last mark was spent on ``span``: "startup", "work" or "write"."""
+    def mark(self, span: str, part: str | None = None) -> None:
+        """The time since the last mark was spent on ``span``, one of ``SPANS``, and on the named ``part`` of it."""
         now = time.time()
-        self._spans[span] = self._spans.get(span, 0.0) + now - self._last
+        self._spans[span] += now - self._last
+        if part is not None:
+            self._parts[part] = self._parts.get(part, 0.0) + now - self._last
         self._last = now
 
+    def times(self) -> dict[str, float]:
+        """``<span>_seconds`` and ``<part>_seconds``."""
+        return {f"{name}_seconds": round(value, 3) for name, value in (*self._spans.items(), *self._parts.items())}
+
     def write(self, folder: Path, flags: Sequence[str] = (), **facts: Any) -> None:
-        """Write ``folder/summary.json``: ``<span>_seconds``, ``flags``, and the step's own facts."""
-        spans = {f"{name}_seconds": round(self._spans.get(name, 0.0), 3) for name in ("startup", "work", "write")}
-        write_json(folder / "summary.json", {**spans, "flags": list(flags), **facts})
+        """Write ``folder/summary.json``: times, ``flags``, and the step's own facts."""
+        write_json(folder / "summary.json", {**self.times(), "flags": list(flags), **facts})

@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from megatron_ext.files import write_json, write_text
 from megatron_ext.specs import read
+from megatron_ext.summary import Clock
 from pipeline.benchmarks import Item, family
 from pipeline.benchmarks.base import Example, read_rows
 from pipeline.data.cache import MANIFEST, sha256
@@ -48,11 +48,14 @@ class Engine(Protocol):
 @contextmanager
 def megatron_engine(spec: EvaluateSpec) -> Iterator[Engine]:
     """The model of ``spec.checkpoint`` over the ranks of ``spec.runtime``."""
-    from megatron_ext import runtime, weights
-    from megatron_ext.generation import generate
-    from megatron_ext.scoring import ScoreRequest, score
+    from megatron_ext import runtime
 
     with runtime.start(spec.runtime, seed=0) as ranks:
+        # After start(), which settles device and warnings before megatron-core is imported.
+        from megatron_ext import weights
+        from megatron_ext.generation import generate
+        from megatron_ext.scoring import ScoreRequest, score
+
         model = weights.load(spec.checkpoint, ranks)
 
         class Megatron:
@@ -70,16 +73,16 @@ def megatron_engine(spec: EvaluateSpec) -> Iterator[Engine]:
 
 def evaluate(
     spec: EvaluateSpec,
-    began: float | None = None,
+    clock: Clock | None = None,
     open_engine: Callable[[EvaluateSpec], AbstractContextManager[Engine]] = megatron_engine,
 ) -> dict[str, Any] | None:
     """Evaluate, write the files on rank 0 and return what ``evaluation.json`` holds; other ranks return ``None``.
 
-    ``began``: ``time.perf_counter()`` at the program's start, for the summary's times. Raises ``DataError`` that names
+    Raises ``DataError`` that names
     the file, or the set and example, of data, a score or a retain evaluation that will not do; what can be checked
     before the model is loaded is checked before.
     """
-    began = time.perf_counter() if began is None else began
+    clock = clock or Clock()
     benchmark = family(spec.family)
     hashes = _data_hashes(spec, benchmark.sets)
     items = benchmark.items(spec.data)
@@ -88,13 +91,13 @@ def evaluate(
 
     with open_engine(spec) as engine:
         rank = engine.rank
-        started = time.perf_counter()
+        clock.mark("startup")
         pairs = [pair for item in items for pair in item.targets.values()]
         scores = engine.score(pairs)
-        scored = time.perf_counter()
+        clock.mark("work", "scoring")
         prompts = [item.generation_prompt for item in items if item.generation_prompt is not None]
         answers = engine.generate(prompts, tokenizer.eos_id)
-        generated = time.perf_counter()
+        clock.mark("work", "generation")
     if rank != 0:
         return None
 
@@ -103,10 +106,10 @@ def evaluate(
     reference = examples if retain is None and spec.model_id == "retrain" else retain
     metrics = benchmark.recompute(examples, reference)
     reasons = benchmark.collapse(examples, metrics)
-    measured = time.perf_counter()
+    clock.mark("work", "metrics")
 
     lines = (json.dumps(example, ensure_ascii=False, allow_nan=False) + "\n" for example in examples)
-    examples_sha256 = _write(spec.output / "examples.jsonl", "".join(lines))
+    write_text(spec.output / "examples.jsonl", "".join(lines))
     evaluation = {
         "schema": SCHEMA,
         "model": spec.model_id,
@@ -126,26 +129,21 @@ def evaluate(
             "checkpoint": str(spec.checkpoint),
             "data": str(spec.data),
             "retain_evaluation": None if spec.retain_evaluation is None else str(spec.retain_evaluation),
-            "examples_sha256": examples_sha256,
+            "examples_sha256": sha256(spec.output / "examples.jsonl"),
         },
     }
-    summary = {
-        "startup_seconds": started - began,
-        "work_seconds": measured - started,
-        "scoring_seconds": scored - started,
-        "generation_seconds": generated - scored,
-        "metrics_seconds": measured - generated,
-        "write_seconds": time.perf_counter() - measured,
-        "flags": ["collapsed"] if reasons else [],
-        "collapsed_because": reasons,
+    clock.mark("write")
+    clock.write(
+        spec.output,
+        flags=["collapsed"] if reasons else [],
+        collapsed_because=reasons,
         **{key: metrics[key] for key in ("empty_generations", "repetitive_generations") if key in metrics},
-        "scored_sequences": len(pairs),
-        "scored_tokens": sum(len(target) for _, target in pairs),
-        "generated_sequences": len(prompts),
-        "generated_tokens": sum(map(len, answers)),
-    }
-    _write(spec.output / "summary.json", _json(summary))
-    _write(spec.output / "evaluation.json", _json(evaluation))
+        scored_sequences=len(pairs),
+        scored_tokens=sum(len(target) for _, target in pairs),
+        generated_sequences=len(prompts),
+        generated_tokens=sum(map(len, answers)),
+    )
+    write_json(spec.output / "evaluation.json", evaluation)
     for reason in reasons:
         print(f"evaluate: warning: {spec.model_id} has collapsed: {reason}", file=sys.stderr)
     return evaluation
@@ -223,27 +221,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> str:
-    """Write under a temporary name, then rename to ``path``; returns the content's SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    digest = sha256(temporary)
-    os.replace(temporary, path)
-    return digest
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    began = time.perf_counter()
+    clock = Clock()
     parser = argparse.ArgumentParser(prog="python -m pipeline.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("spec", type=Path, help="YAML file with an evaluate specification")
     spec = read(parser.parse_args(argv).spec, EvaluateSpec)
     try:
-        evaluation = evaluate(spec, began)
+        evaluation = evaluate(spec, clock)
     except DataError as error:
         raise SystemExit(f"evaluate: error: {error}") from error
     if evaluation is not None:

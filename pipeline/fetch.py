@@ -7,14 +7,13 @@ The only step that may need the internet. Files already in the hub's local cache
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ext.specs import read
+from megatron_ext.summary import Clock
 from pipeline import files
 from pipeline.specs import FetchSpec
 
@@ -22,25 +21,17 @@ WANTED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    started = time.perf_counter()
+    clock = Clock()
     parser = argparse.ArgumentParser(prog="python -m pipeline.fetch", description=__doc__.splitlines()[0])
     parser.add_argument("spec", type=Path, help="YAML file with a FetchSpec")
     spec = read(parser.parse_args(argv).spec, FetchSpec)
+    clock.mark("startup")
     source, revision = _source(spec)
     _check(spec, source)
-    found = time.perf_counter()
+    clock.mark("work")
     size = _copy(source, spec.output / "checkpoint")
-    summary = {
-        "startup_seconds": 0.0,
-        "work_seconds": found - started,
-        "write_seconds": time.perf_counter() - found,
-        "flags": [],
-        "revision": revision,
-        "bytes": size,
-    }
-    temporary = spec.output / f".summary.json.{os.getpid()}"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, spec.output / "summary.json")
+    clock.mark("write")
+    clock.write(spec.output, revision=revision, bytes=size)
 
 
 def _source(spec: FetchSpec) -> tuple[Path, str | None]:

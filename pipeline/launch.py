@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from megatron_ext.files import write_text
 from megatron_ext.schema import Strict
 from pipeline.sources import program
 from pipeline.specs import StepSpec
@@ -61,10 +62,7 @@ def _specification(path: Path, text: str | None, threads: int | None) -> Any:
         each = max(1, threads // spec.runtime.layout.ranks)
         spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"threads": each})})
     if text is not None or threads is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(as_yaml(spec), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, as_yaml(spec))
     return spec
 
 

@@ -13,12 +13,13 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.files import write_json, write_text
 from megatron_ext.specs import read
+from megatron_ext.summary import Clock
 from pipeline.data import cache, sources
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.rows import DataError, Row, Splits
@@ -31,11 +32,11 @@ EXTRA = ("background", "full_rephrased", "retain_rephrased")  # training splits 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    began = time.perf_counter()
+    clock = Clock()
     parser = argparse.ArgumentParser(prog="python -m pipeline.prepare", description="Tokenise a benchmark's splits.")
     parser.add_argument("spec", type=Path, help="YAML file with a prepare specification")
     try:
-        summary = prepare(read(parser.parse_args(argv).spec, PrepareSpec), began)
+        summary = prepare(read(parser.parse_args(argv).spec, PrepareSpec), clock)
     except DataError as error:
         raise SystemExit(f"prepare: error: {error}") from error
     origin = "copied from the cache" if summary["cached"] else f"tokenised in {summary['work_seconds']:.1f} s"
@@ -44,15 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"prepare: warning: {flag}", file=sys.stderr)
 
 
-def prepare(spec: PrepareSpec, began: float | None = None) -> dict[str, Any]:
-    """Write the splits of ``spec`` and return the summary; raises ``DataError`` that names the file and row at fault.
-
-    ``began``: ``time.perf_counter()`` at the program's start, for the summary's times.
-    """
-    began = time.perf_counter() if began is None else began
+def prepare(spec: PrepareSpec, clock: Clock | None = None) -> dict[str, Any]:
+    """Write the splits of ``spec`` and return the summary; raises ``DataError`` naming the file and row at fault."""
+    clock = clock or Clock()
     output = Path(spec.output)
     output.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    clock.mark("startup")
     splits = sources.load(spec.source, spec.forget_split)
     key = _key(spec, splits)
     # Next to the files it replaces, so that putting them in place is a rename.
@@ -64,7 +62,7 @@ def prepare(spec: PrepareSpec, began: float | None = None) -> dict[str, Any]:
             content = _build(spec, splits, staging)
             if spec.cache is not None:
                 cache.store(spec.cache, key, staging, content)
-        worked = time.perf_counter()
+        clock.mark("work")
         (output / cache.MANIFEST).unlink(missing_ok=True)
         for name in cache.FOLDERS:
             if (output / name).exists():
@@ -78,10 +76,9 @@ def prepare(spec: PrepareSpec, began: float | None = None) -> dict[str, Any]:
         manifest[kind] = {name: {"origin": origins[name], **entry} for name, entry in content[kind].items()}
     overlap = splits.overlap(spec.forget_split, sources.RETAIN_SPLITS[spec.forget_split])
     tables = [*content["train"].values(), *content["evaluation"].values()]
+    clock.mark("write")
     summary = {
-        "startup_seconds": started - began,
-        "work_seconds": worked - started,
-        "write_seconds": 0.0,
+        **clock.times(),
         "flags": _flags(content, overlap),
         "cached": cached,
         "key": key,
@@ -92,9 +89,8 @@ def prepare(spec: PrepareSpec, began: float | None = None) -> dict[str, Any]:
         "overlap": overlap,
         "vocab_size": content["tokenizer"]["vocab_size"],
     }
-    summary["write_seconds"] = time.perf_counter() - worked
-    _write(output / "summary.json", _json(summary))
-    _write(output / cache.MANIFEST, _json(manifest))
+    write_json(output / "summary.json", summary)
+    write_json(output / cache.MANIFEST, manifest)
     return summary
 
 
@@ -139,7 +135,7 @@ def _build(spec: PrepareSpec, splits: Splits, folder: Path) -> dict[str, Any]:
         if not records:
             raise DataError(f"{origin}: none of its {len(splits.rows[split])} rows is left for evaluation")
         file = folder / "evaluation" / f"{name}.jsonl"
-        _write(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         lengths = [len(record["prompt_ids"]) + len(ids) for record in records for ids in record["targets"].values()]
         evaluation[name] = _entry(file, len(records), dropped, sum(lengths), max(lengths))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -217,18 +213,6 @@ def _without(text: str, tokens: tuple[str, ...]) -> str:
     for token in tokens:
         text = text.replace(token, "\n")
     return text
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

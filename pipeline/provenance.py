@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.files import write_json
 from megatron_ext.schema import Strict
 from pipeline.sources import ROOT
 
@@ -24,10 +25,7 @@ PROJECT = "megatron-unlearning"
 
 def write(spec: Strict, path: Path, started: datetime) -> None:
     """Write ``provenance.json`` into the output of ``spec``, which was read from ``path``; atomic."""
-    folder = Path(spec.output)
-    temporary = folder / f".provenance.json.{os.getpid()}"
-    temporary.write_text(json.dumps(record(spec, path, started), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "provenance.json")
+    write_json(Path(spec.output) / "provenance.json", record(spec, path, started))
 
 
 def record(spec: Strict, path: Path, started: datetime) -> dict[str, Any]:

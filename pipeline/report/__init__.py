@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from megatron_ext.files import write_text
+from megatron_ext.summary import Clock
 
 __all__ = ["main"]
 
@@ -17,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of an earlier report that this one lacks are removed. Equal inputs give equal bytes (``summary.json`` holds times).
     Raises ``ValueError`` or ``OSError`` that names file and key where an input is missing or malformed.
     """
-    start = time.perf_counter()
+    clock = Clock()
     parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("spec", nargs="?", type=Path, metavar="SPEC.yaml", help="what to report, and where to write it")
@@ -28,13 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(as_text(given.folder))
     else:
-        write(given.spec, start)
+        write(given.spec, clock)
 
 
-def write(path: Path, start: float) -> None:
-    """The report of the specification at ``path``; ``start`` is ``time.perf_counter()`` at the program's start."""
-    import json
-
+def write(path: Path, clock: Clock) -> None:
+    """The report of the specification at ``path``."""
     # jinja2 and matplotlib are imported here, too, so that they count as start-up.
     import jinja2  # noqa: F401
     import yaml
@@ -49,7 +49,7 @@ def write(path: Path, start: float) -> None:
         spec: ReportSpec = read(path, ReportSpec)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
-    ready = time.perf_counter()
+    clock.mark("startup")
 
     metrics = family(spec.family).metrics
     groups = results.load(spec)
@@ -61,20 +61,13 @@ def write(path: Path, start: float) -> None:
         **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
         "index.html": page.render(spec, groups, metrics, drawn, stages),
     }
-    worked = time.perf_counter()
+    clock.mark("work")
 
     (spec.output / "figures").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        results.write_text(spec.output / name, text)
+        write_text(spec.output / name, text)
     for old in (spec.output / "figures").glob("*.svg"):
         if f"figures/{old.name}" not in files:
             old.unlink()
-    summary = {
-        "startup_seconds": ready - start,
-        "work_seconds": worked - ready,
-        "write_seconds": time.perf_counter() - worked,
-        "flags": [],
-        "models": sum(len(group.results) for group in groups),
-        "figures": len(drawn),
-    }
-    results.write_text(spec.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    clock.mark("write")
+    clock.write(spec.output, models=sum(len(group.results) for group in groups), figures=len(drawn))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -124,13 +123,6 @@ def stages(spec: ReportSpec, groups: Sequence[Group]) -> list[Stage]:
     """Times of every step that the report knows of, in the order in which they run."""
     found = [_stage(folder / "summary.json", name, name) for name, folder in spec.steps.items()]
     return found + [stage for group in groups for result in group.results for stage in result.stages]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8, as it is) in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
 
 
 def read_object(path: Path) -> dict[str, Any]:
