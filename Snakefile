@@ -3,7 +3,10 @@
 #   snakemake --profile workflow_configs/profiles/local all --config experiment=NAME data_root=DIR results=DIR
 #
 # Every option of --config may be left out. `data`, `train`, `unlearn`, `evaluate` and `report` in place of `all` stop
-# after that stage. A step is one program with one argument, the spec.yaml in its folder.
+# after that stage. A step is one program with one argument, the spec.yaml in its folder. With
+# `--software-deployment-method apptainer --config image=IMAGE`, steps run in that image, which must hold what
+# pyproject.toml requires.
+import shlex
 import sys
 
 from snakemake.utils import min_version
@@ -18,9 +21,9 @@ plan = steps.read(config)
 jobs = steps.Rules(plan)
 ROOT = str(plan.root)
 
+if "image" in config:
 
-# The image in which every step runs under `--software-deployment-method apptainer`; unused without.
-container: config.get("image", "containers/unlearn-cpu.sif")
+    container: str(config["image"])
 
 
 localrules:

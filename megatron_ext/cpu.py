@@ -55,6 +55,10 @@ def install() -> None:
     finally:
         torch.compile = compile_
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+    # Transformer Engine's and Apex's, which megatron-core prefers where they are installed, need CUDA.
+    optimizer = importlib.import_module("megatron.core.optimizer")
+    optimizer.Adam, optimizer.SGD = torch.optim.AdamW, torch.optim.SGD  # type: ignore[attr-defined]
+    optimizer.USING_PYTORCH_OPTIMIZER = True  # type: ignore[attr-defined]
     torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
     for name in _MODULES_WITH_LITERALS:
         importlib.import_module(name).torch = _CpuTorch()  # type: ignore[attr-defined]

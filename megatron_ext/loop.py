@@ -27,35 +27,38 @@ def run(
     rank was asked to stop. Exits with 143 after writing a state when SIGTERM came. Collective."""
     from tqdm import tqdm
 
+    previous = signal.getsignal(signal.SIGTERM)
+
     def ask_to_stop(*_: Any) -> None:
         trainer.stop_requested = True
+        signal.signal(signal.SIGTERM, previous)  # a second one ends a rank that waits for one that is gone
 
-    previous = signal.signal(signal.SIGTERM, ask_to_stop)
     first = resume.restore()
     leader = trainer.ranks.world_rank == 0
     quiet = not sys.stderr.isatty()
     bar = tqdm(
         total=steps, initial=first, desc=title, unit="step", disable=not leader, mininterval=10 if quiet else 0.1
     )
-    for i in range(first, steps):
-        begin = time.perf_counter()
-        record, tokens, stop = step(i)
-        seconds = time.perf_counter() - begin
-        timing = {"tokens": tokens, "seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
-        resume.log.write({"step": i, **record, **timing})
-        bar.set_postfix_str(_brief(record, tokens / seconds), refresh=False)
-        bar.update()
-        done = i + 1
-        if (stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
-            resume.save(done)
-        if stop and done < steps:
-            bar.close()
-            if leader:
-                print(f"asked to stop: the state after step {done} of {steps} is in {resume.folder}", flush=True)
-            sys.exit(STOPPED)
-    bar.close()
-    signal.signal(signal.SIGTERM, previous)
-    resume.log.flush()
+    signal.signal(signal.SIGTERM, ask_to_stop)
+    try:
+        for i in range(first, steps):
+            begin = time.perf_counter()
+            record, tokens, stop = step(i)
+            seconds = time.perf_counter() - begin
+            timing = {"tokens": tokens, "seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
+            resume.log.write({"step": i, **record, **timing})
+            bar.set_postfix_str(_brief(record, tokens / seconds), refresh=False)
+            bar.update()
+            done = i + 1
+            if (stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
+                resume.save(done)
+            if stop and done < steps:
+                if leader:
+                    print(f"asked to stop: the state after step {done} of {steps} is in {resume.folder}", flush=True)
+                sys.exit(STOPPED)
+    finally:
+        bar.close()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _brief(record: dict[str, Any], speed: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
+    HAVE_TE,
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
@@ -58,13 +58,10 @@ class Attention(DotProductAttention):
 
 
 class Norm:
-    """RMSNorm for the spec without Transformer Engine; its weight says whether its gradient is partial under sequence
-    parallelism, which torch's own does not."""
+    """RMSNorm in the parameters' dtype, for the spec without Transformer Engine."""
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
-        norm = torch.nn.RMSNorm(hidden_size, eps=eps, dtype=config.params_dtype)
-        norm.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-        return norm
+        return torch.nn.RMSNorm(hidden_size, eps=eps, dtype=config.params_dtype)
 
 
 class LanguageModel(GPTModel):
@@ -212,7 +209,8 @@ def build(hf: Mapping[str, Any], ranks: Ranks) -> LanguageModel:
 
 
 def _spec(config: TransformerConfig, ranks: Ranks) -> ModuleSpec | TransformerBlockSubmodules:
-    if not ranks.on_cpu and importlib.util.find_spec("transformer_engine") is not None:
+    # In fp32, Transformer Engine's matrix products are TF32's: then torch's own layers compute what was asked for.
+    if HAVE_TE and not ranks.on_cpu and ranks.dtype != torch.float32:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
         spec.submodules.self_attention.submodules.core_attention = _masked_transformer_engine_attention()
         return spec

@@ -1,8 +1,10 @@
 """Stopping and going on: the state of a run, written every N steps and read back bit for bit.
 
 One safetensors file a rank, in a folder that is renamed when all are written: no pickle, and no process sees another's
-tensors. It belongs to one run at one layout; going on at another layout means starting again, which is refused aloud.
-(Checkpoints that others read are Hugging Face folders, see ``weights``.)
+tensors. A state belongs to one run at one layout; for any other it is dropped, with a message. What follows from a
+state has the same bits wherever the same step twice has: on a CPU with the same number of threads, but not on a GPU,
+whose attention and scatter kernels add in an order of their own. (Checkpoints that others read are Hugging Face
+folders, see ``weights``.)
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_ext.files import write_json
+from megatron_ext.files import write_json, write_text
 from megatron_ext.runtime import Ranks
 from megatron_ext.trainer import Trainer
 
@@ -42,24 +44,28 @@ class Resume:
 
     def restore(self) -> int:
         """Load the newest state, if it is this run's; the number of steps already taken."""
-        state = self._newest()
+        # Rank 0 decides for all: on a shared file system others may still see an older listing.
+        chosen = [self._choose() if self.ranks.world_rank == 0 else None]
+        if self.ranks.world_size > 1:
+            dist.broadcast_object_list(chosen, src=0)
         steps = 0
+        if chosen[0] is not None:
+            name, steps = chosen[0]
+            self._load(self.folder / name / self._file())
+        self.log.open(steps)
+        return steps
+
+    def _choose(self) -> tuple[str, int] | None:
+        """Folder name and steps of the newest state; where it is not this run's, or none, a clean start."""
+        state = self._newest()
         if state is not None:
             known = json.loads((state / "state.json").read_text())
             if known["identity"] == self.identity:
-                self._load(state / self._file())
-                steps = known["steps"]
-            elif self.ranks.world_rank == 0:
-                print(f"{self.folder} belongs to another configuration or other inputs: starting from the beginning")
-        _barrier(self.ranks)
-        if self.ranks.world_rank == 0:
-            if steps == 0:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            else:
-                print(f"going on after step {steps}")
-        _barrier(self.ranks)
-        self.log.open(steps)
-        return steps
+                print(f"going on after step {known['steps']}", flush=True)
+                return state.name, known["steps"]
+            print(f"{self.folder} is of another configuration or other inputs: starting from the beginning", flush=True)
+        _discard(self.folder)
+        return None
 
     def save(self, steps: int) -> None:
         """Write the state after ``steps`` steps, then delete older ones."""
@@ -71,6 +77,7 @@ class Resume:
         _barrier(self.ranks)
         if self._writes():
             tensors = {name: t.detach().contiguous().cpu() for name, t in self._tensors()}
+            tensors |= {name: torch.tensor(group["step"]) for name, group in self._counted_groups()}
             save_file(tensors, partial / self._file())
             _sync(partial / self._file())
         _barrier(self.ranks)
@@ -90,8 +97,8 @@ class Resume:
         self.log.close()
         _barrier(self.ranks)
         if self.ranks.world_rank == 0:
-            os.replace(self.log.path, log)
-            shutil.rmtree(self.folder)
+            write_text(log, self.log.path.read_text())
+            _discard(self.folder)
 
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -114,6 +121,14 @@ class Resume:
                 for p, parameter in enumerate(group["params"]):
                     yield f"optimizer.{i}.{g}.{p}", inner, parameter
 
+    def _counted_groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Groups of the optimizers that count steps there: Transformer Engine's and Apex's, where torch's have a tensor
+        for each parameter."""
+        for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
+            for g, group in enumerate(wrapper.optimizer.param_groups):
+                if "step" in group:
+                    yield f"optimizer.{i}.{g}.step", group
+
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model = dict(self.trainer.model.named_parameters())
         storages = {p.untyped_storage().data_ptr() for p in model.values()}
@@ -131,8 +146,11 @@ class Resume:
             for name, inner, parameter in self._optimizers():
                 prefix = f"{name}.state."
                 stored = [key for key in keys if key.startswith(prefix)]
-                # The step count stays on the CPU except for fused kernels, as torch keeps it when it makes the state.
                 inner.state[parameter] = {key.removeprefix(prefix): file.get_tensor(key) for key in stored}
+            for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
+                for g, group in enumerate(wrapper.optimizer.param_groups):
+                    if (key := f"optimizer.{i}.{g}.step") in keys:
+                        group["step"] = int(file.get_tensor(key))
             for name, tensor in self._tensors():
                 if ".state." not in name:
                     tensor.copy_(file.get_tensor(name))
@@ -175,9 +193,20 @@ class StepLog:
             self._file.close()
 
 
+def _discard(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or gone, never in part."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, gone)
+        shutil.rmtree(gone)
+
+
 def _barrier(ranks: Ranks) -> None:
     if ranks.world_size > 1:
-        dist.barrier()
+        done = torch.zeros(1, device=ranks.device)
+        dist.all_reduce(done)
+        done.item()  # under NCCL only this waits
 
 
 def _sync(path: Path) -> None:

@@ -56,6 +56,14 @@ class Sequences:
         """Labelled tokens of each sequence: int64 ``[n]``."""
         return self.lengths - self.prompt_lengths
 
+    def check(self, what: str, vocabulary: int, context: int) -> None:
+        """Raise ``ValueError``, naming ``what`` and the row, for an id or a length that a model cannot read."""
+        for row in np.flatnonzero(self.lengths > context)[:1]:
+            raise ValueError(f"{what}, row {row}: {self.lengths[row]} tokens, the model's context is {context}")
+        for place in np.flatnonzero((self.ids < 0) | (self.ids >= vocabulary))[:1]:
+            row = int(np.searchsorted(self.offsets, place, side="right")) - 1
+            raise ValueError(f"{what}, row {row}: token id {self.ids[place]}, the model's vocabulary is {vocabulary}")
+
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for array in (self.ids, self.offsets, self.prompt_lengths):

@@ -7,6 +7,7 @@ megatron, so that a workflow can be planned and checked on a machine that has ne
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +47,7 @@ class Runtime(Strict):
 
 
 class Schedule(Strict):
-    """Learning rate over optimizer steps: linear warm-up from 0, then the named decay to ``final_fraction``."""
+    """Learning rate over optimizer steps: linear warm-up from ``peak / warmup_steps``, then the named decay."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
@@ -63,6 +64,11 @@ class Optimizer(Strict):
     weight_decay: float = Field(0.0, ge=0)
     schedule: Schedule = Schedule()
     clip_norm: float | None = Field(None, gt=0, description="bound on the global norm of the update direction")
+
+
+def _works_with(optimizer: Optimizer, layout: Layout) -> None:
+    if optimizer.name == "sgd" and layout.distributed_optimizer:
+        raise ValueError("optimizer: 'sgd' does not work with layout.distributed_optimizer; allowed: 'adamw'")
 
 
 class ModelSource(Strict):
@@ -105,6 +111,7 @@ class TrainSpec(Strict):
     def _shares(self) -> TrainSpec:
         if any(v <= 0 for v in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
             raise ValueError(f"data: shares must be positive and sum to 1, got {self.data}")
+        _works_with(self.optimizer, self.runtime.layout)
         return self
 
 
@@ -150,12 +157,23 @@ class UnlearnSpec(Strict):
             raise ValueError(f"forget_loss: {self.forget_loss.name!r} needs 'reference', which is missing")
         if self.rule.needs_retain and self.retain_loss is None:
             raise ValueError(f"rule: {self.rule.name!r} needs a retain loss, which is missing")
+        _works_with(self.optimizer, self.runtime.layout)
         return self
 
 
-Spec = TrainSpec | ReferenceSpec | UnlearnSpec
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: ``1e-5`` is a float here, a string in YAML 1.1."""
+
+
+Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
 
 
 def read(path: Path, kind: type[Strict]) -> Any:
-    """The specification in a YAML file, checked; raises ``pydantic.ValidationError`` or ``yaml.YAMLError``."""
-    return kind.model_validate(yaml.safe_load(Path(path).read_text()))
+    """The specification in a program's YAML file; ends the program with what is wrong where it will not do."""
+    try:
+        return kind.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # pydantic's ValidationError is a ValueError
+        raise SystemExit(f"{path}: {error}") from None

@@ -34,6 +34,8 @@ class Clock:
         """``<span>_seconds`` and ``<part>_seconds``."""
         return {f"{name}_seconds": round(value, 3) for name, value in (*self._spans.items(), *self._parts.items())}
 
-    def write(self, folder: Path, flags: Sequence[str] = (), **facts: Any) -> None:
-        """Write ``folder/summary.json``: times, ``flags``, and the step's own facts."""
-        write_json(folder / "summary.json", {**self.times(), "flags": list(flags), **facts})
+    def write(self, folder: Path, flags: Sequence[str] = (), **facts: Any) -> dict[str, Any]:
+        """Write ``folder/summary.json``: times, ``flags``, and the step's own facts. Returns what it holds."""
+        summary = {**self.times(), "flags": list(flags), **facts}
+        write_json(folder / "summary.json", summary)
+        return summary

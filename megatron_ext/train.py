@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> None:
         # After start(), which settles device and warnings before megatron-core is imported.
         from megatron_ext import loop, weights
         from megatron_ext.batches import Mixture, Pool
+        from megatron_ext.families import family_of
         from megatron_ext.losses.nll import NLL
         from megatron_ext.resume import Resume
         from megatron_ext.schedule import learning_rate
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
             assert spec.model.config is not None
             model = weights.initialise(spec.model.config, ranks, spec.seed)
             origin = "initialised"
+        for name, part in parts.items():
+            part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
         trainer = Trainer(model, ranks, spec.optimizer, batching.micro_batch)
         identity = {
             "spec": spec.model_dump(mode="json", exclude={"runtime": {"threads", "timeout_seconds"}, "output": True}),
@@ -65,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         loop.run(trainer, resume, spec.optimizer_steps, spec.checkpoint_every, step, f"train {spec.output.name}")
         clock.mark("work")
         tokenizer = spec.model.tokenizer or spec.model.checkpoint
+        trainer.refuse_broken_weights()
         weights.save(model, ranks, spec.output / "checkpoint", tokenizer)
         resume.finish(spec.output / "steps.jsonl")
         clock.mark("write")

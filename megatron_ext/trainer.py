@@ -99,9 +99,11 @@ class Trainer:
                 [self.ddp],
                 use_gloo_process_groups=False,
             )
-        if ranks.on_cpu:
-            for group in self.optimizer.param_groups:
-                group["fused"] = True  # torch's one-pass kernel; the default loops over tensors in Python
+        for wrapper in self.optimizer.chained_optimizers:
+            if isinstance(wrapper.optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)):
+                for group in wrapper.optimizer.param_groups:
+                    # torch's one-pass kernel: others loop over tensors in Python, or hold one more vector.
+                    group["fused"] = True
         self.space = GradientSpace(self.ddp, ranks)
         self._run = get_forward_backward_func()
         self.stop_requested = False
@@ -218,6 +220,14 @@ class Trainer:
         else:
             bad = [local]
         raise NonFinite(f"a loss or gradient is not finite (sums {numbers}), on {[b for b in bad if b]}")
+
+    def refuse_broken_weights(self) -> None:
+        """Raise ``NonFinite`` on every rank if any parameter is not finite: what the last step left was not checked."""
+        bad = torch.stack([~p.detach().isfinite().all() for p in self.model.parameters()]).any().long()
+        if self.ranks.world_size > 1:
+            torch.distributed.all_reduce(bad)
+        if bad:
+            raise NonFinite("the weights are not finite after the last step; they were not written")
 
     def checksum(self) -> Tensor:
         """int64 ``[p]``: a number of each parameter's bits, to see whether the weights changed."""

@@ -6,6 +6,7 @@ rows, takes the two gradients, and moves along the direction that the rule makes
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from megatron_ext import loop, weights
         from megatron_ext.batches import Pairs, Pool
+        from megatron_ext.families import family_of
         from megatron_ext.reference import load_reference
         from megatron_ext.resume import Resume
         from megatron_ext.schedule import learning_rate
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         warmup = spec.optimizer.schedule.warmup_steps + round(spec.warmup_epochs * pairs.steps_per_epoch)
         model = weights.load(spec.checkpoint, ranks)
+        for name, part in ((spec.forget_data, forget), (spec.retain_data, retain)):
+            part.check(str(name), model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
         trainer = Trainer(model, ranks, spec.optimizer, batching.micro_batch)
         before = trainer.checksum()
         identity = {
@@ -52,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
             "reference": None if reference is None else reference.tobytes().hex(),
         }
         resume = Resume(spec.output, identity, trainer)
-        notes: set[str] = set()
         clock.mark("startup")
 
         def step(i: int) -> tuple[dict[str, Any], int, bool]:
@@ -62,10 +65,8 @@ def main(argv: list[str] | None = None) -> None:
                 terms.append(Term("retain_loss", spec.retain_loss, retain_pool, retain_rows))
             rate = learning_rate(spec.optimizer, i, pairs.steps, warmup)
             result = trainer.step(terms, spec.rule, rate, spec.diagnostics)
-            if result.direction.note and result.direction.note not in notes:
-                notes.add(result.direction.note)
-                if ranks.world_rank == 0:
-                    print(f"step {i}: {result.direction.note}", file=sys.stderr)
+            if result.direction.note and ranks.world_rank == 0:
+                print(f"step {i}: {result.direction.note}", file=sys.stderr)
             tokens = int(forget_pool.lengths[forget_rows].sum() + retain_pool.lengths[retain_rows].sum())
             return record(result, pairs.epoch(i), rate), tokens, result.stop
 
@@ -91,12 +92,14 @@ def main(argv: list[str] | None = None) -> None:
         if ranks.world_size > 1:
             torch.distributed.all_reduce(changed)
         clock.mark("work")
+        trainer.refuse_broken_weights()
         weights.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
         resume.finish(spec.output / "steps.jsonl")
         clock.mark("write")
         if ranks.world_rank == 0:
-            flags = [] if changed else ["unchanged"]
-            clock.write(spec.output, flags, steps=pairs.steps, notes=sorted(notes))
+            lines = (spec.output / "steps.jsonl").read_text().splitlines()
+            notes = sorted({note for line in lines if (note := json.loads(line)["note"])})
+            clock.write(spec.output, [] if changed else ["unchanged"], steps=pairs.steps, notes=notes)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class _TargetLogProbs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         softmax, index, mine = ctx.saved_tensors
-        grad_logits = softmax * -grad.unsqueeze(-1)
+        grad_logits = softmax.mul_(-grad.unsqueeze(-1))  # in place: backward runs once
         grad_logits.scatter_add_(-1, index, (grad * mine).unsqueeze(-1))
         return grad_logits.to(ctx.dtype), None, None
 

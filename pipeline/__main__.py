@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(given.experiment, given.data_root)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        print(f"{len(error.problems)} {'problem' if len(error.problems) == 1 else 'problems'}", file=sys.stderr)
+        print(sizing.number_of(len(error.problems), "problem"), file=sys.stderr)
         return 2
     print("\n".join([*summary(config), "", *jobs(Plan(config, given.results)), "", *notes(config)]))
     return 0
@@ -42,7 +42,7 @@ def summary(config: Config) -> list[str]:
         f"model      {config.model.title}, {_count(config.shape.parameters)} parameters",
         f"benchmark  {config.benchmark.title}, {experiment.split} ({config.forget_rows} rows to forget), "
         + ", ".join(f"{key} {value}" for key, value in source.items()),
-        f"layout     {layout.ranks} {'rank' if layout.ranks == 1 else 'ranks'}: tensor {layout.tensor} x pipeline "
+        f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}",
     ]
 
@@ -64,7 +64,13 @@ def notes(config: Config) -> list[str]:
         found.append(f"note: the vocabulary of {vocabulary} is padded to a multiple of {tensor} inside; never on disk")
     if config.experiment.training.retrain is None and not config.model.published("retrain", config.experiment.split):
         found.append("note: there is no retrain model, so forget quality is not computed")
-    if config.experiment.runtime.device == "cuda" and sizing.visible_gpus() is None:
+    length, new = config.experiment.data.max_length, config.experiment.evaluation.max_new_tokens
+    if length + new > config.shape.context:
+        found.append(
+            f"note: data.max_length {length} + evaluation.max_new_tokens {new} is more than the model's context of "
+            f"{config.shape.context}; the answer to a long prompt may be cut short"
+        )
+    if config.experiment.runtime.device == "cuda" and not sizing.visible_gpus():
         found.append("note: this machine shows no GPUs, so their number was not checked")
     return [*found, "nothing is wrong"]
 

@@ -1,4 +1,4 @@
-"""Experiments, methods, models and benchmarks as YAML, and the one place where they are checked.
+"""The one place where an experiment is checked, with the benchmark, model and method files that it names.
 
 ``load`` reads an experiment with the files that it names and raises ``ConfigError`` with everything that is wrong. It
 imports neither torch nor a workflow engine: checking takes a fraction of a second.
@@ -8,188 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import ValidationError
 
-from megatron_ext.losses import AnyLoss
-from megatron_ext.schema import Strict
-from megatron_ext.specs import Layout, Optimizer
-from megatron_ext.updates import AnyRule
+from megatron_ext.specs import Layout
 from pipeline import files, sizing
 from pipeline.benchmarks import family
-from pipeline.data.sources import RETAIN_SPLITS
+from pipeline.data.sources import RETAIN_SPLITS, training_sets
+from pipeline.data.synthetic import forget_authors
 from pipeline.documents import ConfigError, Document, check, hint, merge, read
+from pipeline.experiment import Batches, Benchmark, Experiment, Method, MethodUse, Model, checkpoints, tokenizer_source
 from pipeline.sizing import Shape
-from pipeline.specs import BadRows, BpeTokenizer, DataSource, FolderSource, SyntheticSource, TemplateName
+from pipeline.specs import DataSource, FolderSource, SyntheticSource
 
 CONFIGS = Path(__file__).resolve().parents[1] / "workflow_configs"
-TRAINING_SETS = ("full", "retain", "forget", "general")
-SYNTHETIC_SETS = ("background", "full_rephrased", "retain_rephrased")
 FORGOTTEN = {"full", "forget", "full_rephrased"}  # sets that hold the forget set
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
-
-
-class Batches(Strict):
-    """``micro_batch`` is by default all of a data-parallel rank's share of the global batch."""
-
-    global_batch: int = Field(ge=1)
-    micro_batch: int | None = Field(None, ge=1)
-    length_window: int = Field(1, ge=1)
-    optimizer: Optimizer
-    checkpoint_every: int = Field(0, ge=0)
-
-
-class Training(Batches):
-    """How the base, target or retrain model is trained: shares of tokenised sets, and a number of optimizer steps."""
-
-    data: dict[str, float] = Field(min_length=1)
-    steps: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _shares(self) -> Training:
-        if any(v <= 0 for v in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
-            raise ValueError(f"data: shares must be positive and sum to 1, given {self.data}")
-        return self
-
-
-class Unlearning(Batches):
-    epochs: float = Field(gt=0)
-    warmup_epochs: float = Field(0.0, ge=0)
-    diagnostics: bool = False
-
-
-class Method(Strict):
-    """A method file, with the experiment's ``unlearning`` and the method's own ``overrides`` laid on it."""
-
-    name: Name
-    title: str
-    source: str
-    forget: AnyLoss
-    retain: AnyLoss | None = None
-    rule: AnyRule
-    training: Unlearning
-
-    @model_validator(mode="after")
-    def _needs(self) -> Method:
-        if self.rule.needs_retain and self.retain is None:
-            raise ValueError(f"retain: is missing, and the rule {self.rule.name!r} needs a retain loss")
-        return self
-
-
-class MethodUse(Strict):
-    method: str
-    variant: Name | None = None
-    overrides: dict[str, Any] = {}
-
-
-class Checkpoint(Strict):
-    """A published model: a hub repository, or a local folder (a relative one starts at the working directory)."""
-
-    hub: str | None = None
-    revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")
-    folder: Path | None = Field(None, strict=False)
-
-    @model_validator(mode="after")
-    def _one(self) -> Checkpoint:
-        if (self.hub is None) == (self.folder is None):
-            raise ValueError("give exactly one of 'hub' and 'folder'")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("revision: only a 'hub' repository has revisions")
-        return self
-
-
-class Checkpoints(Strict):
-    base: Checkpoint | None = None
-    target: Checkpoint | None = None
-    retrain: dict[str, Checkpoint] = Field({}, description="by forget split")
-
-
-class Model(Strict):
-    """Where a model comes from: ``architecture`` and ``tokenizer`` to make one, or published ``checkpoints``.
-
-    ``architecture`` is a Hugging Face ``config.json``; of a published model it states what layouts are checked against.
-    """
-
-    name: Name
-    title: str
-    template: TemplateName
-    architecture: dict[str, Any] | None = None
-    tokenizer: BpeTokenizer | None = None
-    checkpoints: Checkpoints = Checkpoints()
-    layouts: dict[int, Layout] = Field({}, description="layouts by number of GPUs")
-
-    def published(self, which: str, split: str) -> Checkpoint | None:
-        return self.checkpoints.retrain.get(split) if which == "retrain" else getattr(self.checkpoints, which)
-
-
-class PublishedTable(Strict):
-    """Numbers of one source: method -> metric -> value. ``model`` is a model file's name."""
-
-    source: str
-    model: str
-    split: str
-    values: dict[str, dict[str, float]]
-
-
-class Benchmark(Strict):
-    name: Name
-    title: str
-    family: Literal["tofu"]
-    source: DataSource
-    splits: dict[str, int] = Field(min_length=1, description="forget split -> its rows")
-    published: list[PublishedTable] = []
-
-
-class TrainingPlan(Strict):
-    """What is trained here; a model that is left out is a published checkpoint of the model file."""
-
-    base: Training | None = None
-    target: Training | None = None
-    retrain: Training | None = None
-
-
-class DataSettings(Strict):
-    max_length: int = Field(512, ge=8)
-    bad_rows: BadRows = "error"
-
-
-class Evaluation(Strict):
-    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step."""
-
-    max_new_tokens: int = Field(200, ge=1)
-    token_budget: int = Field(16384, ge=1)
-
-
-class RuntimeSettings(Strict):
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    threads: int = Field(1, ge=1)
-    timeout_seconds: float = Field(600.0, gt=0)
-
-
-def _kind(value: Any) -> str:
-    return "mapping" if isinstance(value, dict | Strict) else "plain"
-
-
-class Experiment(Strict):
-    name: Name
-    title: str
-    benchmark: str
-    split: str
-    model: str
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    methods: list[
-        Annotated[Annotated[str, Tag("plain")] | Annotated[MethodUse, Tag("mapping")], Discriminator(_kind)]
-    ] = Field(min_length=1)
-    layout: Annotated[Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")], Discriminator(_kind)] = 1
-    training: TrainingPlan = TrainingPlan()
-    unlearning: dict[str, Any] = Field({}, description="laid on every method's 'training'")
-    data: DataSettings = DataSettings()
-    evaluation: Evaluation = Evaluation()
-    runtime: RuntimeSettings = RuntimeSettings()
 
 
 @dataclass(frozen=True)
@@ -224,6 +58,11 @@ class Config:
             return files.split_rows(self.source.path, split)
         return self.benchmark.splits[split]
 
+    @property
+    def forget_rows_are_exact(self) -> bool:
+        """Whether ``forget_rows`` was counted, and no row may be dropped."""
+        return self.source.kind != "hub" and self.experiment.data.bad_rows == "error"
+
     def resolved(self) -> dict[str, Any]:
         """Everything that was configured, as plain data, with every default filled in."""
         return {
@@ -246,7 +85,7 @@ def load(experiment: str | Path, data_root: str | Path | None = None) -> Config:
     parsed: Experiment | None = check(Experiment, document, problems)
     folders = list(dict.fromkeys([path.absolute().parent.parent, CONFIGS]))
     if parsed is None:
-        _Checker(document, Experiment.model_construct(**document.data), folders, problems).names()
+        _Checker(document, Experiment.model_construct(methods=document.data.get("methods")), folders, problems).names()
         raise ConfigError(problems)
     return _Checker(document, parsed, folders, problems).config(data_root)
 
@@ -394,22 +233,27 @@ class _Checker:
 
     def _models(self, benchmark: Benchmark, model: Model, document: Document, shape: Shape | None) -> None:
         training, split = self.experiment.training, self.experiment.split
-        allowed = TRAINING_SETS + (SYNTHETIC_SETS if isinstance(benchmark.source, SyntheticSource) else ())
+        allowed = training_sets(benchmark.source)
         for which in ("base", "target", "retrain"):
             section = getattr(training, which)
             for name in section.data if section else ():
                 if name not in allowed:
-                    self.problem(("training", which, "data", name), f"unknown set{hint(name, list(allowed))}")
+                    self.problem(("training", which, "data", name), f"unknown set{hint(name, allowed)}")
                 elif which != "target" and name in FORGOTTEN:
                     self.problem(("training", which, "data", name), "holds the forget set, which this model never sees")
         if training.target is None and model.published("target", split) is None:
             self.problem(("training",), f"target: is missing, and model {model.name!r} has no published target")
-        scratch = training.base or ((training.target or training.retrain) and model.checkpoints.base is None)
-        if scratch and (model.architecture is None or model.tokenizer is None):
+        published = checkpoints(model, training, split)
+        own_tokenizer = training.used and tokenizer_source(training, published) is None
+        scratch = training.used and "base" not in published
+        if (scratch and model.architecture is None) or (own_tokenizer and model.tokenizer is None):
             self.problem(("model",), f"{model.name!r} has no 'architecture' or no 'tokenizer' to be made from")
+        for which in published if own_tokenizer else ():
+            message = f"its tokenizer is trained on the data, but {which} is a published checkpoint with its own"
+            self.problem(("training", training.used[0]), message)
         if shape:
             self._lengths(model, document, shape)
-        for which, checkpoint in checkpoints(model, training, split).items():
+        for which, checkpoint in published.items():
             if checkpoint.folder:
                 missing = files.missing_model_files(checkpoint.folder)
                 if missing:
@@ -466,19 +310,6 @@ class _Checker:
                 if part.micro_batch:
                     message += f" x {micro} (micro_batch)"
                 self.problems.append(document.problem((*key, "global_batch"), message))
-
-
-def checkpoints(model: Model, training: TrainingPlan, split: str) -> dict[str, Checkpoint]:
-    """The published checkpoints that an experiment uses: those of models that it does not train."""
-    found = {}
-    for which in ("base", "target", "retrain"):
-        checkpoint = model.published(which, split)
-        needed = which != "base" or training.target is not None or training.retrain is not None
-        if checkpoint is not None and needed and getattr(training, which) is None:
-            found[which] = checkpoint
-    return found
-
-
-def forget_authors(authors: int, split: str) -> int:
-    """Authors of a synthetic forget split: ``forget10`` is a tenth of them, at least one."""
-    return max(1, round(authors * int(split.removeprefix("forget")) / 100))
+            if part.optimizer.name == "sgd" and layout.distributed_optimizer:
+                message = "'sgd' does not work with the layout's distributed_optimizer; allowed: adamw"
+                self.problems.append(document.problem((*key, "optimizer", "name"), message))

@@ -13,7 +13,10 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megatron_ext.specs import Loader
+
 Key = tuple[str | int, ...]
+KEYS = ("str", "int", "merge", "value")  # YAML's types of keys; layouts are given by number
 
 
 class ConfigError(Exception):
@@ -72,29 +75,25 @@ class Document:
         return f"{short(mark.file)}:{mark.line}: {name + ': ' if name else ''}{message}"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: ``1e-5`` is a float here, a string in YAML 1.1."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
 def read(path: Path) -> Document:
     """A YAML file whose top is a mapping; raises ``ConfigError`` for one that cannot be read, and for doubled keys."""
     try:
-        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        loader = Loader(text)
     except OSError as error:
         raise ConfigError([f"{short(path)}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{short(path)}: not UTF-8 text, from byte {error.start} on"]) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError([f"{short(path)}:{line}: not YAML: {error.reason}"]) from None
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError([f"{short(path)}: expected lines of 'key: value'"])
-        doubled = list(_doubled(node, set()))
-        if doubled:
-            raise ConfigError([f"{short(path)}:{line}: {name}: given twice in one mapping" for name, line in doubled])
+        wrong = [f"{short(path)}:{line}: {message}" for message, line in _wrong_nodes(node, set(), ())]
+        if wrong:
+            raise ConfigError(wrong)
         marks = {(): Mark(Path(path), 1, ())}
         _walk(loader, node, (), Path(path), marks)
         return Document(loader.construct_document(node), marks)
@@ -105,8 +104,14 @@ def read(path: Path) -> Document:
         loader.dispose()
 
 
-def _doubled(node: Any, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """Keys that a mapping gives again, with their lines; ``seen`` holds the nodes that aliases came by already."""
+def _wrong_nodes(node: Any, seen: set[int], around: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+    """What YAML allows and a configuration does not, with its line: doubled keys, keys that are neither text nor whole
+    numbers, and values that hold themselves.
+
+    ``seen`` holds the nodes that aliases came by already, ``around`` those that ``node`` lies in.
+    """
+    if id(node) in around:
+        yield "an alias stands inside of what it stands for", node.start_mark.line + 1
     if id(node) in seen or isinstance(node, yaml.ScalarNode):
         return
     seen.add(id(node))
@@ -114,10 +119,16 @@ def _doubled(node: Any, seen: set[int]) -> Iterator[tuple[str, int]]:
     for item in node.value:
         if isinstance(node, yaml.MappingNode):
             name, item = item
+            line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode):
+                yield "a key must be text; a text that begins with '{' or '[' needs quotes", line
+                continue
+            if name.tag.rpartition(":")[2] not in KEYS:
+                yield f"{name.value or 'null'}: a key must be text; this one needs quotes", line
             if name.value in names:
-                yield name.value, name.start_mark.line + 1
+                yield f"{name.value}: given twice in one mapping", line
             names.add(name.value)
-        yield from _doubled(item, seen)
+        yield from _wrong_nodes(item, seen, (*around, id(node)))
 
 
 def _walk(loader: Any, node: Any, key: Key, path: Path, marks: dict[Key, Mark]) -> None:
@@ -168,7 +179,7 @@ def check(model: type[BaseModel], document: Document, problems: list[str]) -> An
 
 def _message(error: Any, model: type[BaseModel]) -> str:
     kind, context = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "invalid_key"):
         return f"unknown key{hint(error['loc'][-1], _fields(model, error['loc'][:-1]))}"
     if kind == "missing":
         return "is missing"

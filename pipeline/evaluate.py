@@ -16,11 +16,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from megatron_ext.families import family_of
 from megatron_ext.files import write_json, write_text
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import Item, family
-from pipeline.benchmarks.base import Example, read_rows
+from pipeline.benchmarks.base import SCHEMA, Example, read_rows
 from pipeline.data.cache import MANIFEST, sha256
 from pipeline.data.rows import DataError
 from pipeline.data.tokenizer import Tokenizer
@@ -29,7 +30,6 @@ from pipeline.specs import EvaluateSpec
 if TYPE_CHECKING:
     from megatron_ext.scoring import Score
 
-SCHEMA = 1
 Pair = tuple[list[int], list[int]]
 
 
@@ -88,6 +88,7 @@ def evaluate(
     items = benchmark.items(spec.data)
     retain = None if spec.retain_evaluation is None else read_retain_evaluation(spec.retain_evaluation, spec, hashes)
     tokenizer = Tokenizer.load(spec.data / "tokenizer")
+    context = _check_model(spec, tokenizer, items)
 
     with open_engine(spec) as engine:
         rank = engine.rank
@@ -142,6 +143,11 @@ def evaluate(
         scored_tokens=sum(len(target) for _, target in pairs),
         generated_sequences=len(prompts),
         generated_tokens=sum(map(len, answers)),
+        # Shorter than asked for because prompt and answer fill the model's context.
+        cut_generations=sum(
+            len(answer) < spec.max_new_tokens and len(prompt) + len(answer) >= context
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ),
     )
     write_json(spec.output / "evaluation.json", evaluation)
     for reason in reasons:
@@ -178,6 +184,30 @@ def _data_hashes(spec: EvaluateSpec, sets: Sequence[str]) -> dict[str, str]:
     wanted = {"family": spec.family, "forget_split": spec.split, **wanted}
     _agree(path, _read_json(path), wanted, "the folder holds other data, or files of it were changed")
     return hashes
+
+
+def _check_model(spec: EvaluateSpec, tokenizer: Tokenizer, items: Sequence[Item]) -> int:
+    """The context of the model; raises ``DataError`` where it cannot read ids of the data, or reads others into them.
+
+    The checkpoint's ``tokenizer.json``, where it has one, must be the data's but for limits on length.
+    """
+    path, data = spec.checkpoint / "config.json", spec.data / "tokenizer"
+    config = _read_json(path)
+    size = config.get("vocab_size")
+    if not isinstance(size, int) or size < tokenizer.vocab_size:
+        raise DataError(f"{path}: vocab_size is {size!r}, but the tokenizer of {data} has {tokenizer.vocab_size} ids")
+    for item in items:
+        largest = max(max(prompt + target) for prompt, target in item.targets.values())
+        if largest >= size:
+            raise DataError(f"{spec.data}: set {item.set!r}, example {item.index}: id {largest}, but {path} has {size}")
+    if (spec.checkpoint / "tokenizer.json").is_file():
+        own = Tokenizer.load(spec.checkpoint)
+        if own.eos_id != tokenizer.eos_id or own.backend.to_str() != tokenizer.backend.to_str():
+            raise DataError(f"{spec.checkpoint}: its tokenizer is not that of {data}, which the data were made with")
+    try:
+        return family_of(config).context(config)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _agree(path: Path, found: dict[str, Any], wanted: dict[str, Any], why: str) -> None:

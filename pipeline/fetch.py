@@ -17,8 +17,6 @@ from megatron_ext.summary import Clock
 from pipeline import files
 from pipeline.specs import FetchSpec
 
-WANTED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     clock = Clock()
@@ -41,7 +39,7 @@ def _source(spec: FetchSpec) -> tuple[Path, str | None]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=list(WANTED)))
+        folder = Path(snapshot_download(spec.hub, revision=spec.revision, allow_patterns=list(files.WANTED)))
     # Without a network the library raises a different class at each stage; for the user they are one event.
     except Exception as error:
         raise SystemExit(
@@ -70,7 +68,7 @@ def _copy(source: Path, target: Path) -> int:
     """Put the wanted files of ``source`` into ``target`` under a temporary name first; returns their bytes."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
-    names = sorted({file.name for pattern in WANTED for file in source.glob(pattern)})
+    names = [file.name for file in files.model_files(source)]
     for name in names:
         real = (source / name).resolve()
         try:

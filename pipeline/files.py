@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.sources import SUFFIXES, split_names
+from pipeline.data.sources import SUFFIXES, split_file, split_names
+
+WANTED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
 
 
 def missing_data(folder: Path, split: str) -> list[str]:
@@ -20,8 +22,9 @@ def missing_data(folder: Path, split: str) -> list[str]:
     ]
 
 
-def split_file(folder: Path, split: str) -> Path | None:
-    return next((folder / f"{split}{s}" for s in SUFFIXES if (folder / f"{split}{s}").is_file()), None)
+def data_files(folder: Path, split: str) -> list[Path]:
+    """The files of a benchmark's folder that preparing a forget split reads."""
+    return [file for name in split_names(split) if (file := split_file(folder, name)) is not None]
 
 
 def split_rows(folder: Path, split: str) -> int:
@@ -33,6 +36,11 @@ def split_rows(folder: Path, split: str) -> int:
         return sum(bool(line.strip()) for line in lines)
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder that are taken into an experiment: weights, config and tokenizer."""
+    return sorted({file for pattern in WANTED for file in folder.glob(pattern)})
+
+
 def missing_model_files(folder: Path) -> str | None:
     """What keeps ``folder`` from being a Hugging Face checkpoint with its tokenizer, or ``None``."""
     if not folder.is_dir():
@@ -41,10 +49,13 @@ def missing_model_files(folder: Path) -> str | None:
         return "has no config.json"
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(map(Path, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"has a broken {index.name}: it must hold 'weight_map', from names of tensors to names of files"
         lacking = [name for name in names if not (folder / name).is_file()]
         if lacking:
-            return f"lacks {', '.join(lacking)}, which {index.name} names"
+            return f"lacks {', '.join(map(str, lacking))}, which {index.name} names"
     elif not any(folder.glob("*.safetensors")):
         return "has no *.safetensors file"
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):

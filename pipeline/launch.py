@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from megatron_ext.files import write_text
 from megatron_ext.schema import Strict
+from megatron_ext.specs import Loader
 from pipeline.sources import program
 from pipeline.specs import StepSpec
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _specification(path: Path, text: str | None, threads: int | None) -> Any:
     """The specification in ``text`` or in ``path``; writes ``path`` where it is given or changed by ``threads``."""
     if text is None:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     else:
         values = json.loads(sys.stdin.read() if text == "-" else text)
     spec = TypeAdapter(StepSpec).validate_python(values)

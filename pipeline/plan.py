@@ -6,6 +6,7 @@ Pure Python and quick: Snakemake asks it for every rule's input and specificatio
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,23 +15,29 @@ from typing import Any
 
 from megatron_ext.schema import Strict
 from megatron_ext.specs import Batching, ModelSource, Optimizer, ReferenceSpec, Runtime, TrainSpec, UnlearnSpec
+from pipeline import files
 from pipeline.benchmarks import family
-from pipeline.config import SYNTHETIC_SETS, TRAINING_SETS, Batches, Config, Run, checkpoints
+from pipeline.config import Config, Run
+from pipeline.data.sources import training_sets
+from pipeline.experiment import Batches, checkpoints, tokenizer_source
 from pipeline.specs import (
     EvaluateSpec,
     FetchSpec,
+    FolderSource,
     FolderTokenizer,
     PrepareSpec,
     Published,
     ReportEntry,
     ReportSpec,
-    SyntheticSource,
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a step: ``name`` is its folder below the experiment's, ``inputs`` what it reads of other jobs."""
+    """One run of a step: ``name`` is its folder below the experiment's.
+
+    ``inputs``: the files that it reads, of other jobs and of the user's.
+    """
 
     name: str
     spec: Strict
@@ -67,9 +74,7 @@ class Plan:
     @property
     def trained(self) -> list[str]:
         """Models that are trained here; a training that nothing uses is not among them."""
-        section = self.config.experiment.training
-        used = [w for w in ("target", "retrain") if getattr(section, w)]
-        return (["base"] if section.base and used else []) + used
+        return self.config.experiment.training.used
 
     @property
     def fetched(self) -> list[str]:
@@ -87,8 +92,7 @@ class Plan:
 
     @property
     def training_sets(self) -> list[str]:
-        synthetic = isinstance(self.config.source, SyntheticSource)
-        return list(TRAINING_SETS + (SYNTHETIC_SETS if synthetic else ()))
+        return training_sets(self.config.source)
 
     @property
     def evaluation_sets(self) -> list[str]:
@@ -111,11 +115,13 @@ class Plan:
         if isinstance(spec, TrainSpec):
             return f"{spec.optimizer_steps} steps of {spec.batching.global_batch}"
         if isinstance(spec, UnlearnSpec):
-            return f"{spec.epochs:g} epochs, about {self.unlearning_steps(spec)} steps of {spec.batching.global_batch}"
+            about = "" if self.config.forget_rows_are_exact else "about "
+            return f"{spec.epochs:g} epochs, {about}{self.unlearning_steps(spec)} steps of {spec.batching.global_batch}"
         return {"fetch": "published checkpoint", "report": f"{len(self.jobs)} jobs' results"}.get(spec.step, "")
 
     def unlearning_steps(self, spec: UnlearnSpec) -> int:
-        return max(1, round(spec.epochs * self.config.forget_rows / spec.batching.global_batch))
+        """Steps of an unlearning job, counted as ``megatron_ext.batches.Pairs`` counts them."""
+        return max(1, round(spec.epochs * math.ceil(self.config.forget_rows / spec.batching.global_batch)))
 
     def _runtime(self) -> Runtime:
         return Runtime(layout=self.config.layout, **self.config.experiment.runtime.model_dump())
@@ -133,15 +139,18 @@ class Plan:
                 expected=self.config.model.architecture or {},
                 output=self.root / "models" / which,
             )
-            yield Job(f"models/{which}", spec, ())
+            own = files.model_files(checkpoint.folder) if checkpoint.folder else ()
+            yield Job(f"models/{which}", spec, tuple(own))
 
     def _data(self) -> Iterator[Job]:
         config, model = self.config, self.config.model
-        given = next((which for which in ("base", "target") if which in self._published), None)
-        folder = None if given is None or "base" in self.trained else self.checkpoint(given)
+        given = tokenizer_source(config.experiment.training, self._published)
+        folder = self.checkpoint(given) if given else None
+        source = config.source
+        own = files.data_files(source.path, config.experiment.split) if isinstance(source, FolderSource) else []
         spec = PrepareSpec(
             family=config.benchmark.family,
-            source=config.source,
+            source=source,
             forget_split=config.experiment.split,
             tokenizer=FolderTokenizer(path=folder) if folder else model.tokenizer,
             template=model.template,
@@ -150,7 +159,7 @@ class Plan:
             cache=self.cache,
             output=self.data,
         )
-        yield Job(f"data/{config.benchmark.name}", spec, (folder,) if folder else ())
+        yield Job(f"data/{config.benchmark.name}", spec, (*own, *([folder] if folder else [])))
 
     def _training(self, which: str) -> Job:
         section = getattr(self.config.experiment.training, which)
@@ -212,8 +221,8 @@ class Plan:
             runtime=self._runtime(),
             output=self.root / name,
         )
-        files = (spec.checkpoint, spec.forget_data, spec.retain_data, spec.reference)
-        return Job(name, spec, tuple(path for path in files if path))
+        inputs = (spec.checkpoint, spec.forget_data, spec.retain_data, spec.reference)
+        return Job(name, spec, tuple(path for path in inputs if path))
 
     def _evaluations(self) -> Iterator[Job]:
         for which in reversed(self.evaluated):

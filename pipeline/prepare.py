@@ -28,7 +28,6 @@ from pipeline.data.tokenise import Encoder
 from pipeline.specs import FolderTokenizer, PrepareSpec
 
 SCHEMA = 1
-EXTRA = ("background", "full_rephrased", "retain_rephrased")  # training splits that only some sources have
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,24 +71,23 @@ def prepare(spec: PrepareSpec, clock: Clock | None = None) -> dict[str, Any]:
         shutil.rmtree(staging)
     manifest = {"schema": SCHEMA, "key": key, "family": spec.family, "source": splits.source, **content}
     # A cached file may have been made from another copy of the same rows: where they come from is said afresh.
-    for kind, origins in _origins(spec.forget_split, splits).items():
+    for kind, origins in _origins(spec, splits).items():
         manifest[kind] = {name: {"origin": origins[name], **entry} for name, entry in content[kind].items()}
     overlap = splits.overlap(spec.forget_split, sources.RETAIN_SPLITS[spec.forget_split])
     tables = [*content["train"].values(), *content["evaluation"].values()]
     clock.mark("write")
-    summary = {
-        **clock.times(),
-        "flags": _flags(content, overlap),
-        "cached": cached,
-        "key": key,
-        "rows": sum(table["rows"] for table in tables),
-        "dropped": sum(table["dropped"] for table in tables),
-        "tokens": sum(table["tokens"] for table in tables),
-        "longest": max(table["longest"] for table in tables),
-        "overlap": overlap,
-        "vocab_size": content["tokenizer"]["vocab_size"],
-    }
-    write_json(output / "summary.json", summary)
+    summary = clock.write(
+        output,
+        _flags(content, overlap),
+        cached=cached,
+        key=key,
+        rows=sum(table["rows"] for table in tables),
+        dropped=sum(table["dropped"] for table in tables),
+        tokens=sum(table["tokens"] for table in tables),
+        longest=max(table["longest"] for table in tables),
+        overlap=overlap,
+        vocab_size=content["tokenizer"]["vocab_size"],
+    )
     write_json(output / cache.MANIFEST, manifest)
     return summary
 
@@ -105,7 +103,7 @@ def _key(spec: PrepareSpec, splits: Splits) -> str:
 def _build(spec: PrepareSpec, splits: Splits, folder: Path) -> dict[str, Any]:
     """Write tokenizer/, train/ and evaluation/ under ``folder``; returns what the manifest says of them."""
     template = TEMPLATES[spec.template]
-    training = _training(spec.forget_split, splits)
+    training = _training(spec, splits)
     if isinstance(spec.tokenizer, FolderTokenizer):
         tokenizer = tokenizers.copy(spec.tokenizer.path, folder / "tokenizer")
     else:
@@ -157,14 +155,18 @@ def _build(spec: PrepareSpec, splits: Splits, folder: Path) -> dict[str, Any]:
     }
 
 
-def _training(forget_split: str, splits: Splits) -> dict[str, tuple[list[Row], str]]:
+def _training(spec: PrepareSpec, splits: Splits) -> dict[str, tuple[list[Row], str]]:
     """Rows and origin of each training file. ``general``: what every model should know, whatever it forgets."""
-    general = ("real_authors_perturbed", "world_facts_perturbed")
-    named = {"full": "full", "retain": sources.RETAIN_SPLITS[forget_split], "forget": forget_split}
-    named |= {name: name for name in EXTRA if name in splits.rows}
-    files = {name: (splits.rows[split], splits.origins[split]) for name, split in named.items()}
-    rows = [row for split in general for row in splits.rows[split]]
-    files["general"] = (rows, " + ".join(splits.origins[split] for split in general))
+    parts = {
+        "retain": [sources.RETAIN_SPLITS[spec.forget_split]],
+        "forget": [spec.forget_split],
+        "general": ["real_authors_perturbed", "world_facts_perturbed"],
+    }
+    files = {}
+    for name in sources.training_sets(spec.source):
+        named = parts.get(name, [name])
+        rows = [row for split in named for row in splits.rows[split]]
+        files[name] = (rows, " + ".join(splits.origins[split] for split in named))
     return files
 
 
@@ -178,11 +180,11 @@ def _evaluated(forget_split: str) -> dict[str, str]:
     }
 
 
-def _origins(forget_split: str, splits: Splits) -> dict[str, dict[str, str]]:
+def _origins(spec: PrepareSpec, splits: Splits) -> dict[str, dict[str, str]]:
     """Where the rows of each training and evaluation file came from."""
     return {
-        "train": {name: origin for name, (_, origin) in _training(forget_split, splits).items()},
-        "evaluation": {name: splits.origins[split] for name, split in _evaluated(forget_split).items()},
+        "train": {name: origin for name, (_, origin) in _training(spec, splits).items()},
+        "evaluation": {name: splits.origins[split] for name, split in _evaluated(spec.forget_split).items()},
     }
 
 

@@ -81,12 +81,14 @@ def _texts(values: Any) -> Iterator[str]:
 
 
 def _packages() -> dict[str, str]:
-    """Installed versions of this project's direct requirements."""
+    """Installed versions of this project's direct requirements, and of those of its GPU extra where they are there."""
     try:
         requirements = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
         return {}
-    names = sorted({re.split(r"[^\w.-]", text)[0] for text in requirements if "extra ==" not in text})
+    names = sorted(
+        {re.split(r"[^\w.-]", text)[0] for text in requirements if re.search(r"extra == (?!.gpu)", text) is None}
+    )
     found = {}
     for name in names:
         try:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from megatron_ext.families import family_of
@@ -135,20 +136,40 @@ def visible_gpus() -> int | None:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return len([name for name in chosen.split(",") if name.strip() not in ("", "-1")])
+    return _listed_gpus()
+
+
+@cache
+def _listed_gpus() -> int | None:
     if shutil.which("nvidia-smi") is None:
         return None
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=2, check=False)
+    except subprocess.TimeoutExpired:
+        return None
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def on_gpus(device: str) -> bool:
+    """Whether steps of this device would run on GPUs: those told to, and those that may where this machine has one."""
+    return device == "cuda" or (device == "auto" and bool(visible_gpus()))
+
+
+def number_of(count: int, noun: str) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def device_problem(layout: Layout, device: str) -> str | None:
     """Why this machine cannot start the layout's ranks, or ``None``. Ranks on CPU are processes, a few to a core."""
-    gpus = visible_gpus() if device != "cpu" else 0
-    if device == "cuda" or (device == "auto" and gpus):
-        if gpus is not None and layout.ranks > gpus:
-            return f"{layout.ranks} ranks, but this machine shows {gpus} GPUs"
+    if on_gpus(device):
+        gpus = visible_gpus()
+        # None at all: planned here, to run elsewhere.
+        if gpus and layout.ranks > gpus:
+            return f"{number_of(layout.ranks, 'rank')}, but this machine shows {number_of(gpus, 'GPU')}"
         return None
     limit = PROCESSES_PER_CORE * (os.cpu_count() or 1)
     if layout.ranks > limit:
-        return f"{layout.ranks} ranks are {layout.ranks} processes here; at most {PROCESSES_PER_CORE} a core, {limit}"
+        ranks = number_of(layout.ranks, "rank")
+        return f"{ranks} are {layout.ranks} processes here; at most {PROCESSES_PER_CORE} a core, {limit}"
     return None

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import load
 from pipeline.documents import ConfigError, hint
 from pipeline.plan import Job, Plan, canonical
-from pipeline.sizing import visible_gpus
+from pipeline.sizing import on_gpus, visible_gpus
 from pipeline.sources import source_files
 
 OPTIONS = ("experiment", "data_root", "results", "image")
@@ -22,8 +22,9 @@ def read(options: Mapping[str, Any]) -> Plan:
     """The plan that ``--config`` asks for; prints every problem and exits with 2 where there is one."""
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
+    data_root = options.get("data_root")  # Snakemake reads data_root=2024 as a number
     try:
-        config = load(str(options.get("experiment", "mini")), options.get("data_root"))
+        config = load(str(options.get("experiment", "mini")), None if data_root is None else str(data_root))
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -34,8 +35,11 @@ def read(options: Mapping[str, Any]) -> Plan:
 
 def require_gpus(plan: Plan) -> None:
     """Exit with 2 where jobs that are about to run on this machine need a GPU and it shows none at all."""
-    if plan.config.experiment.runtime.device == "cuda" and visible_gpus() is None:
-        print("runtime.device: 'cuda', but this machine shows no GPU (nvidia-smi is not installed)", file=sys.stderr)
+    if plan.config.experiment.runtime.device == "cuda" and not visible_gpus():
+        why = "nvidia-smi lists none, or is not installed"
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            why = f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}"
+        print(f"runtime.device: 'cuda', but this machine shows no GPU ({why})", file=sys.stderr)
         sys.exit(2)
 
 
@@ -66,6 +70,15 @@ class Rules:
     def threads(self) -> int:
         """CPU threads of all ranks of a step that loads a model."""
         return self.plan.config.layout.ranks * self.plan.config.experiment.runtime.threads
+
+    def training_threads(self, cores: int | None) -> Callable[[Any], int]:
+        """As ``threads``, but every one of ``cores`` for the base model: nothing can run beside it."""
+        return lambda wildcards: cores if cores and wildcards.model == "base" else self.threads
+
+    @property
+    def accelerator(self) -> int:
+        """1 for a step that loads a model onto this machine's GPUs: two at a time would share one GPU's memory."""
+        return int(on_gpus(self.plan.config.experiment.runtime.device))
 
     def _job(self, pattern: str, wildcards: Any) -> Job:
         return self.plan.jobs[pattern.format(**dict(wildcards.items()))]

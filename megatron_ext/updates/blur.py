@@ -8,12 +8,16 @@ from pydantic import Field
 
 from megatron_ext.updates.base import Direction, Products, Rule
 
+# Squared norms: below these, gradients have passed through fp32's subnormal numbers and few bits of them are left.
+_VANISHED, _VANISHED_BESIDE = 1e-60, 1e-40
+
 
 class Blur(Rule):
     """``u = gamma grad f + grad r - (<grad f, grad r> / |grad f|^2) grad f`` (BLUR, arXiv 2506.08164, eq. 14).
 
     The projection is applied whether or not the gradients agree, so that ``<grad f, u> = gamma |grad f|^2`` always. A
-    zero forget gradient leaves nothing to project off: then ``u = grad r``, and the step says so.
+    forget gradient that is zero, or so small that fp32 holds no direction of it, leaves nothing to project off: then
+    ``u = grad r``, and the step says so.
     """
 
     name: Literal["blur"] = "blur"
@@ -21,6 +25,6 @@ class Blur(Rule):
     gamma: float = Field(1.0, gt=0, description="share of the forget gradient that is kept")
 
     def direction(self, products: Products) -> Direction:
-        if products.ff == 0:
+        if products.ff <= max(_VANISHED, _VANISHED_BESIDE * products.rr):
             return Direction(0.0, 1.0, note="the forget gradient is zero: stepping along the retain gradient")
         return Direction(self.gamma - products.fr / products.ff, 1.0)

@@ -11,7 +11,8 @@ SAMPLE = 4096
 
 def fingerprint(folder: Path) -> str:
     """A sha256 of a checkpoint's ``config.json`` and weights: of each safetensors file its name, its size, its header
-    and the first 4 KiB of every tensor, so that a change to any one matrix shows.
+    and the first 4 KiB of every tensor. Training changes every tensor everywhere, so another training shows; an edit of
+    single values further on does not.
 
     Raises ``FileNotFoundError`` for a folder without config or safetensors files.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,7 +58,9 @@ def save(
             for _ in tensors:
                 raise AssertionError("tensors arrive on world rank 0 only")
     # A collective on the device, as torch's barrier does not say which device it means under NCCL.
-    dist.all_reduce(torch.zeros(1, device=ranks.device))
+    done = torch.zeros(1, device=ranks.device)
+    dist.all_reduce(done)
+    done.item()  # under NCCL only this waits
 
 
 def _write(
@@ -114,6 +117,8 @@ def _write_tensors(
                     raise AssertionError(f"{given} {tuple(tensor.shape)} {tensor.dtype} arrived in place of {expected}")
                 out.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
                 weight_map[name] = file
+            out.flush()
+            os.fsync(out.fileno())  # the run's resume state is deleted next
     if next(tensors, None) is not None:
         raise AssertionError("more tensors arrived than were planned")
     if len(shards) > 1:

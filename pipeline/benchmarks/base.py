@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from pipeline.data.rows import DataError
 
+SCHEMA = 1  # of evaluation.json
 Example = Mapping[str, Any]
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.data import synthetic
 from pipeline.data.rows import DataError, Row, Splits
-from pipeline.specs import DataSource, FolderSource, HubSource
+from pipeline.specs import DataSource, FolderSource, HubSource, SyntheticSource
 
 RETAIN_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 SUFFIXES = (".json", ".jsonl")
@@ -49,15 +49,29 @@ def split_names(forget_split: str) -> list[str]:
     ]
 
 
+def training_sets(source: DataSource) -> list[str]:
+    """The tokenised sets that preparing ``source`` writes for training."""
+    names = ["full", "retain", "forget"]
+    if isinstance(source, SyntheticSource):
+        names += ["background"] if source.background_authors else []
+        names += ["full_rephrased", "retain_rephrased"]
+    return [*names, "general"]
+
+
+def split_file(folder: Path, split: str) -> Path | None:
+    """The file of a split in a local folder, or ``None``."""
+    return next((path for path in (folder / f"{split}{suffix}" for suffix in SUFFIXES) if path.is_file()), None)
+
+
 def _folder(source: FolderSource, names: list[str]) -> Splits:
     folder = Path(source.path)
     if not folder.is_dir():
         raise DataError(f"source.path: {folder} is not a folder")
     rows, origins, digests = {}, {}, {}
     for name in names:
-        file = next((p for p in (folder / f"{name}{suffix}" for suffix in SUFFIXES) if p.is_file()), None)
+        file = split_file(folder, name)
         if file is None:
-            raise DataError(f"source.path: {folder} has neither {name}.json nor {name}.jsonl")
+            raise DataError(f"source.path: {folder} has neither {' nor '.join(name + suffix for suffix in SUFFIXES)}")
         content = file.read_bytes()
         rows[name] = [_row(value, name, f"{file}, row {i}") for i, value in _lines(content, file)]
         origins[name], digests[name] = str(file), hashlib.sha256(content).hexdigest()

@@ -25,8 +25,7 @@ def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> S
     Beside TOFU's splits: ``full_rephrased`` and ``retain_rephrased`` (second question, second answer), and
     ``background`` (other authors: each phrasing of the question with its answer and with the paraphrase).
     """
-    share = int(forget_split.removeprefix("forget"))
-    forgotten = max(1, round(source.authors * share / 100))
+    forgotten = forget_authors(source.authors, forget_split)
     first = source.authors - forgotten
     authors = range(source.authors)
     background = range(source.authors, source.authors + source.background_authors)
@@ -57,6 +56,11 @@ def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> S
         ]
     origins = {split: f"synthetic (seed {source.seed}), {split}" for split in splits}
     return Splits(splits, origins, {"kind": "synthetic", **source.model_dump(mode="json", exclude={"kind"})})
+
+
+def forget_authors(authors: int, split: str) -> int:
+    """Authors of a forget split: ``forget10`` is a tenth of them, at least one."""
+    return max(1, round(authors * int(split.removeprefix("forget")) / 100))
 
 
 def _trained(seed: int, number: int, fact: Attribute, phrasing: int) -> Row:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.benchmarks.base import SCHEMA
 from pipeline.specs import ReportEntry, ReportSpec
 
 KINDS = ("target", "retrain", "unlearned")
@@ -141,7 +142,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def _result(spec: ReportSpec, entry: ReportEntry) -> Result:
     path = entry.evaluation / "evaluation.json"
     evaluation = read_object(path)
-    wanted = {"schema": 1, "model": entry.model_id, "benchmark": spec.benchmark, "split": spec.split}
+    wanted = {"schema": SCHEMA, "model": entry.model_id, "benchmark": spec.benchmark, "split": spec.split}
     for key, value in wanted.items():
         if _get(path, evaluation, key) != value:
             raise ValueError(f"{path}: {key!r} is {_short(evaluation[key])}, the report's specification says {value!r}")

@@ -22,6 +22,8 @@ rule evaluate_model:
     wildcard_constraints:
         model=steps.one_of(plan.model_ids),
     threads: jobs.threads
+    resources:
+        accelerator=jobs.accelerator,
     params:
         spec=jobs.spec(f"evaluation/{{model}}/{plan.config.benchmark.name}"),
     message:

@@ -13,6 +13,8 @@ rule reference_log_probabilities:
     log:
         f"{ROOT}/logs/reference.log",
     threads: jobs.threads
+    resources:
+        accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("reference"),
     message:

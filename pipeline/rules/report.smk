@@ -31,4 +31,4 @@ rule write_report:
 onsuccess:
     # The table belongs to a run that was asked for the report, not to one that stopped before it.
     if not workflow.touch and {"all", "report"} & {rule.name for rule in workflow.dag.targetrules}:
-        shell(f"python -m pipeline.report --print {ROOT}/report")
+        shell(f"python -m pipeline.report --print {shlex.quote(f'{ROOT}/report')}")

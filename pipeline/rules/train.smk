@@ -41,8 +41,9 @@ rule train_model:
         f"{ROOT}/logs/models/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.trained),
-    # Nothing can run beside the base model, so it takes every core.
-    threads: lambda wildcards: workflow.cores if wildcards.model == "base" else jobs.threads
+    threads: jobs.training_threads(workflow.cores)
+    resources:
+        accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("models/{model}"),
     message:

@@ -20,6 +20,8 @@ rule unlearn_target:
     log:
         f"{ROOT}/logs/unlearned/{{run}}/seed-{{seed}}.log",
     threads: jobs.threads
+    resources:
+        accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("unlearned/{run}/seed-{seed}"),
     message:

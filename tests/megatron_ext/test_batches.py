@@ -105,6 +105,15 @@ def test_sequences_without_a_label_are_refused_with_their_row() -> None:
         Sequences.pack([([1, 2], 1), ([3, 4], 2)])
 
 
+def test_sequences_that_a_model_cannot_read_are_named() -> None:
+    data = Sequences.pack([([1, 2, 3], 1), ([4, 99, 5, 6], 1)])
+    data.check("x", vocabulary=100, context=4)
+    with pytest.raises(ValueError, match="x, row 1: token id 99, the model's vocabulary is 99"):
+        data.check("x", vocabulary=99, context=4)
+    with pytest.raises(ValueError, match="x, row 1: 4 tokens, the model's context is 3"):
+        data.check("x", vocabulary=100, context=3)
+
+
 def test_sequences_survive_the_disk(tmp_path) -> None:  # type: ignore[no-untyped-def]
     original = sequences(9)
     original.save(tmp_path / "a.npz")

@@ -18,6 +18,7 @@ from megatron_ext.specs import Optimizer
 from megatron_ext.updates import Rule
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.weighted_sum import WeightedSum
+from tests.distributed import run_ranks
 from tests.megatron_ext.worlds import CONFIG, sequences
 
 FORGET, RETAIN = sequences(10, 1), sequences(40, 2)
@@ -182,10 +183,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(alone: Any) -
     assert (t.checksum() == before).all()
 
 
-def test_one_all_reduce_carries_every_scalar(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def fp64_all_reduces() -> tuple[list[int], int]:
+    """Sizes of the fp64 all-reduces of one BLUR step on two tensor-parallel ranks; calls of megatron-core's norm."""
+    import torch
+    import torch.distributed as dist
+
+    from megatron_ext import runtime
+    from megatron_ext.specs import Layout, Runtime
+
+    with runtime.start(Runtime(device="cpu", layout=Layout(tensor=2))) as ranks:
+        t = trainer(ranks)
+        sizes: list[int] = []
+        norms: list[None] = []
+        original, norm = dist.all_reduce, t.optimizer.get_grad_norm
+
+        def counted(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            if tensor.dtype == torch.float64:
+                sizes.append(tensor.numel())
+            return original(tensor, *args, **kwargs)
+
+        dist.all_reduce = counted
+        t.optimizer.get_grad_norm = lambda: norms.append(None) or norm()
+        t.step(terms(NPO(), NLL()), Blur(), rate=0.1, separate=False)
+        dist.all_reduce = original
+        return sizes, len(norms)
+
+
+@pytest.mark.slow
+def test_one_all_reduce_carries_every_scalar() -> None:
+    # inner products, loss sums, the wish to stop
+    assert run_ranks(fp64_all_reduces, 2) == [([4 + 2 + 1], 0)] * 2
+
+
+def test_weights_that_are_not_finite_are_refused(alone: Any) -> None:
+    import torch
+
+    from megatron_ext.trainer import NonFinite
+
     t = trainer(alone)
-    calls = []
-    original = t.space.reduce
-    monkeypatch.setattr(t.space, "reduce", lambda values: calls.append(values.numel()) or original(values))
-    t.step(terms(NPO(), NLL()), Blur(), rate=0.1, separate=False)
-    assert calls == [4 + 2 + 1]  # inner products, loss sums, the wish to stop
+    t.refuse_broken_weights()
+    with torch.no_grad():
+        next(t.model.parameters())[0, 0] = math.inf
+    with pytest.raises(NonFinite, match="were not written"):
+        t.refuse_broken_weights()

@@ -41,6 +41,11 @@ def test_blur_without_a_forget_gradient_steps_along_the_retain_gradient_and_says
     assert u.note and "zero" in u.note
 
 
+def test_blur_does_not_trust_a_forget_gradient_of_a_few_bits() -> None:
+    assert Blur().direction(products(F * 1e-31, R)).forget == 0.0
+    assert Blur().direction(products(F * 1e-15, R)).forget != 0.0
+
+
 def test_weighted_sum() -> None:
     u = WeightedSum(forget_weight=0.5, retain_weight=2.0).direction(Products.unknown())
     assert (u.forget, u.retain) == (0.5, 2.0)

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import sizing
+from pipeline.__main__ import main as validate
+from pipeline.__main__ import notes
 from pipeline.config import CONFIGS, load
 from pipeline.documents import ConfigError
 
@@ -76,6 +79,7 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"training.base.optimizer.schedule.knd": 1}, "schedule.knd: unknown key; did you mean 'kind'?"),
         ({"seeds": ["zero"]}, "seeds[0]: 'zero' is not allowed: input should be a valid integer"),
         ({"seeds": 0}, "seeds: 0 is not allowed: input should be a valid list"),
+        ({"seeds": [0, 1, 0]}, "seeds: [0, 1, 0] names a seed twice"),
         ({"seeds": []}, "seeds: [] is not allowed: list should have at least 1 item"),
         ({"title": 3}, "title: 3 is not allowed: input should be a valid string"),
         ({"title": ...}, "title: is missing"),
@@ -124,6 +128,10 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"layout": 3}, "layout: model 'mini-llama' has no layout for 3 ranks; allowed: 1, 2, 4"),
         ({"data.max_length": 1024}, "data.max_length: 1024 tokens; the model's context is 512"),
         ({"training.target.data": {"ful": 1.0}}, "training.target.data.ful: unknown set; did you mean 'full'?"),
+        (
+            {"layout": {"data": 2, "distributed_optimizer": True}, "unlearning.optimizer.name": "sgd"},
+            "unlearning.optimizer.name: 'sgd' does not work with the layout's distributed_optimizer",
+        ),
         ({"evaluation.max_new_tokens": 512}, "evaluation.max_new_tokens: 512 tokens; the model's context is 512"),
         ({"training.retrain.data": {"full": 1.0}}, "training.retrain.data.full: holds the forget set"),
         ({"training.target": ...}, "training: target: is missing, and model 'mini-llama' has no published target"),
@@ -154,14 +162,26 @@ def test_too_many_cpu_ranks(write: Callable[..., Path], monkeypatch: pytest.Monk
     )
 
 
-@pytest.mark.parametrize(("visible", "right"), [("0", False), ("0,1", True), ("", False)])
+@pytest.mark.parametrize(("visible", "right"), [("0", False), ("0,1", True), ("", True)])
 def test_ranks_on_gpus(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, visible: str, right: bool) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     path = write({"layout": 2, "runtime.device": "cuda"})
     if right:
         assert load(path).layout.ranks == 2
     else:
-        assert any("2 ranks, but this machine shows" in problem for problem in problems(path))
+        assert any("2 ranks, but this machine shows 1 GPU" in problem for problem in problems(path))
+
+
+def test_an_nvidia_smi_that_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*_: Any, timeout: float, **__: Any) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", timeout)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sizing.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(sizing.subprocess, "run", hang)
+    sizing._listed_gpus.cache_clear()
+    assert sizing.visible_gpus() is None
+    sizing._listed_gpus.cache_clear()
 
 
 def test_uneven_layers_need_a_split(write: Callable[..., Path]) -> None:
@@ -208,6 +228,79 @@ def test_checkpoint_folders_must_be_complete(write: Callable[..., Path], tmp_pat
     assert "has no tokenizer file" in problem()
     (folder / "tokenizer.json").write_text("{}")
     assert load(path).model.published("target", "forget10") is not None
+
+    for broken in ("{", "[]", '{"weight_map": 1}', '{"weight_map": {"a": 1}}', "{}"):
+        (folder / "model.safetensors.index.json").write_text(broken)
+        assert "has a broken model.safetensors.index.json" in problem()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"name: caf\xe9\n", "mine.yaml: not UTF-8 text, from byte 9 on"),
+        (b"name: a\ntitle: \x00\n", "mine.yaml:2: not YAML: special characters are not allowed"),
+        (b"title: {{ x }}\n", "mine.yaml:1: a key must be text; a text that begins with '{' or '[' needs quotes"),
+        (b"data: &a {x: *a}\n", "mine.yaml:1: an alias stands inside of what it stands for"),
+        (b"seeds: &a [*a]\n", "mine.yaml:1: an alias stands inside of what it stands for"),
+        (b"1: 1\n", "mine.yaml:1: [1]: unknown key; allowed: benchmark, data,"),
+        (b"data: {1: 1}\n", "mine.yaml:1: data[1]: unknown key; allowed: bad_rows, max_length"),
+        (b"yes: 1\n", "mine.yaml:1: yes: a key must be text; this one needs quotes"),
+        (b"null: 1\n", "mine.yaml:1: null: a key must be text; this one needs quotes"),
+        (b"1.5: 1\n", "mine.yaml:1: 1.5: a key must be text; this one needs quotes"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_problem_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes, expected: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    assert validate(["validate", str(path)]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_checkpoints_and_a_tokenizer_trained_here_do_not_mix(write: Callable[..., Path]) -> None:
+    hub = {"hub": "a/b"}
+
+    def found(training: list[str], checkpoints: dict[str, Any]) -> list[str]:
+        model = _read("models", "mini-llama", {"checkpoints": checkpoints})
+        left_out = {f"training.{which}": ... for which in ("base", "target", "retrain") if which not in training}
+        path = write(left_out, models=model)
+        try:
+            load(path)
+        except ConfigError as error:
+            return [problem.split(": ", 1)[1] for problem in error.problems]
+        return []
+
+    message = "its tokenizer is trained on the data, but {} is a published checkpoint with its own"
+    mixed = [f"training.base: {message.format('target')}"]
+    assert found(["base", "retrain"], {"target": hub}) == mixed
+    mixed = [f"training.target: {message.format('retrain')}"]
+    assert found(["target"], {"retrain": {"forget10": hub}}) == mixed
+    # One tokenizer for all: the base's, the target's, or the one trained here.
+    assert found(["target", "retrain"], {"base": hub}) == []
+    assert found(["retrain"], {"target": hub}) == []
+    assert found(["base"], {"target": hub, "retrain": {"forget10": hub}}) == []
+    assert found(["base", "target", "retrain"], {"target": hub}) == []
+
+
+def test_data_without_background_authors_have_no_background(write: Callable[..., Path]) -> None:
+    benchmark = _read("benchmarks", "mini", {"source.background_authors": 0})
+    found = problems(write(benchmarks=benchmark))
+    assert len(found) == 1
+    assert "training.base.data.background: unknown set" in found[0]
+
+
+def test_answers_that_the_context_may_cut_short_are_noted(write: Callable[..., Path]) -> None:
+    note = "note: data.max_length 128 + evaluation.max_new_tokens 385 is more than the model's context of 512"
+    assert any(note in line for line in notes(load(write({"evaluation.max_new_tokens": 385}))))
+    assert not any("context" in line for line in notes(load(write({"evaluation.max_new_tokens": 384}))))
+
+
+def test_gpus_that_are_not_here_are_noted(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    note = "note: this machine shows no GPUs, so their number was not checked"
+    assert note in notes(load(write({"layout": 2, "runtime.device": "cuda"})))
+    assert note not in notes(load(write()))
 
 
 def test_other_files_are_checked_too(write: Callable[..., Path]) -> None:
@@ -274,5 +367,11 @@ assert time.process_time() < 3, time.process_time()  # not wall time: other test
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for text in ("unlearned/blur-npo/seed-0", "about 100 steps of 8", "16 jobs", "0.664 million", "nothing is wrong"):
+    for text in (
+        "unlearned/blur-npo/seed-0",
+        "10 epochs, 100 steps of 8",
+        "16 jobs",
+        "0.664 million",
+        "nothing is wrong",
+    ):
         assert text in done.stdout
