@@ -21,9 +21,9 @@ plan = steps.read(config)
 jobs = steps.Rules(plan)
 ROOT = str(plan.root)
 
-if "image" in config:
 
-    container: str(config["image"])
+# The image of every step under `--software-deployment-method apptainer`, which needs `--config image=`; else unused.
+container: str(config.get("image", "image-not-given.sif"))
 
 
 localrules:

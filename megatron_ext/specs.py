@@ -90,7 +90,6 @@ class ModelSource(Strict):
 class Batching(Strict):
     global_batch: int = Field(ge=1, description="sequences of one optimizer step, over all ranks")
     micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank")
-    length_window: int = Field(1, ge=1, description="steps whose sequences are sorted by length together")
 
 
 class TrainSpec(Strict):
@@ -101,6 +100,7 @@ class TrainSpec(Strict):
     data: dict[str, float] = Field(description="tokenised file -> share of every batch; shares sum to 1", min_length=1)
     optimizer_steps: int = Field(ge=1)
     batching: Batching
+    length_window: int = Field(1, ge=1, description="steps whose sequences are sorted by length together")
     optimizer: Optimizer
     checkpoint_every: int = Field(0, ge=0, description="steps between resume checkpoints; 0 writes none")
     seed: int = Field(0, ge=0)

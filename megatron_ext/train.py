@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
             {name: len(part) for name, part in parts.items()},
             spec.data,
             batching.global_batch,
-            batching.length_window,
+            spec.length_window,
             spec.seed,
         )
         if spec.model.checkpoint is not None:

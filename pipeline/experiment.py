@@ -24,7 +24,6 @@ class Batches(Strict):
 
     global_batch: int = Field(ge=1)
     micro_batch: int | None = Field(None, ge=1)
-    length_window: int = Field(1, ge=1)
     optimizer: Optimizer
     checkpoint_every: int = Field(0, ge=0)
 
@@ -34,6 +33,7 @@ class Training(Batches):
 
     data: dict[str, float] = Field(min_length=1)
     steps: int = Field(ge=1)
+    length_window: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -128,7 +128,7 @@ class Plan:
 
     def _batching(self, batches: Batches) -> Batching:
         micro = batches.micro_batch or batches.global_batch // self.config.layout.data
-        return Batching(global_batch=batches.global_batch, micro_batch=micro, length_window=batches.length_window)
+        return Batching(global_batch=batches.global_batch, micro_batch=micro)
 
     def _fetched(self) -> Iterator[Job]:
         for which, checkpoint in self._published.items():
@@ -176,6 +176,7 @@ class Plan:
             data={str(path): share for path, share in data.items()},
             optimizer_steps=section.steps,
             batching=self._batching(section),
+            length_window=section.length_window,
             optimizer=section.optimizer,
             checkpoint_every=section.checkpoint_every,
             seed=section.seed,

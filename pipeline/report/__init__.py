@@ -37,7 +37,6 @@ def write(path: Path, clock: Clock) -> None:
     """The report of the specification at ``path``."""
     # jinja2 and matplotlib are imported here, too, so that they count as start-up.
     import jinja2  # noqa: F401
-    import yaml
     from matplotlib.backends import backend_svg  # noqa: F401
 
     from megatron_ext.specs import read
@@ -45,10 +44,7 @@ def write(path: Path, clock: Clock) -> None:
     from pipeline.report import figures, page, results, tables
     from pipeline.specs import ReportSpec
 
-    try:
-        spec: ReportSpec = read(path, ReportSpec)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    spec: ReportSpec = read(path, ReportSpec)
     clock.mark("startup")
 
     metrics = family(spec.family).metrics

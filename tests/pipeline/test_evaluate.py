@@ -13,12 +13,14 @@ from megatron_ext.scoring import Score
 from pipeline import evaluate as step
 from pipeline.benchmarks.base import read_rows
 from pipeline.benchmarks.tofu import FAMILY
+from pipeline.config import CONFIGS
 from pipeline.data.rows import DataError
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.metrics.__main__ import main as metrics_main
 from pipeline.prepare import prepare
 from pipeline.specs import BpeTokenizer, EvaluateSpec, FolderTokenizer, PrepareSpec, SyntheticSource
 
+CONFIG = yaml.safe_load((CONFIGS / "models" / "mini-llama.yaml").read_text())["architecture"]
 SOURCE = SyntheticSource(authors=10, questions_per_author=4, background_authors=0)
 
 
@@ -56,11 +58,19 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def run(data, tmp_path):
+def checkpoint(data, tmp_path):
+    """What of a checkpoint the step itself reads: its config and its tokenizer."""
+    shutil.copytree(data / "tokenizer", tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 400}))
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def run(data, checkpoint, tmp_path):
     """Evaluate ``model`` with an engine made from the other arguments; returns its folder and engine."""
 
     def run(model, spec=None, **engine):
-        told = {"benchmark": "mini", "split": "forget10", "checkpoint": tmp_path, "data": data, "model_id": model}
+        told = {"benchmark": "mini", "split": "forget10", "checkpoint": checkpoint, "data": data, "model_id": model}
         told = EvaluateSpec(**{**told, "output": tmp_path / model, **(spec or {})})
         made = Engine(data, **engine)
         step.evaluate(told, open_engine=made.open)
@@ -195,6 +205,40 @@ def test_a_silent_model_is_flagged(run, capsys):
     assert len(summary["collapsed_because"]) == 2
     assert read(folder / "evaluation.json")["metrics"]["model_utility"] == 0.0
     assert "ga has collapsed: 36 of 36 retain questions" in capsys.readouterr().err
+
+
+def test_answers_that_the_context_cut_short_are_counted(run, data, checkpoint):
+    rows = [row for name in FAMILY.sets for row in read_rows(data / "evaluation" / f"{name}.jsonl")]
+    lengths = [len(row["generation_prompt_ids"]) + len(row["targets"]["answer"]) - 1 for row in rows]
+    config = {**CONFIG, "vocab_size": 400, "max_position_embeddings": max(lengths)}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    summary = read(run("target")[0] / "summary.json")
+    assert summary["cut_generations"] == lengths.count(max(lengths)) > 0
+    assert read(run("target", {"max_new_tokens": 1})[0] / "summary.json")["cut_generations"] == 0
+
+
+def test_a_model_with_another_vocabulary_is_refused(run, data, checkpoint):
+    size = Tokenizer.load(data / "tokenizer").vocab_size
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": size - 1}))
+    with pytest.raises(
+        DataError, match=rf"checkpoint/config\.json: vocab_size is {size - 1}, .*tokenizer has {size} ids"
+    ):
+        run("target")
+
+
+def test_a_model_with_another_tokenizer_is_refused(run, data, checkpoint):
+    path = checkpoint / "tokenizer.json"
+    own = read(path)
+    path.write_text(json.dumps({**own, "truncation": None, "padding": None}, indent=4))
+    run("target")  # the same, written by another program
+    first, second = [token for token, number in own["model"]["vocab"].items() if number in (300, 301)]
+    vocabulary = own["model"]["vocab"]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(own))
+    with pytest.raises(DataError, match=r"checkpoint: its tokenizer is not that of .*/tokenizer"):
+        run("target")
+    path.unlink()
+    run("target")  # a checkpoint without a tokenizer is taken at its vocabulary's word
 
 
 def test_other_ranks_write_nothing(run, tmp_path):

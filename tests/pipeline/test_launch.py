@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ext.specs import Layout, ReferenceSpec, Runtime
+from megatron_ext.specs import Layout, ReferenceSpec, Runtime, read
 from pipeline import launch, provenance
 from pipeline.plan import canonical
 from pipeline.specs import BpeTokenizer, PrepareSpec, SyntheticSource
@@ -95,6 +95,24 @@ def test_threads_are_shared_by_the_ranks(tmp_path: Path, ranks: int, given: int 
     assert yaml.safe_load(path.read_text())["runtime"]["threads"] == each
 
 
+def test_a_number_that_was_edited_by_hand_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    text = launch.as_yaml(reference(tmp_path, threads=3))
+    path.write_text(text.replace("timeout_seconds: 600.0", "timeout_seconds: 6e2"))
+    assert path.read_text() != text
+    assert launch._specification(path, None, None).runtime.timeout_seconds == 600.0
+    assert read(path, ReferenceSpec).runtime.timeout_seconds == 600.0
+
+
+@pytest.mark.parametrize(("text", "expected"), [("step: reference", "checkpoint\n  Field required"), ("a: [", "while")])
+def test_a_program_names_what_is_wrong_with_its_specification(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as error:
+        read(path, ReferenceSpec)
+    assert str(error.value).startswith(f"{path}: ") and expected in str(error.value)
+
+
 def test_the_environment_follows_the_specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED"):
         monkeypatch.setenv(name, "99")
@@ -158,5 +176,6 @@ def test_sigterm_reaches_the_ranks(torchrun: list[str], tmp_path: Path) -> None:
 
 def test_provenance_names_the_packages_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
     requirements = ["numpy>=2", "pydantic<3,>=2.10", 'pytest>=8; extra == "dev"', "nothing-like-this"]
+    requirements += ['ruff[all]>=0.12; extra == "gpu"', 'transformer-engine-of-none; extra == "gpu"']
     monkeypatch.setattr(provenance.importlib.metadata, "requires", lambda _: requirements)
-    assert set(provenance._packages()) == {"numpy", "pydantic"}
+    assert set(provenance._packages()) == {"numpy", "pydantic", "ruff"}

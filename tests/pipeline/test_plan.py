@@ -10,20 +10,68 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from megatron_ext.batches import Pairs
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config import CONFIGS, load
+from pipeline.data.sources import split_names, training_sets
 from pipeline.plan import Plan, canonical
+from pipeline.prepare import prepare
 from pipeline.sizing import Shape, layout_problems, stage_parameters, training_bytes
-from pipeline.specs import FetchSpec, FolderTokenizer, StepSpec
+from pipeline.specs import BpeTokenizer, FetchSpec, FolderTokenizer, PrepareSpec, StepSpec, SyntheticSource
 
 
-def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None) -> Plan:
+def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> Plan:
     if changes is None:
-        return Plan(load(name), Path("out"))
+        return Plan(load(name, **options), Path("out"))
     content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text()) | changes
     path = folder / "changed.yaml"
     path.write_text(yaml.safe_dump(content))
-    return Plan(load(path), Path("out"))
+    return Plan(load(path, **options), Path("out"))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Plan:
+    """TOFU from a local folder, unlearned from a local checkpoint; beside their files lie others that nobody reads."""
+    data, model = tmp_path / "data", tmp_path / "model"
+    data.mkdir()
+    for name in (*split_names("forget10"), "forget05"):
+        (data / f"{name}.jsonl").write_text("{}\n" * 70)
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "notes.md"):
+        (model / name).write_text("{}")
+    values = yaml.safe_load((CONFIGS / "models" / "tofu-small-llama.yaml").read_text())
+    values["checkpoints"] = {"target": {"folder": str(model)}}
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tofu-small-llama.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "experiments").mkdir()
+    return plan("tofu-small", {"training": {}}, tmp_path / "experiments", data_root=data)
+
+
+def test_files_of_the_user_are_inputs(local: Plan, tmp_path: Path) -> None:
+    """A change in them is a reason to run the jobs that read them again."""
+    model = {tmp_path / "model" / name for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    assert set(local.jobs["models/target"].inputs) == model
+    data = {tmp_path / "data" / f"{name}.jsonl" for name in split_names("forget10")}
+    assert set(local.jobs["data/tofu"].inputs) == data | {Path("out/tofu-small/models/target/checkpoint")}
+
+
+def test_steps_are_counted_as_the_program_counts_them(local: Plan) -> None:
+    for made in (local, plan()):  # 70 rows in batches of 32, 80 in batches of 8
+        spec = made.jobs["unlearned/npo/seed-0"].spec
+        rows = {local: 70}.get(made, 80)
+        for epochs in (0.1, 1, 2.5, 10):
+            changed = spec.model_copy(update={"epochs": epochs})
+            assert made.unlearning_steps(changed) == Pairs(rows, rows, spec.batching.global_batch, epochs, 0).steps
+    assert local.describe("unlearned/npo/seed-0") == "10 epochs, 30 steps of 32"
+    assert plan("tofu-small").describe("unlearned/npo/seed-0") == "10 epochs, about 130 steps of 32"
+
+
+@pytest.mark.parametrize("background", [0, 3])
+def test_training_sets_are_those_that_prepare_writes(background: int, tmp_path: Path) -> None:
+    source = SyntheticSource(authors=4, questions_per_author=2, background_authors=background)
+    tokenizer = BpeTokenizer(vocab_size=400)
+    prepare(PrepareSpec(source=source, tokenizer=tokenizer, max_length=160, output=tmp_path))
+    assert {path.stem for path in (tmp_path / "train").iterdir()} == set(training_sets(source))
 
 
 def test_mini_has_the_whole_path() -> None:
@@ -42,20 +90,23 @@ def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
     written: list[Path] = []
     for job in plan(name).jobs.values():
         assert job.spec.output == Path("out") / name / job.name
-        for path in job.inputs:
+        for path in job.inputs:  # the shipped experiments read no files of the user
             assert any(path.is_relative_to(folder) for folder in written), (job.name, path)
         written.append(job.spec.output)
 
 
-@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b"])
-def test_every_path_of_a_specification_is_a_declared_input(name: str) -> None:
+@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b", None])
+def test_every_path_of_a_specification_is_a_declared_input(name: str | None, local: Plan) -> None:
     """A file that a job reads and Snakemake does not know of would not make the job run again."""
-    for job in plan(name).jobs.values():
-        if job.spec.step in ("report", "evaluate"):
-            continue  # their folders are inputs file by file
-        values = job.spec.model_dump(mode="json", exclude={"output", "cache", "source"})
-        paths = {text for text in _texts(values) if text.startswith("out/")}
-        assert paths == {str(path) for path in job.inputs}
+    for job in (plan(name) if name else local).jobs.values():
+        if job.spec.step == "report":
+            continue  # reads three or four files of each of its folders
+        values = job.spec.model_dump(mode="json", exclude={"output", "cache"})
+        paths = {Path(text) for text in _texts(values) if text.startswith(("out/", "/"))}
+        for path in paths:
+            assert any(file.is_relative_to(path) for file in job.inputs), (job.name, path)
+        for file in job.inputs:
+            assert any(file.is_relative_to(path) for path in paths), (job.name, file)
 
 
 def _texts(value: Any) -> list[str]:

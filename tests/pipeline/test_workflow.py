@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+
+from pipeline import workflow
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
@@ -132,6 +135,54 @@ def test_changed_code_reruns_its_step_and_what_follows(project: Path, file: str,
     with (project / file).open("a") as source:
         source.write("\n# a changed line\n")
     assert would_run(project, "all") == first
+
+
+def _rules(monkeypatch: pytest.MonkeyPatch, folder: Path, device: str, gpus: str) -> workflow.Rules:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    path = folder / "mine.yaml"
+    path.write_text((ROOT / "workflow_configs/experiments/mini.yaml").read_text().replace("device: cpu", device))
+    return workflow.Rules(workflow.read({"experiment": str(path), "results": 2024}))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "accelerator"),
+    [
+        ("device: cpu", "0", 0),
+        ("device: auto", "", 0),
+        ("device: auto", "0", 1),
+        ("device: cuda", "0", 1),
+        ("device: cuda", "", 1),
+    ],
+)
+def test_jobs_on_a_gpu_run_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, gpus: str, accelerator: int
+) -> None:
+    assert _rules(monkeypatch, tmp_path, device, gpus).accelerator == accelerator
+    profile = yaml.safe_load((ROOT / "workflow_configs/profiles/local/config.yaml").read_text())
+    assert profile["resources"] == ["accelerator=1"]
+    models = {rule for file in (ROOT / "pipeline/rules").glob("*.smk") for rule in _rules_of(file.read_text())}
+    loading = {"train_model", "reference_log_probabilities", "unlearn_target", "evaluate_model"}
+    assert {name for name, body in models if "accelerator=jobs.accelerator" in body} == loading
+
+
+def _rules_of(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", text, re.MULTILINE)
+
+
+def test_jobs_for_gpus_do_not_start_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workflow.require_gpus(_rules(monkeypatch, tmp_path, "device: cuda", "0").plan)
+    plan = _rules(monkeypatch, tmp_path, "device: cuda", "").plan
+    with pytest.raises(SystemExit, match="2"):
+        workflow.require_gpus(plan)
+    assert "this machine shows no GPU (CUDA_VISIBLE_DEVICES is '')" in capsys.readouterr().err
+
+
+def test_options_may_be_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        workflow.read({"experiment": "tofu-small", "data_root": 2024})
+    assert "data_root: '2024' is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -127,5 +127,5 @@ def test_the_program_prints_the_error_and_fails(bench, folders):
 
 def test_a_bad_specification_names_its_file(bench):
     bench.spec["entires"] = []
-    with pytest.raises(ValueError, match=r"spec.yaml: (.|\n)*entires"):
+    with pytest.raises(SystemExit, match=r"spec.yaml: (.|\n)*entires"):
         bench.write()
