@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,10 @@ def run(folder: Path, *arguments: str) -> tuple[set[str], str]:
     command = [sys.executable, "-m", "snakemake", "--profile", "workflow_configs/profiles/local", *arguments]
     command += ["--directory", str(folder)]
     options = [f"experiment={folder / 'experiments' / 'tiny.yaml'}", f"results={folder / 'results'}"]
-    done = subprocess.run([*command, "--config", *options], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--config", *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     return set(re.findall(r"^Job \d+: (.*)$", printed, re.MULTILINE)), printed
