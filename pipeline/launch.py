@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -93,7 +92,7 @@ def _run(spec: Any, path: Path) -> int:
 def _torchrun(module: str, path: Path, ranks: int) -> int:
     """Run ``module`` on ``ranks`` processes of this machine; passes SIGTERM and SIGINT on to them."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--nnodes=1"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{_free_port()}", "--local-addr=127.0.0.1"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
     child = subprocess.Popen([*command, "--module", module, str(path)])
 
     def forward(number: int, _: FrameType | None) -> None:
@@ -106,12 +105,6 @@ def _torchrun(module: str, path: Path, ranks: int) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "call").write_bytes(pickle.dumps((inspect.getfile(function), function.__name__, args)))
-        port = _free_port()
+        (port,) = free_ports(1)
         outputs = [(folder / f"output-{rank}").open("w+") for rank in range(ranks)]
         processes = [
             subprocess.Popen(
@@ -83,10 +84,16 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens on, below those that the kernel gives to connections meanwhile."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20000, 32000), 1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError(f"fewer than {count} ports are free")
 
 
 def _work(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.distributed import run_ranks
+from tests.distributed import free_ports, run_ranks
 
 LAYOUTS: dict[str, dict[str, int]] = {
     "tp1": {},
@@ -121,18 +121,6 @@ def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports:
         run("megatron_ext.unlearn", folder, run_name, spec)
         os.environ["MASTER_PORT"] = str(ports[2 * sharded + 1])
         evaluate(folder, run_name, f"{run_name}-evaluation", "blur-npo", layout)
-
-
-def free_ports(count: int) -> list[int]:
-    import socket
-
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
-import socket
 from types import SimpleNamespace
 
 import pytest
 
 from megatron_ext import inference
 from megatron_ext.specs import Layout
-from tests.distributed import run_ranks
+from tests.distributed import free_ports, run_ranks
 from tests.megatron_ext import inference_cases as cases
 
 # By number of ranks: a start of processes takes longer than what they compute.
@@ -37,11 +36,6 @@ def test_equal_items_are_found_once():
     assert inference.once(["b", "a", "b", "c", "a"], key=str) == ([0, 1, 3], [0, 1, 0, 2, 1])
 
 
-def _free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("ranks", LAYOUTS)
@@ -50,7 +44,7 @@ def test_every_rank_of_every_layout_gets_the_results_of_transformers(ranks, infe
     stories = shared_data / "models" / "stories260K"
     stories = stories if stories.is_dir() else None
     end_ids = {name: expected[name]["end_ids"] for name in cases.MODELS}
-    layouts = {_free_port(): layout for layout in LAYOUTS[ranks]}
+    layouts = dict(zip(free_ports(len(LAYOUTS[ranks])), LAYOUTS[ranks], strict=True))
     for rank in run_ranks(cases.at_layouts, ranks, folder, layouts, end_ids, stories):
         assert [results["layout"] for results in rank] == LAYOUTS[ranks]
         for results in rank:
