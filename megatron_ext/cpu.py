@@ -50,7 +50,7 @@ def install() -> None:
     compile_ = torch.compile
     torch.compile = _eager  # type: ignore[assignment]
     try:
-        # Its decorators would load torch's compiler, for fused kernels that a CPU never calls: half of the start-up.
+        # Its decorators would load torch's compiler, for fused kernels that a CPU never calls: a third of the start-up.
         importlib.import_module("megatron.core")
     finally:
         torch.compile = compile_

@@ -77,7 +77,7 @@ class Resume:
         _barrier(self.ranks)
         if self._writes():
             tensors = {name: t.detach().contiguous().cpu() for name, t in self._tensors()}
-            tensors |= {name: torch.tensor(group["step"]) for name, group in self._counted_groups()}
+            tensors |= {name: torch.tensor(group["step"]) for name, group in self._groups() if "step" in group}
             save_file(tensors, partial / self._file())
             _sync(partial / self._file())
         _barrier(self.ranks)
@@ -121,13 +121,12 @@ class Resume:
                 for p, parameter in enumerate(group["params"]):
                     yield f"optimizer.{i}.{g}.{p}", inner, parameter
 
-    def _counted_groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Groups of the optimizers that count steps there: Transformer Engine's and Apex's, where torch's have a tensor
-        for each parameter."""
+    def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Parameter groups, by the name of their step count: Transformer Engine's and Apex's optimizers keep it there,
+        where torch's have a tensor for each parameter."""
         for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
             for g, group in enumerate(wrapper.optimizer.param_groups):
-                if "step" in group:
-                    yield f"optimizer.{i}.{g}.step", group
+                yield f"optimizer.{i}.{g}.step", group
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model = dict(self.trainer.model.named_parameters())
@@ -147,10 +146,9 @@ class Resume:
                 prefix = f"{name}.state."
                 stored = [key for key in keys if key.startswith(prefix)]
                 inner.state[parameter] = {key.removeprefix(prefix): file.get_tensor(key) for key in stored}
-            for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
-                for g, group in enumerate(wrapper.optimizer.param_groups):
-                    if (key := f"optimizer.{i}.{g}.step") in keys:
-                        group["step"] = int(file.get_tensor(key))
+            for name, group in self._groups():
+                if name in keys:
+                    group["step"] = int(file.get_tensor(name))
             for name, tensor in self._tensors():
                 if ".state." not in name:
                     tensor.copy_(file.get_tensor(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,23 @@ def test_weights_that_are_not_finite_are_refused(alone: Any) -> None:
         next(t.model.parameters())[0, 0] = math.inf
     with pytest.raises(NonFinite, match="were not written"):
         t.refuse_broken_weights()
+
+
+def test_a_step_count_kept_in_parameter_groups_is_restored(alone: Any, tmp_path: Path) -> None:
+    """As Transformer Engine's and Apex's optimizers keep it; torch's do not."""
+    from megatron_ext.resume import Resume
+
+    t = trainer(alone, name="adamw")
+    t.step(terms(NPO(), NLL()), Blur(), rate=0.1, separate=False)
+    resume = Resume(tmp_path, {"run": 1}, t)
+    assert resume.restore() == 0
+    resume.log.write({"step": 0})
+    for group in t.optimizer.param_groups:
+        group["step"] = 7
+    resume.save(1)
+    for group in t.optimizer.param_groups:
+        group["step"] = 0
+    before = t.checksum()
+    assert Resume(tmp_path, {"run": 1}, t).restore() == 1
+    assert [group["step"] for group in t.optimizer.param_groups] == [7] * len(t.optimizer.param_groups)
+    assert (t.checksum() == before).all()
