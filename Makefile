@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile pipeline/rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint format clean
+.PHONY: help install run test test-fast bench lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ test: $(INSTALLED) ## all tests
 
 test-fast: $(INSTALLED) ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(INSTALLED) ## what unlearning steps cost, one against another, on an idle machine (15 minutes)
+	$(BIN)/python -m benchmarks
 
 lint: $(INSTALLED) ## style, workflow and configuration checks
 	$(BIN)/ruff check .

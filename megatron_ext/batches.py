@@ -14,18 +14,20 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from megatron_ext.losses.base import Positions
 from megatron_ext.sequences import Sequences
 
-_FORGET, _RETAIN, _MIXTURE, _WINDOW = range(4)
+_FORGET, _RETAIN, _MIXTURE, _WINDOW, _ALTERNATIVE = range(5)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Right-padded sequences of one forward pass and the places whose next token is labelled.
+    """Right-padded sequences of one forward pass and the places that a loss looks at.
 
-    ``tokens``: int64 ``[b, s]``. ``index``: int64 ``[n]``, positions in the flattened hidden states ``[s * b]`` from
-    which ``targets`` (int64 ``[n]``) are predicted. ``sequence``: int64 ``[n]``, the row of each target. ``real``: bool
-    ``[b]``, false for rows that only fill the batch. ``reference``: fp32 ``[b]`` or None.
+    ``tokens``: int64 ``[b, s]``. ``index``: int64 ``[n]``, positions in the flattened hidden states ``[s * b]``.
+    ``targets``: int64 ``[n]``, the tokens that are predicted there, or the last token itself where none follows.
+    ``sequence``: int64 ``[n]``, the row of each position. ``real``: bool ``[b]``, false for rows that only fill the
+    batch. ``reference``: fp32 ``[b]`` or None.
     """
 
     tokens: torch.Tensor
@@ -63,10 +65,16 @@ class Pool:
         ordered += [-1] * (slots * size - len(ordered))
         return [ordered[slot * size : (slot + 1) * size] for slot in range(data_rank, slots, data_size)]
 
-    def collate(self, rows: Sequence[int], device: torch.device) -> MicroBatch:
-        """Tensors of one micro-batch; -1 stands for a row without labels. Padded to its longest member, no further."""
+    def collate(
+        self, rows: Sequence[int], device: torch.device, where: Positions = "predicting", multiple: int = 1
+    ) -> MicroBatch:
+        """Tensors of one micro-batch at the positions ``where`` (see ``losses.Loss``); -1 stands for a row without any.
+
+        Padded to its longest member, and from there to a multiple of ``multiple``.
+        """
         real = [row for row in rows if row >= 0]
         width = max((int(self.lengths[row]) for row in real), default=1)
+        width = math.ceil(width / multiple) * multiple
         tokens = np.zeros((len(rows), width), np.int64)
         index: list[np.ndarray] = [np.empty(0, np.int64)]
         targets: list[np.ndarray] = [np.empty(0, np.int64)]
@@ -76,9 +84,11 @@ class Pool:
                 continue
             ids, prompt = self.row(row)
             tokens[place, : len(ids)] = ids
-            index.append(np.arange(prompt - 1, len(ids) - 1, dtype=np.int64) * len(rows) + place)
-            targets.append(ids[prompt:].astype(np.int64))
-            sequence.append(np.full(len(ids) - prompt, place, np.int64))
+            first = {"predicting": prompt - 1, "labelled": prompt, "all": 0}[where]
+            positions = np.arange(first, len(ids) - (where == "predicting"), dtype=np.int64)
+            index.append(positions * len(rows) + place)
+            targets.append(ids[np.minimum(positions + 1, len(ids) - 1)].astype(np.int64))
+            sequence.append(np.full(len(positions), place, np.int64))
         reference = None
         if self.reference is not None:
             values = [float(self.reference[row]) if row >= 0 else 0.0 for row in rows]
@@ -174,6 +184,44 @@ class Pairs:
         draw = np.random.default_rng([self.seed, _RETAIN, step])
         replace = self.retain < len(forget)
         return forget, [int(i) for i in draw.choice(self.retain, size=len(forget), replace=replace)]
+
+
+@dataclass(frozen=True)
+class Alternation:
+    """Topics in turn: step ``i`` takes the next batch of topic ``i mod n``; the shortest topic ends the run.
+
+    ``limit`` bounds the number of steps. One topic is the plain case.
+    """
+
+    topics: tuple[Pairs, ...]
+    limit: int | None = None
+
+    @property
+    def steps(self) -> int:
+        whole = len(self.topics) * min(pairs.steps for pairs in self.topics)
+        return whole if self.limit is None else min(whole, self.limit)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.topics) * min(pairs.steps_per_epoch for pairs in self.topics)
+
+    def at(self, step: int) -> tuple[int, int]:
+        """(topic, step of that topic)."""
+        return step % len(self.topics), step // len(self.topics)
+
+    def epoch(self, step: int) -> float:
+        """Passes over its topic's forget set that are complete after ``step``."""
+        topic, own = self.at(step)
+        return self.topics[topic].epoch(own)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether ``step`` is the last of a pass over the shortest topic, or of the run."""
+        return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.steps
+
+
+def alternative(seed: int, step: int, variants: int) -> int:
+    """Which of a forget row's ``variants`` alternative answers a step takes."""
+    return int(np.random.default_rng([seed, _ALTERNATIVE, step]).integers(variants))
 
 
 @lru_cache(maxsize=16)

@@ -90,7 +90,9 @@ class Stages:
         """
         ranks = self.ranks
         if not ranks.is_first_stage:
-            shape = (ids.size(1), ids.size(0), self.model.config.hidden_size)
+            config = self.model.config
+            length = ids.size(1) // (ranks.layout.tensor if config.sequence_parallel else 1)
+            shape = (length, ids.size(0), config.hidden_size)
             received = torch.empty(shape, dtype=ranks.dtype, device=ranks.device)
             dist.recv(received, group=ranks.pipeline_group, group_src=ranks.pipeline_rank - 1)
             self.model.set_input_tensor(received)

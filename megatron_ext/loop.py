@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_ext.resume import Resume
-from megatron_ext.trainer import Trainer
+from megatron_ext.trainer import NonFinite, Trainer
 
 STOPPED = 143  # the exit status of a program that SIGTERM ended, which a scheduler may start again
 
@@ -24,7 +24,8 @@ def run(
     title: str,
 ) -> None:
     """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some
-    rank was asked to stop. Exits with 143 after writing a state when SIGTERM came. Collective."""
+    rank was asked to stop. Exits with 143 after writing a state when SIGTERM came. A loss, gradient or weight that is
+    not finite ends the run with ``NonFinite``, which names the step; no state is written of it. Collective."""
     from tqdm import tqdm
 
     previous = signal.getsignal(signal.SIGTERM)
@@ -43,7 +44,10 @@ def run(
     try:
         for i in range(first, steps):
             begin = time.perf_counter()
-            record, tokens, stop = step(i)
+            try:
+                record, tokens, stop = step(i)
+            except NonFinite as error:
+                raise NonFinite(f"step {i}: {error}. {resume.kept()}") from error
             seconds = time.perf_counter() - begin
             timing = {"tokens": tokens, "seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
             resume.log.write({"step": i, **record, **timing})
@@ -51,6 +55,10 @@ def run(
             bar.update()
             done = i + 1
             if (stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
+                try:
+                    trainer.refuse_broken_weights()
+                except NonFinite as error:
+                    raise NonFinite(f"step {i}: {error}. {resume.kept()}") from error
                 resume.save(done)
             if stop and done < steps:
                 if leader:

@@ -32,11 +32,15 @@ class Resume:
     """The folder ``output/resume``: the newest state and the step log so far.
 
     ``identity`` is everything that makes this run the run it is (specification, digests of its inputs); a state of
-    another identity is dropped, with a message. Every method is collective.
+    another identity is dropped, with a message. ``rule_state`` is the update rule's own, which restoring changes in
+    place. Every method is collective.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any], trainer: Trainer) -> None:
+    def __init__(
+        self, output: Path, identity: dict[str, Any], trainer: Trainer, rule_state: dict[str, float] | None = None
+    ) -> None:
         self.folder = output / "resume"
+        self.rule_state = {} if rule_state is None else rule_state
         self.trainer, self.ranks = trainer, trainer.ranks
         text = json.dumps(identity, sort_keys=True, default=str)
         self.identity = hashlib.sha256(text.encode()).hexdigest()
@@ -50,19 +54,21 @@ class Resume:
             dist.broadcast_object_list(chosen, src=0)
         steps = 0
         if chosen[0] is not None:
-            name, steps = chosen[0]
+            name, steps, rule_state = chosen[0]
+            self.rule_state.clear()
+            self.rule_state.update(rule_state)
             self._load(self.folder / name / self._file())
         self.log.open(steps)
         return steps
 
-    def _choose(self) -> tuple[str, int] | None:
-        """Folder name and steps of the newest state; where it is not this run's, or none, a clean start."""
+    def _choose(self) -> tuple[str, int, dict[str, float]] | None:
+        """Folder name, steps and rule state of the newest state; where it is not this run's, or none, a clean start."""
         state = self._newest()
         if state is not None:
             known = json.loads((state / "state.json").read_text())
             if known["identity"] == self.identity:
                 print(f"going on after step {known['steps']}", flush=True)
-                return state.name, known["steps"]
+                return state.name, known["steps"], known["rule_state"]
             print(f"{self.folder} is of another configuration or other inputs: starting from the beginning", flush=True)
         _discard(self.folder)
         return None
@@ -83,7 +89,9 @@ class Resume:
         _barrier(self.ranks)
         if self.ranks.world_rank == 0:
             self.log.flush()
-            write_json(partial / "state.json", {"identity": self.identity, "steps": steps})
+            write_json(
+                partial / "state.json", {"identity": self.identity, "steps": steps, "rule_state": self.rule_state}
+            )
             if final.exists():
                 shutil.rmtree(final)
             os.replace(partial, final)
@@ -91,6 +99,11 @@ class Resume:
                 if older != final:
                     shutil.rmtree(older)
         _barrier(self.ranks)
+
+    def kept(self) -> str:
+        """A sentence on the newest state there is."""
+        state = self._newest()
+        return "No state was saved before." if state is None else f"The state before it is kept: {state}"
 
     def finish(self, log: Path) -> None:
         """Give the step log its final name and delete the state: the run's output is complete."""
@@ -115,8 +128,7 @@ class Resume:
         return f"tensor-{self.ranks.tensor_rank}-pipeline-{self.ranks.pipeline_rank}-data-{data}.safetensors"
 
     def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
-        for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
-            inner = wrapper.optimizer
+        for i, inner in self._inner():
             for g, group in enumerate(inner.param_groups):
                 for p, parameter in enumerate(group["params"]):
                     yield f"optimizer.{i}.{g}.{p}", inner, parameter
@@ -124,14 +136,20 @@ class Resume:
     def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Parameter groups, by the name of their step count: Transformer Engine's and Apex's optimizers keep it there,
         where torch's have a tensor for each parameter."""
-        for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
-            for g, group in enumerate(wrapper.optimizer.param_groups):
+        for i, inner in self._inner():
+            for g, group in enumerate(inner.param_groups):
                 yield f"optimizer.{i}.{g}.step", group
+
+    def _inner(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+        """The optimizers inside megatron-core's; a rank that trains none of its parameters has none."""
+        for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
+            if wrapper.optimizer is not None:
+                yield i, wrapper.optimizer
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model = dict(self.trainer.model.named_parameters())
         storages = {p.untyped_storage().data_ptr() for p in model.values()}
-        yield from ((f"model.{name}", p) for name, p in model.items())
+        yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
         for name, inner, parameter in self._optimizers():
             if parameter.untyped_storage().data_ptr() not in storages:  # an fp32 main copy of a bf16 parameter
                 yield f"{name}.main", parameter

@@ -111,7 +111,9 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
             distributed_timeout_minutes=spec.timeout_seconds / 60,
             create_gloo_process_groups=False,
         )
-        initialize_rng_tracker()
+        # The one that leaves random states alone: nothing here draws random numbers between parallel regions, and the
+        # one for training wants a CUDA generator, seeded, and waits for the device at every fork.
+        initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
         yield Ranks(
             layout=spec.layout,
             device=device,

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown keys and silent type conversions."""
+    """A frozen model that refuses unknown keys, silent type conversions, and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Named(Strict):

@@ -82,7 +82,7 @@ def _log_probs(model: LanguageModel, ranks: Ranks, hidden: Tensor, rows: list[Sc
     """fp64 ``[b]`` from hidden states ``[s, b, h]``."""
     import torch
 
-    from megatron_ext.vocab_parallel import target_log_probs
+    from megatron_ext.vocab_parallel import VocabularyShards
 
     device = hidden.device
     counts = torch.tensor([len(row.target) for row in rows])
@@ -92,8 +92,9 @@ def _log_probs(model: LanguageModel, ranks: Ranks, hidden: Tensor, rows: list[Sc
     targets = torch.tensor([token for row in rows for token in row.target], device=device)
     flat = hidden.reshape(-1, hidden.size(-1))
     size = max(1, LOGITS * ranks.layout.tensor // model.vocab_size)
+    shards = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
     chunks = [
-        target_log_probs(model.logits(flat[some]), wanted, ranks.tensor_group)
+        shards.target_log_probs(model.logits(flat[some]), wanted)
         for some, wanted in zip(places.split(size), targets.split(size), strict=True)
     ]
     sums = torch.zeros(len(rows), dtype=torch.float64, device=device)

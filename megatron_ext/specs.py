@@ -25,15 +25,26 @@ class Layout(Strict):
     pipeline: int = Field(1, ge=1)
     data: int = Field(1, ge=1)
     pipeline_split: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None, description="decoder layers of each pipeline stage, first to last; the default spreads them evenly"
+        None,
+        description="decoder layers of each pipeline stage, first to last; the default spreads them evenly, "
+        "as is done with the layers of a ``scope`` in any case",
     )
     distributed_optimizer: bool = Field(
         False, description="shard optimizer state and reduced gradients over data-parallel ranks"
+    )
+    sequence_parallel: bool = Field(
+        False, description="in training, split activations between layers over tensor-parallel ranks by position"
     )
 
     @property
     def ranks(self) -> int:
         return self.tensor * self.pipeline * self.data
+
+    @model_validator(mode="after")
+    def _sequence(self) -> Layout:
+        if self.sequence_parallel and self.tensor == 1:
+            raise ValueError("sequence_parallel: needs tensor > 1")
+        return self
 
 
 class Runtime(Strict):
@@ -44,6 +55,9 @@ class Runtime(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(1, ge=1, description="CPU threads of each rank")
     timeout_seconds: float = Field(600.0, gt=0, description="a collective that takes longer fails on every rank")
+    recompute: bool = Field(
+        False, description="in training, keep only each block's input and compute its activations again for backward"
+    )
 
 
 class Schedule(Strict):
@@ -126,18 +140,61 @@ class ReferenceSpec(Strict):
     output: Path = Field(strict=False, description="folder that receives reference.npz and summary.json")
 
 
+class Scope(Strict):
+    """For losses on hidden states: what of the model is built, and which of its matrices are trained."""
+
+    layer: int = Field(ge=0, description="decoder block, from 0, whose output the losses see; later ones are not built")
+    train_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="decoder blocks that are trained; default: ``layer`` and up to two before it"
+    )
+    matrices: list[Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]] = Field(
+        ["down_proj"], min_length=1, description="matrices that are trained in each of them"
+    )
+
+    @property
+    def trained_layers(self) -> list[int]:
+        return self.train_layers or list(range(max(0, self.layer - 2), self.layer + 1))
+
+    @model_validator(mode="after")
+    def _below(self) -> Scope:
+        if max(self.trained_layers) > self.layer:
+            allowed = f"allowed: 0 to {self.layer}"
+            raise ValueError(f"train_layers: {self.trained_layers} goes beyond layer {self.layer}; {allowed}")
+        return self
+
+
+class Topic(Strict):
+    """A forget and a retain set that belong together, with what was computed of them under the checkpoint.
+
+    ``reference`` and ``alternatives_reference``: log-probabilities of ``forget_data`` and ``alternatives``;
+    ``alternatives``: other answers to the forget set's prompts, equally many of each row, row by row;
+    ``retain_reference``: log-probabilities of ``retain_data``, of which rules learn its loss before unlearning.
+    """
+
+    name: str = "forget"
+    forget_data: Path = Field(strict=False)
+    retain_data: Path = Field(strict=False)
+    reference: Path | None = Field(None, strict=False)
+    alternatives: Path | None = Field(None, strict=False)
+    alternatives_reference: Path | None = Field(None, strict=False)
+    retain_reference: Path | None = Field(None, strict=False)
+
+
 class UnlearnSpec(Strict):
-    """A forget loss, a retain loss and an update rule over paired batches of the two sets."""
+    """A forget loss, a retain loss and an update rule over paired batches of the two sets.
+
+    Several topics take turns, a step each.
+    """
 
     step: Literal["unlearn"] = "unlearn"
     checkpoint: Path = Field(strict=False)
-    forget_data: Path = Field(strict=False)
-    retain_data: Path = Field(strict=False)
-    reference: Path | None = Field(None, strict=False, description="reference.npz of forget_data under the checkpoint")
+    topics: list[Topic] = Field(min_length=1)
     forget_loss: losses.AnyLoss
     retain_loss: losses.AnyLoss | None = None
     rule: updates.AnyRule
+    scope: Scope | None = None
     epochs: float = Field(gt=0, description="passes over the forget set")
+    max_steps: int | None = Field(None, ge=1, description="bound on the optimizer steps, over all topics")
     batching: Batching
     optimizer: Optimizer
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up, added to the schedule's warm-up steps")
@@ -152,13 +209,60 @@ class UnlearnSpec(Strict):
     output: Path = Field(strict=False)
 
     @model_validator(mode="after")
-    def _needs(self) -> UnlearnSpec:
-        if self.forget_loss.needs_reference and self.reference is None:
-            raise ValueError(f"forget_loss: {self.forget_loss.name!r} needs 'reference', which is missing")
-        if self.rule.needs_retain and self.retain_loss is None:
-            raise ValueError(f"rule: {self.rule.name!r} needs a retain loss, which is missing")
+    def _fits(self) -> UnlearnSpec:
+        names = [topic.name for topic in self.topics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"topics: {names} names one twice")
+        for topic in self.topics:
+            missing = [key for key in needed_files(self.forget_loss, self.rule) if getattr(topic, key) is None]
+            if missing:
+                raise ValueError(f"topics: {topic.name!r}: {missing[0]!r} is missing, which the method needs")
+            if topic.alternatives is not None and not self.forget_loss.needs_alternatives:
+                raise ValueError(f"topics: {topic.name!r}: the loss {self.forget_loss.name!r} reads no 'alternatives'")
+        problems = self.method_problems()
+        if problems:
+            raise ValueError("; ".join(problems))
         _works_with(self.optimizer, self.runtime.layout)
         return self
+
+    def method_problems(self) -> list[str]:
+        """What does not fit together in the method and its settings: messages that begin with the key."""
+        found = method_problems(self.forget_loss, self.retain_loss, self.rule, self.scope)
+        names = [topic.name for topic in self.topics]
+        for key, loss in (("forget_loss", self.forget_loss), ("retain_loss", self.retain_loss)):
+            found += [f"{key}.{text}" for text in loss.problems(names)] if loss is not None else []
+        return found + self.rule.problems(self)
+
+
+def needed_files(forget: losses.Loss, rule: updates.Rule) -> list[str]:
+    """The optional entries of a topic that a method needs."""
+    found = ["reference"] if forget.needs_reference else []
+    if forget.needs_alternatives:
+        found += ["alternatives"] + (["alternatives_reference"] if forget.needs_reference else [])
+    return found + (["retain_reference"] if rule.needs_retain_reference else [])
+
+
+def method_problems(
+    forget: losses.Loss, retain: losses.Loss | None, rule: updates.Rule, scope: Scope | None
+) -> list[str]:
+    """What does not fit together in a method: messages that begin with the key."""
+    found = []
+    if rule.needs_retain and retain is None:
+        found.append(f"retain_loss: is missing, and the rule {rule.name!r} needs one")
+    for key, loss in (("forget_loss", forget), ("retain_loss", retain)):
+        if loss is None:
+            continue
+        if loss.sees == "hidden" and scope is None:
+            found.append(f"scope: is missing, and the loss {loss.name!r} needs it")
+        if loss.sees == "logits" and scope is not None:
+            found.append(
+                f"{key}: {loss.name!r} needs the whole model; with a scope, allowed are losses on hidden states"
+            )
+        if key == "retain_loss" and (loss.needs_reference or loss.needs_alternatives):
+            found.append(f"{key}: {loss.name!r} is a forget loss: it needs what is made of the forget set only")
+    if rule.needs_retain_reference and (retain is None or retain.name != "nll"):
+        found.append(f"retain_loss: must be 'nll' where the rule {rule.name!r} measures it before unlearning")
+    return found
 
 
 class Loader(yaml.SafeLoader):

@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> None:
             spec.seed,
         )
         if spec.model.checkpoint is not None:
-            model = weights.load(spec.model.checkpoint, ranks)
+            model = weights.load(spec.model.checkpoint, ranks, training=spec.runtime)
             origin = weights.fingerprint(spec.model.checkpoint)
         else:
             assert spec.model.config is not None
-            model = weights.initialise(spec.model.config, ranks, spec.seed)
+            model = weights.initialise(spec.model.config, ranks, spec.seed, training=spec.runtime)
             origin = "initialised"
         for name, part in parts.items():
             part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             term = Term("loss", NLL(), pool, mixture.rows(i, pool.lengths))
             schedule = spec.optimizer.schedule
             rate = learning_rate(spec.optimizer, i, spec.optimizer_steps, schedule.warmup_steps)
-            result = trainer.step([term], WeightedSum(), rate, separate=False)
+            result = trainer.step([term], WeightedSum(), rate)
             record = {"loss": result.losses["loss"], "update_norm": result.update_norm, "learning_rate": rate}
             return record, int(pool.lengths[term.rows].sum()), result.stop
 

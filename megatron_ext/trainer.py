@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +18,17 @@ from torch import Tensor
 
 from megatron_ext import cpu
 from megatron_ext.batches import MicroBatch, Pool
+from megatron_ext.frozen import Frozen
 from megatron_ext.gradients import GradientSpace
+from megatron_ext.inference import over_data_ranks
 from megatron_ext.losses import Loss
 from megatron_ext.model import LanguageModel
 from megatron_ext.runtime import Ranks
 from megatron_ext.scores import Scores
 from megatron_ext.specs import Optimizer
-from megatron_ext.updates import Direction, Products, Rule
+from megatron_ext.step import Place, Step
+from megatron_ext.updates import Rule, State
+from megatron_ext.vocab_parallel import VocabularyShards
 
 
 class NonFinite(RuntimeError):
@@ -33,33 +37,39 @@ class NonFinite(RuntimeError):
 
 @dataclass(frozen=True)
 class Term:
-    """One loss over its rows of the global batch."""
+    """One loss over its rows of the global batch; ``partners``: the row of each row's alternative answer."""
 
     name: str
     loss: Loss
     pool: Pool
     rows: Sequence[int]
-
-    @property
-    def tokens(self) -> int:
-        """Labelled tokens of the global batch."""
-        return int(self.pool.label_counts[list(self.rows)].sum())
+    partners: Mapping[int, int] | None = None
+    topic: str = ""
 
     @property
     def units(self) -> int:
-        """What the mean is over: the global batch's labelled tokens or sequences."""
-        return self.tokens if self.loss.unit == "token" else len(self.rows)
+        """What the mean is over: units of the global batch. Raises ``ValueError`` where there are none."""
+        rows = list(self.rows)
+        labels = self.pool.label_counts[rows]
+        found = self.loss.units(labels, self.pool.lengths[rows])
+        if found < 1:
+            raise ValueError(
+                f"{self.name}: {self.loss.name!r} has nothing to average over in a batch of {len(rows)} sequences with "
+                f"at most {labels.max(initial=0)} labelled tokens each"
+            )
+        return found
 
+    @property
+    def widest(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(self.pool.lengths[[*self.rows, *(self.partners or {}).values()]].max())
 
-@dataclass(frozen=True)
-class StepResult:
-    """Global values of one optimizer step, equal on every rank and at every layout; None where not measured."""
-
-    losses: dict[str, float]
-    products: Products | None
-    direction: Direction
-    update_norm: float
-    stop: bool
+    def micro_batches(self, size: int, ranks: Ranks) -> list[list[int]]:
+        """This data-parallel rank's rows, micro-batch by micro-batch; alternatives follow the rows they belong to."""
+        batches = self.pool.micro_batches(self.rows, size, ranks.data_rank, ranks.layout.data)
+        if self.partners is None:
+            return batches
+        return [[*rows, *(self.partners.get(row, -1) for row in rows)] for rows in batches]
 
 
 class Trainer:
@@ -70,8 +80,18 @@ class Trainer:
     averaged over micro-batches or ranks.
     """
 
-    def __init__(self, model: LanguageModel, ranks: Ranks, spec: Optimizer, micro_batch: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        ranks: Ranks,
+        spec: Optimizer,
+        micro_batch: int,
+        frozen: Frozen | None = None,
+    ) -> None:
         self.model, self.ranks, self.spec, self.micro_batch = model, ranks, spec, micro_batch
+        self.frozen = frozen
+        self.vocabulary = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
+        self._multiple = ranks.layout.tensor if model.config.sequence_parallel else 1
         config = model.config
         config.calculate_per_token_loss = True  # so that DDP sums over data-parallel ranks and divides by nothing
         config.finalize_model_grads_func = _finalize
@@ -108,95 +128,112 @@ class Trainer:
         self._run = get_forward_backward_func()
         self.stop_requested = False
 
-    def step(self, terms: Sequence[Term], rule: Rule, rate: float, separate: bool) -> StepResult:
+    def step(
+        self,
+        terms: Sequence[Term],
+        rule: Rule,
+        rate: float,
+        separate: bool = False,
+        state: State | None = None,
+        place: Place = Place(),  # noqa: B008
+        whole_retain: Callable[[], Term] | None = None,
+    ) -> Step:
         """Take one optimizer step along ``rule``'s direction; collective over all ranks.
 
         ``terms``: the forget term, then the retain term if there is one. With ``separate``, or a rule that needs inner
-        products, each term's gradient is kept apart; otherwise both go into one buffer. Raises ``NonFinite`` on every
-        rank, before the weights change.
+        products, each term's gradient is kept apart; otherwise both go into one buffer. ``state`` is the rule's own,
+        changed in place. Raises ``NonFinite`` on every rank, before the weights change.
         """
-        apart = separate or rule.needs_products
-        if apart:
-            sums = self._accumulate(terms[:1], [1.0])
-            vectors = [self.space.held]
-            if len(terms) == 2:
-                vectors = [self.space.copy(), self.space.held]
-                sums += self._accumulate(terms[1:], [1.0])
-        else:
-            known = rule.direction(Products.unknown())
-            sums = self._accumulate(terms, [known.forget, known.retain][: len(terms)])
-            vectors = [self.space.held]
-
-        gram = self.space.products(vectors)
-        stop = torch.tensor([float(self.stop_requested)], dtype=torch.float64, device=gram.device)
-        mine = torch.cat([gram.flatten(), torch.stack(sums), stop])
-        numbers = self.space.reduce(mine.clone())
-        self._refuse_non_finite(numbers, mine)
-        count = len(vectors)
-        losses = {t.name: v / t.units for t, v in zip(terms, numbers[count * count : -1], strict=True)}
-
-        products = None
-        if apart:
-            products = Products(
-                ff=numbers[0],
-                fr=numbers[1] if count == 2 else 0.0,
-                rr=numbers[3] if count == 2 else 0.0,
-                forget_loss=losses[terms[0].name],
-                retain_loss=losses[terms[1].name] if count == 2 else None,
-            )
-            direction = rule.direction(products)
-            norm = products.norm_of(direction)
-        else:
-            direction, norm = known, math.sqrt(max(0.0, numbers[0]))
-
-        clip = 1.0 if self.spec.clip_norm is None else min(1.0, self.spec.clip_norm / max(norm, 1e-30))
-        if not apart:
-            self.space.combine(clip)
-        elif count == 2:
-            self.space.combine(direction.retain * clip, vectors[0], direction.forget * clip)
-        else:
-            self.space.combine(direction.forget * clip)
-        del vectors
+        step = Step(self, terms, rate, separate, {} if state is None else state, place, whole_retain)
+        rule.update(step)
+        if not math.isfinite(step.update_norm):
+            raise NonFinite(f"the direction of rule {rule.name!r} is not finite (norm {step.update_norm})")
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = step.rate
             group["weight_decay"] = self.spec.weight_decay * group["wd_mult"]
         # Its own step() would also compute the gradient's norm, with collectives of its own.
         self.optimizer.prepare_grads()
         self.optimizer.step_with_ready_grads()
-        return StepResult(losses, products, direction, norm * clip, stop=numbers[-1] > 0)
+        rule.after(step)
+        return step
 
-    def _accumulate(self, terms: Sequence[Term], weights: Sequence[float]) -> list[Tensor]:
+    def accumulate(
+        self, terms: Sequence[Term], weights: Sequence[float], adapt: Callable[[float], float] | None = None
+    ) -> tuple[list[Tensor], float]:
         """Leave the reduced gradient of ``sum_i weight_i * mean loss_i`` in the buffers.
 
-        Returns each term's loss sum over this rank's micro-batches, fp64; zero on ranks that repeat another's.
+        Returns each term's loss sum over this rank's micro-batches, fp64, zero on ranks that repeat another's; and the
+        last term's weight after ``adapt`` (see ``Step.descend``), zero on all ranks but one.
         """
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        work = [
-            (i, rows)
-            for i, term in enumerate(terms)
-            for rows in term.pool.micro_batches(
-                term.rows, self.micro_batch, self.ranks.data_rank, self.ranks.layout.data
-            )
-        ]
-        widest = max(int(t.pool.lengths[list(t.rows)].max()) for t in terms)
-        totals = [torch.zeros((), dtype=torch.float64, device=self.ranks.device) for _ in terms]
+        return self._pass(terms, weights, adapt, forward_only=False)
+
+    def mean_loss(self, term: Term) -> float:
+        """The mean loss of ``term`` over its rows, without gradients; one all-reduce."""
+        with torch.no_grad():
+            (total,), _ = self._pass([term], [1.0], None, forward_only=True)
+        mine = total.reshape(1)
+        numbers = self.space.reduce(mine.clone())
+        self.refuse_non_finite(numbers, mine, [term.name], 0)
+        return numbers[0] / term.units
+
+    def _pass(
+        self,
+        terms: Sequence[Term],
+        weights: Sequence[float],
+        adapt: Callable[[float], float] | None,
+        forward_only: bool,
+    ) -> tuple[list[Tensor], float]:
+        ranks, model = self.ranks, self.model
+        work = [(i, rows) for i, term in enumerate(terms) for rows in term.micro_batches(self.micro_batch, ranks)]
+        totals = [torch.zeros((), dtype=torch.float64, device=ranks.device) for _ in terms]
         scales = [weight / term.units for weight, term in zip(weights, terms, strict=True)]
+        last, final = len(terms) - 1, [weights[-1]]
 
-        def batches() -> Iterator[tuple[int, MicroBatch]]:
-            for i, rows in work:
-                yield i, terms[i].pool.collate(rows, self.ranks.device)
+        def batch_of(i: int, rows: list[int]) -> MicroBatch:
+            return terms[i].pool.collate(rows, ranks.device, terms[i].loss.where, self._multiple)
 
-        def loss_of(i: int, batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-            logits = self.model.logits(hidden.flatten(0, 1)[batch.index])
-            value = terms[i].loss(Scores(logits, batch, self.ranks.tensor_group))
-            if self.ranks.tensor_rank == 0:
+        frozen: list[Tensor | None] = [None] * len(work)
+        needing = [k for k, (i, _) in enumerate(work) if terms[i].loss.needs_frozen]
+        if needing:
+            if self.frozen is None:
+                raise ValueError("a loss needs the model before unlearning, and the trainer has none")
+            for k, hidden in zip(needing, self.frozen.hidden([batch_of(*work[k]) for k in needing]), strict=True):
+                frozen[k] = hidden
+
+        def batches() -> Iterator[tuple[int, int, MicroBatch]]:
+            for k, (i, rows) in enumerate(work):
+                yield k, i, batch_of(i, rows)
+
+        def loss_of(k: int, i: int, batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+            term = terms[i]
+            scores = Scores(
+                model.at(hidden, batch.index),
+                batch,
+                model,
+                self.vocabulary,
+                term.topic,
+                frozen[k],
+                self.frozen.model if self.frozen is not None else None,
+            )
+            value = term.loss(scores)
+            frozen[k] = None
+            if ranks.tensor_rank == 0:
                 totals[i] += value.detach().double()
-            return value * scales[i], torch.zeros((), dtype=torch.int), {}
+            weighted = value * scales[i]
+            if adapt is not None and i == last:
+                rows = [row for row in work[k][1] if row >= 0]
+                units = term.loss.units(term.pool.label_counts[rows], term.pool.lengths[rows])
+                pair = torch.stack([value.detach().double(), value.new_tensor(units, dtype=torch.float64)])
+                over_data_ranks(pair, ranks)
+                final[0] = adapt(float(pair[0] / pair[1].clamp(min=1)))
+                scales[i] = final[0] / term.units
+            return weighted, torch.zeros((), dtype=torch.int), {}
 
-        def forward(data: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module) -> tuple[Tensor, Any]:
-            i, batch = next(data)
-            return model(batch.tokens, None, None), partial(loss_of, i, batch)
+        def forward(data: Iterator[tuple[int, int, MicroBatch]], ddp: torch.nn.Module) -> tuple[Tensor, Any]:
+            k, i, batch = next(data)
+            return ddp(batch.tokens, None, None), partial(loss_of, k, i, batch)
 
         self.ddp.train()
         self._run(
@@ -204,22 +241,28 @@ class Trainer:
             data_iterator=batches(),
             model=self.ddp,
             num_microbatches=len(work),
-            seq_length=widest,
+            seq_length=max(term.widest for term in terms),
             micro_batch_size=self.micro_batch,
-            forward_only=False,
+            forward_only=forward_only,
         )
-        return totals
+        counted = ranks.is_last_stage and ranks.tensor_rank == 0 and ranks.data_rank == 0
+        return totals, final[0] if counted else 0.0
 
-    def _refuse_non_finite(self, numbers: list[float], mine: Tensor) -> None:
+    def refuse_non_finite(self, numbers: list[float], mine: Tensor, losses: Sequence[str], first: int) -> None:
+        """Raise ``NonFinite`` on every rank where one of ``numbers``, sums of every rank's ``mine``, is not finite;
+        from place ``first`` on they are the sums of these ``losses``."""
         if all(map(math.isfinite, numbers)):
             return
+        wrong = [f"{name} is {numbers[first + i]}" for i, name in enumerate(losses)]
+        wrong = [text for i, text in enumerate(wrong) if not math.isfinite(numbers[first + i])]
         bad: list[Any] = [None] * self.ranks.world_size
         local = None if bool(mine.isfinite().all()) else str(self.ranks)
         if self.ranks.world_size > 1:
             torch.distributed.all_gather_object(bad, local)
         else:
             bad = [local]
-        raise NonFinite(f"a loss or gradient is not finite (sums {numbers}), on {[b for b in bad if b]}")
+        what = ", ".join(wrong) or "a gradient is not finite"
+        raise NonFinite(f"{what}; first seen on {', '.join(b for b in bad if b) or 'no single rank'}")
 
     def refuse_broken_weights(self) -> None:
         """Raise ``NonFinite`` on every rank if any parameter is not finite: what the last step left was not checked."""
@@ -227,7 +270,7 @@ class Trainer:
         if self.ranks.world_size > 1:
             torch.distributed.all_reduce(bad)
         if bad:
-            raise NonFinite("the weights are not finite after the last step; they were not written")
+            raise NonFinite("the weights are not finite after this step; they were not written")
 
     def checksum(self) -> Tensor:
         """int64 ``[p]``: a number of each parameter's bits, to see whether the weights changed."""

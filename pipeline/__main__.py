@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_ext.specs import UnlearnSpec
 from pipeline import sizing
 from pipeline.config import Config, load
 from pipeline.documents import ConfigError
@@ -37,13 +38,15 @@ def summary(config: Config) -> list[str]:
     source = config.source.model_dump(exclude_none=True)
     split = f", split {layout.pipeline_split}" if layout.pipeline_split else ""
     optimizer = ", distributed optimizer" if layout.distributed_optimizer else ""
+    optimizer += ", sequence parallel" if layout.sequence_parallel else ""
     return [
         f"experiment {experiment.name}: {experiment.title}",
         f"model      {config.model.title}, {_count(config.shape.parameters)} parameters",
         f"benchmark  {config.benchmark.title}, {experiment.split} ({config.forget_rows} rows to forget), "
         + ", ".join(f"{key} {value}" for key, value in source.items()),
         f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
-        f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}",
+        f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
+        + (", recomputed activations" if runtime.recompute else ""),
     ]
 
 
@@ -78,9 +81,10 @@ def notes(config: Config) -> list[str]:
 def _memory(plan: Plan, spec: object) -> str:
     step, config = getattr(spec, "step", ""), plan.config
     precision = config.experiment.runtime.precision
-    if step in ("train", "unlearn"):
-        two = step == "unlearn" and (spec.diagnostics or spec.rule.needs_products)
-        return _bytes(sizing.training_bytes(config.layout, config.shape, precision, two))
+    if isinstance(spec, UnlearnSpec):
+        return _bytes(sizing.unlearning_bytes(spec, config.shape))
+    if step == "train":
+        return _bytes(sizing.training_bytes(config.layout, config.shape, precision))
     if step in ("reference", "evaluate"):
         return _bytes(sizing.scoring_bytes(config.layout, config.shape, precision))
     return "-"

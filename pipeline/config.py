@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_ext.specs import Layout
-from pipeline import files, sizing
+from pipeline import files, methods, sizing
 from pipeline.benchmarks import family
 from pipeline.data.sources import RETAIN_SPLITS, training_sets
 from pipeline.data.synthetic import forget_authors
@@ -121,6 +121,7 @@ class _Checker:
         runs = self._runs()
         if layout:
             self._batches(layout, runs)
+        self._methods(layout or Layout(), shape, runs)
         if self.problems or not (benchmark and model and shape and layout and source):
             raise ConfigError(self.problems)
         return Config(experiment, benchmark, model, tuple(run for _, run in runs), layout, source, shape)
@@ -294,6 +295,13 @@ class _Checker:
                 self.problem(("methods", i), f"{run.id!r} is there twice; give one of them another 'variant'")
             runs.append((merged, run))
         return runs
+
+    def _methods(self, layout: Layout, shape: Shape | None, runs: list[tuple[Document, Run]]) -> None:
+        runtime = methods.runtime(layout, self.experiment.runtime)
+        for merged, run in runs:
+            for key, message in methods.problems(run.method, runtime, shape):
+                document = self.document if methods.experiments_own(key) else merged
+                self.problems.append(document.problem(key, message))
 
     def _batches(self, layout: Layout, runs: list[tuple[Document, Run]]) -> None:
         parts: list[tuple[Document, tuple[str | int, ...], Batches]] = [

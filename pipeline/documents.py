@@ -162,10 +162,14 @@ def merge(base: Document, over: Document) -> Document:
 
 def explain(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
     """A line for each thing that pydantic found wrong in ``document``: where, what was given, what is allowed."""
-    return [
-        document.problem(_strip_tags(e["loc"], e["type"], document.data), _message(e, model))
-        for e in error.errors(include_url=False)
-    ]
+    found = []
+    for e in error.errors(include_url=False):
+        key, message = _strip_tags(e["loc"], e["type"], document.data), _message(e, model)
+        part, colon, rest = message.partition(": ")
+        if e["type"] == "value_error" and colon and part in _fields(model, e["loc"]):
+            key, message = (*key, part), rest  # a check of several entries says first which one it is about
+        found.append(document.problem(key, message))
+    return found
 
 
 def check(model: type[BaseModel], document: Document, problems: list[str]) -> Any:

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Strict
-from megatron_ext.specs import Layout, Optimizer
+from megatron_ext.specs import Layout, Optimizer, Scope
 from megatron_ext.updates import AnyRule
 from pipeline.specs import BadRows, BpeTokenizer, DataSource, TemplateName
 
@@ -45,12 +45,16 @@ class Training(Batches):
 
 class Unlearning(Batches):
     epochs: float = Field(gt=0)
+    max_steps: int | None = Field(None, ge=1)
     warmup_epochs: float = Field(0.0, ge=0)
     diagnostics: bool = False
 
 
 class Method(Strict):
-    """A method file, with the experiment's ``unlearning`` and the method's own ``overrides`` laid on it."""
+    """A method file, with the experiment's ``unlearning`` and the method's own ``overrides`` laid on it.
+
+    ``alternatives``: the tokenised set of other answers to the forget set's prompts, for losses that need them.
+    """
 
     name: Name
     title: str
@@ -58,13 +62,9 @@ class Method(Strict):
     forget: AnyLoss
     retain: AnyLoss | None = None
     rule: AnyRule
+    scope: Scope | None = None
+    alternatives: Literal["idk"] | None = None
     training: Unlearning
-
-    @model_validator(mode="after")
-    def _needs(self) -> Method:
-        if self.rule.needs_retain and self.retain is None:
-            raise ValueError(f"retain: is missing, and the rule {self.rule.name!r} needs a retain loss")
-        return self
 
 
 class MethodUse(Strict):
@@ -162,6 +162,7 @@ class RuntimeSettings(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(1, ge=1)
     timeout_seconds: float = Field(600.0, gt=0)
+    recompute: bool = False
 
 
 def _kind(value: Any) -> str:

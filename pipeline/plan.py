@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.schema import Strict
-from megatron_ext.specs import Batching, ModelSource, Optimizer, ReferenceSpec, Runtime, TrainSpec, UnlearnSpec
-from pipeline import files
+from megatron_ext.specs import ModelSource, ReferenceSpec, Runtime, Topic, TrainSpec, UnlearnSpec, needed_files
+from pipeline import files, methods
 from pipeline.benchmarks import family
 from pipeline.config import Config, Run
-from pipeline.data.sources import training_sets
-from pipeline.experiment import Batches, checkpoints, tokenizer_source
+from pipeline.data.sources import tokenised_sets
+from pipeline.experiment import checkpoints, tokenizer_source
 from pipeline.specs import (
     EvaluateSpec,
     FetchSpec,
@@ -62,7 +62,6 @@ class Plan:
         self.root = Path(results) / config.experiment.name
         self.cache = Path(results) / "cache"
         self.data = self.root / "data" / config.benchmark.name
-        self.reference = self.root / "reference" / "reference.npz"
         self._published = checkpoints(config.model, config.experiment.training, config.experiment.split)
 
     @cached_property
@@ -91,16 +90,18 @@ class Plan:
         return [job.spec.model_id for job in self.jobs.values() if isinstance(job.spec, EvaluateSpec)]
 
     @property
-    def training_sets(self) -> list[str]:
-        return training_sets(self.config.source)
+    def tokenised_sets(self) -> list[str]:
+        return tokenised_sets(self.config.source)
 
     @property
     def evaluation_sets(self) -> list[str]:
         return list(family(self.config.benchmark.family).sets)
 
-    @property
-    def needs_reference(self) -> bool:
-        return any(run.method.forget.needs_reference for run in self.config.runs)
+    @cached_property
+    def references(self) -> list[str]:
+        """The tokenised sets whose log-probabilities under target some method needs."""
+        needed = {path for run in self.config.runs for path in self._files(run).values()}
+        return [name for name in self.tokenised_sets if self.reference(name) in needed]
 
     def checkpoint(self, which: str) -> Path:
         return self.root / "models" / which / "checkpoint"
@@ -108,6 +109,10 @@ class Plan:
     def tokens(self, name: str) -> Path:
         """The tokenised set of that name."""
         return self.data / "train" / f"{name}.npz"
+
+    def reference(self, name: str) -> Path:
+        """The log-probabilities of the tokenised set of that name."""
+        return self.root / "reference" / name / "reference.npz"
 
     def describe(self, name: str) -> str:
         """One line on a job: its step, what it makes and how much it does."""
@@ -120,15 +125,12 @@ class Plan:
         return {"fetch": "published checkpoint", "report": f"{len(self.jobs)} jobs' results"}.get(spec.step, "")
 
     def unlearning_steps(self, spec: UnlearnSpec) -> int:
-        """Steps of an unlearning job, counted as ``megatron_ext.batches.Pairs`` counts them."""
-        return max(1, round(spec.epochs * math.ceil(self.config.forget_rows / spec.batching.global_batch)))
+        """Steps of an unlearning job, counted as ``megatron_ext.batches.Alternation`` counts them."""
+        steps = max(1, round(spec.epochs * math.ceil(self.config.forget_rows / spec.batching.global_batch)))
+        return min(steps, spec.max_steps or steps)
 
     def _runtime(self) -> Runtime:
-        return Runtime(layout=self.config.layout, **self.config.experiment.runtime.model_dump())
-
-    def _batching(self, batches: Batches) -> Batching:
-        micro = batches.micro_batch or batches.global_batch // self.config.layout.data
-        return Batching(global_batch=batches.global_batch, micro_batch=micro)
+        return methods.runtime(self.config.layout, self.config.experiment.runtime)
 
     def _fetched(self) -> Iterator[Job]:
         for which, checkpoint in self._published.items():
@@ -175,7 +177,7 @@ class Plan:
             model=source,
             data={str(path): share for path, share in data.items()},
             optimizer_steps=section.steps,
-            batching=self._batching(section),
+            batching=methods.batching(section, self.config.layout),
             length_window=section.length_window,
             optimizer=section.optimizer,
             checkpoint_every=section.checkpoint_every,
@@ -186,15 +188,15 @@ class Plan:
         return Job(f"models/{which}", spec, (*inputs, *data))
 
     def _references(self) -> Iterator[Job]:
-        if self.needs_reference:
+        for name in self.references:
             spec = ReferenceSpec(
                 checkpoint=self.checkpoint("target"),
-                data=self.tokens("forget"),
+                data=self.tokens(name),
                 token_budget=self.config.experiment.evaluation.token_budget,
                 runtime=self._runtime(),
-                output=self.reference.parent,
+                output=self.reference(name).parent,
             )
-            yield Job("reference", spec, (spec.checkpoint, spec.data))
+            yield Job(f"reference/{name}", spec, (spec.checkpoint, spec.data))
 
     def _unlearned(self) -> Iterator[Job]:
         for run in self.config.runs:
@@ -202,28 +204,25 @@ class Plan:
                 yield self._unlearning(run, seed)
 
     def _unlearning(self, run: Run, seed: int) -> Job:
-        method, training = run.method, run.method.training
         name = f"unlearned/{run.id}/seed-{seed}"
+        files = {"forget_data": self.tokens("forget"), "retain_data": self.tokens("retain"), **self._files(run)}
         spec = UnlearnSpec(
             checkpoint=self.checkpoint("target"),
-            forget_data=self.tokens("forget"),
-            retain_data=self.tokens("retain"),
-            reference=self.reference if method.forget.needs_reference else None,
-            forget_loss=method.forget,
-            retain_loss=method.retain,
-            rule=method.rule,
-            epochs=training.epochs,
-            batching=self._batching(training),
-            optimizer=Optimizer.model_validate(training.optimizer),
-            warmup_epochs=training.warmup_epochs,
-            diagnostics=training.diagnostics,
-            checkpoint_every=training.checkpoint_every,
+            topics=[Topic(name="forget", **files)],
             seed=seed,
-            runtime=self._runtime(),
             output=self.root / name,
+            **methods.settings(run.method, self._runtime()),
         )
-        inputs = (spec.checkpoint, spec.forget_data, spec.retain_data, spec.reference)
-        return Job(name, spec, tuple(path for path in inputs if path))
+        return Job(name, spec, (spec.checkpoint, *files.values()))
+
+    def _files(self, run: Run) -> dict[str, Path]:
+        """The entries of a topic that a method needs beside its forget and retain set."""
+        method = run.method
+        known = {"reference": self.reference("forget"), "retain_reference": self.reference("retain")}
+        if method.alternatives is not None:
+            known["alternatives"] = self.tokens(method.alternatives)
+            known["alternatives_reference"] = self.reference(method.alternatives)
+        return {key: known[key] for key in needed_files(method.forget, method.rule)}
 
     def _evaluations(self) -> Iterator[Job]:
         for which in reversed(self.evaluated):
@@ -283,7 +282,8 @@ class Plan:
             for run in self.config.runs
             for seed in experiment.seeds
         ]
-        others = {"data": self.data, "base": self.root / "models" / "base", "reference": self.reference.parent}
+        others = {"data": self.data, "base": self.root / "models" / "base"}
+        others |= {f"reference/{name}": self.reference(name).parent for name in self.references}
         names = {job.spec.output for job in made}
         spec = ReportSpec(
             family=benchmark.family,

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.files import write_json, write_text
+from megatron_ext.sequences import Sequences
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
-from pipeline.data import cache, sources
+from pipeline.data import cache, refusals, sources
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.rows import DataError, Row, Splits
 from pipeline.data.templates import TEMPLATES
@@ -123,10 +124,11 @@ def _build(spec: PrepareSpec, splits: Splits, folder: Path) -> dict[str, Any]:
         sequences, dropped = encoder.training(rows, origin)
         if not len(sequences):
             raise DataError(f"{origin}: none of its {len(rows)} rows is left for training")
-        file = folder / "train" / f"{name}.npz"
-        sequences.save(file)
-        lengths = sequences.lengths
-        train[name] = _entry(file, len(sequences), dropped, int(lengths.sum()), int(lengths.max()))
+        train[name] = _save(folder / "train" / f"{name}.npz", sequences, dropped)
+    # The tokenizer has not seen refusals: it is the same whatever they say.
+    rows, origin = training["forget"]
+    alternatives = encoder.alternatives(rows, refusals.drawn(rows), refusals.PER_ROW, origin)
+    train[sources.ALTERNATIVES] = _save(folder / "train" / f"{sources.ALTERNATIVES}.npz", alternatives)
     for name, split in _evaluated(spec.forget_split).items():
         origin = splits.origins[split]
         records, dropped = encoder.evaluation(splits.rows[split], origin)
@@ -182,8 +184,9 @@ def _evaluated(forget_split: str) -> dict[str, str]:
 
 def _origins(spec: PrepareSpec, splits: Splits) -> dict[str, dict[str, str]]:
     """Where the rows of each training and evaluation file came from."""
+    train = {name: origin for name, (_, origin) in _training(spec, splits).items()}
     return {
-        "train": {name: origin for name, (_, origin) in _training(spec, splits).items()},
+        "train": {**train, sources.ALTERNATIVES: f"{train['forget']}, answered by refusals"},
         "evaluation": {name: splits.origins[split] for name, split in _evaluated(spec.forget_split).items()},
     }
 
@@ -197,6 +200,13 @@ def _flags(content: dict[str, Any], overlap: int) -> list[str]:
             if table["dropped"]:
                 flags.append(f"{kind}/{name}: {table['dropped']} of {table['dropped'] + table['rows']} rows dropped")
     return flags
+
+
+def _save(file: Path, sequences: Sequences, dropped: int = 0) -> dict[str, Any]:
+    """Write ``sequences``; returns what the manifest says of them."""
+    sequences.save(file)
+    lengths = sequences.lengths
+    return _entry(file, len(sequences), dropped, int(lengths.sum()), int(lengths.max()))
 
 
 def _entry(file: Path, rows: int, dropped: int, tokens: int, longest: int) -> dict[str, Any]:

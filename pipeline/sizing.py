@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from megatron_ext.families import family_of
-from megatron_ext.specs import Layout
+from megatron_ext.specs import Layout, Scope, UnlearnSpec
 
 PROCESSES_PER_CORE = 4
 
@@ -51,11 +51,21 @@ class Shape:
         )
 
     @property
+    def matrices(self) -> dict[str, int]:
+        """Parameters of each matrix of a layer, by the names of ``Scope.matrices``."""
+        queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        return {
+            "qkv_proj": self.hidden * (queries + 2 * keys),
+            "o_proj": queries * self.hidden,
+            "gate_up_proj": 2 * self.hidden * self.ffn,
+            "down_proj": self.hidden * self.ffn,
+        }
+
+    @property
     def layer_parameters(self) -> int:
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
-        attention = self.hidden * (queries + 2 * keys) + queries * self.hidden
         biases = (queries + 2 * keys) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        return attention + biases + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return sum(self.matrices.values()) + biases + 2 * self.hidden
 
     @property
     def embedding_parameters(self) -> int:
@@ -114,21 +124,61 @@ def stage_parameters(layout: Layout, shape: Shape) -> int:
     return -(-max(sizes) // layout.tensor)
 
 
-def training_bytes(layout: Layout, shape: Shape, precision: str, two_gradients: bool) -> int:
+def scope_parameters(layout: Layout, shape: Shape, scope: Scope) -> tuple[int, int]:
+    """Of the layers that a scope builds, split evenly: parameters of the largest rank, and how many it trains."""
+    short, longer = divmod(scope.layer + 1, layout.pipeline)
+    counts = [short + (stage < longer) for stage in range(layout.pipeline)]
+    each = sum(shape.matrices[name] for name in scope.matrices)
+    sizes = []
+    for stage, count in enumerate(counts):
+        layers = range(sum(counts[:stage]), sum(counts[: stage + 1]))
+        built = count * shape.layer_parameters + (stage == 0) * shape.embedding_parameters
+        sizes.append((built, each * len(set(scope.trained_layers) & set(layers))))
+    built, trained = (max(column) for column in zip(*sizes, strict=True))
+    return -(-built // layout.tensor), -(-trained // layout.tensor)
+
+
+def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 0) -> int:
     """Bytes of weights, gradients and AdamW state on the largest rank, without activations.
 
     Gradients, moments and, under bf16, a master copy of the weights are fp32; the distributed optimizer spreads
-    moments and master copy over data-parallel ranks. ``two_gradients`` counts the second gradient vector of
-    unlearning.
+    moments, master copy and ``vectors``, the further gradient vectors of unlearning, over data-parallel ranks.
     """
-    bf16 = precision == "bf16"
-    state = (8 + 4 * bf16) / (layout.data if layout.distributed_optimizer else 1)
-    return int(stage_parameters(layout, shape) * ((2 if bf16 else 4) + 4 + 4 * two_gradients + state))
+    return scoring_bytes(layout, shape, precision) + int(
+        stage_parameters(layout, shape) * _training_bytes_each(layout, precision, vectors)
+    )
+
+
+def unlearning_bytes(spec: UnlearnSpec, shape: Shape) -> int:
+    """As ``training_bytes``, with what a scope leaves out and with the copy of the weights before unlearning.
+
+    A whole copy lies in host memory, and counts where steps run there.
+    """
+    layout, precision = spec.runtime.layout, spec.runtime.precision
+    # Without a retain loss there is one gradient, which is measured where it lies.
+    vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
+    frozen = any(loss is not None and loss.needs_frozen for loss in (spec.forget_loss, spec.retain_loss))
+    if spec.scope is None:
+        copied = frozen and not on_gpus(spec.runtime.device)
+        return training_bytes(layout, shape, precision, vectors) + copied * scoring_bytes(layout, shape, precision)
+    built, trained = scope_parameters(layout, shape, spec.scope)
+    width = _width(precision)
+    return built * width + int(trained * (_training_bytes_each(layout, precision, vectors) + frozen * width))
 
 
 def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:
     """Bytes of weights on the largest rank."""
-    return stage_parameters(layout, shape) * (2 if precision == "bf16" else 4)
+    return stage_parameters(layout, shape) * _width(precision)
+
+
+def _width(precision: str) -> int:
+    return 2 if precision == "bf16" else 4
+
+
+def _training_bytes_each(layout: Layout, precision: str, vectors: int) -> float:
+    """Bytes of gradients and AdamW state for each trained parameter."""
+    state = 8 + 4 * (precision == "bf16") + 4 * vectors
+    return 4 + state / (layout.data if layout.distributed_optimizer else 1)
 
 
 def visible_gpus() -> int | None:

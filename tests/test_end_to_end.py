@@ -40,7 +40,7 @@ training:
     <<: *training
     data: {retain: 0.5, general: 0.5}
 methods:
-  - npo
+  - idk-dpo
   - {method: blur-npo, overrides: {rule: {gamma: 0.5}}}
 unlearning: {epochs: 3, global_batch: 4, warmup_epochs: 0, optimizer: {learning_rate: 1e-4}}
 evaluation: {max_new_tokens: 8}
@@ -70,16 +70,16 @@ def test_from_nothing_to_a_report_and_one_changed_setting(tmp_path: Path) -> Non
 
     jobs, printed = run(tmp_path, "all")
 
-    assert len(jobs) == 11
+    assert len(jobs) == 12  # two sets need log-probabilities under target
     root = tmp_path / "results" / "tiny"
     with (root / "report" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["method"] for row in rows} == {"target", "retrain", "npo", "blur-npo"}
+    assert {row["method"] for row in rows} == {"target", "retrain", "idk-dpo", "blur-npo"}
     quality = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "forget_quality"}
     assert quality["retrain"] == 1.0
     assert "Model" in printed and "report: " in printed, "the table is printed at the end"
     page = (root / "report" / "index.html").read_text()
-    assert all(title in page for title in ("Target", "Retrain", "NPO", "BLUR-NPO", "<svg"))
+    assert all(title in page for title in ("Target", "Retrain", "IdkDPO", "BLUR-NPO", "<svg"))
     blur = root / "unlearned" / "blur-npo" / "seed-0"
     steps = [json.loads(line) for line in (blur / "steps.jsonl").read_text().splitlines()]
     assert [step["forget_alignment"] for step in steps] == pytest.approx([0.5] * 3)

@@ -12,9 +12,10 @@ import yaml
 
 from tests.distributed import free_ports, run_ranks
 
-LAYOUTS: dict[str, dict[str, int]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {},
     "tp2": {"tensor": 2},
+    "tp2-sp": {"tensor": 2, "sequence_parallel": True},
     "pp2": {"pipeline": 2},
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
     "dp2": {"data": 2},
@@ -106,9 +107,13 @@ def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports:
         spec = {
             "step": "unlearn",
             "checkpoint": str(folder / "target" / "checkpoint"),
-            "forget_data": str(data / "forget.npz"),
-            "retain_data": str(data / "retain.npz"),
-            "reference": str(folder / "reference" / "reference.npz"),
+            "topics": [
+                {
+                    "forget_data": str(data / "forget.npz"),
+                    "retain_data": str(data / "retain.npz"),
+                    "reference": str(folder / "reference" / "reference.npz"),
+                }
+            ],
             "forget_loss": {"name": "npo", "beta": 0.1},
             "retain_loss": {"name": "nll"},
             "rule": {"name": "blur", "gamma": 0.5},

@@ -1,29 +1,56 @@
-"""What a loss is: a sum over tokens or over sequences, so that its mean can be taken over the GLOBAL batch."""
+"""What a loss is: a sum over units, for a mean over the GLOBAL batch, and what it asks of the run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from megatron_ext.schema import Named
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from megatron_ext.scores import Scores
+
+Positions = Literal["predicting", "labelled", "all"]
 
 
 class Loss(Named):
     """A differentiable function of a micro-batch's scores.
 
-    Losses see the scores of labelled tokens only and never a rank: collectives over vocabulary shards happen where the
-    scores are made. Files here import torch inside functions, because plans are checked where torch is not installed.
+    Losses never see a rank: collectives over vocabulary shards happen in ``vocab_parallel``, through ``scores``. Files
+    here import torch inside functions, because plans are checked where torch is not installed.
 
-    ``unit`` says what ``__call__`` sums over; the caller divides by the number of those units in the global batch.
+    ``unit``: what ``__call__`` sums over; the caller divides by the number of those units in the global batch.
+    ``sees``: "logits", or "hidden" for a loss on the hidden states that leave the last block which is built (see
+    ``specs.Scope``). ``needs_reference``: the log-probability of each sequence under the model before unlearning, one
+    cached number. ``needs_frozen``: that model's logits or hidden states, from a second forward pass.
+    ``needs_alternatives``: beside each sequence, another answer to the same prompt.
     """
 
     name: str
     unit: ClassVar[Literal["token", "sequence"]]
+    sees: ClassVar[Literal["logits", "hidden"]] = "logits"
     needs_reference: ClassVar[bool] = False
+    needs_frozen: ClassVar[bool] = False
+    needs_alternatives: ClassVar[bool] = False
+
+    @property
+    def where(self) -> Positions:
+        """Which positions ``scores`` holds: those that predict a labelled token (the only ones with targets and
+        log-probabilities), those whose own token is labelled, or all of a sequence's."""
+        return "predicting"
+
+    def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:
+        """Units of the global batch. int ``[B]`` each: labelled tokens and tokens of its sequences."""
+        if self.unit == "sequence":
+            return len(labels)
+        return int((lengths if self.where == "all" else labels).sum())
+
+    def problems(self, topics: Sequence[str]) -> list[str]:
+        """What does not fit these topics: messages that begin with the loss's own key."""
+        return []
 
     def __call__(self, scores: Scores) -> Tensor:
         """The sum over the micro-batch's units: a scalar, fp32, to be minimised."""

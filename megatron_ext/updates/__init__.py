@@ -5,9 +5,9 @@ from typing import Annotated, Any, Union
 from pydantic import Discriminator
 
 from megatron_ext.schema import discover
-from megatron_ext.updates.base import Direction, Products, Rule
+from megatron_ext.updates.base import Direction, Products, Rule, State
 
 RULES: dict[str, type[Rule]] = discover(__name__, __path__, Rule)
 AnyRule: Any = Annotated[Union[tuple(RULES.values())], Discriminator("name")]  # noqa: UP007
 
-__all__ = ["RULES", "AnyRule", "Direction", "Products", "Rule"]
+__all__ = ["RULES", "AnyRule", "Direction", "Products", "Rule", "State"]

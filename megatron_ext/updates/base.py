@@ -1,17 +1,26 @@
-"""What an update rule is: from inner products of the two gradients to one direction in their span."""
+"""What an update rule is: from a step's gradients to the direction that its weights move along."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from megatron_ext.schema import Named
+
+if TYPE_CHECKING:
+    from megatron_ext.specs import UnlearnSpec
+    from megatron_ext.step import Step
+
+State = dict[str, float]
+
+# A squared norm: below it, a gradient has passed through fp32's subnormal numbers and few bits of it are left.
+VANISHED = 1e-60
 
 
 @dataclass(frozen=True)
 class Products:
-    """The Gram matrix of the reduced gradients ``f`` (forget) and ``r`` (retain), and their losses.
+    """The Gram matrix of the reduced gradients ``f`` (forget) and ``r`` (retain).
 
     Global scalars in fp64, equal on every rank; ``r`` entries are 0 where there is no retain loss.
     """
@@ -19,13 +28,11 @@ class Products:
     ff: float
     fr: float
     rr: float
-    forget_loss: float
-    retain_loss: float | None
 
     @classmethod
     def unknown(cls) -> Products:
         """For rules whose direction does not depend on the gradients."""
-        return cls(math.nan, math.nan, math.nan, math.nan, None)
+        return cls(math.nan, math.nan, math.nan)
 
     @property
     def cosine(self) -> float | None:
@@ -56,16 +63,53 @@ class Direction:
 
 
 class Rule(Named):
-    """Chooses the direction of one optimizer step from the step's inner products.
+    """Chooses the direction of one optimizer step.
 
-    A rule is called once per optimizer step with gradients that are accumulated over micro-batches and reduced over
-    data-parallel ranks. ``needs_products`` is false where the direction is known before the gradients are: then both
-    gradients are accumulated in one buffer and no second vector is held.
+    A rule is asked once per optimizer step, with gradients that are accumulated over micro-batches and reduced over
+    data-parallel ranks. Most rules say a direction in the span of the two gradients: they implement ``direction``.
+    Where it is known before the gradients are, ``needs_products`` is false: then both gradients are accumulated in one
+    buffer and no second vector is held. A rule that asks for more (a state of its own, further gradients, losses at
+    other weights) implements ``update`` with what ``megatron_ext.step.Step`` offers.
     """
 
     name: str
     needs_products: ClassVar[bool] = True
     needs_retain: ClassVar[bool] = True
 
+    @property
+    def vectors(self) -> int:
+        """fp32 vectors of the rank's gradient shard that a step holds at most, beside the gradient itself."""
+        return int(self.needs_products)
+
+    @property
+    def needs_retain_reference(self) -> bool:
+        """Whether ``start`` needs the retain loss of the model before unlearning."""
+        return False
+
+    @property
+    def extrapolation(self) -> float:
+        """The run ends in ``theta_0 + extrapolation * (theta - theta_0)``, ``theta_0`` the weights before it."""
+        return 1.0
+
+    def problems(self, spec: UnlearnSpec) -> list[str]:
+        """What in ``spec`` the rule does not work with: messages that begin with the key."""
+        return []
+
+    def start(self, retain_loss: float | None) -> State:
+        """The rule's own state before the first step; ``retain_loss``: that of the model before unlearning over the
+        whole retain set, where the run knows it. The state is saved with the run's, in fp64, equal on every rank."""
+        return {}
+
     def direction(self, products: Products) -> Direction:
-        raise TypeError(f"{type(self).__name__} is abstract")
+        raise TypeError(f"{type(self).__name__} has neither 'direction' nor 'update'")
+
+    def update(self, step: Step) -> None:
+        """Leave in ``step`` the direction to descend along, by ``step.descend``. Collective over all ranks."""
+        if self.needs_products:
+            step.measure()
+            step.descend(self.direction(step.products))
+        else:
+            step.descend(self.direction(Products.unknown()))
+
+    def after(self, step: Step) -> None:
+        """What remains to be done once the weights have changed. Collective over all ranks."""

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_ext.updates.base import Direction, Products, Rule
+from megatron_ext.updates.base import VANISHED, Direction, Products, Rule
 
-# Squared norms: below these, gradients have passed through fp32's subnormal numbers and few bits of them are left.
-_VANISHED, _VANISHED_BESIDE = 1e-60, 1e-40
+# A squared norm in units of the retain gradient's: below it, nothing of the forget gradient is left in their sum.
+_VANISHED_BESIDE = 1e-40
 
 
 class Blur(Rule):
@@ -25,6 +25,6 @@ class Blur(Rule):
     gamma: float = Field(1.0, gt=0, description="share of the forget gradient that is kept")
 
     def direction(self, products: Products) -> Direction:
-        if products.ff <= max(_VANISHED, _VANISHED_BESIDE * products.rr):
+        if products.ff <= max(VANISHED, _VANISHED_BESIDE * products.rr):
             return Direction(0.0, 1.0, note="the forget gradient is zero: stepping along the retain gradient")
         return Direction(self.gamma - products.fr / products.ff, 1.0)

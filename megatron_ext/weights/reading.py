@@ -11,14 +11,17 @@ import torch
 
 from megatron_ext.model import LanguageModel, build
 from megatron_ext.runtime import Ranks
+from megatron_ext.specs import Runtime, Scope
 from megatron_ext.weights import mapping
 from megatron_ext.weights.sources import InitialValues, SafetensorsFolder, Source
 
 SHOWN = 5
 
 
-def load(folder: Path, ranks: Ranks) -> LanguageModel:
+def load(folder: Path, ranks: Ranks, scope: Scope | None = None, training: Runtime | None = None) -> LanguageModel:
     """This rank's stage of the model in a Hugging Face folder, in ``ranks.dtype``. No collectives.
+
+    ``scope``, ``training``: see ``model.build``.
 
     Raises ``FileNotFoundError`` for a folder without config or safetensors, and ``ValueError`` for a model that is not
     supported or whose tensors are not those of its config.
@@ -27,16 +30,16 @@ def load(folder: Path, ranks: Ranks) -> LanguageModel:
     config = read_config(folder)
     source = SafetensorsFolder(folder)
     try:
-        model = build(config, ranks)
+        model = build(config, ranks, scope, training)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     fill(model, ranks, source)
     return model
 
 
-def initialise(config: Mapping[str, Any], ranks: Ranks, seed: int) -> LanguageModel:
+def initialise(config: Mapping[str, Any], ranks: Ranks, seed: int, training: Runtime | None = None) -> LanguageModel:
     """This rank's stage of a new model; its values depend on ``config`` and ``seed`` alone. No collectives."""
-    model = build(config, ranks)
+    model = build(config, ranks, training=training)
     fill(model, ranks, InitialValues(config, seed))
     return model
 
@@ -49,7 +52,7 @@ def fill(model: LanguageModel, ranks: Ranks, source: Source) -> None:
     """
     _check(model.hf_config, source)
     left = dict(model.named_parameters())
-    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank):
+    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.scope):
         local = entry.find(left)
         if entry.kind is mapping.vocabulary:
             local.zero_()
@@ -59,6 +62,20 @@ def fill(model: LanguageModel, ranks: Ranks, source: Source) -> None:
         left = {name: value for name, value in left.items() if value is not local}
     if left:
         raise RuntimeError(f"no Hugging Face tensor is known for the parameters {', '.join(left)}")
+
+
+@torch.no_grad()
+def extrapolate(model: LanguageModel, ranks: Ranks, folder: Path, factor: float) -> None:
+    """weights <- origin + factor * (weights - origin), in fp32, where the origin is the checkpoint ``folder``.
+
+    Reads one parameter's slices at a time. No collectives.
+    """
+    source, parameters = SafetensorsFolder(folder), dict(model.named_parameters())
+    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.scope):
+        for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
+            place = part.place(entry.find(parameters))
+            origin = source.read(part.name, part.index).to(place.device, torch.float32).reshape(place.shape)
+            place.copy_(origin + factor * (place.float() - origin))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class SafetensorsFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        files = _files(self.folder)
+        files = weight_files(self.folder)
         opened = {file: safe_open(self.folder / file, framework="pt") for file in sorted(set(files))}
         self._file = {name: handle for handle in opened.values() for name in handle.keys()}  # noqa: SIM118
         self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._file.items()}
@@ -84,7 +84,7 @@ class InitialValues:
         return f"initial values of seed {self._seed}"
 
 
-def _files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """The safetensors files that hold a folder's weights."""
     if (folder / SINGLE).exists():  # first, as transformers does
         return [SINGLE]

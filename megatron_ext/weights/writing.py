@@ -6,7 +6,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ from megatron_ext.runtime import Ranks
 from megatron_ext.weights.mapping import Entry, entries, replicated, tensor_shapes
 from megatron_ext.weights.sources import INDEX, SINGLE
 
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -49,14 +51,23 @@ def save(
     Collective: every rank calls it, and returns after the rename. Each parameter is gathered over the tensor group and
     sent to world rank 0, which alone writes; a rank holds at most two copies of one parameter more than its own.
     """
-    folder = Path(folder)
-    if ranks.data_rank == 0:
-        tensors = _tensors(model, ranks)
-        if ranks.world_rank == 0:
-            _write(tensors, model.hf_config, ranks.dtype, folder, tokenizer_from, max_shard_bytes)
-        else:
-            for _ in tensors:
-                raise AssertionError("tensors arrive on world rank 0 only")
+
+    def write(tensors: Iterator[tuple[str, Tensor]]) -> None:
+        with replacing(Path(folder)) as partial:
+            _write(tensors, model.hf_config, ranks.dtype, partial, tokenizer_from, max_shard_bytes)
+
+    on_first_rank(write, tensors_of(model, ranks), ranks)
+
+
+def on_first_rank(
+    write: Callable[[Iterator[tuple[str, Tensor]]], None], tensors: Iterator[tuple[str, Tensor]], ranks: Ranks
+) -> None:
+    """Run ``write(tensors)`` on world rank 0 while the ranks of its data-parallel rank send; all return after it."""
+    if ranks.world_rank == 0:
+        write(tensors)
+    elif ranks.data_rank == 0:
+        for _ in tensors:
+            raise AssertionError("tensors arrive on world rank 0 only")
     # A collective on the device, as torch's barrier does not say which device it means under NCCL.
     done = torch.zeros(1, device=ranks.device)
     dist.all_reduce(done)
@@ -67,10 +78,28 @@ def _write(
     tensors: Iterator[tuple[str, Tensor]],
     hf: Mapping[str, Any],
     dtype: torch.dtype,
-    folder: Path,
+    partial: Path,
     tokenizer_from: Path | None,
     max_shard_bytes: int,
 ) -> None:
+    name = str(dtype).removeprefix("torch.")
+    config = {**hf, "dtype": name, "torch_dtype": name}  # transformers reads the first since 4.56, others the second
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if tokenizer_from is not None:
+        copy_files(Path(tokenizer_from), (*TOKENIZER_FILES, GENERATION), partial)
+    _write_tensors(tensors, tensor_shapes(hf), dtype, partial, max_shard_bytes)
+
+
+def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
+    """Copy those of the files that are there."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, which gets the name ``folder`` at the end: a kill leaves the old folder or none."""
     partial, replaced = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "replaced"))
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)  # a run was killed between the two renames below
@@ -78,16 +107,7 @@ def _write(
         if leftover.exists():
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
-
-    name = str(dtype).removeprefix("torch.")
-    config = {**hf, "dtype": name, "torch_dtype": name}  # transformers reads the first since 4.56, others the second
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if tokenizer_from is not None:
-        for file in (*TOKENIZER_FILES, "generation_config.json"):
-            if (Path(tokenizer_from) / file).is_file():
-                shutil.copyfile(Path(tokenizer_from) / file, partial / file)
-    _write_tensors(tensors, tensor_shapes(hf), dtype, partial, max_shard_bytes)
-
+    yield partial
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
@@ -153,16 +173,19 @@ def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 
 @torch.no_grad()
-def _tensors(model: LanguageModel, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(
+    model: LanguageModel, ranks: Ranks, wanted: Callable[[int, Entry], bool] = lambda stage, entry: entry.stored
+) -> Iterator[tuple[str, Tensor]]:
     """The model's Hugging Face tensors, whole and in order, on world rank 0.
 
-    The other ranks of its data-parallel rank must exhaust this iterator too, which yields them nothing.
+    The other ranks of its data-parallel rank must exhaust this iterator too, which yields them nothing. ``wanted``
+    chooses by pipeline stage and entry, on every rank the same.
     """
     parameters = dict(model.named_parameters())
     stages = dist.get_process_group_ranks(ranks.pipeline_group)
     for stage in range(ranks.layout.pipeline):
-        for entry in entries(model.hf_config, ranks.layout, stage):
-            if not entry.stored:
+        for entry in entries(model.hf_config, ranks.layout, stage, model.scope):
+            if not wanted(stage, entry):
                 continue
             if stage == ranks.pipeline_rank:
                 shards = _gather(entry, entry.find(parameters).detach(), ranks)

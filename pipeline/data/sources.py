@@ -19,6 +19,7 @@ from pipeline.specs import DataSource, FolderSource, HubSource, SyntheticSource
 
 RETAIN_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 SUFFIXES = (".json", ".jsonl")
+ALTERNATIVES = "idk"  # the forget set's prompts with refusals for answers
 
 
 def load(source: DataSource, forget_split: str) -> Splits:
@@ -50,12 +51,17 @@ def split_names(forget_split: str) -> list[str]:
 
 
 def training_sets(source: DataSource) -> list[str]:
-    """The tokenised sets that preparing ``source`` writes for training."""
+    """The tokenised sets that a model may be trained on."""
     names = ["full", "retain", "forget"]
     if isinstance(source, SyntheticSource):
         names += ["background"] if source.background_authors else []
         names += ["full_rephrased", "retain_rephrased"]
     return [*names, "general"]
+
+
+def tokenised_sets(source: DataSource) -> list[str]:
+    """All tokenised sets that preparing ``source`` writes: those for training, then the alternative answers."""
+    return [*training_sets(source), ALTERNATIVES]
 
 
 def split_file(folder: Path, split: str) -> Path | None:

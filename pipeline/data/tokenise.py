@@ -68,6 +68,30 @@ class Encoder:
                 dropped += self._drop(f"{origin}, row {index}, answer", fault)
         return Sequences.pack(kept), dropped
 
+    def alternatives(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], count: int, origin: str) -> Sequences:
+        """``count`` sequences of each row, row by row: its question with the first of its ``answers`` that fit.
+
+        Rows that ``training`` drops have none. Where fewer than ``count`` fit they repeat; raises ``DataError`` naming
+        a row where none does, because a row without alternatives would leave the two sets unaligned.
+        """
+        kept = []
+        pairs = self.pairs([(row.question, row.answer) for row in rows])
+        for index, (row, own, texts) in enumerate(zip(rows, pairs, answers, strict=True)):
+            if self._fault(row.answer, *own) is not None:
+                continue
+            fitting: list[tuple[list[int], list[int]]] = []
+            for first in range(0, len(texts), count):
+                part = texts[first : first + count]
+                encoded = self.pairs([(row.question, text) for text in part])
+                faults = [self._fault(text, *pair) for text, pair in zip(part, encoded, strict=True)]
+                fitting += [pair for pair, fault in zip(encoded, faults, strict=True) if fault is None]
+                if len(fitting) >= count:
+                    break
+            if not fitting:
+                raise DataError(f"{origin}, row {index}: {faults[-1]}; none of its alternative answers fits")
+            kept += [(prompt + target, len(prompt)) for prompt, target in (fitting * count)[:count]]
+        return Sequences.pack(kept)
+
     def evaluation(self, rows: Sequence[Row], origin: str) -> tuple[list[dict[str, Any]], int]:
         """Records of evaluation/<set>.jsonl: a row with a bad target is bad as a whole; ``index`` counts all rows."""
         texts = [_targets(row) for row in rows]

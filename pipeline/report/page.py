@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report.figures import COLOURS, COMPARED, GRID, INK, PANELS, Figure
+from pipeline.report.canvas import COLOURS, GRID, INK, MANY, Figure
+from pipeline.report.curves import COMPARED, PANELS
 from pipeline.report.results import Group, Stage
-from pipeline.report.tables import ARROWS, LEGEND, NONE, table
+from pipeline.report.tables import ARROWS, LEGEND, NONE, by_seed, table
 from pipeline.specs import ReportSpec
 
 # The colours of figures.COLOURS, INK and GRID on a dark ground.
@@ -45,21 +46,27 @@ def render(
     headline = table(spec, groups, metrics)
     total = sum(stage.total for stage in stages)
     sources = list(dict.fromkeys(cell.source for row in headline.rows for cell in row.cells if cell.source))
+    comparisons = [(title, found) for title in COMPARED.values() if (found := _of(figures, "compare", title))]
     return env.get_template("page.html.j2").render(
         spec=spec,
         groups=groups,
         headline=headline,
         full=table(spec, groups, metrics, headline=False),
+        seeds=by_seed(spec, groups, metrics),
+        many=sum(group.kind == "unlearned" for group in groups) > MANY,
         sources=sources,
         figures=figures,
+        comparisons=comparisons,
+        in_parts=any(len(found) > 1 for _, found in comparisons),
         undrawn=_undrawn(figures, "compare", COMPARED.values()),
         unmeasured=[
-            _undrawn(figures, f"method {i}", [title for key, (title, _) in PANELS.items() if key != "dual"])
+            _undrawn(figures, f"method {i}", [title for title, _ in PANELS.values()])
             for i, group in enumerate(groups)
             if group.runs
         ],
         facts=_facts(spec, groups),
         stages=stages,
+        kinds=_kinds(stages),
         longest=max((stage.total for stage in stages), default=0.0) or 1.0,
         total=total,
         startup_share=sum(stage.startup for stage in stages) / total if total else 0.0,
@@ -91,7 +98,8 @@ def inline(figure: Figure) -> str:
     rest = rest.replace("url(#", f"url(#{figure.name}.")
     for colour, name in ((INK, "ink"), (GRID, "grid"), *((colour, name) for name, colour in _variables(COLOURS))):
         rest = re.sub(rf"(?<=: ){colour}", f"var(--{name})", rest)
-    label = re.sub(r'[&<>"]', lambda m: f"&#{ord(m[0])};", f"{figure.title}. {figure.caption}".strip())
+    title = f"{figure.title} ({figure.part})" if figure.part else figure.title
+    label = re.sub(r'[&<>"]', lambda m: f"&#{ord(m[0])};", f"{title}. {figure.caption}".strip())
     return f'<svg {box[0] if box else ""} role="img" aria-label="{label}">{rest.strip()}'
 
 
@@ -109,9 +117,26 @@ def provenance(groups: Sequence[Group]) -> tuple[dict[str, str], dict[str, dict[
     return shared, own
 
 
+def _of(figures: Sequence[Figure], section: str, title: str) -> list[Figure]:
+    return [figure for figure in figures if (figure.section, figure.title) == (section, title)]
+
+
 def _undrawn(figures: Sequence[Figure], section: str, titles: Iterable[str]) -> list[str]:
-    drawn = {figure.title for figure in figures if figure.section == section}
-    return [title for title in titles if title not in drawn]
+    return [title for title in titles if not _of(figures, section, title)]
+
+
+def _kinds(stages: Sequence[Stage]) -> list[tuple[str, int, Stage]]:
+    """(kind, how many, their times summed) of the steps, in the order in which they run."""
+    kinds: dict[str, list[Stage]] = {}
+    for stage in stages:
+        kinds.setdefault(stage.step, []).append(stage)
+    return [(kind, len(found), _sum(kind, found)) for kind, found in kinds.items()]
+
+
+def _sum(kind: str, stages: Sequence[Stage]) -> Stage:
+    flags = tuple(sorted({flag for stage in stages for flag in stage.flags}))
+    seconds = [math.fsum(getattr(stage, part) for stage in stages) for part in ("startup", "work", "write")]
+    return Stage(kind, kind, *seconds, flags)
 
 
 def _facts(spec: ReportSpec, groups: Sequence[Group]) -> list[tuple[str, str]]:

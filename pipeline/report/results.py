@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,12 @@ STEP_KEYS = (
     "forget_alignment",
     "retain_alignment",
     "update_norm",
+    "retain_nll",
     "dual",
 )
+ORDER = ("data", "base", "train", "reference", "unlearn", "evaluate")  # in which kinds of step run
+STATE = "rule_state."  # begins the columns of a rule's own numbers
+DIGITS = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,23 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A note of a step log: as it read first, what it is about (what stands before its colon), and at which steps."""
+
+    text: str
+    steps: tuple[int, ...]
+
+    @property
+    def about(self) -> str:
+        return self.text.split(":", 1)[0]
+
+
+@dataclass(frozen=True)
 class Result:
     """One model: its metrics and, where it was unlearned here, its step log (columns of equal length, NaN for null).
 
-    ``reasons``: the evaluation's sentences on why the model must be taken for collapsed.
+    ``reasons``: the evaluation's sentences on why the model must be taken for collapsed. ``said``: the step log's
+    notes, those that differ in figures only as one.
     """
 
     entry: ReportEntry
@@ -56,6 +74,7 @@ class Result:
     flags: frozenset[str]
     reasons: tuple[str, ...]
     steps: Mapping[str, Sequence[float]] | None
+    said: tuple[Note, ...]
     stages: tuple[Stage, ...]
     provenance: Mapping[str, Mapping[str, Any]]
 
@@ -98,10 +117,15 @@ class Group:
         return statistics.fmean(values) if values else None
 
     def notes(self) -> list[str]:
-        """Flags of the seeds, with how many seeds have each where not all do."""
+        """Flags of the seeds, with how many seeds have each where not all do; then what their step logs note."""
         n = len(self.results)
         counts = Counter(flag for result in self.results for flag in result.flags)
-        return [flag if count == n else f"{flag} ({count} of {n} seeds)" for flag, count in sorted(counts.items())]
+        flags = [flag if count == n else f"{flag} ({count} of {n} seeds)" for flag, count in sorted(counts.items())]
+        steps = sum(len(run["step"]) for run in self.runs)
+        said = Counter(
+            about for result in self.results for note in result.said for about in [note.about] * len(note.steps)
+        )
+        return flags + [f"step log: {about} ({count} of {steps} steps)" for about, count in sorted(said.items())]
 
     @property
     def sound(self) -> bool:
@@ -122,8 +146,9 @@ def load(spec: ReportSpec) -> list[Group]:
 
 def stages(spec: ReportSpec, groups: Sequence[Group]) -> list[Stage]:
     """Times of every step that the report knows of, in the order in which they run."""
-    found = [_stage(folder / "summary.json", name, name) for name, folder in spec.steps.items()]
-    return found + [stage for group in groups for result in group.results for stage in result.stages]
+    found = [_stage(folder / "summary.json", name, name.partition("/")[0]) for name, folder in spec.steps.items()]
+    found += [stage for group in groups for result in group.results for stage in result.stages]
+    return sorted(found, key=lambda stage: ORDER.index(stage.step) if stage.step in ORDER else -1)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -153,18 +178,18 @@ def _result(spec: ReportSpec, entry: ReportEntry) -> Result:
     # A step that was started by hand, not by the launcher, has no record of its own.
     if (entry.evaluation / "provenance.json").is_file():
         provenance["evaluate"] |= read_object(entry.evaluation / "provenance.json")
-    steps = None
+    steps, said = None, ()
     if entry.run is not None:
         record = read_object(entry.run / "provenance.json")
         step = str(record.get("step", "unlearn" if entry.kind == "unlearned" else "train"))
         times.insert(0, _stage(entry.run / "summary.json", entry.model_id, step))
         provenance = {step: record, **provenance}
         if entry.kind == "unlearned":
-            steps = _steps(entry.run / "steps.jsonl")
+            steps, said = _steps(entry.run / "steps.jsonl")
     flags = frozenset(flag for time in times for flag in time.flags)
     summary = entry.evaluation / "summary.json"
     reasons = _texts(summary, {"collapsed_because": [], **read_object(summary)}, "collapsed_because")
-    return Result(entry, metrics, flags, reasons, steps, tuple(times), provenance)
+    return Result(entry, metrics, flags, reasons, steps, said, tuple(times), provenance)
 
 
 def _stage(path: Path, name: str, step: str) -> Stage:
@@ -173,12 +198,13 @@ def _stage(path: Path, name: str, step: str) -> Stage:
     return Stage(name, step, *seconds, _texts(path, summary, "flags"))
 
 
-def _steps(path: Path) -> dict[str, list[float]]:
+def _steps(path: Path) -> tuple[dict[str, list[float]], tuple[Note, ...]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file") from None
     columns: dict[str, list[float]] = {key: [] for key in ("step", *STEP_KEYS)}
+    said: dict[str, tuple[str, list[int]]] = {}
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number}"
         try:
@@ -187,12 +213,24 @@ def _steps(path: Path) -> dict[str, list[float]]:
             raise ValueError(f"{where}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: must hold an object, holds {_short(row)}")
+        state = _get(where, row, "rule_state")
+        if not isinstance(state, dict | None):
+            raise ValueError(f"{where}: 'rule_state' must be an object or null, is {_short(state)}")
+        for key in state or {}:
+            columns.setdefault(STATE + key, [math.nan] * (number - 1))
         for key, column in columns.items():
-            value = _number(where, row, key, null=key != "step")
+            own = key.startswith(STATE)
+            holder, name = (state or {}, key.removeprefix(STATE)) if own else (row, key)
+            value = None if own and name not in holder else _number(where, holder, name, STATE * own, key != "step")
             column.append(math.nan if value is None else value)
+        note = _get(where, row, "note")
+        if not isinstance(note, str | None):
+            raise ValueError(f"{where}: 'note' must be a text or null, is {_short(note)}")
+        for text in note.split("; ") if note else ():
+            said.setdefault(DIGITS.sub("", text), (text, []))[1].append(int(columns["step"][-1]))
     if not lines:
         raise ValueError(f"{path}: holds no step")
-    return columns
+    return columns, tuple(Note(text, tuple(steps)) for text, steps in said.values())
 
 
 def _get(path: Path | str, found: Mapping[str, Any], key: str, kind: type | None = None) -> Any:

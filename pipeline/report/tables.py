@@ -8,7 +8,7 @@ import re
 import statistics
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.benchmarks.base import Metric
@@ -79,6 +79,15 @@ def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], 
             )
         columns.append(column)
     return Table(chosen, tuple(Row(g, tuple(column[i] for column in columns)) for i, g in enumerate(groups)))
+
+
+def by_seed(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> Table | None:
+    """The headline metrics with a row a model, none marked; None where no row of the table has several seeds."""
+    if all(len(group.results) == 1 for group in groups):
+        return None
+    apart = table(spec, [Group((result,)) for group in groups for result in group.results], metrics)
+    rows = tuple(Row(row.group, tuple(replace(cell, best=False) for cell in row.cells)) for row in apart.rows)
+    return Table(apart.metrics, rows)
 
 
 def published(spec: ReportSpec, group: Group, key: str) -> Published | None:

@@ -12,7 +12,7 @@ rule prepare:
         jobs.inputs(f"data/{plan.config.benchmark.name}"),
         source=jobs.source(f"data/{plan.config.benchmark.name}"),
     output:
-        expand(f"{DATA}/train/{{name}}.npz", name=plan.training_sets),
+        expand(f"{DATA}/train/{{name}}.npz", name=plan.tokenised_sets),
         expand(f"{DATA}/evaluation/{{name}}.jsonl", name=plan.evaluation_sets),
         directory(f"{DATA}/tokenizer"),
         f"{DATA}/manifest.json",

@@ -1,23 +1,26 @@
-# The target's log-probability of every forget sequence, computed once: no method holds a second model.
+# The target's log-probability of every sequence of a set, computed once: no method holds a second model for it.
+REFERENCE = f"{ROOT}/reference/{{set}}"
 
 
 rule reference_log_probabilities:
     input:
-        jobs.inputs("reference"),
-        source=jobs.source("reference"),
+        jobs.inputs("reference/{set}"),
+        source=jobs.source("reference/{set}"),
     output:
-        str(plan.reference),
-        f"{ROOT}/reference/summary.json",
-        f"{ROOT}/reference/provenance.json",
-        spec=f"{ROOT}/reference/spec.yaml",
+        f"{REFERENCE}/reference.npz",
+        f"{REFERENCE}/summary.json",
+        f"{REFERENCE}/provenance.json",
+        spec=f"{REFERENCE}/spec.yaml",
     log:
-        f"{ROOT}/logs/reference.log",
+        f"{ROOT}/logs/reference/{{set}}.log",
+    wildcard_constraints:
+        set=steps.one_of(plan.references),
     threads: jobs.threads
     resources:
         accelerator=jobs.accelerator,
     params:
-        spec=jobs.spec("reference"),
+        spec=jobs.spec("reference/{set}"),
     message:
-        "reference: log-probabilities of the forget set under target"
+        "reference: log-probabilities of {wildcards.set} under target"
     shell:
         "python -m pipeline.launch {output.spec:q} {params.spec:q} --threads {threads} > {log:q} 2>&1"

@@ -212,8 +212,8 @@ def fp64_all_reduces() -> tuple[list[int], int]:
 
 @pytest.mark.slow
 def test_one_all_reduce_carries_every_scalar() -> None:
-    # inner products, loss sums, the wish to stop
-    assert run_ranks(fp64_all_reduces, 2) == [([4 + 2 + 1], 0)] * 2
+    # inner products, loss sums, the adapted weight, the wish to stop
+    assert run_ranks(fp64_all_reduces, 2) == [([4 + 2 + 1 + 1], 0)] * 2
 
 
 def test_weights_that_are_not_finite_are_refused(alone: Any) -> None:

@@ -63,9 +63,13 @@ def unlearn_spec(folder: Path, name: str, layout: dict[str, Any] | None = None, 
     spec: dict[str, Any] = {
         "step": "unlearn",
         "checkpoint": str(folder / "target" / "checkpoint"),
-        "forget_data": str(folder / "forget.npz"),
-        "retain_data": str(folder / "retain.npz"),
-        "reference": str(folder / "reference" / "reference.npz"),
+        "topics": [
+            {
+                "forget_data": str(folder / "forget.npz"),
+                "retain_data": str(folder / "retain.npz"),
+                "reference": str(folder / "reference" / "reference.npz"),
+            }
+        ],
         "forget_loss": {"name": "npo", "beta": 0.1},
         "retain_loss": {"name": "nll"},
         "rule": {"name": "blur", "gamma": 0.5},

@@ -21,6 +21,10 @@ from pipeline.documents import ConfigError
 
 ROOT = CONFIGS.parent
 MINI = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+MINI["methods"] = [
+    *({"method": name} for name in ("ga", "graddiff", "npo")),
+    {"method": "blur-npo", "overrides": {"rule": {"gamma": 0.3}}},
+]
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiments").glob("*.yaml"))
 
 
@@ -90,13 +94,13 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ),
         ({"training.base.steps": -1}, "training.base.steps: -1 is not allowed: input should be greater than or equal"),
         ({"training.base.optimizer.learning_rate": "fast"}, "learning_rate: 'fast' is not allowed: input should be a"),
-        ({"training.base.data": {"general": 0.5}}, "training.base: data: shares must be positive and sum to 1"),
+        ({"training.base.data": {"general": 0.5}}, "training.base.data: shares must be positive and sum to 1"),
         ({"benchmark": "tofoo"}, "benchmark: unknown benchmark 'tofoo'; did you mean 'tofu'? allowed: mini, tofu"),
         ({"model": "mini-lama"}, "model: unknown model 'mini-lama'; did you mean 'mini-llama'?"),
         ({"split": "forget20"}, "split: unknown split 'forget20'; did you mean 'forget10'? allowed: forget10"),
         (
             {"methods.0": "np"},
-            "methods[0]: unknown method 'np'; did you mean 'npo'? allowed: blur-npo, ga, graddiff, npo",
+            "methods[0]: unknown method 'np'; did you mean 'npo'? allowed: blur-npo, blur-rmu, blur-simnpo, ce-u, ga,",
         ),
         ({"methods.1.metod": "x"}, "methods[1].metod: unknown key; did you mean 'method'?"),
         ({"methods": []}, "methods: [] is not allowed"),
@@ -108,9 +112,12 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ),
         (
             {"methods.3.overrides.rule": {"name": "blurr"}},
-            "unknown value 'blurr'; did you mean 'blur'? allowed: blur, weighted",
+            "unknown value 'blurr'; did you mean 'blur'? allowed: blur, ngdiff,",
         ),
-        ({"methods.3.overrides.retain": None}, "retain: is missing, and the rule 'blur' needs a retain loss"),
+        (
+            {"methods.3.overrides.retain": None},
+            "methods[3].overrides.retain: is missing, and the rule 'blur' needs one",
+        ),
         ({"methods.2.method": "blur-npo"}, "methods[3]: 'blur-npo' is there twice; give one of them another 'variant'"),
         ({"unlearning.epocs": 3}, "unlearning.epocs: unknown key; did you mean 'epochs'?"),
         ({"unlearning.micro_batch": 3}, "unlearning.global_batch: 8 is not a multiple of 1 (data-parallel ranks) x 3"),
@@ -140,6 +147,81 @@ def test_shipped_experiments_are_right(name: str) -> None:
 def test_a_mistake_is_named_with_its_place(write: Callable[..., Path], changes: dict[str, Any], expected: str) -> None:
     path = write(changes)
     found = problems(path)
+    assert any(expected in problem for problem in found), found
+    assert all(".yaml:" in problem for problem in found)
+
+
+def _use(method: str, **overrides: Any) -> dict[str, Any]:
+    return {"method": method, "overrides": overrides}
+
+
+FIRST_BLOCK = {"layer": 0, "train_layers": [0]}
+
+
+@pytest.mark.parametrize(
+    ("use", "changes", "expected"),
+    [
+        (_use("rmu"), {}, "scope.layer: 7 is none of the model's 2 layers; allowed: 0 to 1"),
+        (
+            _use("rmu", scope=FIRST_BLOCK),
+            {"layout": {"pipeline": 2}},
+            "overrides.scope.layer: 0: layers 0 to 0 are built, fewer than the layout's 2 pipeline stages",
+        ),
+        (_use("rmu", scope={"layer": 0}), {}, "rmu.yaml:10: scope.train_layers: [0, 1, 2, 3, 4, 5, 6, 7] goes beyond"),
+        (
+            _use("rmu", scope={"layer": 0, "train_layers": [1]}),
+            {},
+            "overrides.scope.train_layers: [1] goes beyond layer 0; allowed: 0 to 0",
+        ),
+        (_use("rmu", scope=None), {}, "overrides.scope: is missing, and the loss 'rmu' needs it"),
+        (
+            _use("rmu", scope=FIRST_BLOCK, forget={"steering": {"bio": 1.0}}),
+            {},
+            "overrides.forget.steering: has no value for the topic 'forget'",
+        ),
+        (_use("npo", scope={"layer": 0}), {}, ": forget: 'npo' needs the whole model"),
+        (_use("npo", retain={"name": "npo"}), {}, "overrides.retain: 'npo' is a forget loss"),
+        (_use("idk-dpo", alternatives=None), {}, "alternatives: is missing, and the loss 'dpo' needs it; allowed: idk"),
+        (_use("idk-dpo", alternatives="idc"), {}, "alternatives: unknown value 'idc'; did you mean 'idk'?"),
+        (_use("npo", alternatives="idk"), {}, "overrides.alternatives: 'idk' is given, but the loss 'npo' reads none"),
+        (
+            _use("pdu", rule={"epsilon": None, "tolerance": 0.5}, retain={"name": "kl"}),
+            {},
+            "overrides.retain: must be 'nll' where the rule 'primal-dual' measures it",
+        ),
+        (
+            _use("pdu", rule={"tolerance": 0.5}),
+            {},
+            "overrides.rule.tolerance: 0.5 beside epsilon: 0.3; allowed is one of the two",
+        ),
+        (_use("pdu", rule={"epsilon": None}), {}, "overrides.rule.epsilon: is missing; give it or 'tolerance'"),
+        (
+            _use("ofmu", rule={"highest_penalty": 1e-3}),
+            {},
+            "overrides.rule.highest_penalty: 0.001 is below penalty: 0.01",
+        ),
+        (
+            _use("pdu-open-unlearning", training={"micro_batch": 2}),
+            {},
+            "unlearning.diagnostics: true; with dual_update 'micro-batch' ",
+        ),
+        (_use("ngdiff-auto"), {}, "unlearning.warmup_epochs: 1.0 with the rule's automatic_rate; allowed is 0.0"),
+        (
+            _use("ngdiff-auto", training={"optimizer": {"name": "adamw", "learning_rate": 0.1}}),
+            {},
+            "overrides.training.optimizer.name: 'adamw' with the rule's automatic_rate; allowed is 'sgd'",
+        ),
+        (_use("ofmu"), {"runtime.precision": "bf16"}, ": runtime.precision: 'bf16'; the rule 'ofmu' "),
+        (_use("task-vector", forget={"name": "ga"}), {}, "overrides.forget: 'ga'; the rule 'task-vector' fine-tunes"),
+        (_use("npo"), {"layout": {"sequence_parallel": True}}, "layout.sequence_parallel: needs tensor > 1"),
+        (_use("npo"), {"runtime.recompute": 1}, "runtime.recompute: 1 is not allowed: input should be a valid boolean"),
+        (_use("npo"), {"training.target.data": {"idk": 1.0}}, "training.target.data.idk: unknown set"),
+    ],
+)
+def test_what_does_not_fit_in_a_method_is_named_with_its_place(
+    write: Callable[..., Path], use: dict[str, Any], changes: dict[str, Any], expected: str
+) -> None:
+    found = problems(write({"methods": [use], **changes}))
     assert any(expected in problem for problem in found), found
     assert all(".yaml:" in problem for problem in found)
 
@@ -317,7 +399,7 @@ def test_other_files_are_checked_too(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("given", [{}, {"hub": "a/b", "folder": "c"}, {"folder": "c", "revision": "main"}])
 def test_a_checkpoint_is_a_repository_or_a_folder(write: Callable[..., Path], given: dict[str, str]) -> None:
     model = _read("models", "mini-llama", {"checkpoints": {"base": given}})
-    assert any("models/mini-llama.yaml:" in p and "checkpoints.base: " in p for p in problems(write(models=model)))
+    assert any("models/mini-llama.yaml:" in p and "checkpoints.base" in p for p in problems(write(models=model)))
 
 
 def test_published_numbers_name_known_metrics(write: Callable[..., Path]) -> None:
@@ -370,7 +452,7 @@ assert time.process_time() < 3, time.process_time()  # not wall time: other test
     for text in (
         "unlearned/blur-npo/seed-0",
         "10 epochs, 100 steps of 8",
-        "16 jobs",
+        "29 jobs",
         "0.664 million",
         "nothing is wrong",
     ):

@@ -10,13 +10,20 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from megatron_ext.batches import Pairs
-from megatron_ext.specs import TrainSpec, UnlearnSpec
+from megatron_ext.batches import Alternation, Pairs
+from megatron_ext.specs import Layout, TrainSpec, UnlearnSpec
 from pipeline.config import CONFIGS, load
-from pipeline.data.sources import split_names, training_sets
+from pipeline.data.sources import split_names, tokenised_sets
 from pipeline.plan import Plan, canonical
 from pipeline.prepare import prepare
-from pipeline.sizing import Shape, layout_problems, stage_parameters, training_bytes
+from pipeline.sizing import (
+    Shape,
+    layout_problems,
+    scope_parameters,
+    stage_parameters,
+    training_bytes,
+    unlearning_bytes,
+)
 from pipeline.specs import BpeTokenizer, FetchSpec, FolderTokenizer, PrepareSpec, StepSpec, SyntheticSource
 
 
@@ -67,25 +74,37 @@ def test_steps_are_counted_as_the_program_counts_them(local: Plan) -> None:
 
 
 @pytest.mark.parametrize("background", [0, 3])
-def test_training_sets_are_those_that_prepare_writes(background: int, tmp_path: Path) -> None:
+def test_tokenised_sets_are_those_that_prepare_writes(background: int, tmp_path: Path) -> None:
     source = SyntheticSource(authors=4, questions_per_author=2, background_authors=background)
     tokenizer = BpeTokenizer(vocab_size=400)
     prepare(PrepareSpec(source=source, tokenizer=tokenizer, max_length=160, output=tmp_path))
-    assert {path.stem for path in (tmp_path / "train").iterdir()} == set(training_sets(source))
+    assert {path.stem for path in (tmp_path / "train").iterdir()} == set(tokenised_sets(source))
 
 
 def test_mini_has_the_whole_path() -> None:
-    names = list(plan().jobs)
-    assert names[:5] == ["data/mini", "models/base", "models/target", "models/retrain", "reference"]
-    assert names[5:9] == [f"unlearned/{m}/seed-0" for m in ("ga", "graddiff", "npo", "blur-npo")]
-    assert set(names[9:15]) == {
-        f"evaluation/{m}/mini"
-        for m in ("target", "retrain", "ga-seed-0", "graddiff-seed-0", "npo-seed-0", "blur-npo-seed-0")
-    }
-    assert names[15:] == ["report"]
+    names, methods = list(plan().jobs), [run.id for run in plan().config.runs]
+    assert {"ga", "graddiff", "npo", "simnpo", "ngdiff", "rmu", "blur-npo", "blur-rmu", "pdu", "ofmu"} == set(methods)
+    assert names[:4] == ["data/mini", "models/base", "models/target", "models/retrain"]
+    assert set(names[4:6]) == {"reference/forget", "reference/retain"}
+    assert names[6:16] == [f"unlearned/{m}/seed-0" for m in methods]
+    evaluated = {"target", "retrain", *(f"{m}-seed-0" for m in methods)}
+    assert set(names[16:28]) == {f"evaluation/{m}/mini" for m in evaluated}
+    assert names[28:] == ["report"]
 
 
-@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b"])
+def test_mini_all_is_mini_with_every_method_and_two_seeds() -> None:
+    mini, all_ = plan().config, plan("mini-all").config
+    assert {run.id for run in all_.runs} == {file.stem for file in (CONFIGS / "methods").glob("*.yaml")}
+    assert all_.experiment.seeds == [0, 1]
+    for key in type(mini.experiment).model_fields:
+        if key not in ("name", "title", "seeds", "methods"):
+            assert getattr(mini.experiment, key) == getattr(all_.experiment, key), key
+    methods = {run.id: run.method for run in all_.runs}
+    for run in mini.runs:
+        assert methods[run.id] == run.method
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-all", "tofu-small", "tofu-llama-3.2-1b"])
 def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
     written: list[Path] = []
     for job in plan(name).jobs.values():
@@ -95,7 +114,7 @@ def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
         written.append(job.spec.output)
 
 
-@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b", None])
+@pytest.mark.parametrize("name", ["mini", "mini-all", "tofu-small", "tofu-llama-3.2-1b", None])
 def test_every_path_of_a_specification_is_a_declared_input(name: str | None, local: Plan) -> None:
     """A file that a job reads and Snakemake does not know of would not make the job run again."""
     for job in (plan(name) if name else local).jobs.values():
@@ -117,7 +136,7 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-@pytest.mark.parametrize("name", ["mini", "tofu-small", "tofu-llama-3.2-1b"])
+@pytest.mark.parametrize("name", ["mini", "mini-all", "tofu-small", "tofu-llama-3.2-1b"])
 def test_specifications_survive_their_journey(name: str) -> None:
     for job in plan(name).jobs.values():
         read = TypeAdapter(StepSpec).validate_python(json.loads(canonical(job.spec)))
@@ -145,11 +164,85 @@ def test_published_settings_are_the_methods_own() -> None:
 
 
 def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: Path) -> None:
-    jobs = plan().jobs
-    for method, needs in (("ga", False), ("graddiff", False), ("npo", True), ("blur-npo", True)):
+    jobs = plan("mini-all").jobs
+    forget, idk, retain = (Path(f"out/mini-all/reference/{name}/reference.npz") for name in ("forget", "idk", "retain"))
+    for method, needed in (("ga", set()), ("npo", {forget}), ("idk-dpo", {forget, idk}), ("pdu", {retain})):
         job = jobs[f"unlearned/{method}/seed-0"]
-        assert (Path("out/mini/reference/reference.npz") in job.inputs) is needs
-    assert "reference" not in plan("mini", {"methods": ["ga"]}, tmp_path).jobs
+        assert {forget, idk, retain} & set(job.inputs) == needed
+        (topic,) = job.spec.topics
+        given = {topic.reference, topic.alternatives_reference, topic.retain_reference} - {None}
+        assert given == needed
+    assert jobs["unlearned/idk-dpo/seed-0"].spec.topics[0].alternatives == Path("out/mini-all/data/mini/train/idk.npz")
+    assert jobs["reference/idk"].spec.data == Path("out/mini-all/data/mini/train/idk.npz")
+    for methods, wanted in ((["ga"], set()), (["ga", "npo"], {"reference/forget"})):
+        jobs = plan("mini", {"methods": methods}, tmp_path).jobs
+        assert {name for name in jobs if name.startswith("reference")} == wanted
+
+
+def test_recomputation_and_sequence_parallelism_reach_every_training(tmp_path: Path) -> None:
+    changes = {
+        "layout": {"tensor": 2, "sequence_parallel": True},
+        "runtime": {"device": "cpu", "precision": "fp32", "recompute": True},
+    }
+    jobs = plan("mini", changes, tmp_path).jobs
+    for name in ("models/base", "unlearned/npo/seed-0"):
+        runtime = jobs[name].spec.runtime
+        assert (runtime.recompute, runtime.layout.sequence_parallel) == (True, True)
+
+
+def test_steps_can_be_bounded(tmp_path: Path) -> None:
+    uses = [{"method": "npo", "overrides": {"training": {"max_steps": 7}}}]
+    made = plan("mini", {"methods": uses}, tmp_path)
+    spec = made.jobs["unlearned/npo/seed-0"].spec
+    assert spec.max_steps == 7
+    pairs = Pairs(80, 720, spec.batching.global_batch, spec.epochs, 0)
+    assert made.unlearning_steps(spec) == Alternation((pairs,), spec.max_steps).steps == 7
+    assert made.unlearning_steps(spec.model_copy(update={"max_steps": 101})) == 100
+
+
+def test_memory_of_what_is_built_and_trained() -> None:
+    """Counted by hand for the tofu-llama-3.2-1b model: 16 layers of width 2048, 8192 inside."""
+    jobs, shape = plan("tofu-llama-3.2-1b").jobs, load("tofu-llama-3.2-1b").shape
+    spec = jobs["unlearned/rmu/seed-0"].spec
+    down = 2048 * 8192
+    built = 8 * shape.layer_parameters + shape.embedding_parameters
+    scope = spec.scope.model_copy(update={"train_layers": [5, 6, 7], "matrices": ["down_proj"]})
+    spec = spec.model_copy(update={"scope": scope, "diagnostics": False})
+    # bf16: weights; gradient, two moments and a master copy, all fp32; and the frozen matrices in bf16
+    assert unlearning_bytes(spec, shape) == 2 * built + 3 * down * (4 + 12 + 2)
+    spread = Layout(tensor=2, pipeline=2, pipeline_split=[8, 8])
+    assert scope_parameters(spread, shape, scope) == (
+        (4 * shape.layer_parameters + shape.embedding_parameters) // 2,
+        3 * down // 2,
+    )
+    whole = jobs["unlearned/npo/seed-0"].spec
+    assert unlearning_bytes(whole, shape) == training_bytes(Layout(), shape, "bf16", 1)
+    kept = plan("mini-all").jobs["unlearned/graddiff-kl/seed-0"].spec
+    mini = load("mini-all").shape
+    copied = unlearning_bytes(kept, mini) - training_bytes(Layout(), mini, "fp32", 1)
+    assert copied == 4 * stage_parameters(Layout(), mini)
+
+
+@pytest.mark.parametrize(
+    ("method", "vectors"),
+    [
+        ("ga", 0),
+        ("npo", 1),
+        ("blur-npo", 1),
+        ("ngdiff", 1),
+        ("ngdiff-auto", 3),
+        ("pdu-open-unlearning", 0),
+        ("ofmu", 6),
+    ],
+)
+def test_memory_of_a_methods_gradient_vectors(method: str, vectors: int) -> None:
+    """As docs/methods.md has them; mini-all measures both gradients for rules that do not need them."""
+    shape = load("mini-all").shape
+    spec = plan("mini-all").jobs[f"unlearned/{method}/seed-0"].spec
+    assert unlearning_bytes(spec, shape) == (16 + 4 * vectors) * stage_parameters(Layout(), shape)
+    spread = spec.runtime.model_copy(update={"layout": Layout(data=2, distributed_optimizer=True)})
+    spec = spec.model_copy(update={"runtime": spread})
+    assert unlearning_bytes(spec, shape) == (8 + 4 + 2 * vectors) * stage_parameters(Layout(), shape)
 
 
 def test_models_from_scratch_and_from_the_base() -> None:
@@ -208,8 +301,10 @@ def test_published_numbers_are_those_of_model_and_split() -> None:
     numbers = plan("tofu-llama-3.2-1b").jobs["report"].spec.published
     assert {(n.model, n.split) for n in numbers} == {("llama-3.2-1b-instruct", "forget10")}
     found = {(n.method, n.metric): (n.value, n.source) for n in numbers}
-    assert len(found) == len(numbers) == 18
+    assert len(found) == len(numbers)
     assert found["blur-npo", "forget_quality"] == (0.91, "BLUR (arXiv 2506.08164), Table 2")
+    assert found["rmu", "model_utility"] == (0.59, "open-unlearning (docs/repro.md at d3d7cf9)")
+    assert found["pdu", "model_utility"][0] == 0.592 and "not PDU's authors" in found["pdu", "model_utility"][1]
 
 
 def test_micro_batch_is_a_ranks_share_by_default(tmp_path: Path) -> None:
@@ -241,5 +336,5 @@ def test_sizes_of_a_model_are_those_of_its_tensors() -> None:
     layout = load("tofu-llama-3.2-1b").layout
     assert layout_problems(layout, shape) == []
     assert stage_parameters(layout, shape) == shape.parameters - shape.hidden  # all but the last norm
-    assert training_bytes(layout, shape, "bf16", False) == 18 * stage_parameters(layout, shape)
-    assert training_bytes(layout, shape, "fp32", True) == 20 * stage_parameters(layout, shape)
+    assert training_bytes(layout, shape, "bf16") == 18 * stage_parameters(layout, shape)
+    assert training_bytes(layout, shape, "fp32", 1) == 20 * stage_parameters(layout, shape)

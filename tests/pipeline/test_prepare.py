@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megatron_ext.sequences import Sequences
-from pipeline.data import cache, sources
+from pipeline.data import cache, refusals, sources
 from pipeline.data.rows import DataError, Row, Splits
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.prepare import main, prepare
@@ -51,7 +51,7 @@ def test_synthetic_folder_is_what_the_readers_expect(tmp_path: Path) -> None:
         "tokenizer/tokenizer.json",
         "tokenizer/tokenizer_config.json",
         *(f"train/{name}.npz" for name in ("background", "forget", "full", "full_rephrased")),
-        *(f"train/{name}.npz" for name in ("general", "retain", "retain_rephrased")),
+        *(f"train/{name}.npz" for name in ("general", "idk", "retain", "retain_rephrased")),
     ]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     rows = {name: entry["rows"] for name, entry in manifest["train"].items()}
@@ -63,6 +63,7 @@ def test_synthetic_folder_is_what_the_readers_expect(tmp_path: Path) -> None:
         "full_rephrased": 12,
         "retain_rephrased": 9,
         "general": 90,
+        "idk": 15,
     }
     assert {n: e["rows"] for n, e in manifest["evaluation"].items()} == {
         "forget": 3,
@@ -98,6 +99,48 @@ def test_forget_rows_are_those_of_the_evaluation_set(tmp_path: Path) -> None:
         assert np.array_equal(ids, record["prompt_ids"] + record["targets"]["answer"])
         assert prompt == len(record["prompt_ids"])
         assert set(record["targets"]) == {"answer", "paraphrased", *(f"perturbed_{i}" for i in range(5))}
+
+
+def test_each_forget_row_has_its_own_refusals(tmp_path: Path) -> None:
+    prepare(spec(tmp_path))
+    forget, idk = (Sequences.load(tmp_path / "train" / f"{name}.npz") for name in ("forget", "idk"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    assert len(idk) == refusals.PER_ROW * len(forget)
+    drawn = []
+    for row in range(len(forget)):
+        ids, prompt = forget.row(row)
+        answers = []
+        for place in range(refusals.PER_ROW):
+            other, start = idk.row(row * refusals.PER_ROW + place)
+            assert start == prompt and np.array_equal(other[:start], ids[:prompt])
+            assert other[-1] == tokenizer.eos_id
+            answers.append(tokenizer.decode(other[start:].tolist()).strip())
+        assert len(set(answers)) == refusals.PER_ROW and set(answers) <= set(refusals.REFUSALS)
+        drawn.append(answers)
+    assert any(answers != drawn[0] for answers in drawn[1:]), "rows draw for themselves"
+
+
+def test_refusals_stay_aligned_with_the_rows_that_are_kept(tmp_path: Path) -> None:
+    """Some refusals of a row may not fit, or none of a row's that is dropped: the others repeat."""
+    prepare(spec(tmp_path))
+    lengths = Sequences.load(tmp_path / "train" / "idk.npz").lengths
+    limit = int(lengths.min()) + 10
+    assert limit < lengths.max()
+    prepare(spec(tmp_path, max_length=limit, bad_rows="drop"))
+    forget, idk = (Sequences.load(tmp_path / "train" / f"{name}.npz") for name in ("forget", "idk"))
+    assert 0 < len(idk) == refusals.PER_ROW * len(forget)
+    assert idk.lengths.max() <= limit
+    for row in range(len(idk)):
+        ids, prompt = forget.row(row // refusals.PER_ROW)
+        assert np.array_equal(idk.row(row)[0][:prompt], ids[:prompt])
+
+
+def test_refusals_do_not_change_the_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(spec(tmp_path / "a"))
+    monkeypatch.setattr(refusals, "REFUSALS", tuple(f"No {word}." for word in "abcdefg"))
+    prepare(spec(tmp_path / "b"))
+    a, b = content(tmp_path / "a"), content(tmp_path / "b")
+    assert {name for name in a if a[name] != b[name]} == {"manifest.json", "summary.json", "train/idk.npz"}
 
 
 def test_same_specification_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -232,6 +275,7 @@ def test_real_tofu(real_data: Path, tmp_path: Path) -> None:
         "retain": 3600,
         "forget": 400,
         "general": 217,
+        "idk": 2000,
     }
     assert (summary["dropped"], summary["overlap"], summary["vocab_size"]) == (0, 0, 4096)
     full, retain, forget = (Sequences.load(tmp_path / "train" / f"{n}.npz") for n in ("full", "retain", "forget"))

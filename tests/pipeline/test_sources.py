@@ -29,7 +29,10 @@ def test_a_method_runs_its_own_loss_and_rule_only() -> None:
     assert "megatron_ext/losses/ga.py" not in blur
     assert {"megatron_ext/losses/ga.py", "megatron_ext/updates/weighted_sum.py"} <= ga
     assert "megatron_ext/losses/npo.py" not in ga
-    assert {"megatron_ext/losses/base.py", "megatron_ext/trainer.py", "megatron_ext/unlearn.py"} <= ga & blur
+    ours = {"losses/base", "updates/base", "trainer", "unlearn", "unlearning", "step", "topics", "scores", "frozen"}
+    assert {f"megatron_ext/{name}.py" for name in ours} <= ga & blur
+    assert "megatron_ext/losses/hidden.py" in files("unlearned/rmu/seed-0")  # what several losses share
+    assert "megatron_ext/losses/hidden.py" not in ga | blur
 
 
 def test_late_imports_and_data_files_count() -> None:

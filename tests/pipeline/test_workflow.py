@@ -14,17 +14,21 @@ import pytest
 import yaml
 
 from pipeline import workflow
+from pipeline.config import load
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
 PROFILE = ("--profile", "workflow_configs/profiles/local")
 FOLDERS = ("checkpoint", "tokenizer", "figures")
-METHODS = ("ga", "graddiff", "npo", "blur-npo")
+RULES = {run.id: run.method.rule for run in load("mini").runs}
+METHODS = tuple(RULES)
+BLUR = [name for name, rule in RULES.items() if rule.name == "blur"]
+GAMMA = f"gamma: {RULES['blur-npo'].gamma}"
 REPORT = "report: results/mini/report/index.html"
 EVERYTHING = {
     "data: Mini TOFU, forget10",
     *(f"train: {model}" for model in ("base", "target", "retrain")),
-    "reference: log-probabilities of the forget set under target",
+    *(f"reference: log-probabilities of {name} under target" for name in ("forget", "retain")),
     *(f"unlearn: {method}, seed 0" for method in METHODS),
     *(f"evaluate: {model}" for model in ("target", "retrain", *(f"{method}-seed-0" for method in METHODS))),
     REPORT,
@@ -101,8 +105,30 @@ def test_a_finished_project_runs_nothing(project: Path) -> None:
 
 
 def test_another_gamma_reruns_its_method_only(project: Path) -> None:
-    edit(project / "workflow_configs/experiments/mini.yaml", "gamma: 0.3", "gamma: 0.5")
+    edit(project / "workflow_configs/experiments/mini.yaml", GAMMA, "gamma: 0.55")
     assert would_run(project, "all") == {"unlearn: blur-npo, seed 0", "evaluate: blur-npo-seed-0", REPORT}
+
+
+def test_a_new_loss_reruns_nothing(project: Path) -> None:
+    losses = project / "megatron_ext/losses"
+    text = (losses / "ga.py").read_text()
+    (losses / "descent.py").write_text(text.replace('"ga"', '"descent"'))
+    try:
+        assert would_run(project, "all") == set()
+    finally:
+        (losses / "descent.py").unlink()
+
+
+def test_a_new_method_runs_its_own_jobs_only(project: Path) -> None:
+    """And the log-probabilities that only it needs."""
+    experiment = project / "workflow_configs/experiments/mini.yaml"
+    edit(experiment, "methods:\n", "methods:\n  - idk-dpo\n")
+    assert would_run(project, "all") == {
+        "reference: log-probabilities of idk under target",
+        "unlearn: idk-dpo, seed 0",
+        "evaluate: idk-dpo-seed-0",
+        REPORT,
+    }
 
 
 def test_a_comment_in_a_configuration_reruns_nothing(project: Path) -> None:
@@ -125,7 +151,8 @@ def test_a_deleted_report_is_rebuilt_alone(project: Path) -> None:
         ),
         (
             "megatron_ext/updates/blur.py",
-            {"unlearn: blur-npo, seed 0", "evaluate: blur-npo-seed-0", REPORT},
+            {message for name in BLUR for message in (f"unlearn: {name}, seed 0", f"evaluate: {name}-seed-0")}
+            | {REPORT},
         ),
         ("pipeline/prepare.py", EVERYTHING),
         ("pipeline/config.py", set()),
@@ -199,11 +226,12 @@ def test_stages_stop_where_they_say(finished: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("--dry-run",), ()])
 def test_a_wrong_configuration_stops_before_any_job(project: Path, arguments: tuple[str, ...]) -> None:
-    edit(project / "workflow_configs/experiments/mini.yaml", "gamma: 0.3", "gama: 0.3")
+    edit(project / "workflow_configs/experiments/mini.yaml", GAMMA, GAMMA.replace("gamma", "gama"))
     done = snakemake(project, *arguments, "all", "--config", "reslts=elsewhere")
     assert done.returncode == 2
     assert "--config reslts: unknown option; did you mean 'results'?" in done.stderr
-    assert "mini.yaml:43: methods[3].overrides.rule.gama: unknown key; did you mean 'gamma'?" in done.stderr
+    wanted = rf"mini.yaml:\d+: methods\[{METHODS.index('blur-npo')}\].overrides.rule.gama: unknown key; did you mean"
+    assert re.search(wanted, done.stderr)
     assert "Traceback" not in done.stderr
     assert "Job " not in done.stdout + done.stderr
 

@@ -136,6 +136,24 @@ def test_max_length_counts_prompt_and_end_token(tmp_path: Path) -> None:
         plain(tmp_path, "error", length - 1).training([ANSWER], "file")
 
 
+def test_alternatives_are_the_first_that_fit_of_each_kept_row(tmp_path: Path) -> None:
+    encoder = plain(tmp_path, "drop")
+    long = "No. " * 30
+
+    def alternatives(rows: list[Row], answers: list[list[str]]) -> list[str]:
+        sequences = encoder.alternatives(rows, answers, 2, "file")
+        pairs = (sequences.row(i) for i in range(len(sequences)))
+        return [encoder.tokenizer.decode(ids[prompt:].tolist()).strip() for ids, prompt in pairs]
+
+    assert alternatives([ANSWER, LONG, ANSWER], [["a", "b", "c"], ["d", "e", "f"], [long, "g", "h"]]) == [
+        *("a", "b"),
+        *("g", "h"),
+    ]
+    assert alternatives([ANSWER], [[long, long, "only"]]) == ["only", "only"]
+    with pytest.raises(DataError, match=r"file, row 1: \d+ tokens, more than max_length 64; none of its alternative"):
+        alternatives([LONG, ANSWER], [["a"], [long]])
+
+
 @pytest.mark.parametrize("template", ["plain", "llama-2"])
 def test_real_tofu_with_a_real_tokenizer_has_the_prefix_property(real_data: Path, template: TemplateName) -> None:
     rows = sources.load(FolderSource(path=real_data / "tofu"), "forget10").rows["forget10"]

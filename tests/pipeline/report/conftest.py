@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +82,12 @@ class Bench:
         self.spec["entries"].append(entry)
 
     @staticmethod
-    def steps(count: int = 12, **fixed: float | None) -> list[dict[str, Any]]:
+    def steps(count: int = 12, **fixed: Any) -> list[dict[str, Any]]:
         keys = ("forget_loss", "retain_loss", "forget_grad_norm", "retain_grad_norm", "grad_cosine", "forget_alignment",
                 "retain_alignment", "update_norm")  # fmt: skip
         rows = [{key: (i + 1) / (j + 2) for j, key in enumerate(keys)} for i in range(count)]
-        return [{"step": i + 1, **row, "dual": None, **fixed} for i, row in enumerate(rows)]
+        absent = dict.fromkeys(("dual", "rule_state", "retain_nll", "note"))
+        return [{"step": i + 1, **row, **absent, **fixed} for i, row in enumerate(rows)]
 
     def read(self) -> ReportSpec:
         return ReportSpec.model_validate(self.spec)
@@ -124,3 +128,103 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     found.spec["steps"] = {"prepare data": str(found.root / "evaluation" / "target")}
     found.write()
     return found
+
+
+CROWD = {
+    "ga": "GA",
+    "graddiff": "GradDiff",
+    "graddiff-kl": "GradDiff (KL)",
+    "npo": "NPO",
+    "npo-muse": "NPO (MUSE's logits)",
+    "simnpo": "SimNPO",
+    "idk-dpo": "IdkDPO",
+    "ngdiff": "NGDiff",
+    "ngdiff-auto": "NGDiff, automatic rate",
+    "rmu": "RMU",
+    "undial": "UNDIAL",
+    "wga": "WGA",
+    "satimp": "SatImp",
+    "ce-u": "CE-U",
+    "task-vector": "Task vector",
+    "blur-npo": "BLUR-NPO",
+    "blur-simnpo": "BLUR-SimNPO",
+    "blur-rmu": "BLUR-RMU",
+    "pdu": "PDU",
+    "pdu-epoch": "PDU, dual per epoch",
+    "ofmu": "OFMU",
+    "blur-ga": "BLUR-GA",
+}
+
+
+def curve(place: int, seed: int, count: int = 60) -> list[dict[str, Any]]:
+    """A step log with values of the size that real ones have, different for each method and seed."""
+    draw = random.Random(100 * place + seed)
+    speed, scale = 1 + place % 5, 1.6 ** (place % 9 - 3)
+    rows = Bench.steps(count, grad_cosine=None, forget_alignment=None, retain_alignment=None)
+    dual = 0.5
+    for i, row in enumerate(rows):
+        x = speed * (i + 1) / count
+        noise = draw.gauss(1, 0.06)
+        row |= {"forget_loss": scale * math.exp(-x) * noise, "retain_loss": (0.1 + 0.02 * place * x) * noise}
+        row |= {
+            "forget_grad_norm": scale * noise / (1 + x),
+            "retain_grad_norm": 0.3 * noise,
+            "update_norm": scale * noise,
+        }
+        if place % 3:
+            cosine = math.tanh(place / 8 - 1.5 + 0.4 * draw.gauss(0, 1))
+            row |= {"grad_cosine": cosine, "forget_alignment": 1 + cosine, "retain_alignment": cosine + 0.2 * x}
+        if (i + 1) % 10 == 0:
+            row["retain_nll"] = row["retain_loss"] * 1.1
+        if "pdu" in list(CROWD)[place]:
+            dual = max(0.0, dual + row["retain_loss"] - 0.25)
+            row |= {"dual": dual, "rule_state": {"dual": dual, "epsilon": 0.25}}
+        if "ofmu" in list(CROWD)[place]:
+            row["rule_state"] = {"penalty": 0.1 * 1.05**i, "phase": float(i % 4)}
+    return rows
+
+
+def crowd(root: Path, methods: Sequence[str] = tuple(CROWD)) -> Bench:
+    """A written report with these methods, two seeds each, some of them flagged or with notes in their step logs."""
+    found = start(root)
+    for place, (method, title) in enumerate(CROWD.items()):
+        if method not in methods:
+            continue
+        for seed in (0, 1):
+            draw = random.Random(1000 + 2 * place + seed)
+            steps, flags, because = curve(place, seed), (), ()
+            if method == "ga":
+                flags, because = ("collapsed",), ("most retain questions are answered with no text",)
+                for i in (9, 19, 29):
+                    steps[i]["note"] = (
+                        f"collapsed: retained text costs {8 + i / 10:.3g} nats a token, a uniform guess 7.62"
+                    )
+            if method == "task-vector" and seed:
+                flags = ("unchanged", "overlap")
+            if method == "blur-simnpo":
+                steps[40 + seed]["note"] = "the forget gradient is zero: stepping along the retain gradient"
+            utility = 0.0 if method == "ga" else min(0.85, 0.45 + 0.02 * place + draw.gauss(0, 0.02))
+            found.add(
+                method,
+                title=title,
+                seed=seed,
+                flags=flags,
+                reasons=because,
+                steps=steps,
+                forget_quality=10 ** -min(20.0, abs(draw.gauss(0, 1) * (20 - place))),
+                model_utility=utility,
+                forget_probability=abs(draw.gauss(0.01 * place, 0.02)),
+                forget_truth_ratio=0.4 + 0.02 * place + draw.gauss(0, 0.01),
+                forget_rouge=0.5 + draw.gauss(0, 0.05),
+                retain_probability=utility,
+                retain_rouge=min(1.0, utility + 0.1),
+            )
+    found.spec["steps"] = {"prepare data": str(root / "evaluation" / "target")}
+    found.write()
+    return found
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Enough methods to be compared in three parts."""
+    return crowd(tmp_path_factory.mktemp("many"), [*list(CROWD)[:9], *list(CROWD)[-5:]])

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
+
+from pipeline.benchmarks import family
+from pipeline.report import curves, results, tables
+from pipeline.report.canvas import Look, look_of
+from tests.pipeline.report.conftest import CROWD
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}$x^2$"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -158,7 +164,8 @@ def test_a_quantity_that_nobody_measured_is_not_drawn(bench):
     bench.add("ga", steps=bench.steps(retain_loss=None))
     folder = bench.write()
     assert not (folder / "figures/compare-retain-loss.svg").exists()
-    assert "Not drawn, for no step log has a value: Retain loss." in Page((folder / "index.html").read_text()).text
+    text = Page((folder / "index.html").read_text()).text
+    assert "Not drawn, for no step log has a value: Retain loss; Retain NLL of a fixed batch." in text
 
 
 def test_a_dual_variable_is_drawn_where_there_is_one(bench):
@@ -170,6 +177,17 @@ def test_times_of_all_steps_are_listed(page):
     # prepare, 6 evaluations and 4 unlearning runs of 4 s each, 1.5 s of it start-up
     assert "Sum 44.0 s, of which start-up 38 %" in page.text
     assert "prepare data" in page.text and "npo-seed-1 unlearn" in page.text
+    kinds = re.search(r"Jobs(.*?)Each step", page.text, re.DOTALL)[1].split()
+    assert kinds[kinds.index("unlearn") + 1] == "4" and kinds[kinds.index("evaluate") + 1] == "6"
+
+
+def test_times_stand_in_the_order_in_which_steps_run(bench):
+    bench.add("npo", steps=bench.steps())
+    folder = str(bench.root / "evaluation" / "npo")
+    bench.spec["steps"] = dict.fromkeys(["base", "data", "reference/forget", "reference/retain"], folder)
+    text = Page((bench.write() / "index.html").read_text()).text
+    kinds = [word for word in re.search(r"Jobs(.*?)Each step", text, re.DOTALL)[1].split() if word in results.ORDER]
+    assert kinds == ["data", "base", "reference", "unlearn", "evaluate"]
 
 
 def test_provenance_tells_what_is_shared_and_what_is_not(text, page):
@@ -187,3 +205,98 @@ def test_report_without_unlearned_models_or_forget_quality(bench):
     folder = bench.write()
     assert [path.name for path in (folder / "figures").iterdir()] == ["trade-off-forget-probability.svg"]
     assert "Forget quality" not in (folder / "table.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def crowded(many) -> Page:
+    return Page((many.output / "index.html").read_text())
+
+
+@pytest.mark.slow
+def test_many_methods_are_compared_in_parts_on_one_scale(many, crowded):
+    parts = [many.output / f"figures/compare-forget-loss-{i}.svg" for i in (1, 2, 3)]
+    assert all(path.is_file() for path in parts)
+    assert not (many.output / "figures/compare-forget-loss.svg").exists()
+    texts = [[text for text in ElementTree.parse(path).getroot().itertext() if text.strip()] for path in parts]
+    titles = [entry["title"] for entry in many.spec["entries"] if entry["kind"] == "unlearned"]
+    assert all(sum(title in found for found in texts) == 1 for title in titles)  # each in the legend of one part
+    for found in texts:  # the same labels on the same axis
+        assert [text for text in found if re.fullmatch(r"[0-9.]+", text.strip())] == [
+            text for text in texts[0] if re.fullmatch(r"[0-9.]+", text.strip())
+        ]
+    assert "Forget loss (2 of 3)" in "".join(texts[1])
+    own = {svg["aria-label"].split(".")[0] for svg in crowded.all("svg")}
+    assert {f"Forget loss ({i} of 3)" for i in (1, 2, 3)} <= own
+
+
+@pytest.mark.slow
+def test_the_state_of_a_rule_is_drawn_where_it_moves(many):
+    names = {path.stem for path in (many.output / "figures").iterdir()}
+    assert {"pdu-dual", "ofmu-state-penalty"} <= names
+    assert "pdu-state-epsilon" not in names and "pdu-state-dual" not in names
+    assert "npo-dual" not in names
+
+
+@pytest.mark.slow
+def test_several_seeds_have_a_table_of_their_own(many, crowded):
+    assert "Each seed" in crowded.text
+    spec = many.read()
+    assert crowded.text.count("seed 1") == (len(spec.entries) - 2) / 2
+    apart = tables.by_seed(spec, results.load(spec), family("tofu").metrics)
+    assert len(apart.rows) == len(spec.entries)
+    assert not any(cell.best for row in apart.rows for cell in row.cells)
+
+
+def test_one_seed_has_no_table_of_seeds(bench):
+    bench.add("npo", seed=0)
+    spec = bench.read()
+    assert tables.by_seed(spec, results.load(spec), family("tofu").metrics) is None
+
+
+def test_looks_are_different(many_groups):
+    looks = [look_of(many_groups, group) for group in many_groups]
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks) == 2 + len(CROWD)
+
+
+@pytest.fixture
+def many_groups(bench):
+    for method in CROWD:
+        bench.add(method)
+    return results.load(bench.read())
+
+
+def test_notes_of_the_step_log_are_shown_with_the_row(bench):
+    steps = bench.steps(10)
+    steps[2]["note"] = "collapsed: retained text costs 8.1 nats a token; the direction is zero"
+    steps[7]["note"] = "collapsed: retained text costs 9.25 nats a token"
+    bench.add("ga", steps=steps)
+    text = (bench.write() / "table.md").read_text()
+    assert "step log: collapsed (2 of 10 steps), step log: the direction is zero (1 of 10 steps)" in text
+    page = Page((bench.output / "index.html").read_text()).text
+    assert "collapsed: retained text costs 8.1 nats a token 2 steps, the first 3" in page
+    assert "9.25" not in page  # the same but for its figures
+
+
+def test_lines_are_means_over_seeds_within_their_range(bench):
+    for seed, factor in ((0, 1.0), (1, 3.0)):
+        steps = bench.steps(4)
+        for row in steps:
+            row["retain_loss"] *= factor
+        steps[1]["retain_loss"] = None if seed else 2.0
+        steps[2]["retain_loss"] = None
+        bench.add("npo", seed=seed, steps=steps)
+    group = results.load(bench.read())[-1]
+    line = curves.line_of("npo", Look("#000000", "o"), group, "retain_loss")
+    assert line.steps == [1, 2, 3, 4] and line.gaps and line.seeds == 2
+    first, last = 1 / 3, 4 / 3
+    assert line.mean == pytest.approx([2 * first, 2.0, math.nan, 2 * last], nan_ok=True)
+    assert line.low == pytest.approx([first, 2.0, math.nan, last], nan_ok=True)
+    assert line.high == pytest.approx([3 * first, 2.0, math.nan, 3 * last], nan_ok=True)
+
+
+def test_epoch_ends_are_joined_and_are_no_gaps(bench):
+    steps = bench.steps(6)
+    steps[2]["retain_nll"], steps[5]["retain_nll"] = 0.5, 0.75
+    bench.add("npo", steps=steps)
+    line = curves.line_of("npo", Look("#000000", "o"), results.load(bench.read())[-1], "retain_nll")
+    assert (line.steps, list(line.mean), line.gaps) == ([3, 6], [0.5, 0.75], False)

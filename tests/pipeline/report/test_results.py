@@ -129,3 +129,28 @@ def test_a_bad_specification_names_its_file(bench):
     bench.spec["entires"] = []
     with pytest.raises(SystemExit, match=r"spec.yaml: (.|\n)*entires"):
         bench.write()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"note": 3}, "'note' must be a text or null, is 3"),
+        ({"rule_state": [1.0]}, "'rule_state' must be an object or null, is [1.0]"),
+        ({"rule_state": {"dual": "1"}}, "'rule_state.dual' must be a number or null, is \"1\""),
+    ],
+)
+def test_notes_and_states_that_will_not_do(bench, values, message):
+    bench.add("pdu", steps=bench.steps(2, **values))
+    with pytest.raises(ValueError) as error:
+        results.load(bench.read())
+    assert str(error.value).endswith(f"steps.jsonl, line 1: {message}")
+
+
+def test_numbers_of_a_rules_state_become_columns(bench):
+    steps = bench.steps(4)
+    steps[1]["rule_state"] = {"rate": 0.5}
+    steps[3]["rule_state"] = {"rate": 0.25, "phase": 1}
+    bench.add("ngdiff", steps=steps)
+    run = results.load(bench.read())[-1].runs[0]
+    assert run["rule_state.rate"] == pytest.approx([math.nan, 0.5, math.nan, 0.25], nan_ok=True)
+    assert run["rule_state.phase"] == pytest.approx([math.nan, math.nan, math.nan, 1.0], nan_ok=True)

@@ -1,0 +1,38 @@
+"""Direct preference optimisation for unlearning: another answer is preferred to the one to be forgotten."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from megatron_ext.losses.base import Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_ext.scores import Scores
+
+
+class DPO(Loss):
+    """``mean_b -(2/beta) log sigmoid(beta * (rho_b^w - rho_b^l))``, ``rho = log p(y) - log p_ref(y)`` over an answer's
+    labelled tokens, of the alternative answer (w) and of the forget set's (l).
+
+    DPO (arXiv 2305.18290, eq. 7) as TOFU (arXiv 2401.06121) applies it to forgetting, there with refusals
+    as the preferred answers. The factor ``2/beta`` is NPO's and open-unlearning's; neither paper has it.
+    """
+
+    name: Literal["dpo"] = "dpo"
+    unit: ClassVar[Literal["sequence"]] = "sequence"
+    needs_reference: ClassVar[bool] = True
+    needs_alternatives: ClassVar[bool] = True
+
+    beta: float = Field(0.1, gt=0, description="inverse temperature")
+
+    def __call__(self, scores: Scores) -> Tensor:
+        from torch.nn.functional import softplus
+
+        loser, winner = (scores.sequence_log_probs - scores.reference).chunk(2)
+        real, _ = scores.real.chunk(2)
+        per_pair = softplus(-self.beta * (winner - loser)) * (2 / self.beta)
+        return per_pair[real].sum()

@@ -1,0 +1,37 @@
+"""KL divergence from the model before unlearning: a retain loss that holds the whole distribution in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from megatron_ext.losses.base import Loss, Positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_ext.scores import Scores
+
+
+class KL(Loss):
+    """``mean_t KL(p_ref(. | y_<t) || p(. | y_<t))`` over the labelled tokens of the global batch, or over all positions
+    (TOFU, arXiv 2401.06121, KL minimisation).
+
+    The code of TOFU and open-unlearning averages over all positions, and over padding too.
+    """
+
+    name: Literal["kl"] = "kl"
+    unit: ClassVar[Literal["token"]] = "token"
+    needs_frozen: ClassVar[bool] = True
+
+    positions: Literal["labelled", "all"] = Field(
+        "labelled", description="compare the distributions that predict a labelled token, or those after every token"
+    )
+
+    @property
+    def where(self) -> Positions:
+        return "predicting" if self.positions == "labelled" else "all"
+
+    def __call__(self, scores: Scores) -> Tensor:
+        return scores.vocabulary.kl(scores.frozen_logits, scores.logits).sum()

@@ -1,0 +1,45 @@
+"""What MUSE's code computes in the place of NPO: a comparison of raw logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from megatron_ext.losses.base import Loss, Positions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_ext.scores import Scores
+
+
+class NPOMuseLogits(Loss):
+    """``(2/beta) mean_{t,v} -log sigmoid(beta * (z_ref - z)_tv)`` over all positions of the global batch, or those that
+    predict a labelled token, and the whole vocabulary.
+
+    Not NPO: it compares logits, not log-probabilities of the labelled tokens, so that it pushes every logit down. It is
+    the loss of MUSE's code (arXiv 2407.06460), whose batches hold no padding, and BLUR's published MUSE figures were
+    made with it.
+    """
+
+    name: Literal["npo-muse-logits"] = "npo-muse-logits"
+    unit: ClassVar[Literal["token"]] = "token"
+    needs_frozen: ClassVar[bool] = True
+
+    beta: float = Field(0.1, gt=0, description="inverse temperature")
+    positions: Literal["labelled", "all"] = Field(
+        "all", description="compare the logits that predict a labelled token, or those after every token"
+    )
+
+    @property
+    def where(self) -> Positions:
+        return "predicting" if self.positions == "labelled" else "all"
+
+    def __call__(self, scores: Scores) -> Tensor:
+        from torch.nn.functional import softplus
+
+        shards = scores.vocabulary
+        change = shards.real(scores.logits).float() - shards.real(scores.frozen_logits)
+        per_token = shards.sum(softplus(self.beta * change)) / shards.size
+        return per_token.sum() * (2 / self.beta)

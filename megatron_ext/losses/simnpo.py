@@ -1,0 +1,32 @@
+"""SimNPO: negative preference optimisation without a reference model, on length-normalised log-likelihoods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from megatron_ext.losses.base import Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_ext.scores import Scores
+
+
+class SimNPO(Loss):
+    """``mean_b -(2/beta) log sigmoid(beta * (S_b / n_b - delta))`` with ``S_b`` the negative log-likelihood of the
+    sequence's ``n_b`` labelled tokens (SimNPO, arXiv 2410.07163, eq. 5, whose margin is ``alpha = beta * delta``)."""
+
+    name: Literal["simnpo"] = "simnpo"
+    unit: ClassVar[Literal["sequence"]] = "sequence"
+
+    beta: float = Field(4.5, gt=0, description="inverse temperature")
+    delta: float = Field(0.0, ge=0, description="margin in nats a token; the paper's alpha is beta * delta")
+
+    def __call__(self, scores: Scores) -> Tensor:
+        from torch.nn.functional import softplus
+
+        margin = -scores.sequence_log_probs / scores.counts - self.delta
+        per_sequence = softplus(-self.beta * margin) * (2 / self.beta)
+        return per_sequence[scores.real].sum()

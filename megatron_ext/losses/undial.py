@@ -1,0 +1,33 @@
+"""UNDIAL: self-distillation from the model before unlearning, with the labelled token's logit lowered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from megatron_ext.losses.base import Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron_ext.scores import Scores
+
+
+class Undial(Loss):
+    """``mean_t -sum_v q_v log p_v`` with ``q = softmax(z_ref - beta e_y)``, ``e_y`` 1 at the labelled token, over those
+    of the global batch (UNDIAL, arXiv 2402.10052).
+
+    open-unlearning's code averages over prompt and padding positions too, where the teacher is the reference with an
+    unrelated logit lowered.
+    """
+
+    name: Literal["undial"] = "undial"
+    unit: ClassVar[Literal["token"]] = "token"
+    needs_frozen: ClassVar[bool] = True
+
+    beta: float = Field(10.0, gt=0, description="how far the labelled token's logit is lowered")
+
+    def __call__(self, scores: Scores) -> Tensor:
+        teacher = scores.vocabulary.shifted_at(scores.frozen_logits, scores.targets, -self.beta)
+        return scores.vocabulary.soft_cross_entropy(teacher, scores.logits).sum()

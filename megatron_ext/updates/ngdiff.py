@@ -1,0 +1,100 @@
+"""NGDiff: both gradients at length one, and a learning rate that follows the retain loss's curvature."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from megatron_ext.schema import Strict
+from megatron_ext.updates.base import VANISHED, Direction, Products, Rule
+
+if TYPE_CHECKING:
+    from megatron_ext.specs import UnlearnSpec
+    from megatron_ext.step import Step
+
+
+class AutomaticRate(Strict):
+    """Where the parabola through the retain loss at ``theta + rate u``, ``theta`` and ``theta - rate u`` is lowest."""
+
+    every: int = Field(10, ge=1, description="optimizer steps from one look to the next")
+    lowest: float = Field(1e-7, gt=0)
+    highest: float = Field(1e-3, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutomaticRate:
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest: {self.lowest} is above highest: {self.highest}")
+        return self
+
+    def next(self, rate: float, ahead: float, here: float, behind: float) -> float:
+        """The lowest point, in bounds; ``rate`` itself where the parabola has none ahead.
+
+        ``ahead``, ``here``, ``behind``: the loss at ``theta - rate u``, ``theta`` and ``theta + rate u``.
+        """
+        curvature, descent = ahead - 2 * here + behind, behind - ahead
+        if not (curvature > 0 and descent > 0):
+            return rate
+        return min(self.highest, max(self.lowest, rate / 2 * descent / curvature))
+
+
+class NGDiff(Rule):
+    """``u = grad r / |grad r| + grad f / |grad f|`` with ``f`` to be minimised: for the ``ga`` loss, the paper's
+    difference of the normalised gradients of two log-likelihoods (NGDiff, arXiv 2410.22086).
+
+    Norms are the global gradient's, so that ``|u|^2 = 2 + 2 cos``. A gradient that is zero is left out, and the step
+    says so. ``automatic_rate`` (GeN, as the paper names it) costs two forward passes over the retain batch and two
+    vectors every ``every`` steps; it needs plain gradient descent, so that what it looks at is the step that is taken.
+    State with it: ``rate``, from the first step on.
+    """
+
+    name: Literal["ngdiff"] = "ngdiff"
+
+    automatic_rate: AutomaticRate | None = None
+
+    @property
+    def vectors(self) -> int:
+        return 1 if self.automatic_rate is None else 3
+
+    def problems(self, spec: UnlearnSpec) -> list[str]:
+        if self.automatic_rate is None:
+            return []
+        optimizer, schedule = spec.optimizer, spec.optimizer.schedule
+        wanted = {
+            "optimizer.name": (optimizer.name, "sgd"),
+            "optimizer.schedule.kind": (schedule.kind, "constant"),
+            "optimizer.schedule.warmup_steps": (schedule.warmup_steps, 0),
+            "optimizer.weight_decay": (optimizer.weight_decay, 0.0),
+            "optimizer.clip_norm": (optimizer.clip_norm, None),
+            "warmup_epochs": (spec.warmup_epochs, 0.0),
+            "runtime.precision": (spec.runtime.precision, "fp32"),
+        }
+        return [
+            f"{key}: {given!r} with the rule's automatic_rate; allowed is {allowed!r}"
+            for key, (given, allowed) in wanted.items()
+            if given != allowed
+        ]
+
+    def direction(self, products: Products) -> Direction:
+        gone = {"forget": products.ff <= VANISHED, "retain": products.rr <= VANISHED}
+        note = " and ".join(f"the {name} gradient is zero" for name, zero in gone.items() if zero) or None
+        return Direction(
+            0.0 if gone["forget"] else 1 / math.sqrt(products.ff),
+            0.0 if gone["retain"] else 1 / math.sqrt(products.rr),
+            note,
+        )
+
+    def update(self, step: Step) -> None:
+        step.measure()
+        u = self.direction(step.products)
+        if self.automatic_rate is not None:
+            rate = step.state.get("rate", step.rate)
+            if step.place.step % self.automatic_rate.every == 0:
+                losses = [step.losses["retain_loss"]]
+                with step.moved(step.vector(u), -rate, rate) as visits:
+                    losses += [step.loss(1) for _ in visits]
+                here, ahead, behind = losses
+                rate = self.automatic_rate.next(rate, ahead, here, behind)
+            step.rate = step.state["rate"] = rate
+        step.descend(u)

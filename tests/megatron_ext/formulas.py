@@ -1,0 +1,242 @@
+"""Every loss once more, from the papers, in plain torch on one process.
+
+Nothing here comes from ``megatron_ext``: a model is transformers' own, in fp64, a loss is written over whole logits of
+one sequence after the other, a gradient is autograd's. ``LOSSES`` holds one formula for each name that a method's file
+can use. Settings are a method's own, as plain dictionaries with every value filled in.
+
+Every loss is to be minimised. ``rows`` are ``(token ids, prompt length)``; labelled are the tokens after the prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Rows = list[tuple[list[int], int]]
+Settings = Mapping[str, Any]
+
+
+@lru_cache
+def _read(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+
+
+class Model:
+    """A causal language model in fp64 whose weights can be moved, and a vector space of its trained tensors."""
+
+    def __init__(self, folder: Path, trained: Callable[[str], bool] = lambda name: True) -> None:
+        self.lm = copy.deepcopy(_read(folder))
+        self.tensors = {name: p for name, p in self.lm.named_parameters() if trained(name)}
+        for name, p in self.lm.named_parameters():
+            p.requires_grad_(name in self.tensors)
+
+    def _read(self, rows: Rows) -> Any:
+        """Rows padded on the right, which no earlier position sees."""
+        width = max(len(ids) for ids, _ in rows)
+        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+        return self.lm(ids, output_hidden_states=True, use_cache=False)
+
+    def logits(self, rows: Rows) -> list[Tensor]:
+        """``[tokens, vocabulary]`` of each row."""
+        return [z[: len(ids)] for z, (ids, _) in zip(self._read(rows).logits, rows, strict=True)]
+
+    def hidden(self, rows: Rows, layer: int) -> list[Tensor]:
+        """``[tokens, hidden]`` of each row: what decoder block ``layer`` puts out."""
+        assert layer + 1 < self.lm.config.num_hidden_layers  # the last block's is normed in this list
+        states = self._read(rows).hidden_states[layer + 1]
+        return [h[: len(ids)] for h, (ids, _) in zip(states, rows, strict=True)]
+
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.tensors.values()])
+
+    def gradient(self, loss: Tensor, graph: bool = False) -> Tensor:
+        found = torch.autograd.grad(loss, list(self.tensors.values()), create_graph=graph, materialize_grads=True)
+        return torch.cat([g.flatten() for g in found])
+
+    @torch.no_grad()
+    def move(self, displacement: Tensor) -> None:
+        for p, d in zip(self.tensors.values(), self.split(displacement).values(), strict=True):
+            p.add_(d)
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        pieces = vector.split([p.numel() for p in self.tensors.values()])
+        return {name: v.view_as(p) for (name, p), v in zip(self.tensors.items(), pieces, strict=True)}
+
+
+@dataclass
+class Batch:
+    """What a loss is given beside its settings: ``theta``, the model; ``origin``, the model before unlearning."""
+
+    theta: Model
+    origin: Model
+    rows: Rows
+    alternatives: Rows
+    layer: int
+    steering: Tensor | None
+    topic: str
+
+
+# Losses.
+
+
+def predictions(model: Model, rows: Rows) -> list[tuple[Tensor, Tensor]]:
+    """Of each row, the logits that predict its labelled tokens, ``[labels, vocabulary]``, and those tokens."""
+    return [
+        (z[prompt - 1 : -1], torch.tensor(ids[prompt:]))
+        for z, (ids, prompt) in zip(model.logits(rows), rows, strict=True)
+    ]
+
+
+def places(model: Model, rows: Rows, positions: str) -> Tensor:
+    """Logits ``[n, vocabulary]``: those that predict a labelled token, or all."""
+    return torch.cat([z for z, _ in predictions(model, rows)] if positions == "labelled" else model.logits(rows))
+
+
+def token_log_probs(model: Model, rows: Rows) -> list[Tensor]:
+    return [z.log_softmax(-1)[torch.arange(len(y)), y] for z, y in predictions(model, rows)]
+
+
+def sequence_log_probs(model: Model, rows: Rows) -> Tensor:
+    return torch.stack([logp.sum() for logp in token_log_probs(model, rows)])
+
+
+def nll(b: Batch, c: Settings) -> Tensor:
+    return -torch.cat(token_log_probs(b.theta, b.rows)).mean()
+
+
+def ga(b: Batch, c: Settings) -> Tensor:
+    """Gradient ascent on the tokens' mean cross entropy: TOFU (arXiv 2401.06121), BLUR (arXiv 2506.08164) eq. 3."""
+    return -nll(b, c)
+
+
+def ratios(b: Batch, rows: Rows) -> Tensor:
+    """log pi_theta(y | x) / pi_origin(y | x) of each sequence."""
+    with torch.no_grad():
+        reference = sequence_log_probs(b.origin, rows)
+    return sequence_log_probs(b.theta, rows) - reference
+
+
+def npo(b: Batch, c: Settings) -> Tensor:
+    """NPO (arXiv 2404.05868) eq. 3: 2/beta E log(1 + (pi_theta / pi_ref)^beta)."""
+    return (2 / c["beta"] * torch.log(1 + torch.exp(c["beta"] * ratios(b, b.rows)))).mean()
+
+
+def npo_muse_logits(b: Batch, c: Settings) -> Tensor:
+    """MUSE's code: NPO's formula on each logit, without labels, at every position."""
+    z = places(b.theta, b.rows, c["positions"])
+    with torch.no_grad():
+        reference = places(b.origin, b.rows, c["positions"])
+    return 2 / c["beta"] * -F.logsigmoid(c["beta"] * (reference - z)).mean()
+
+
+def simnpo(b: Batch, c: Settings) -> Tensor:
+    """SimNPO (arXiv 2410.07163): -2/beta E log sigmoid(-beta/|y| log pi(y|x) - beta delta)."""
+    costs = torch.stack([-logp.mean() for logp in token_log_probs(b.theta, b.rows)])
+    return (-2 / c["beta"] * F.logsigmoid(c["beta"] * (costs - c["delta"]))).mean()
+
+
+def dpo(b: Batch, c: Settings) -> Tensor:
+    """DPO (arXiv 2305.18290) eq. 7 with the alternative as the winner, and open-unlearning's factor 2/beta."""
+    margin = ratios(b, b.alternatives) - ratios(b, b.rows)
+    return (-2 / c["beta"] * F.logsigmoid(c["beta"] * margin)).mean()
+
+
+def undial(b: Batch, c: Settings) -> Tensor:
+    """UNDIAL (arXiv 2402.10052): cross entropy with the original model, its labelled logit beta lower."""
+    costs = []
+    for (z, y), (reference, _) in zip(predictions(b.theta, b.rows), predictions(b.origin, b.rows), strict=True):
+        teacher = (reference - c["beta"] * F.one_hot(y, z.size(-1))).softmax(-1).detach()
+        costs.append(-(teacher * z.log_softmax(-1)).sum(-1))
+    return torch.cat(costs).mean()
+
+
+def wga(b: Batch, c: Settings) -> Tensor:
+    """WGA (arXiv 2502.19301): ascent on each token's cross entropy, weighted by its probability to the power beta."""
+    logp = torch.cat(token_log_probs(b.theta, b.rows))
+    return (logp.exp().detach() ** c["beta"] * logp).mean()
+
+
+def satimp(b: Batch, c: Settings) -> Tensor:
+    """SatImp (arXiv 2505.11953): weights p^beta1 (1 - p)^beta2."""
+    logp = torch.cat(token_log_probs(b.theta, b.rows))
+    p = logp.exp().detach()
+    return (p ** c["beta1"] * (1 - p) ** c["beta2"] * logp).mean()
+
+
+def ce_u(b: Batch, c: Settings) -> Tensor:
+    """CE-U (arXiv 2503.01224): cross entropy with the model's own distribution less the label; no first token."""
+    costs = []
+    for z, y in predictions(b.theta, b.rows):
+        teacher = z.detach().clone()
+        teacher[torch.arange(len(y)), y] = -math.inf
+        costs.append(-(teacher.softmax(-1) * z.log_softmax(-1)).sum(-1)[1:])
+    return torch.cat(costs).mean()
+
+
+def logit_margin(b: Batch, c: Settings) -> Tensor:
+    """PDU (arXiv 2506.05314): E 1/|y| sum_t (max_k z - mean_k z)^2; 'labelled': open-unlearning's unshifted mask."""
+    squares = []
+    for z, (_, prompt) in zip(b.theta.logits(b.rows), b.rows, strict=True):
+        z = z[prompt - 1 : -1] if c["mask"] == "predicting" else z[prompt:]
+        squares.append((z.max(-1).values - z.mean(-1)) ** 2)
+    return averaged(squares, c["reduction"])
+
+
+def averaged(values: list[Tensor], reduction: str) -> Tensor:
+    return torch.cat(values).mean() if reduction == "token" else torch.stack([v.mean() for v in values]).mean()
+
+
+def kl(b: Batch, c: Settings) -> Tensor:
+    """TOFU's other retain loss (arXiv 2401.06121): KL(p_origin || p_theta)."""
+    new = places(b.theta, b.rows, c["positions"]).log_softmax(-1)
+    with torch.no_grad():
+        old = places(b.origin, b.rows, c["positions"]).log_softmax(-1)
+    return (old.exp() * (old - new)).sum(-1).mean()
+
+
+def rmu(b: Batch, c: Settings) -> Tensor:
+    """RMU (arXiv 2403.03218): mean square distance, over the components too, to a random vector of length c."""
+    states = compared(b.theta.hidden(b.rows, b.layer), b.rows, c["positions"])
+    return averaged([((h - b.steering) ** 2).mean(-1) for h in states], c["reduction"])
+
+
+def rmu_retain(b: Batch, c: Settings) -> Tensor:
+    """RMU's retain loss: alpha times the mean square distance to the original model's hidden states."""
+    new = compared(b.theta.hidden(b.rows, b.layer), b.rows, c["positions"])
+    with torch.no_grad():
+        old = compared(b.origin.hidden(b.rows, b.layer), b.rows, c["positions"])
+    weight = c["weight"][b.topic] if isinstance(c["weight"], Mapping) else c["weight"]
+    return weight * averaged([((h - g) ** 2).mean(-1) for h, g in zip(new, old, strict=True)], c["reduction"])
+
+
+def compared(states: list[Tensor], rows: Rows, positions: str) -> list[Tensor]:
+    return [h if positions == "all" else h[prompt:] for h, (_, prompt) in zip(states, rows, strict=True)]
+
+
+LOSSES: dict[str, Callable[[Batch, Settings], Tensor]] = {
+    "ce-u": ce_u,
+    "dpo": dpo,
+    "ga": ga,
+    "kl": kl,
+    "logit-margin": logit_margin,
+    "nll": nll,
+    "npo": npo,
+    "npo-muse-logits": npo_muse_logits,
+    "rmu": rmu,
+    "rmu-retain": rmu_retain,
+    "satimp": satimp,
+    "simnpo": simnpo,
+    "undial": undial,
+    "wga": wga,
+}
