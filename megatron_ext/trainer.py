@@ -255,6 +255,8 @@ class Trainer:
             return
         wrong = [f"{name} is {numbers[first + i]}" for i, name in enumerate(losses)]
         wrong = [text for i, text in enumerate(wrong) if not math.isfinite(numbers[first + i])]
+        if wrong:  # and gradients with it, on every rank that they are reduced to
+            mine = mine[first : first + len(losses)]
         bad: list[Any] = [None] * self.ranks.world_size
         local = None if bool(mine.isfinite().all()) else str(self.ranks)
         if self.ranks.world_size > 1:

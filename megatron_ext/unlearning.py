@@ -104,7 +104,7 @@ class CollapseCheck:
         self._bound = math.log(trainer.model.hf_config["vocab_size"])
 
     def measure(self) -> float:
-        """Nats a token; one forward pass. Infinite where the model gives NaN."""
+        """Nats a token; one forward pass. Raises ``NonFinite`` where the model gives NaN."""
         return self._trainer.mean_loss(self._term)
 
     def collapsed(self, nll: float) -> bool:

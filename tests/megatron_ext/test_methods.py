@@ -48,6 +48,7 @@ ALWAYS = ("forget_loss", "retain_loss", "update_norm", "learning_rate", "state."
 PLAIN = 1e-5, 2e-5
 ADAMW = 1e-5, 5e-5  # u / (|u| + epsilon) makes more of rounding where u is small
 DIFFERENCES = 2e-3, 2e-3  # where second derivatives are differences of fp32 gradients
+BF16 = 0.03  # of the first step's losses and norms
 
 # What is changed of a method's file: numbers under which a mistake shows, and what fits a model of three layers.
 TRAINED = re.compile(r"model\.layers\.[01]\.(mlp\.down_proj|self_attn\.[qkv]_proj)\.weight")
@@ -287,6 +288,29 @@ def test_a_method_on_one_process_is_its_formula(one_process: Expectations, name:
 )
 def test_a_method_on_two_processes_is_its_formula(two_processes: Expectations, layout: str, name: str) -> None:
     check(two_processes, name, layout)
+
+
+@pytest.mark.slow
+def test_every_method_runs_in_bf16_near_its_formula(expectations: Expectations) -> None:
+    """Each loss and rule on bf16 logits, hidden states and frozen models: the log of the first step to rounding."""
+    from megatron_ext import runtime
+
+    specs = {}
+    for name in CASES:
+        plain = expectations.spec(name, "one")
+        runs_in = plain.runtime.model_copy(update={"precision": "bf16"})
+        spec = plain.model_copy(update={"runtime": runs_in, "output": plain.output.parents[1] / "bf16" / name})
+        if not any(problem.startswith("runtime.precision") for problem in spec.method_problems()):
+            specs[name] = spec
+    assert {"ofmu", "ngdiff-auto"} == set(CASES) - set(specs)
+    with runtime.start(Runtime(device="cpu", precision="bf16")) as ranks:
+        take(ranks, list(specs.values()))
+    for name, spec in specs.items():
+        first, *_ = map(json.loads, (spec.output / "steps.jsonl").read_text().splitlines())
+        wanted = expectations.of(name, "one").log[0]
+        for key in ("forget_loss", "retain_loss", "forget_grad_norm", "update_norm"):
+            if key in wanted and first[key] is not None:
+                assert first[key] == pytest.approx(wanted[key], rel=BF16, abs=BF16), f"{name}: {key}"
 
 
 def test_every_loss_and_rule_has_a_formula_and_a_case() -> None:

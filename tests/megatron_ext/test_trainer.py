@@ -216,6 +216,28 @@ def test_one_all_reduce_carries_every_scalar() -> None:
     assert run_ranks(fp64_all_reduces, 2) == [([4 + 2 + 1 + 1], 0)] * 2
 
 
+def broken_on_the_second_rank() -> str:
+    import torch.distributed as dist
+
+    from megatron_ext import runtime
+    from megatron_ext.specs import Layout, Runtime
+    from megatron_ext.trainer import NonFinite
+
+    class Broken(NLL):
+        def __call__(self, scores: Any) -> Any:
+            return super().__call__(scores) * (math.nan if dist.get_rank() == 1 else 1.0)
+
+    with runtime.start(Runtime(device="cpu", layout=Layout(data=2))) as ranks, pytest.raises(NonFinite) as error:
+        trainer(ranks).step(terms(NPO(), Broken()), Blur(), rate=0.1)
+    return str(error.value)
+
+
+@pytest.mark.slow
+def test_a_broken_loss_names_its_rank_not_those_its_gradient_reaches() -> None:
+    said = "retain_loss is nan; first seen on rank 1 of 2 (tensor 0, pipeline 0, data 1)"
+    assert run_ranks(broken_on_the_second_rank, 2) == [said] * 2
+
+
 def test_weights_that_are_not_finite_are_refused(alone: Any) -> None:
     import torch
 
