@@ -156,10 +156,13 @@ class Scope(Strict):
         return self.train_layers or list(range(max(0, self.layer - 2), self.layer + 1))
 
     @model_validator(mode="after")
-    def _below(self) -> Scope:
+    def _trained(self) -> Scope:
         if max(self.trained_layers) > self.layer:
             allowed = f"allowed: 0 to {self.layer}"
             raise ValueError(f"train_layers: {self.trained_layers} goes beyond layer {self.layer}; {allowed}")
+        for key, values in (("train_layers", self.trained_layers), ("matrices", self.matrices)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key}: {values} names one twice")
         return self
 
 

@@ -204,6 +204,10 @@ def test_scopes_that_do_not_fit_a_model_are_refused(alone: Any, models: Path) ->
     with pytest.raises(ValueError, match="scope: 1 layers are built, too few for 2 stages"):
         pipeline_split(3, Layout(pipeline=2), Scope(layer=0))
     assert pipeline_split(12, Layout(pipeline=2, pipeline_split=[4, 8]), Scope(layer=4)) == [3, 2]
+    with pytest.raises(ValueError, match=r"train_layers: \[1, 1\] names one twice"):
+        Scope(layer=1, train_layers=[1, 1])
+    with pytest.raises(ValueError, match=r"matrices: \['o_proj', 'o_proj'\] names one twice"):
+        Scope(layer=1, matrices=["o_proj", "o_proj"])
     with pytest.raises(ValueError, match=r"train_layers: \[0, 2\] goes beyond layer 1"):
         Scope(layer=1, train_layers=[0, 2])
 
