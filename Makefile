@@ -6,12 +6,20 @@ INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile pipeline/rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast bench lint format clean
+.PHONY: help install install-login image image-cpu run test test-fast test-cluster bench lint format clean
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 install: $(INSTALLED) ## create .venv with exact versions
+
+install-login: $(VENV)/.installed-login ## .venv without torch: to plan, fetch and submit where steps run in an image
+
+image: ## containers/images/unlearn-gpu.sif, the steps' container for NVIDIA GPUs (as an ordinary user, with Apptainer)
+	$(PYTHON) containers/build gpu
+
+image-cpu: ## the same for CPUs, unlearn-cpu.sif
+	$(PYTHON) containers/build cpu
 
 # Without the workflow's own hooks, which print the table only where something was run.
 run: $(INSTALLED) ## run the experiment `mini` and print its table
@@ -23,6 +31,9 @@ test: $(INSTALLED) ## all tests
 
 test-fast: $(INSTALLED) ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (15 minutes)
+	$(BIN)/python -m pytest tests/cluster -m cluster -rs
 
 bench: $(INSTALLED) ## what unlearning steps cost, one against another, on an idle machine (15 minutes)
 	$(BIN)/python -m benchmarks
@@ -43,11 +54,20 @@ clean: ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes in first and alone, so that pip takes the CPU build where one is configured. The stamp comes last: an
+# torch goes in first and alone, so that pip takes the CPU build where one is configured. The stamps come last: an
 # installation that was cut short is done again.
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; set PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+	$(CREATE_VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,dev]'
+	touch $@ $(VENV)/.installed-login
+
+$(VENV)/.installed-login: pyproject.toml constraints.txt
+	$(CREATE_VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+define CREATE_VENV
+$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; set PYTHON=...")'
+$(PYTHON) -m venv $(VENV)
+endef

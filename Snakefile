@@ -1,29 +1,35 @@
-# From benchmark and model to a report: data -> train -> reference -> unlearn -> evaluate -> report.
+# From benchmark and model to a report: fetch -> data -> train -> reference -> unlearn -> evaluate -> report.
 #
 #   snakemake --profile workflow_configs/profiles/local all --config experiment=NAME data_root=DIR results=DIR
+#   snakemake --profile slurm all --config experiment=NAME
 #
-# Every option of --config may be left out. `data`, `train`, `unlearn`, `evaluate` and `report` in place of `all` stop
-# after that stage. A step is one program with one argument, the spec.yaml in its folder. With
-# `--software-deployment-method apptainer --config image=IMAGE`, steps run in that image, which must hold what
-# pyproject.toml requires.
+# Every option of --config may be left out; `site=FILE` and `image=FILE` are the others (docs/configuration.md). `fetch`,
+# `data`, `train`, `unlearn`, `evaluate` and `report` in place of `all` stop after that stage. A step is one program with
+# one argument, the spec.yaml in its folder. With `--software-deployment-method apptainer`, as in the profile slurm,
+# steps run in the image.
 import shlex
 import sys
 
+from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.13")
 sys.path.insert(0, workflow.basedir)
 
+from pipeline import containers, sizing
 from pipeline import workflow as steps
 
-steps.use_this_python()
-plan = steps.read(config)
-jobs = steps.Rules(plan)
+# A limit of submitted jobs is what a profile for a cluster has instead of cores; dry runs know no executor. And a job
+# reads this file again, on its node.
+CLUSTER = workflow.resource_settings.nodes is not None or workflow.remote_exec
+IN_IMAGE = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+
+plan, site = steps.read(config, CLUSTER)
+IMAGE = containers.image(site, sizing.on_gpus(plan.config.experiment.runtime.device, site if CLUSTER else None))
+jobs = steps.Rules(plan, site, IMAGE, IN_IMAGE, CLUSTER)
+steps.use_cache(site)
+steps.set_environment(plan, site, IMAGE if IN_IMAGE else None)
 ROOT = str(plan.root)
-
-
-# The image of every step under `--software-deployment-method apptainer`, which needs `--config image=`; else unused.
-container: str(config.get("image", "image-not-given.sif"))
 
 
 localrules:
@@ -46,6 +52,7 @@ rule all:
         f"{ROOT}/report/index.html",
 
 
+include: "pipeline/rules/fetch.smk"
 include: "pipeline/rules/data.smk"
 include: "pipeline/rules/train.smk"
 include: "pipeline/rules/reference.smk"
@@ -55,6 +62,13 @@ include: "pipeline/rules/report.smk"
 
 
 onstart:
-    # Only now is it known where jobs run: a plan for GPUs can be made and looked at on a machine without them.
-    if workflow.local_exec and not workflow.touch:
-        steps.require_gpus(plan)
+    # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image nor Slurm are.
+    # To fetch, neither of them is needed.
+    elsewhere = [job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith("fetch")]
+    if not workflow.touch and any(job.rule.shellcmd for job in elsewhere):
+        if IN_IMAGE:
+            steps.require_image(IMAGE)
+        if workflow.local_exec:
+            steps.require_gpus(plan)
+        elif CLUSTER:
+            steps.require_partition(site)

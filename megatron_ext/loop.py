@@ -6,13 +6,39 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from megatron_ext.resume import Resume
 from megatron_ext.trainer import NonFinite, Trainer
 
 STOPPED = 143  # the exit status of a program that SIGTERM ended, which a scheduler may start again
+# SIGURG asks for the same, and programs that do not know it ignore it: a scheduler that signals every process of a job
+# does not end those that a rank needs to write its state, such as the one that serves the files of its container.
+REQUESTS = (signal.SIGTERM, signal.SIGURG)
+
+
+@contextmanager
+def stoppable(trainer: Trainer) -> Iterator[None]:
+    """Until the end of this, a request to stop ends the run after a step, with a state, and nothing else.
+
+    It comes more than once where a scheduler, a container and a launcher all pass it on, so only the first one counts.
+    A ``SIGURG`` that a launcher has held back, because it came earlier than this, counts too. After the last step the
+    model is written in any case.
+    """
+
+    def ask_to_stop(*_: Any) -> None:
+        trainer.stop_requested = True
+
+    previous = {number: signal.signal(number, ask_to_stop) for number in REQUESTS}
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGURG])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run(
@@ -24,15 +50,10 @@ def run(
     title: str,
 ) -> None:
     """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some
-    rank was asked to stop. Exits with 143 after writing a state when SIGTERM came. A loss, gradient or weight that is
-    not finite ends the run with ``NonFinite``, which names the step; no state is written of it. Collective."""
+    rank was asked to stop, see ``stoppable``; in that case exits with 143 after writing a state. A loss, gradient or
+    weight that is not finite ends the run with ``NonFinite``, which names the step; no state is written of it.
+    Collective."""
     from tqdm import tqdm
-
-    previous = signal.getsignal(signal.SIGTERM)
-
-    def ask_to_stop(*_: Any) -> None:
-        trainer.stop_requested = True
-        signal.signal(signal.SIGTERM, previous)  # a second one ends a rank that waits for one that is gone
 
     first = resume.restore()
     leader = trainer.ranks.world_rank == 0
@@ -40,7 +61,6 @@ def run(
     bar = tqdm(
         total=steps, initial=first, desc=title, unit="step", disable=not leader, mininterval=10 if quiet else 0.1
     )
-    signal.signal(signal.SIGTERM, ask_to_stop)
     try:
         for i in range(first, steps):
             begin = time.perf_counter()
@@ -66,7 +86,6 @@ def run(
                 sys.exit(STOPPED)
     finally:
         bar.close()
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _brief(record: dict[str, Any], speed: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,15 +68,15 @@ class Ranks:
 def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
     """Join the process groups of ``spec.layout``; leave them at the end.
 
-    Ranks are numbered by the environment that torchrun or a launcher sets (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
-    ``MASTER_ADDR``, ``MASTER_PORT``); without it, this is the only rank. Every collective fails on every rank after
-    ``spec.timeout_seconds``. Raises ``ValueError`` where the layout does not fit the number of ranks or devices.
+    Ranks are numbered by the environment that torchrun or another launcher sets, see ``launched``; without it, this is
+    the only rank. Every collective fails on every rank after ``spec.timeout_seconds``, and so does the start where
+    ranks are missing. Raises ``ValueError`` where the layout does not fit the number of ranks or devices.
     """
     import numpy as np
     import torch
     import torch.distributed as dist
 
-    world_rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    world_rank, world_size = launched()
     if world_size != spec.layout.ranks:
         raise ValueError(f"the layout {_short(spec.layout)} needs {spec.layout.ranks} ranks, {world_size} were started")
     device = _device(spec.device)
@@ -88,13 +89,20 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
 
     # A store in this process spares a single rank the rendezvous over a socket.
     alone: dict[str, Any] = {"store": dist.HashStore()} if "WORLD_SIZE" not in os.environ else {}
-    dist.init_process_group(
-        "gloo" if device.type == "cpu" else "nccl",
-        rank=world_rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=spec.timeout_seconds),
-        **alone,
-    )
+    try:
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            rank=world_rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=spec.timeout_seconds),
+            **alone,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {world_rank} of {world_size} on {socket.gethostname()}: the ranks did not all meet at "
+            f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')} "
+            f"within {spec.timeout_seconds:g} s: {str(error).splitlines()[0]}"
+        ) from error
     try:
         for message in _KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -135,6 +143,45 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are, from the variables that its launcher set; 0 and 1 without any.
+
+    All or none of ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` are set: for one that
+    is missing, nothing is assumed. ``MASTER_HOST``, where it is set, is the name of the host of ``MASTER_ADDR``; from
+    another host, a loopback address leads nowhere. Raises ``ValueError``.
+    """
+    missing = [name for name in _LAUNCHED if name not in os.environ]
+    if len(missing) == len(_LAUNCHED):
+        return 0, 1
+    if missing:
+        given = ", ".join(name for name in _LAUNCHED if name not in missing)
+        raise ValueError(
+            f"the environment has {given}, but not {', '.join(missing)}: a launcher of several ranks sets all of them, "
+            "and for a single rank none is set"
+        )
+    numbers = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ[name].isdecimal():
+            raise ValueError(f"{name} is {os.environ[name]!r} in the environment: must be a whole number")
+        numbers[name] = int(os.environ[name])
+    rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
+    if rank >= size or numbers["LOCAL_RANK"] > rank:
+        raise ValueError(
+            f"RANK is {rank}, LOCAL_RANK {numbers['LOCAL_RANK']} and WORLD_SIZE {size} in the environment: ranks count "
+            "from 0, on each host in the same order"
+        )
+    address, host, here = os.environ["MASTER_ADDR"], os.environ.get("MASTER_HOST"), socket.gethostname()
+    if host not in (None, here) and (address.startswith("127.") or address in ("localhost", "::1")):
+        raise ValueError(
+            f"MASTER_ADDR is {address}, the address of {host} for itself only, and rank {rank} runs on {here}: {host} "
+            "needs an address that the other nodes reach"
+        )
+    return rank, size
+
+
 def _device(wanted: str) -> torch.device:
     import torch
 
@@ -143,8 +190,14 @@ def _device(wanted: str) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError("device: 'cuda' was asked for, but torch sees no CUDA device; allowed here: 'cpu', 'auto'")
     local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if count == 1 and int(os.environ.get("SLURM_GPUS_ON_NODE", 1)) > local:
+        return torch.device("cuda", 0)  # Slurm shows each of the node's ranks a GPU of its own
     if local >= count:
-        raise ValueError(f"local rank {local} has no GPU of its own: {count} are visible on this node")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ValueError(
+            f"local rank {local} has no GPU of its own: {count} are visible on {socket.gethostname()} "
+            f"(CUDA_VISIBLE_DEVICES: {visible})"
+        )
     return torch.device("cuda", local)
 
 

@@ -65,13 +65,14 @@ def main(argv: list[str] | None = None) -> None:
             record = {"loss": result.losses["loss"], "update_norm": result.update_norm, "learning_rate": rate}
             return record, int(pool.lengths[term.rows].sum()), result.stop
 
-        loop.run(trainer, resume, spec.optimizer_steps, spec.checkpoint_every, step, f"train {spec.output.name}")
-        clock.mark("work")
-        tokenizer = spec.model.tokenizer or spec.model.checkpoint
-        trainer.refuse_broken_weights()
-        weights.save(model, ranks, spec.output / "checkpoint", tokenizer)
-        resume.finish(spec.output / "steps.jsonl")
-        clock.mark("write")
+        with loop.stoppable(trainer):
+            loop.run(trainer, resume, spec.optimizer_steps, spec.checkpoint_every, step, f"train {spec.output.name}")
+            clock.mark("work")
+            tokenizer = spec.model.tokenizer or spec.model.checkpoint
+            trainer.refuse_broken_weights()
+            weights.save(model, ranks, spec.output / "checkpoint", tokenizer)
+            resume.finish(spec.output / "steps.jsonl")
+            clock.mark("write")
         if ranks.world_rank == 0:
             clock.write(spec.output, steps=spec.optimizer_steps)
 

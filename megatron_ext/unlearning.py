@@ -70,21 +70,22 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
         tokens = sum(int(term.pool.lengths[list(term.rows)].sum()) for term in terms)
         return _record(taken, order.epoch(i), begun, retain_nll, notes), tokens, taken.stop
 
-    loop.run(trainer, resume, order.steps, spec.checkpoint_every, step, f"unlearn {spec.output.name}")
-    changed = (trainer.checksum() != before).any().long()
-    if ranks.world_size > 1:
-        torch.distributed.all_reduce(changed)
-    if spec.rule.extrapolation != 1.0:
-        weights.extrapolate(model, ranks, spec.checkpoint, spec.rule.extrapolation)
-    after = check.measure() if check else None
-    clock.mark("work")
-    trainer.refuse_broken_weights()
-    if spec.scope is None:
-        weights.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
-    else:
-        weights.save_changed(model, ranks, spec.output / "checkpoint", spec.checkpoint)
-    resume.finish(spec.output / "steps.jsonl")
-    clock.mark("write")
+    with loop.stoppable(trainer):
+        loop.run(trainer, resume, order.steps, spec.checkpoint_every, step, f"unlearn {spec.output.name}")
+        changed = (trainer.checksum() != before).any().long()
+        if ranks.world_size > 1:
+            torch.distributed.all_reduce(changed)
+        if spec.rule.extrapolation != 1.0:
+            weights.extrapolate(model, ranks, spec.checkpoint, spec.rule.extrapolation)
+        after = check.measure() if check else None
+        clock.mark("work")
+        trainer.refuse_broken_weights()
+        if spec.scope is None:
+            weights.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
+        else:
+            weights.save_changed(model, ranks, spec.output / "checkpoint", spec.checkpoint)
+        resume.finish(spec.output / "steps.jsonl")
+        clock.mark("write")
     if ranks.world_rank == 0:
         lines = (spec.output / "steps.jsonl").read_text().splitlines()
         notes = sorted({note for line in lines if (note := json.loads(line)["note"])})

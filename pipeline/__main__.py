@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ext.specs import UnlearnSpec
-from pipeline import sizing
+from pipeline import methods, resources, sizing
+from pipeline import site as sites
 from pipeline.config import Config, load
 from pipeline.documents import ConfigError
 from pipeline.plan import Plan
+from pipeline.site import Site
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,14 +23,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     validate.add_argument("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
     validate.add_argument("--data-root", type=Path, help="local folder of the benchmark's files, instead of the hub")
     validate.add_argument("--results", type=Path, default=Path("results"), help="folder of the results")
+    validate.add_argument("--site", type=Path, help="a cluster's file, to plan for its nodes; default: site.yaml")
     given = parser.parse_args(argv)
     try:
-        config = load(given.experiment, given.data_root)
+        file = sites.find(given.site)
+        site = sites.load(file) if file else None
+        config = load(given.experiment, given.data_root, site)
+        plan = Plan(config, given.results)
+        lacking = resources.problems(plan, site, sites.named(file)) if site else []
+        if lacking:
+            raise ConfigError(lacking)
     except ConfigError as error:
         print(error, file=sys.stderr)
         print(sizing.number_of(len(error.problems), "problem"), file=sys.stderr)
         return 2
-    print("\n".join([*summary(config), "", *jobs(Plan(config, given.results)), "", *notes(config)]))
+    print("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site)]))
     return 0
 
 
@@ -50,17 +59,29 @@ def summary(config: Config) -> list[str]:
     ]
 
 
-def jobs(plan: Plan) -> list[str]:
-    """A line a job: step, folder, ranks, memory of weights, gradients and optimizer on the largest rank, work."""
-    rows = [("step", "folder", "ranks", "memory/rank", "work")]
+def jobs(plan: Plan, site: Site | None = None) -> list[str]:
+    """A line a job: step, folder, ranks, memory of weights, gradients and optimizer on the largest rank, work.
+
+    With ``site`` also what the job asks for there: nodes and what it takes of each, host memory of each, time.
+    """
+    rows = [["step", "folder", "ranks", "memory/rank", *(["nodes", "memory/node", "time"] if site else []), "work"]]
     for job in plan.jobs.values():
-        rows.append((job.spec.step, job.name, str(job.ranks), _memory(plan, job.spec), plan.describe(job.name)))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+        asked = _asked(resources.needs(plan, site, job), site, job.spec.step) if site else []
+        rows.append([job.spec.step, job.name, str(job.ranks), _memory(plan, job.spec, site), *asked])
+        rows[-1].append(plan.describe(job.name))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     return [*(line.rstrip() for line in lines), "", f"{len(plan.jobs)} jobs; results in {plan.root}"]
 
 
-def notes(config: Config) -> list[str]:
+def _asked(wanted: resources.Needs, site: Site, step: str) -> list[str]:
+    if step.startswith("fetch"):
+        return ["here", "-", "-"]
+    hours, minutes = divmod(wanted.minutes(site), 60)
+    return [str(wanted.nodes), _bytes(wanted.memory_mb(site) * 2**20), f"{hours}:{minutes:02d}"]
+
+
+def notes(config: Config, site: Site | None = None) -> list[str]:
     found = []
     vocabulary, tensor = config.shape.vocabulary, config.layout.tensor
     if vocabulary % tensor:
@@ -73,16 +94,21 @@ def notes(config: Config) -> list[str]:
             f"note: data.max_length {length} + evaluation.max_new_tokens {new} is more than the model's context of "
             f"{config.shape.context}; the answer to a long prompt may be cut short"
         )
-    if config.experiment.runtime.device == "cuda" and not sizing.visible_gpus():
+    if site is not None:
+        nodes = sizing.spread(methods.runtime(config.layout, config.experiment.runtime), site)
+        if nodes.ranks % tensor:
+            found.append(f"note: tensor-parallel ranks ({tensor}) are on more than one node of {nodes.ranks}: slow")
+    elif config.experiment.runtime.device == "cuda" and not sizing.visible_gpus():
         found.append("note: this machine shows no GPUs, so their number was not checked")
     return [*found, "nothing is wrong"]
 
 
-def _memory(plan: Plan, spec: object) -> str:
+def _memory(plan: Plan, spec: object, site: Site | None) -> str:
     step, config = getattr(spec, "step", ""), plan.config
     precision = config.experiment.runtime.precision
     if isinstance(spec, UnlearnSpec):
-        return _bytes(sizing.unlearning_bytes(spec, config.shape))
+        gpus = sizing.on_gpus(config.experiment.runtime.device, site)
+        return _bytes(sizing.unlearning_bytes(spec, config.shape, gpus))
     if step == "train":
         return _bytes(sizing.training_bytes(config.layout, config.shape, precision))
     if step in ("reference", "evaluate"):

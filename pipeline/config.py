@@ -15,10 +15,12 @@ from pydantic import ValidationError
 from megatron_ext.specs import Layout
 from pipeline import files, methods, sizing
 from pipeline.benchmarks import family
-from pipeline.data.sources import RETAIN_SPLITS, training_sets
+from pipeline.data.sources import training_sets
+from pipeline.data.splits import RETAIN_SPLITS
 from pipeline.data.synthetic import forget_authors
 from pipeline.documents import ConfigError, Document, check, hint, merge, read
 from pipeline.experiment import Batches, Benchmark, Experiment, Method, MethodUse, Model, checkpoints, tokenizer_source
+from pipeline.site import Site
 from pipeline.sizing import Shape
 from pipeline.specs import DataSource, FolderSource, SyntheticSource
 
@@ -74,10 +76,11 @@ class Config:
         }
 
 
-def load(experiment: str | Path, data_root: str | Path | None = None) -> Config:
+def load(experiment: str | Path, data_root: str | Path | None = None, site: Site | None = None) -> Config:
     """The experiment of that name or file, checked; ``data_root`` replaces a hub source with a local folder.
 
-    Raises ``ConfigError`` that lists every problem found.
+    With ``site``, jobs are to run on its nodes, and nothing is asked of this machine. Raises ``ConfigError`` that lists
+    every problem found.
     """
     path = _experiment_file(experiment)
     document = read(path)
@@ -87,7 +90,7 @@ def load(experiment: str | Path, data_root: str | Path | None = None) -> Config:
     if parsed is None:
         _Checker(document, Experiment.model_construct(methods=document.data.get("methods")), folders, problems).names()
         raise ConfigError(problems)
-    return _Checker(document, parsed, folders, problems).config(data_root)
+    return _Checker(document, parsed, folders, problems).config(data_root, site)
 
 
 def _experiment_file(experiment: str | Path) -> Path:
@@ -107,13 +110,15 @@ class _Checker:
     def __init__(self, document: Document, experiment: Experiment, folders: list[Path], problems: list[str]):
         self.document, self.experiment, self.folders, self.problems = document, experiment, folders, problems
 
-    def config(self, data_root: str | Path | None) -> Config:
+    def config(self, data_root: str | Path | None, site: Site | None) -> Config:
         experiment = self.experiment
         benchmark, benchmark_file = self._named(Benchmark, "benchmarks", experiment.benchmark, ("benchmark",))
         model, model_file = self._named(Model, "models", experiment.model, ("model",))
         source = self._source(benchmark, benchmark_file, data_root) if benchmark else None
         shape = self._shape(model, model_file) if model else None
         layout = self._layout(model, shape)
+        if layout:
+            self._place(layout, site)
         if benchmark:
             self._published(benchmark, benchmark_file)
         if benchmark and model:
@@ -227,10 +232,20 @@ class _Checker:
         if shape:
             for message in sizing.layout_problems(layout, shape):
                 self.problem(("layout",), message)
-        message = sizing.device_problem(layout, self.experiment.runtime.device)
-        if message:
-            self.problem(("layout",), message)
         return layout
+
+    def _place(self, layout: Layout, site: Site | None) -> None:
+        """Whether the nodes of ``site``, or this machine, can hold the layout's ranks."""
+        if site is None:
+            message = sizing.device_problem(layout, self.experiment.runtime.device)
+            if message:
+                self.problem(("layout",), message)
+            return
+        try:
+            sizing.spread(methods.runtime(layout, self.experiment.runtime), site)
+        except ValueError as error:
+            key, _, message = str(error).partition(": ")
+            self.problem(("layout",) if key == "layout" else ("runtime", key), message)
 
     def _models(self, benchmark: Benchmark, model: Model, document: Document, shape: Shape | None) -> None:
         training, split = self.experiment.training, self.experiment.split

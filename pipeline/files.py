@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.sources import SUFFIXES, split_file, split_names
+from pipeline.data.splits import SUFFIXES, split_file, split_names
 
 WANTED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
+# The same weights once more, in another naming of theirs; and folders, which hold other formats.
+UNWANTED = ("consolidated*", "*/*")
 
 
 def missing_data(folder: Path, split: str) -> list[str]:
@@ -38,7 +41,8 @@ def split_rows(folder: Path, split: str) -> int:
 
 def model_files(folder: Path) -> list[Path]:
     """The files of a checkpoint folder that are taken into an experiment: weights, config and tokenizer."""
-    return sorted({file for pattern in WANTED for file in folder.glob(pattern)})
+    found = {file for pattern in WANTED for file in folder.glob(pattern)}
+    return sorted(file for file in found if not any(fnmatch(file.name, pattern) for pattern in UNWANTED))
 
 
 def missing_model_files(folder: Path) -> str | None:
@@ -56,7 +60,7 @@ def missing_model_files(folder: Path) -> str | None:
         lacking = [name for name in names if not (folder / name).is_file()]
         if lacking:
             return f"lacks {', '.join(map(str, lacking))}, which {index.name} names"
-    elif not any(folder.glob("*.safetensors")):
+    elif not any(file.suffix == ".safetensors" for file in model_files(folder)):
         return "has no *.safetensors file"
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return "has no tokenizer file (tokenizer.json, tokenizer.model or vocab.json)"

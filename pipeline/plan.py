@@ -19,12 +19,16 @@ from pipeline import files, methods
 from pipeline.benchmarks import family
 from pipeline.config import Config, Run
 from pipeline.data.sources import tokenised_sets
+from pipeline.data.splits import split_names
 from pipeline.experiment import checkpoints, tokenizer_source
 from pipeline.specs import (
     EvaluateSpec,
+    FetchDataSpec,
+    FetchedSource,
     FetchSpec,
     FolderSource,
     FolderTokenizer,
+    HubSource,
     PrepareSpec,
     Published,
     ReportEntry,
@@ -62,6 +66,7 @@ class Plan:
         self.root = Path(results) / config.experiment.name
         self.cache = Path(results) / "cache"
         self.data = self.root / "data" / config.benchmark.name
+        self.source = self.root / "source" / config.benchmark.name
         self._published = checkpoints(config.model, config.experiment.training, config.experiment.split)
 
     @cached_property
@@ -77,7 +82,13 @@ class Plan:
 
     @property
     def fetched(self) -> list[str]:
+        """Models that are published checkpoints."""
         return list(self._published)
+
+    @property
+    def fetches_data(self) -> bool:
+        """Whether the benchmark's files come from the hub."""
+        return isinstance(self.config.source, HubSource)
 
     @property
     def evaluated(self) -> list[str]:
@@ -122,7 +133,11 @@ class Plan:
         if isinstance(spec, UnlearnSpec):
             about = "" if self.config.forget_rows_are_exact else "about "
             return f"{spec.epochs:g} epochs, {about}{self.unlearning_steps(spec)} steps of {spec.batching.global_batch}"
-        return {"fetch": "published checkpoint", "report": f"{len(self.jobs)} jobs' results"}.get(spec.step, "")
+        return {
+            "fetch": "published checkpoint",
+            "fetch_data": "data set's files",
+            "report": f"{len(self.jobs)} jobs' results",
+        }.get(spec.step, "")
 
     def unlearning_steps(self, spec: UnlearnSpec) -> int:
         """Steps of an unlearning job, counted as ``megatron_ext.batches.Alternation`` counts them."""
@@ -133,6 +148,15 @@ class Plan:
         return methods.runtime(self.config.layout, self.config.experiment.runtime)
 
     def _fetched(self) -> Iterator[Job]:
+        source = self.config.source
+        if isinstance(source, HubSource):
+            spec = FetchDataSpec(
+                repository=source.repository,
+                revision=source.revision,
+                splits=split_names(self.config.experiment.split),
+                output=self.source,
+            )
+            yield Job(f"source/{self.config.benchmark.name}", spec, ())
         for which, checkpoint in self._published.items():
             spec = FetchSpec(
                 hub=checkpoint.hub,
@@ -150,6 +174,8 @@ class Plan:
         folder = self.checkpoint(given) if given else None
         source = config.source
         own = files.data_files(source.path, config.experiment.split) if isinstance(source, FolderSource) else []
+        if isinstance(source, HubSource):
+            source, own = FetchedSource(path=self.source), [self.source / "files", self.source / "manifest.json"]
         spec = PrepareSpec(
             family=config.benchmark.family,
             source=source,

@@ -24,6 +24,7 @@ from megatron_ext.summary import Clock
 from pipeline.data import cache, refusals, sources
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.rows import DataError, Row, Splits
+from pipeline.data.splits import RETAIN_SPLITS
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenise import Encoder
 from pipeline.specs import FolderTokenizer, PrepareSpec
@@ -74,7 +75,7 @@ def prepare(spec: PrepareSpec, clock: Clock | None = None) -> dict[str, Any]:
     # A cached file may have been made from another copy of the same rows: where they come from is said afresh.
     for kind, origins in _origins(spec, splits).items():
         manifest[kind] = {name: {"origin": origins[name], **entry} for name, entry in content[kind].items()}
-    overlap = splits.overlap(spec.forget_split, sources.RETAIN_SPLITS[spec.forget_split])
+    overlap = splits.overlap(spec.forget_split, RETAIN_SPLITS[spec.forget_split])
     tables = [*content["train"].values(), *content["evaluation"].values()]
     clock.mark("write")
     summary = clock.write(
@@ -160,7 +161,7 @@ def _build(spec: PrepareSpec, splits: Splits, folder: Path) -> dict[str, Any]:
 def _training(spec: PrepareSpec, splits: Splits) -> dict[str, tuple[list[Row], str]]:
     """Rows and origin of each training file. ``general``: what every model should know, whatever it forgets."""
     parts = {
-        "retain": [sources.RETAIN_SPLITS[spec.forget_split]],
+        "retain": [RETAIN_SPLITS[spec.forget_split]],
         "forget": [spec.forget_split],
         "general": ["real_authors_perturbed", "world_facts_perturbed"],
     }

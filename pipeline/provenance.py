@@ -43,11 +43,19 @@ def record(spec: Strict, path: Path, started: datetime) -> dict[str, Any]:
         "python": platform.python_version(),
         "layout": values.get("runtime", {}).get("layout"),
         "seed": values.get("seed"),
+        "image": _given(path="UNLEARN_IMAGE", sha256="UNLEARN_IMAGE_SHA256"),
+        "slurm": _given(job="SLURM_JOB_ID", nodes="SLURM_JOB_NODELIST"),
         "host": {"name": socket.gethostname(), "machine": platform.machine(), "cores": os.cpu_count()},
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "summary": json.loads(summary.read_text(encoding="utf-8")),
     }
+
+
+def _given(**variables: str) -> dict[str, str | None] | None:
+    """What the environment says of each key; ``None`` where it says nothing: no image, no Slurm job."""
+    found = {key: os.environ.get(variable) for key, variable in variables.items()}
+    return found if any(found.values()) else None
 
 
 def _git() -> dict[str, Any] | None:
@@ -81,14 +89,12 @@ def _texts(values: Any) -> Iterator[str]:
 
 
 def _packages() -> dict[str, str]:
-    """Installed versions of this project's direct requirements, and of those of its GPU extra where they are there."""
+    """Installed versions of this project's direct requirements, those of its extras (but ``dev``) among them."""
     try:
         requirements = importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
         return {}
-    names = sorted(
-        {re.split(r"[^\w.-]", text)[0] for text in requirements if re.search(r"extra == (?!.gpu)", text) is None}
-    )
+    names = sorted({re.split(r"[^\w.-]", text)[0] for text in requirements if not re.search(r"extra == .dev", text)})
     found = {}
     for name in names:
         try:

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any
 
 from megatron_ext.families import family_of
-from megatron_ext.specs import Layout, Scope, UnlearnSpec
+from megatron_ext.specs import Layout, Runtime, Scope, UnlearnSpec
+from pipeline.site import Site
 
 PROCESSES_PER_CORE = 4
 
@@ -149,21 +150,26 @@ def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 
     )
 
 
-def unlearning_bytes(spec: UnlearnSpec, shape: Shape) -> int:
+def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
     """As ``training_bytes``, with what a scope leaves out and with the copy of the weights before unlearning.
 
-    A whole copy lies in host memory, and counts where steps run there.
+    A whole copy lies in host memory, and counts where steps run there, not on ``gpus``.
     """
     layout, precision = spec.runtime.layout, spec.runtime.precision
     # Without a retain loss there is one gradient, which is measured where it lies.
     vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
-    frozen = any(loss is not None and loss.needs_frozen for loss in (spec.forget_loss, spec.retain_loss))
+    frozen = keeps_frozen(spec)
     if spec.scope is None:
-        copied = frozen and not on_gpus(spec.runtime.device)
+        copied = frozen and not gpus
         return training_bytes(layout, shape, precision, vectors) + copied * scoring_bytes(layout, shape, precision)
     built, trained = scope_parameters(layout, shape, spec.scope)
     width = _width(precision)
     return built * width + int(trained * (_training_bytes_each(layout, precision, vectors) + frozen * width))
+
+
+def keeps_frozen(spec: UnlearnSpec) -> bool:
+    """Whether a run needs the model before unlearning."""
+    return any(loss is not None and loss.needs_frozen for loss in (spec.forget_loss, spec.retain_loss))
 
 
 def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:
@@ -200,9 +206,10 @@ def _listed_gpus() -> int | None:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
-def on_gpus(device: str) -> bool:
-    """Whether steps of this device would run on GPUs: those told to, and those that may where this machine has one."""
-    return device == "cuda" or (device == "auto" and bool(visible_gpus()))
+def on_gpus(device: str, site: Site | None = None) -> bool:
+    """Whether steps of this device run on GPUs: those told to, and those that may where there are some: on the nodes of
+    ``site``, or on this machine."""
+    return device == "cuda" or (device == "auto" and bool(site.gpus_per_node if site else visible_gpus()))
 
 
 def number_of(count: int, noun: str) -> str:
@@ -223,3 +230,54 @@ def device_problem(layout: Layout, device: str) -> str | None:
         ranks = number_of(layout.ranks, "rank")
         return f"{ranks} are {layout.ranks} processes here; at most {PROCESSES_PER_CORE} a core, {limit}"
     return None
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Where a step's ranks go on a cluster: equally many on each node."""
+
+    count: int
+    ranks: int
+    gpus: int
+
+    @property
+    def total(self) -> int:
+        return self.count * self.ranks
+
+    def __str__(self) -> str:
+        each = number_of(self.gpus, "GPU") if self.gpus else number_of(self.ranks, "rank")
+        return f"{self.count} x {each}"
+
+
+def spread(runtime: Runtime, site: Site) -> Nodes:
+    """A layout over as few nodes as hold it: a GPU a rank, or ``runtime.threads`` cores a rank.
+
+    Where a site states no cores, ranks on CPUs share one node. Raises ``ValueError`` where ranks cannot be spread
+    evenly, with a message whose first word is the key at fault: ``layout``, ``threads`` or ``device``.
+    """
+    ranks, threads, gpus = runtime.layout.ranks, runtime.threads, on_gpus(runtime.device, site)
+    if gpus and not site.gpus_per_node:
+        raise ValueError("device: 'cuda', but gpus_per_node is 0; allowed: 'auto', 'cpu'")
+    room = ranks
+    if site.cpus_per_node is not None:
+        room = site.cpus_per_node // threads
+        if not room:
+            raise ValueError(f"threads: {threads} of each rank, but cpus_per_node is {site.cpus_per_node}")
+    if gpus:
+        room = site.gpus_per_node
+    count = -(-ranks // room)
+    if ranks % count:
+        what = f"gpus_per_node is {room}" if gpus else f"cpus_per_node leaves room for {number_of(room, 'rank')} a node"
+        right = [n for n in range(1, ranks + room) if n % -(-n // room) == 0]
+        below, above = max(n for n in right if n < ranks), min(n for n in right if n > ranks)
+        raise ValueError(
+            f"layout: {ranks} ranks need {count} nodes, and do not divide evenly over them ({what}); "
+            f"the nearest numbers of ranks that do: {below}, {above}"
+        )
+    each = ranks // count
+    if gpus and site.cpus_per_node is not None and each * threads > site.cpus_per_node:
+        raise ValueError(
+            f"threads: {threads} of each of a node's {number_of(each, 'rank')}, but cpus_per_node is "
+            f"{site.cpus_per_node}; allowed: at most {site.cpus_per_node // each}"
+        )
+    return Nodes(count, each, each if gpus else 0)

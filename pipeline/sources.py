@@ -18,6 +18,7 @@ PACKAGES = ("pipeline", "megatron_ext")
 PROGRAMS = {
     "prepare": "pipeline.prepare",
     "fetch": "pipeline.fetch",
+    "fetch_data": "pipeline.fetch_data",
     "train": "megatron_ext.train",
     "reference": "megatron_ext.reference",
     "unlearn": "megatron_ext.unlearn",

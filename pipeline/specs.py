@@ -22,6 +22,13 @@ class HubSource(Strict):
     revision: str = Field(description="commit of the repository; a branch name is resolved and recorded")
 
 
+class FetchedSource(Strict):
+    """Data files of a hub repository as the fetch step left them, in ``path/files`` beside ``path/manifest.json``."""
+
+    kind: Literal["fetched"] = "fetched"
+    path: Path = Field(strict=False)
+
+
 class FolderSource(Strict):
     """A local folder that holds the hub repository's files under the same names (``<split>.json`` or ``.jsonl``)."""
 
@@ -40,6 +47,7 @@ class SyntheticSource(Strict):
 
 
 DataSource = Annotated[HubSource | FolderSource | SyntheticSource, Field(discriminator="kind")]
+LocalSource = Annotated[FetchedSource | FolderSource | SyntheticSource, Field(discriminator="kind")]
 
 
 class FolderTokenizer(Strict):
@@ -66,7 +74,7 @@ class PrepareSpec(Strict):
 
     step: Literal["prepare"] = "prepare"
     family: Literal["tofu"] = "tofu"
-    source: DataSource
+    source: LocalSource
     forget_split: str = "forget10"
     tokenizer: Tokenizer
     template: TemplateName = "plain"
@@ -87,6 +95,16 @@ class FetchSpec(Strict):
     revision: str | None = None
     folder: Path | None = Field(None, strict=False)
     expected: dict[str, Any] = {}
+    output: Path = Field(strict=False)
+
+
+class FetchDataSpec(Strict):
+    """A data set's files, from the hub to a folder of this experiment, which the prepare step reads."""
+
+    step: Literal["fetch_data"] = "fetch_data"
+    repository: str
+    revision: str
+    splits: list[str] = Field(min_length=1, description="names of the files, without .json or .jsonl")
     output: Path = Field(strict=False)
 
 
@@ -151,6 +169,6 @@ class ReportSpec(Strict):
 
 
 StepSpec = Annotated[
-    PrepareSpec | FetchSpec | TrainSpec | ReferenceSpec | UnlearnSpec | EvaluateSpec | ReportSpec,
+    PrepareSpec | FetchSpec | FetchDataSpec | TrainSpec | ReferenceSpec | UnlearnSpec | EvaluateSpec | ReportSpec,
     Field(discriminator="step"),
 ]

@@ -82,6 +82,16 @@ class Rule(Named):
         return int(self.needs_products)
 
     @property
+    def gradients(self) -> int:
+        """How often a step takes the gradient of each loss, at most; plans estimate its time from this."""
+        return 1
+
+    @property
+    def retain_passes(self) -> int:
+        """Forward passes over the whole retain set in each pass over the forget set; also for estimates."""
+        return 0
+
+    @property
     def needs_retain_reference(self) -> bool:
         """Whether ``start`` needs the retain loss of the model before unlearning."""
         return False

@@ -57,6 +57,10 @@ class NGDiff(Rule):
     def vectors(self) -> int:
         return 1 if self.automatic_rate is None else 3
 
+    @property
+    def gradients(self) -> int:
+        return 1 if self.automatic_rate is None else 2  # two more forward passes are less than one more gradient
+
     def problems(self, spec: UnlearnSpec) -> list[str]:
         if self.automatic_rate is None:
             return []

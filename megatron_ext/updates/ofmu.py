@@ -59,6 +59,10 @@ class OFMU(Rule):
     def vectors(self) -> int:
         return 6
 
+    @property
+    def gradients(self) -> int:
+        return 4  # 8 of the two losses in an outer step
+
     def problems(self, spec: UnlearnSpec) -> list[str]:
         found, topics, turn = [], len(spec.topics), self.inner_steps + 1
         if spec.runtime.precision != "fp32":

@@ -51,6 +51,10 @@ class PrimalDual(Rule):
     def needs_retain_reference(self) -> bool:
         return self.tolerance is not None
 
+    @property
+    def retain_passes(self) -> int:
+        return int(self.dual_update == "epoch")
+
     def problems(self, spec: UnlearnSpec) -> list[str]:
         found = []
         if self.dual_update == "micro-batch" and spec.diagnostics:

@@ -65,6 +65,9 @@ class Family(Protocol):
     def sets(self) -> tuple[str, ...]:
         """Names of the evaluated sets: ``evaluation/<set>.jsonl`` of the prepared folder."""
 
+    def amount(self, forget_rows: int) -> tuple[int, int]:
+        """Sequences that are scored and answers that are generated, at most: for estimates of time."""
+
     def items(self, data: Path) -> list[Item]:
         """What to score and generate, from the folder that the prepare step wrote."""
 

@@ -1,4 +1,4 @@
-"""Where benchmark text comes from: the Hugging Face hub, a local folder of the same files, or our own generator.
+"""Where benchmark text comes from: files fetched from the hub, a local folder of such files, or our own generator.
 
 All three give the same named splits, so that nothing after this module asks where a row came from.
 """
@@ -7,47 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.data import synthetic
 from pipeline.data.rows import DataError, Row, Splits
-from pipeline.specs import DataSource, FolderSource, HubSource, SyntheticSource
+from pipeline.data.splits import RETAIN_SPLITS, SUFFIXES, split_file, split_names
+from pipeline.specs import DataSource, FetchedSource, FolderSource, LocalSource, SyntheticSource
 
-RETAIN_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
-SUFFIXES = (".json", ".jsonl")
 ALTERNATIVES = "idk"  # the forget set's prompts with refusals for answers
 
 
-def load(source: DataSource, forget_split: str) -> Splits:
-    """Read or make the splits that preparing ``forget_split`` needs: TOFU's (arXiv 2401.06121), by TOFU's names.
+def load(source: LocalSource, forget_split: str) -> Splits:
+    """Read or make the splits that preparing ``forget_split`` needs, by TOFU's names.
 
-    Raises ``DataError`` for an unknown split, a missing file, an unreadable row, or a hub that cannot be reached.
+    Raises ``DataError`` for an unknown split, a missing file, one that is not what was fetched, or an unreadable row.
     """
     if forget_split not in RETAIN_SPLITS:
         raise DataError(f"forget_split: {forget_split!r} is not one of {', '.join(RETAIN_SPLITS)}")
     names = split_names(forget_split)
     if isinstance(source, FolderSource):
         return _folder(source, names)
-    if isinstance(source, HubSource):
-        return _hub(source, names)
+    if isinstance(source, FetchedSource):
+        return _fetched(source, names)
     return synthetic.generate(source, forget_split, RETAIN_SPLITS[forget_split])
-
-
-def split_names(forget_split: str) -> list[str]:
-    """The splits read from the hub or a folder: trained ones first, then those that are scored."""
-    return [
-        "full",
-        forget_split,
-        RETAIN_SPLITS[forget_split],
-        f"{forget_split}_perturbed",
-        "retain_perturbed",
-        "real_authors_perturbed",
-        "world_facts_perturbed",
-    ]
 
 
 def training_sets(source: DataSource) -> list[str]:
@@ -62,11 +46,6 @@ def training_sets(source: DataSource) -> list[str]:
 def tokenised_sets(source: DataSource) -> list[str]:
     """All tokenised sets that preparing ``source`` writes: those for training, then the alternative answers."""
     return [*training_sets(source), ALTERNATIVES]
-
-
-def split_file(folder: Path, split: str) -> Path | None:
-    """The file of a split in a local folder, or ``None``."""
-    return next((path for path in (folder / f"{split}{suffix}" for suffix in SUFFIXES) if path.is_file()), None)
 
 
 def _folder(source: FolderSource, names: list[str]) -> Splits:
@@ -97,50 +76,23 @@ def _lines(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
         index += 1
 
 
-def _hub(source: HubSource, names: list[str]) -> Splits:
-    revision = _resolve(source)
-    from datasets import load_dataset
-
-    rows, origins = {}, {}
-    for name in names:
-        origin = f"{source.repository}@{revision[:12]}, {name}"
-        try:
-            table = load_dataset(source.repository, name, split="train", revision=revision)
-        # Without a network the libraries raise a different class at each stage (ConnectionError, OfflineModeIsEnabled,
-        # DatasetNotFoundError, ValueError from the cache look-up); for the user they are one event.
-        except Exception as error:
-            raise DataError(f"source: {origin} cannot be loaded: {_first_line(error)}. {_remedy()}") from error
-        rows[name] = [_row(value, name, f"{origin}, row {i}") for i, value in enumerate(table)]
-        origins[name] = origin
-    return Splits(rows, origins, {"kind": "hub", "repository": source.repository, "revision": revision})
-
-
-def _resolve(source: HubSource) -> str:
-    """The commit that ``source.revision`` names; asks the hub only for branch and tag names."""
-    if re.fullmatch(r"[0-9a-f]{40}", source.revision):
-        return source.revision
-    from huggingface_hub import HfApi
-
+def _fetched(source: FetchedSource, names: list[str]) -> Splits:
+    """What the fetch step brought; ``manifest.json`` says from where, and what the files must hold."""
+    path = source.path / "manifest.json"
     try:
-        commit = HfApi().dataset_info(source.repository, revision=source.revision).sha
-    except Exception as error:  # as in _hub: many classes, one event
-        raise DataError(
-            f"source.revision: {source.revision!r} of {source.repository} is not a 40-digit commit and cannot be "
-            f"resolved: {_first_line(error)}. {_remedy()}"
-        ) from error
-    if not commit:
-        raise DataError(f"source.revision: the hub names no commit for {source.revision!r} of {source.repository}")
-    return commit
-
-
-def _remedy() -> str:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    reason = "HF_HUB_OFFLINE is set and the local cache does not hold it" if offline else "Is the hub reachable"
-    return f"{reason}{'.' if offline else '?'} Files that are already here can be read with source kind 'folder'"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        recorded = {key: manifest[key] for key in ("kind", "repository", "requested_revision", "revision")}
+        digests = dict(manifest["files_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"source.path: {path} is not what the fetch step writes ({error!r}): fetch again") from error
+    splits = _folder(FolderSource(path=source.path / "files"), names)
+    found = splits.source["files_sha256"]
+    for name in names:
+        file = Path(splits.origins[name]).name
+        if digests.get(file) != found[name]:
+            raise DataError(f"source.path: {splits.origins[name]} is not the file that was fetched: fetch again")
+    origins = {name: f"{recorded['repository']}@{recorded['revision'][:12]}, {name}" for name in names}
+    return Splits(splits.rows, origins, {**recorded, "files_sha256": found})
 
 
 def _row(value: Any, split: str, place: str) -> Row:

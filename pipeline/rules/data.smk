@@ -21,9 +21,13 @@ rule prepare:
         spec=f"{DATA}/spec.yaml",
     log:
         f"{ROOT}/logs/data.log",
+    container:
+        jobs.container
+    resources:
+        **jobs.resources(f"data/{plan.config.benchmark.name}"),
     params:
         spec=jobs.spec(f"data/{plan.config.benchmark.name}"),
     message:
         f"data: {plan.config.benchmark.title}, {plan.config.experiment.split}"
     shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} > {log:q} 2>&1"
+        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"

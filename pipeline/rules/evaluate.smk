@@ -21,12 +21,17 @@ rule evaluate_model:
         f"{ROOT}/logs/evaluation/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.model_ids),
+    container:
+        jobs.container_of_ranks
     threads: jobs.threads
     resources:
+        **jobs.resources(f"evaluation/{{model}}/{plan.config.benchmark.name}"),
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec(f"evaluation/{{model}}/{plan.config.benchmark.name}"),
+        image=jobs.image_of_ranks,
+        launch=jobs.launch,
     message:
         "evaluate: {wildcards.model}"
     shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --threads {threads} > {log:q} 2>&1"
+        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

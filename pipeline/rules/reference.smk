@@ -15,12 +15,17 @@ rule reference_log_probabilities:
         f"{ROOT}/logs/reference/{{set}}.log",
     wildcard_constraints:
         set=steps.one_of(plan.references),
+    container:
+        jobs.container_of_ranks
     threads: jobs.threads
     resources:
+        **jobs.resources("reference/{set}"),
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("reference/{set}"),
+        image=jobs.image_of_ranks,
+        launch=jobs.launch,
     message:
         "reference: log-probabilities of {wildcards.set} under target"
     shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --threads {threads} > {log:q} 2>&1"
+        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

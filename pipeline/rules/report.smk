@@ -20,12 +20,16 @@ rule write_report:
         spec=f"{ROOT}/report/spec.yaml",
     log:
         f"{ROOT}/logs/report.log",
+    container:
+        jobs.container
+    resources:
+        **jobs.resources("report"),
     params:
         spec=jobs.spec("report"),
     message:
         f"report: {ROOT}/report/index.html"
     shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} > {log:q} 2>&1"
+        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"
 
 
 onsuccess:

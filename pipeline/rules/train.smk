@@ -6,27 +6,6 @@ rule train:
         expand(f"{ROOT}/models/{{model}}/checkpoint", model=plan.evaluated),
 
 
-rule fetch_model:
-    input:
-        jobs.inputs("models/{model}"),
-        source=jobs.source("models/{model}"),
-    output:
-        directory(f"{ROOT}/models/{{model}}/checkpoint"),
-        f"{ROOT}/models/{{model}}/summary.json",
-        f"{ROOT}/models/{{model}}/provenance.json",
-        spec=f"{ROOT}/models/{{model}}/spec.yaml",
-    log:
-        f"{ROOT}/logs/models/{{model}}.log",
-    wildcard_constraints:
-        model=steps.one_of(plan.fetched),
-    params:
-        spec=jobs.spec("models/{model}"),
-    message:
-        "fetch: {wildcards.model}"
-    shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} > {log:q} 2>&1"
-
-
 rule train_model:
     input:
         jobs.inputs("models/{model}"),
@@ -41,12 +20,17 @@ rule train_model:
         f"{ROOT}/logs/models/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.trained),
-    threads: jobs.training_threads(workflow.cores)
+    container:
+        jobs.container_of_ranks
+    threads: jobs.training_threads(workflow.resource_settings.cores)
     resources:
+        **jobs.resources("models/{model}"),
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("models/{model}"),
+        image=jobs.image_of_ranks,
+        launch=jobs.launch,
     message:
         "train: {wildcards.model}"
     shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --threads {threads} > {log:q} 2>&1"
+        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

@@ -19,12 +19,17 @@ rule unlearn_target:
         spec=f"{RUN}/spec.yaml",
     log:
         f"{ROOT}/logs/unlearned/{{run}}/seed-{{seed}}.log",
+    container:
+        jobs.container_of_ranks
     threads: jobs.threads
     resources:
+        **jobs.resources("unlearned/{run}/seed-{seed}"),
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("unlearned/{run}/seed-{seed}"),
+        image=jobs.image_of_ranks,
+        launch=jobs.launch,
     message:
         "unlearn: {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --threads {threads} > {log:q} 2>&1"
+        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

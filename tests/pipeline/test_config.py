@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pipeline.__main__ import main as validate
 from pipeline.__main__ import notes
 from pipeline.config import CONFIGS, load
 from pipeline.documents import ConfigError
+from pipeline.site import Site
 
 ROOT = CONFIGS.parent
 MINI = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
@@ -254,6 +256,35 @@ def test_ranks_on_gpus(write: Callable[..., Path], monkeypatch: pytest.MonkeyPat
         assert any("2 ranks, but this machine shows 1 GPU" in problem for problem in problems(path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "site", "key", "message"),
+    [
+        ({"layout": {"data": 11}}, {}, "layout", "11 ranks need 2 nodes, and do not divide evenly over them"),
+        ({"runtime.device": "cuda"}, {"gpus_per_node": 0}, "runtime.device", "'cuda', but gpus_per_node is 0"),
+        ({"runtime.threads": 9}, {"cpus_per_node": 8}, "runtime.threads", "9 of each rank, but cpus_per_node is 8"),
+    ],
+)
+def test_ranks_that_a_clusters_nodes_cannot_hold(
+    write: Callable[..., Path], changes: dict[str, Any], site: dict[str, Any], key: str, message: str
+) -> None:
+    path = write({"runtime.device": "auto"} | changes)
+    with pytest.raises(ConfigError) as caught:
+        load(path, None, Site(**site))
+    assert any(re.search(rf"mine\.yaml:\d+: {key}: {message}", problem) for problem in caught.value.problems)
+
+
+def test_a_plan_for_a_cluster_does_not_look_at_this_machine(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    changes = {"layout": {"tensor": 4, "data": 4}, "methods": ["ga"]}
+    for device in ("auto", "cuda", "cpu"):
+        path = write({**changes, "runtime.device": device})
+        assert load(path, None, Site()).layout.ranks == 16
+        assert problems(path)
+
+
 def test_an_nvidia_smi_that_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*_: Any, timeout: float, **__: Any) -> None:
         raise subprocess.TimeoutExpired("nvidia-smi", timeout)
@@ -439,11 +470,43 @@ def test_validate_exits_with_2_and_prints_every_problem(write: Callable[..., Pat
     assert "Traceback" not in done.stderr
 
 
+def test_validate_shows_what_a_clusters_jobs_ask_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "site.yaml").write_text("gpus_per_node: 8\n")
+    assert validate(["validate", "tofu-llama-3.1-70b", "--site", str(tmp_path / "site.yaml")]) == 0
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert "step folder ranks memory/rank nodes memory/node time work" in lines
+    assert "train models/target 32 38.1 GiB 4 x 8 GPUs 369.0 GiB 2:20 625 steps of 32" in lines
+    assert "report report 1 - 1 x 1 rank 2.5 GiB 0:10 21 jobs' results" in lines
+    assert "fetch models/base 1 - here - - published checkpoint" in lines
+    assert not any("slow" in line or "were not checked" in line for line in lines)
+
+
+def test_validate_notes_tensor_parallel_ranks_on_more_than_one_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.yaml").write_text("gpus_per_node: 4\n")
+    assert validate(["validate", "tofu-llama-3.1-70b", "--site", str(tmp_path / "site.yaml")]) == 0
+    assert "note: tensor-parallel ranks (8) are on more than one node of 4: slow" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [("gpus: 8", "site.yaml:1: gpus: unknown key"), ("memory_per_node_mb: 100000", "needs 377850 on each node")],
+)
+def test_validate_refuses_a_site_that_will_not_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], site: str, message: str
+) -> None:
+    (tmp_path / "site.yaml").write_text(f"{site}\n")
+    assert validate(["validate", "tofu-llama-3.1-70b", "--site", str(tmp_path / "site.yaml")]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and not printed.out
+
+
 def test_validate_is_quick_and_prints_the_jobs() -> None:
     program = """import sys, time
 from pipeline.__main__ import main
 main(["validate", "mini"])
-heavy = {"torch", "transformers", "datasets", "snakemake", "megatron"} & set(sys.modules)
+heavy = {"torch", "transformers", "huggingface_hub", "snakemake", "megatron"} & set(sys.modules)
 assert not heavy, heavy
 assert time.process_time() < 3, time.process_time()  # not wall time: other tests may run beside this one
 """

@@ -23,6 +23,9 @@ def source(tmp_path: Path) -> Path:
     (folder / "tokenizer.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     (folder / "train.py").write_text("")
+    (folder / "consolidated.safetensors").write_bytes(b"the weights in another naming")
+    (folder / "original").mkdir()
+    (folder / "original" / "params.json").write_text("{}")
     return folder
 
 
@@ -71,5 +74,33 @@ def test_a_hub_repository_in_the_local_cache(source: Path, tmp_path: Path, monke
     output = run(FetchSpec(hub="some/model", output=tmp_path / "out"), tmp_path)
     assert (output / "checkpoint" / "model.safetensors").read_bytes() == b"weights"
     assert json.loads((output / "summary.json").read_text())["revision"] == commit
-    with pytest.raises(SystemExit, match="'other/model' at revision main cannot be loaded"):
+    with pytest.raises(SystemExit, match=r"'other/model' at revision 'main': HF_HUB_OFFLINE(.|\n)*'folder' in the"):
         run(FetchSpec(hub="other/model", output=tmp_path / "out"), tmp_path)
+
+
+def test_only_what_is_taken_is_loaded(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    names = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+    loaded: list[str] = []
+
+    def download(*_: object, allow_patterns: list[str], ignore_patterns: list[str], **__: object) -> str:
+        loaded.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(source)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    run(FetchSpec(hub="some/model", output=tmp_path / "out"), tmp_path)
+    assert set(loaded) == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_weights_that_were_not_all_loaded_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a connection the library gives what it has, and only the index tells that it is not all."""
+    weights = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    (source / "model.safetensors").rename(source / "model-00001-of-00002.safetensors")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(source))
+    with pytest.raises(SystemExit, match=r"hub: 'some/model': the cache's .* lacks model-00002-of-00002\.safetensors"):
+        run(FetchSpec(hub="some/model", output=tmp_path / "out"), tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []

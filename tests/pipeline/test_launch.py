@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from megatron_ext.specs import Layout, ReferenceSpec, Runtime, read
+from megatron_ext.specs import Layout, ReferenceSpec, Runtime, TrainSpec, UnlearnSpec, read
 from pipeline import launch, provenance
 from pipeline.plan import canonical
-from pipeline.specs import BpeTokenizer, PrepareSpec, SyntheticSource
+from pipeline.specs import BpeTokenizer, FetchSpec, PrepareSpec, SyntheticSource
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,68 +112,76 @@ def test_a_program_names_what_is_wrong_with_its_specification(tmp_path: Path, te
 
 
 def test_the_environment_follows_the_specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "99")
     launch.environment(reference(tmp_path, threads=3))
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("3", "3")
     assert os.environ["PYTHONHASHSEED"] == "0"
 
 
-PROGRAM = """
-import os, sys, time
-from pathlib import Path
-
-folder = Path(sys.argv[1])
-rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-(folder / f"rank-{rank}").write_text(f"{size} {os.environ['MASTER_ADDR']}")
-if (folder / "fail").exists() and rank == "1":
-    sys.exit(5)
-if (folder / "wait").exists():
-    time.sleep(60)
-"""
+def test_secrets_reach_only_what_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{prefix}{name}" for prefix in ("", "APPTAINERENV_") for name in launch.SECRETS]
+    for name in ("HF_HUB_OFFLINE", *names):
+        monkeypatch.setenv(name, "0")
+    launch.environment(FetchSpec(hub="a/b", output=tmp_path))
+    assert [os.environ.get(name) for name in names] == ["0"] * len(names)
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    launch.environment(reference(tmp_path))
+    assert [os.environ.get(name) for name in names] == [None] * len(names)
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.fixture
-def torchrun(tmp_path: Path) -> list[str]:
-    """A command that runs PROGRAM on two ranks by the launcher's own function."""
-    (tmp_path / "ranked.py").write_text(PROGRAM)
-    call = f"import sys; from pipeline import launch; sys.exit(launch._torchrun('ranked', {str(tmp_path)!r}, 2))"
-    return [sys.executable, "-c", call]
+def test_what_a_step_prints_is_in_the_log_of_its_attempt(prepare: PrepareSpec, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "data.log"
+    bad = canonical(prepare.model_copy(update={"max_length": 8}))
+    done = start(str(prepare.output / "spec.yaml"), bad, "--log", str(log))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"{prepare.output / 'spec.yaml'}: failed, exit status 1. Log: {log}.\n"
+    first = log.read_text()
+    assert first.startswith("attempt 1 at ") and "max_length" in first
+    log.unlink()  # as Snakemake does before it starts a job again
+    done = start(str(prepare.output / "spec.yaml"), canonical(prepare), "--log", str(log))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert log.read_text().startswith("attempt 2 at ")
+    assert (log.parent / "attempts" / "data.1.log").read_text() == first
+    assert sorted(path.name for path in (log.parent / "attempts").iterdir()) == ["data.1.log", "data.2.log"]
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+def test_a_wrong_specification_is_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "data.log"
+    done = start(str(tmp_path / "spec.yaml"), "{", "--log", str(log))
+    assert done.returncode == 2 and str(log) in done.stderr
+    assert "spec.yaml: " in log.read_text() and "Traceback" not in log.read_text()
 
 
-@pytest.mark.slow
-def test_ranks_run_and_their_failure_is_the_launchers(torchrun: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(torchrun, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        size, address = (tmp_path / f"rank-{rank}").read_text().split()
-        assert size == "2" and address
-    (tmp_path / "fail").touch()
-    (tmp_path / "wait").touch()  # rank 0 must not be waited for
-    began = time.monotonic()
-    done = subprocess.run(torchrun, env=environment(tmp_path), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "exitcode  : 5" in done.stderr
-    assert time.monotonic() - began < 55
+def test_a_log_that_cannot_be_opened_is_named(prepare: PrepareSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = start(str(prepare.output / "spec.yaml"), canonical(prepare), "--log", str(tmp_path / "file" / "data.log"))
+    assert done.returncode == 2
+    assert f"--log {tmp_path / 'file' / 'data.log'}: " in done.stderr and "Traceback" not in done.stderr
+    assert not prepare.output.exists()
 
 
-def test_sigterm_reaches_the_ranks(torchrun: list[str], tmp_path: Path) -> None:
-    (tmp_path / "wait").touch()
-    with subprocess.Popen(torchrun, env=environment(tmp_path), stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not all((tmp_path / f"rank-{rank}").exists() for rank in range(2)):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=50) != 0
+def test_where_a_step_runs_is_not_in_its_specification(tmp_path: Path) -> None:
+    """A resumed run is the same run on other nodes, in another image, with other threads."""
+    runtime = set(Runtime.model_fields) - {"threads", "timeout_seconds"}  # what a state's identity leaves out
+    assert runtime == {"layout", "device", "precision", "recompute"}
+    for kind in (TrainSpec, UnlearnSpec):
+        assert not {"image", "nodes", "threads", "log"} & set(kind.model_fields)
+
+
+def test_provenance_knows_image_and_job_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"path": "UNLEARN_IMAGE", "sha256": "UNLEARN_IMAGE_SHA256"}
+    for name in names.values():
+        monkeypatch.delenv(name, raising=False)
+    assert provenance._given(**names) is None
+    monkeypatch.setenv("UNLEARN_IMAGE", "a.sif")
+    assert provenance._given(**names) == {"path": "a.sif", "sha256": None}
 
 
 def test_provenance_names_the_packages_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
     requirements = ["numpy>=2", "pydantic<3,>=2.10", 'pytest>=8; extra == "dev"', "nothing-like-this"]
-    requirements += ['ruff[all]>=0.12; extra == "gpu"', 'transformer-engine-of-none; extra == "gpu"']
+    requirements += ['torch>=2; extra == "steps"', 'ruff[all]>=0.12; extra == "gpu"']
+    requirements += ['transformer-engine-of-none; extra == "gpu"']
     monkeypatch.setattr(provenance.importlib.metadata, "requires", lambda _: requirements)
-    assert set(provenance._packages()) == {"numpy", "pydantic", "ruff"}
+    assert set(provenance._packages()) == {"numpy", "pydantic", "ruff", "torch"}

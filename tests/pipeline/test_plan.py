@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 from megatron_ext.batches import Alternation, Pairs
 from megatron_ext.specs import Layout, TrainSpec, UnlearnSpec
 from pipeline.config import CONFIGS, load
-from pipeline.data.sources import split_names, tokenised_sets
+from pipeline.data.sources import tokenised_sets
+from pipeline.data.splits import split_names
 from pipeline.plan import Plan, canonical
 from pipeline.prepare import prepare
 from pipeline.sizing import (
@@ -24,7 +25,16 @@ from pipeline.sizing import (
     training_bytes,
     unlearning_bytes,
 )
-from pipeline.specs import BpeTokenizer, FetchSpec, FolderTokenizer, PrepareSpec, StepSpec, SyntheticSource
+from pipeline.specs import (
+    BpeTokenizer,
+    FetchDataSpec,
+    FetchedSource,
+    FetchSpec,
+    FolderTokenizer,
+    PrepareSpec,
+    StepSpec,
+    SyntheticSource,
+)
 
 
 def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> Plan:
@@ -209,18 +219,19 @@ def test_memory_of_what_is_built_and_trained() -> None:
     scope = spec.scope.model_copy(update={"train_layers": [5, 6, 7], "matrices": ["down_proj"]})
     spec = spec.model_copy(update={"scope": scope, "diagnostics": False})
     # bf16: weights; gradient, two moments and a master copy, all fp32; and the frozen matrices in bf16
-    assert unlearning_bytes(spec, shape) == 2 * built + 3 * down * (4 + 12 + 2)
+    assert unlearning_bytes(spec, shape, gpus=False) == 2 * built + 3 * down * (4 + 12 + 2)
     spread = Layout(tensor=2, pipeline=2, pipeline_split=[8, 8])
     assert scope_parameters(spread, shape, scope) == (
         (4 * shape.layer_parameters + shape.embedding_parameters) // 2,
         3 * down // 2,
     )
     whole = jobs["unlearned/npo/seed-0"].spec
-    assert unlearning_bytes(whole, shape) == training_bytes(Layout(), shape, "bf16", 1)
+    assert unlearning_bytes(whole, shape, gpus=True) == training_bytes(Layout(), shape, "bf16", 1)
     kept = plan("mini-all").jobs["unlearned/graddiff-kl/seed-0"].spec
     mini = load("mini-all").shape
-    copied = unlearning_bytes(kept, mini) - training_bytes(Layout(), mini, "fp32", 1)
-    assert copied == 4 * stage_parameters(Layout(), mini)
+    alone = training_bytes(Layout(), mini, "fp32", 1)
+    assert unlearning_bytes(kept, mini, gpus=False) - alone == 4 * stage_parameters(Layout(), mini)
+    assert unlearning_bytes(kept, mini, gpus=True) == alone, "a GPU's copy lies in host memory"
 
 
 @pytest.mark.parametrize(
@@ -239,10 +250,10 @@ def test_memory_of_a_methods_gradient_vectors(method: str, vectors: int) -> None
     """As docs/methods.md has them; mini-all measures both gradients for rules that do not need them."""
     shape = load("mini-all").shape
     spec = plan("mini-all").jobs[f"unlearned/{method}/seed-0"].spec
-    assert unlearning_bytes(spec, shape) == (16 + 4 * vectors) * stage_parameters(Layout(), shape)
+    assert unlearning_bytes(spec, shape, gpus=False) == (16 + 4 * vectors) * stage_parameters(Layout(), shape)
     spread = spec.runtime.model_copy(update={"layout": Layout(data=2, distributed_optimizer=True)})
     spec = spec.model_copy(update={"runtime": spread})
-    assert unlearning_bytes(spec, shape) == (8 + 4 + 2 * vectors) * stage_parameters(Layout(), shape)
+    assert unlearning_bytes(spec, shape, gpus=False) == (8 + 4 + 2 * vectors) * stage_parameters(Layout(), shape)
 
 
 def test_models_from_scratch_and_from_the_base() -> None:
@@ -267,6 +278,20 @@ def test_published_checkpoints_are_fetched() -> None:
     assert jobs["models/retrain"].spec.hub.endswith("_retain90")
     assert jobs["data/tofu"].spec.tokenizer == FolderTokenizer(path=target.output / "checkpoint")
     assert "models/base" not in jobs
+
+
+def test_a_hub_data_set_is_fetched_and_then_read_from_the_experiments_folder(local: Plan) -> None:
+    made = plan("tofu-llama-3.2-1b")
+    folder = Path("out/tofu-llama-3.2-1b/source/tofu")
+    fetch = made.jobs["source/tofu"]
+    assert isinstance(fetch.spec, FetchDataSpec) and fetch.inputs == ()
+    assert (fetch.spec.repository, fetch.spec.revision, fetch.spec.output) == ("locuslab/TOFU", "main", folder)
+    assert fetch.spec.splits == split_names("forget10")
+    assert made.jobs["data/tofu"].spec.source == FetchedSource(path=folder)
+    assert {folder / "files", folder / "manifest.json"} <= set(made.jobs["data/tofu"].inputs)
+    assert made.fetches_data and made.fetched == ["target", "retrain"]
+    for other in (plan(), local):
+        assert not other.fetches_data and not any(name.startswith("source/") for name in other.jobs)
 
 
 def test_variants_and_seeds_get_folders_of_their_own(tmp_path: Path) -> None:

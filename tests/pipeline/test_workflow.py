@@ -168,7 +168,7 @@ def _rules(monkeypatch: pytest.MonkeyPatch, folder: Path, device: str, gpus: str
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     path = folder / "mine.yaml"
     path.write_text((ROOT / "workflow_configs/experiments/mini.yaml").read_text().replace("device: cpu", device))
-    return workflow.Rules(workflow.read({"experiment": str(path), "results": 2024}))
+    return workflow.Rules(*workflow.read({"experiment": str(path), "results": 2024}), folder / "image.sif")
 
 
 @pytest.mark.parametrize(

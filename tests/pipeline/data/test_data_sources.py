@@ -1,18 +1,16 @@
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.data import sources
 from pipeline.data.rows import DataError, Row, Splits
-from pipeline.specs import FolderSource, HubSource, SyntheticSource
+from pipeline.specs import FetchedSource, FolderSource, SyntheticSource
 
 PAIR = {"question": "Who?", "answer": "Ada."}
 SCORED = {**PAIR, "paraphrased_answer": "It was Ada.", "perturbed_answer": ["It was Bo.", "It was Cy."]}
@@ -106,46 +104,44 @@ def test_digests_depend_on_the_text_alone(folder: Path) -> None:
     assert {name for name in after if after[name] != before[name]} == {"full"}
 
 
-def test_hub_reads_each_split_at_the_pinned_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.fixture
+def fetched(folder: Path, tmp_path: Path) -> Path:
+    """The same files as the fetch step would leave them."""
+    target = tmp_path / "source"
+    (target / "files").mkdir(parents=True)
+    sums = {}
+    for split in sources.split_names("forget05"):
+        file = sources.split_file(folder, split)
+        shutil.copy(file, target / "files")
+        sums[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    origin = {"kind": "hub", "repository": "owner/set", "requested_revision": "main", "revision": COMMIT}
+    (target / "manifest.json").write_text(json.dumps({"schema": 1, **origin, "files_sha256": sums}))
+    return target
 
-    def load_dataset(repository: str, name: str, *, split: str, revision: str) -> list[dict[str, Any]]:
-        asked.append((repository, name, split, revision))
-        return [row_of(name)]
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    splits = sources.load(HubSource(repository="owner/set", revision=COMMIT), "forget10")
-    assert asked == [("owner/set", name, "train", COMMIT) for name in sources.split_names("forget10")]
-    assert splits.source == {"kind": "hub", "repository": "owner/set", "revision": COMMIT}
+def test_fetched_files_keep_their_repository_and_commit(fetched: Path, folder: Path) -> None:
+    splits = sources.load(FetchedSource(path=fetched), "forget05")
+    assert splits.rows == load(folder).rows and splits.digests() == load(folder).digests()
     assert splits.origins["full"] == "owner/set@0123456789ab, full"
+    assert splits.source == {
+        "kind": "hub",
+        "repository": "owner/set",
+        "requested_revision": "main",
+        "revision": COMMIT,
+        "files_sha256": load(folder).source["files_sha256"],
+    }
 
 
-def test_hub_resolves_and_records_a_branch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dataset_info(self: Any, repository: str, revision: str) -> SimpleNamespace:
-        assert (repository, revision) == ("owner/set", "main")
-        return SimpleNamespace(sha=COMMIT)
-
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
-    loaded = SimpleNamespace(load_dataset=lambda _, name, split, revision: [row_of(name)])
-    monkeypatch.setitem(sys.modules, "datasets", loaded)
-    splits = sources.load(HubSource(repository="owner/set", revision="main"), "forget10")
-    assert splits.source["revision"] == COMMIT
-
-
-@pytest.mark.parametrize("revision", [COMMIT, "main"])
-def test_offline_and_not_cached_is_an_error_that_says_so(tmp_path: Path, revision: str) -> None:
-    """In a process of its own: the libraries read HF_HUB_OFFLINE and HF_HOME when they are imported."""
-    code = (
-        "from pipeline.data import sources; from pipeline.specs import HubSource\n"
-        f"try: sources.load(HubSource(repository='owner/set', revision='{revision}'), 'forget10')\n"
-        "except sources.DataError as error: print(error)"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    assert "owner/set" in run.stdout
-    assert "HF_HUB_OFFLINE is set and the local cache does not hold it" in run.stdout
-    assert "source kind 'folder'" in run.stdout
+def test_files_that_are_not_those_that_were_fetched_are_refused(fetched: Path) -> None:
+    (fetched / "files" / "full.jsonl").write_text(json.dumps({**PAIR, "answer": "Bo."}))
+    with pytest.raises(DataError, match=r"full\.jsonl is not the file that was fetched: fetch again"):
+        sources.load(FetchedSource(path=fetched), "forget05")
+    (fetched / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"manifest\.json is not what the fetch step writes \(KeyError\('kind'\)\)"):
+        sources.load(FetchedSource(path=fetched), "forget05")
+    (fetched / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"manifest\.json is not what the fetch step writes .*: fetch again"):
+        sources.load(FetchedSource(path=fetched), "forget05")
 
 
 def test_real_tofu(real_data: Path) -> None:

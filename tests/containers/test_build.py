@@ -1,0 +1,396 @@
+"""`containers/build`: what an image is named after, what it is built with, and what it does with this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.containers.scripts import FOLDER, ROOT, load
+
+build = load("build")
+
+# Stands in for apptainer: records how it was called, and "builds" by writing what it was given into the image.
+APPTAINER = """#!{python}
+import json, os, sys, pathlib
+words = sys.argv[1:]
+binds = [words[i + 1].split(":") for i, word in enumerate(words) if word == "--bind"]
+arguments = dict(words[i + 1].split("=", 1) for i, word in enumerate(words) if word == "--build-arg")
+source = pathlib.Path(arguments["SOURCE"])
+record = dict(
+    words=words, binds=binds, arguments=arguments,
+    environ={{name: value for name, value in os.environ.items() if "APPTAINER" in name}},
+    source=sorted(str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()),
+    pip=(pathlib.Path(binds[0][0]) / "pip.conf").read_text(),
+    mounts=sorted(os.listdir(binds[0][0])),
+)
+pathlib.Path({record!r}).write_text(json.dumps(record))
+if {code}:
+    sys.exit({code})
+pathlib.Path(words[-2]).write_bytes(b"an image")
+"""
+APT = """#!/bin/sh
+echo "$@" > {record}
+echo http://one.invalid/debian/
+"""
+PIP_LIST = """\
+:env:.find-links='{wheels}'
+:env:.disable-pip-version-check='1'
+global.cert='{bundle}'
+global.constraint='/somewhere/constraints.txt'
+global.extra-index-url='file://{index}/simple https://user:secret@wheels.invalid/simple'
+global.find-links='/not/used/because/the/environment/has/one'
+install.timeout='60'
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The files that an image is made from, small."""
+    root = tmp_path / "clone"
+    (root / "containers").mkdir(parents=True)
+    for name in ("build", "install", "check", "unlearn-cpu.def", "unlearn-gpu.def"):
+        shutil.copy(FOLDER / name, root / "containers" / name)
+    for name in ("constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, root / name)
+    for name in ("pipeline/__init__.py", "pipeline/report/page.html.j2", "pipeline/rules/a.smk", "megatron_ext/a.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"# {name}\n")
+    return root
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A machine whose apptainer, apt and pip settings are stand-ins; paths of what they leave and of what they name."""
+    paths = {name: tmp_path / name for name in ("bin", "wheels", "index", "apptainer.json", "apt.txt", "bundle.crt")}
+    for name in ("bin", "wheels", "index/simple"):
+        (tmp_path / name).mkdir(parents=True)
+    paths["bundle.crt"].write_text("a certificate")
+    stand_in(paths, 0)
+    program(paths["bin"] / "apt-get", APT.format(record=paths["apt.txt"]))
+    for name in [name for name in os.environ if name.upper().startswith(("APPTAINER", "SINGULARITY", "HTTPS_PROXY"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", f"{paths['bin']}:{os.environ['PATH']}")
+    listed = PIP_LIST.format(wheels=paths["wheels"], bundle=paths["bundle.crt"], index=paths["index"])
+    monkeypatch.setattr(build, "pip_list", lambda: listed)
+    monkeypatch.setattr(build.os, "geteuid", lambda: 1000)
+    return paths
+
+
+def stand_in(paths: dict[str, Path], code: int) -> None:
+    text = APPTAINER.format(python=sys.executable, record=str(paths["apptainer.json"]), code=code)
+    program(paths["bin"] / "apptainer", text)
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def run(tree: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(build, "ROOT", tree)
+    return build.main([*words, "--images", str(tree / "images")])
+
+
+def recorded(machine: dict[str, Path]) -> dict:
+    return json.loads(machine["apptainer.json"].read_text())
+
+
+# The name
+
+
+def test_equal_content_has_an_equal_name_wherever_it_lies(tree: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tree, tmp_path / "elsewhere")
+    os.utime(other / "pipeline/__init__.py", (1, 1))
+    first, second = build.Image("cpu", tree), build.Image("cpu", other)
+    assert first.name == second.name == f"unlearn-cpu-{first.content[:12]}.sif"
+    assert len(first.content) == 64
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "containers/unlearn-cpu.def",
+        "containers/install",
+        "containers/check",
+        "constraints.txt",
+        "pipeline/__init__.py",
+        "pipeline/report/page.html.j2",
+        "pipeline/rules/a.smk",
+        "megatron_ext/a.py",
+    ],
+)
+def test_each_part_changes_the_name(tree: Path, part: str) -> None:
+    before = build.Image("cpu", tree).content
+    with (tree / part).open("a") as file:
+        file.write("# changed\n")
+    assert build.Image("cpu", tree).content != before
+
+
+def test_a_new_a_missing_and_a_renamed_source_change_the_name(tree: Path) -> None:
+    found = [build.Image("cpu", tree).content]
+    (tree / "pipeline" / "new.py").touch()
+    found.append(build.Image("cpu", tree).content)
+    (tree / "pipeline" / "new.py").rename(tree / "pipeline" / "other.py")
+    found.append(build.Image("cpu", tree).content)
+    (tree / "megatron_ext" / "a.py").unlink()
+    found.append(build.Image("cpu", tree).content)
+    assert len(set(found)) == 4
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "README.md",
+        "LICENSE",
+        "containers/build",
+        "containers/unlearn-gpu.def",
+        "containers/images/unlearn-cpu.sif",
+        "workflow_configs/a.yaml",
+        "Snakefile",
+        "tests/test_a.py",
+        "pipeline/__pycache__/a.cpython-311.pyc",
+        "pipeline/.a.py.swp",
+        "pipeline/a.py~",
+    ],
+)
+def test_nothing_else_changes_it(tree: Path, file: str) -> None:
+    before = build.Image("cpu", tree).content
+    (tree / file).parent.mkdir(parents=True, exist_ok=True)
+    with (tree / file).open("a") as opened:
+        opened.write("# changed\n")
+    assert build.Image("cpu", tree).content == before
+
+
+def test_pyproject_counts_where_it_is_of_the_installed_project(tree: Path) -> None:
+    path = tree / "pyproject.toml"
+    text = path.read_text()
+    before = build.Image("cpu", tree).content
+    path.write_text(text.replace("line-length = 120", "line-length = 100"))
+    assert build.Image("cpu", tree).content == before
+    path.write_text(text.replace("torch>=2.6", "torch>=2.7"))
+    assert build.Image("cpu", tree).content != before
+
+
+def test_another_base_is_another_image(tree: Path) -> None:
+    image = build.Image("gpu", tree)
+    assert image.base == "nvcr.io/nvidia/pytorch:25.12-py3"
+    assert build.Image("gpu", tree, image.base).name == image.name
+    assert build.Image("gpu", tree, "registry.invalid/pytorch:25.12-py3").name != image.name
+    assert build.Image("cpu", tree).base == "debian:bookworm"
+
+
+def test_every_committed_source_counts() -> None:
+    """Of this project as it is: nothing that `git` knows of the packages is overlooked."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", *build.PACKAGES], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is not a clone")
+    present = {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
+    assert present <= set(build.Image("cpu", ROOT).files)
+
+
+def test_print_name_builds_nothing(tree: Path, monkeypatch, machine, capsys) -> None:
+    assert run(tree, monkeypatch, "cpu", "--print-name") == 0
+    assert capsys.readouterr().out == build.Image("cpu", tree).name + "\n"
+    assert not (tree / "images").exists() and not machine["apptainer.json"].exists()
+
+
+# Building
+
+
+def test_an_image_its_record_and_its_link(tree: Path, monkeypatch, machine) -> None:
+    assert run(tree, monkeypatch, "cpu") == 0
+    name = build.Image("cpu", tree).name
+    images = tree / "images"
+    assert sorted(path.name for path in images.iterdir()) == sorted([name, f"{name[:-4]}.json", "unlearn-cpu.sif"])
+    assert (images / "unlearn-cpu.sif").readlink() == Path(name)
+    record = json.loads((images / name).with_suffix(".json").read_text())
+    assert record.pop("seconds") >= 0
+    assert record == {
+        "kind": "cpu",
+        "content": build.Image("cpu", tree).content,
+        "sha256": hashlib.sha256(b"an image").hexdigest(),
+        "bytes": len(b"an image"),
+        "base": "debian:bookworm",
+    }
+
+
+def test_what_is_there_is_not_built_again(tree: Path, monkeypatch, machine) -> None:
+    assert run(tree, monkeypatch, "cpu") == 0
+    first = (tree / "images" / "unlearn-cpu.sif").readlink()
+    (tree / "pipeline" / "__init__.py").write_text("changed = 1\n")
+    assert run(tree, monkeypatch, "cpu") == 0
+    assert (tree / "images" / "unlearn-cpu.sif").readlink() != first
+    # Back to the first content: the link moves, without apptainer.
+    (tree / "pipeline" / "__init__.py").write_text("# pipeline/__init__.py\n")
+    machine["apptainer.json"].unlink()
+    (machine["bin"] / "apptainer").unlink()
+    assert run(tree, monkeypatch, "cpu") == 0
+    assert (tree / "images" / "unlearn-cpu.sif").readlink() == first
+    # An image that was cut short is no image.
+    (tree / "images" / first).write_bytes(b"an")
+    stand_in(machine, 0)
+    assert run(tree, monkeypatch, "cpu") == 0
+    assert (tree / "images" / first).read_bytes() == b"an image" and machine["apptainer.json"].exists()
+
+
+def test_a_failed_build_leaves_nothing_and_moves_no_link(tree: Path, monkeypatch, machine, capsys) -> None:
+    assert run(tree, monkeypatch, "cpu") == 0
+    before = sorted((tree / "images").iterdir())
+    (tree / "pipeline" / "__init__.py").write_text("changed = 1\n")
+    stand_in(machine, 255)
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert "apptainer could not build" in capsys.readouterr().err
+    assert sorted((tree / "images").iterdir()) == before
+    assert not Path(recorded(machine)["arguments"]["SOURCE"]).exists(), "the temporary folder stays"
+
+
+def test_what_apptainer_is_given_for_cpu(tree: Path, monkeypatch, machine) -> None:
+    monkeypatch.setenv("APPTAINER_BIND", "/data")
+    monkeypatch.setenv("APPTAINERENV_HF_HOME", "/hub")
+    monkeypatch.setenv("APPTAINER_CACHEDIR", "/cache")
+    assert run(tree, monkeypatch, "cpu") == 0
+    call = recorded(machine)
+    assert call["words"][0] == "build" and call["words"][-1] == str(tree / "containers" / "unlearn-cpu.def")
+    assert call["words"][call["words"].index("--mksquashfs-args") + 1].startswith("-comp zstd ")
+    assert set(call["arguments"]) == {"SOURCE", "CONTENT", "MIRROR"}
+    assert call["arguments"]["MIRROR"] == "http://one.invalid/debian/"
+    assert call["arguments"]["CONTENT"] == build.Image("cpu", tree).content
+    assert "Codename: bookworm" in machine["apt.txt"].read_text()
+    assert call["environ"] == {"APPTAINER_CACHEDIR": "/cache"}
+    assert set(call["source"]) == {*build.Image("cpu", tree).files, "README.md", "LICENSE"}
+    assert call["words"].count("--bind") == 3
+
+
+def test_what_apptainer_is_given_for_gpu(tree: Path, monkeypatch, machine) -> None:
+    assert run(tree, monkeypatch, "gpu") == 0
+    assert set(recorded(machine)["arguments"]) == {"SOURCE", "CONTENT", "BASE"}
+    assert recorded(machine)["arguments"]["BASE"] == "nvcr.io/nvidia/pytorch:25.12-py3"
+    assert not machine["apt.txt"].exists()
+    assert run(tree, monkeypatch, "gpu", "--base", "registry.invalid/pytorch:25.12-py3") == 0
+    assert recorded(machine)["arguments"]["BASE"] == "registry.invalid/pytorch:25.12-py3"
+
+
+def test_a_mirror_that_is_said_goes_before_apt_s(tree: Path, monkeypatch, machine) -> None:
+    assert run(tree, monkeypatch, "cpu", "--mirror", "http://two.invalid/debian") == 0
+    assert recorded(machine)["arguments"]["MIRROR"] == "http://two.invalid/debian"
+    assert not machine["apt.txt"].exists()
+
+
+def test_a_machine_without_debian_sources(tree: Path, monkeypatch, machine, capsys) -> None:
+    program(machine["bin"] / "apt-get", "#!/bin/sh\n")
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert "Debian bookworm; say --mirror URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("gpu", "--mirror", "u"), ("cpu", "--base", "i"), ("tpu",), ()])
+def test_arguments_that_are_wrong(words: tuple[str, ...], tree: Path, monkeypatch, machine, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(tree, monkeypatch, *words)
+    assert stopped.value.code == 2
+    assert "usage: containers/build" in capsys.readouterr().err
+
+
+# This machine's settings
+
+
+def test_pip_s_settings_as_they_read_in_the_container(tree: Path, monkeypatch, machine) -> None:
+    assert run(tree, monkeypatch, "cpu") == 0
+    call = recorded(machine)
+    (_, *mount), *folders = call["binds"]
+    assert mount == ["/mnt", "ro"]
+    # Pages of an index refer to files beside it, so what is bound is the folder above.
+    assert folders == [[str(machine["index"]), "/mnt/0", "ro"], [str(machine["wheels"]), "/mnt/1", "ro"]]
+    assert call["mounts"] == ["0", "1", "ca-bundle.crt", "pip.conf"]
+    assert call["pip"].split() == [
+        "[global]",
+        *("extra-index-url", "=", "file:///mnt/0/simple", "https://user:secret@wheels.invalid/simple"),
+        *("find-links", "=", "/mnt/1"),
+        *("timeout", "=", "60"),
+        *("cert", "=", "/mnt/ca-bundle.crt"),
+    ]
+    # None of it is an argument: those stay readable in the image.
+    assert "secret" not in " ".join(call["words"])
+
+
+def test_pip_reads_those_settings(tree: Path, monkeypatch, machine, tmp_path: Path) -> None:
+    assert run(tree, monkeypatch, "cpu") == 0
+    config = tmp_path / "pip.conf"
+    config.write_text(recorded(machine)["pip"])
+    environ = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": str(config), "HOME": str(tmp_path)}
+    line = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(line, env=environ, check=True, capture_output=True, text=True).stdout
+    found = dict(build.read_pip(listed))
+    assert found["find-links"].split() == ["/mnt/1"] and found["cert"] == "/mnt/ca-bundle.crt"
+    assert found["extra-index-url"].split()[0] == "file:///mnt/0/simple"
+
+
+def test_a_machine_without_settings(tree: Path, monkeypatch, machine) -> None:
+    monkeypatch.setattr(build, "pip_list", lambda: "")
+    for name in build.BUNDLES:
+        monkeypatch.delenv(name, raising=False)
+    assert run(tree, monkeypatch, "cpu") == 0
+    assert recorded(machine)["pip"] == "[global]\n" and recorded(machine)["mounts"] == ["pip.conf"]
+
+
+def test_certificates_and_proxy_of_the_environment(tree: Path, monkeypatch, machine) -> None:
+    monkeypatch.setattr(build, "pip_list", lambda: "")
+    for name in build.BUNDLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(machine["bundle.crt"]))
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    assert run(tree, monkeypatch, "cpu") == 0
+    lines = recorded(machine)["pip"].split()
+    assert lines == ["[global]", "proxy", "=", "http://proxy.invalid:3128", "cert", "=", "/mnt/ca-bundle.crt"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [("global.find-links='/no/such/folder'", "/no/such/folder"), ("global.cert='/no/ca.crt'", "/no/ca.crt")],
+)
+def test_settings_that_name_what_is_not_there(listed, message, tree: Path, monkeypatch, machine, capsys) -> None:
+    monkeypatch.setattr(build, "pip_list", lambda: listed)
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert message in capsys.readouterr().err
+    assert not machine["apptainer.json"].exists()
+
+
+# Who builds
+
+
+def test_root_that_is_not_allowed_everything_is_told_so(tree: Path, monkeypatch, machine, capsys) -> None:
+    monkeypatch.setattr(build.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(build, "all_capabilities", lambda: False)
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert "Build as an ordinary user" in capsys.readouterr().err
+    assert not machine["apptainer.json"].exists()
+    monkeypatch.setattr(build, "all_capabilities", lambda: True)
+    assert run(tree, monkeypatch, "cpu") == 0
+
+
+@pytest.mark.parametrize(("permitted", "expected"), [("1ffffffffff", True), ("1fffeffffff", False), ("0", False)])
+def test_capabilities(permitted: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "self/status").write_text(f"Name:\tbuild\nCapInh:\t0\nCapPrm:\t000000{permitted}\n")
+    (tmp_path / "sys/kernel/cap_last_cap").write_text("40\n")
+    assert build.all_capabilities(tmp_path) is expected
+
+
+def test_a_machine_without_apptainer(tree: Path, monkeypatch, machine, capsys) -> None:
+    monkeypatch.setenv("PATH", str(tree))
+    assert run(tree, monkeypatch, "gpu") == 1
+    assert "no `apptainer` on PATH" in capsys.readouterr().err
+
+
+def test_it_is_a_program() -> None:
+    """As `make image-cpu` calls it, with the real sources."""
+    done = subprocess.run([FOLDER / "build", "cpu", "--print-name"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == build.Image("cpu", ROOT).name
