@@ -32,8 +32,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def folder() -> Iterator[Path]:
-    """A folder that the user and every node can read; removed at the end, where no test failed."""
+def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder that the user and every node can read; where a test failed, it is kept, with every log."""
     if given := os.environ.get("CLUSTER_TEST_FOLDER"):
         Path(given).mkdir(parents=True, exist_ok=True)
         yield Path(given).resolve()
@@ -41,7 +41,10 @@ def folder() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="unlearn-cluster-", dir="/var/tmp"))
     made.chmod(0o755)
     yield made
-    shutil.rmtree(made)
+    if request.session.testsfailed:
+        print(f"\nkept: {made}")
+    else:
+        shutil.rmtree(made)
 
 
 @pytest.fixture(scope="session")

@@ -68,3 +68,5 @@ chmod 666 /dev/fuse # so that a user without privileges can mount an image
 # useradd also writes the user's ranges in /etc/subuid and /etc/subgid, which building an image needs.
 id "$user" > /dev/null 2>&1 || useradd --create-home --shell /bin/bash "$user"
 grep -q "^$user:" /etc/subuid || usermod --add-subuids 200000-265535 --add-subgids 200000-265535 "$user"
+runuser -u "$user" -- unshare --user --mount true ||
+    refuse "$user may not make user namespaces here, which Apptainer needs"

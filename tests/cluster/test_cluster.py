@@ -118,11 +118,16 @@ def test_ranks_are_on_both_nodes_and_jobs_share_no_gpu(finished: Finished) -> No
     for job in whole:
         assert [rank.number for rank in job] == [0, 1, 2, 3]
         assert [rank.node for rank in job] == ["n1", "n1", "n2", "n2"]
-        assert len({rank.gpus for rank in job}) == 1 and len(job[0].gpus.split(",")) == 2
+        for first, second in (job[:2], job[2:]):
+            assert first.gpus == second.gpus and len(first.gpus.split(",")) == 2, (
+                "a rank sees its node's, and takes one"
+            )
     pairs = [pair for jobs in finished.seen for pair in combinations(filter(None, jobs.values()), 2)]
     assert pairs, "two jobs ran at the same time"
     for one, other in pairs:
-        assert set(one[0].gpus.split(",")).isdisjoint(other[0].gpus.split(","))
+        assert {(rank.node, gpu) for rank in one for gpu in rank.gpus.split(",")}.isdisjoint(
+            (rank.node, gpu) for rank in other for gpu in rank.gpus.split(",")
+        )
 
 
 def test_from_nothing_to_the_report(finished: Finished, results: Path, image: Path) -> None:
@@ -133,7 +138,8 @@ def test_from_nothing_to_the_report(finished: Finished, results: Path, image: Pa
         provenance = json.loads((results / step / "provenance.json").read_text())
         assert provenance["image"]["sha256"] == digest, f"{step} ran in the image"
         assert provenance["git"] is not None and not provenance["git"]["dirty"]
-    assert json.loads((results / "unlearned/npo/seed-0/provenance.json").read_text())["layout"]["pipeline"] == 2
+    unlearned = json.loads((results / "unlearned/npo/seed-0/provenance.json").read_text())
+    assert unlearned["layout"]["pipeline"] == 2 and unlearned["slurm"]["nodes"] == "n[1-2]"
     for method, steps in (("npo", 60), ("blur-npo", 3)):
         assert len(json_lines(results / "unlearned" / method / "seed-0/steps.jsonl")) == steps
 
