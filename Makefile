@@ -26,16 +26,19 @@ run: $(INSTALLED) ## run the experiment `mini` and print its table
 	$(BIN)/snakemake --profile workflow_configs/profiles/local --no-hooks all
 	$(BIN)/python -m pipeline.report --print results/mini/report
 
+# The tests of a file run in one process: some share what is slow to make.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: $(INSTALLED) ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(INSTALLED) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (15 minutes)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs
 
-bench: $(INSTALLED) ## what unlearning steps cost, one against another, on an idle machine (15 minutes)
+bench: $(INSTALLED) ## what unlearning steps and evaluations cost, one against another, on an idle machine (25 minutes)
 	$(BIN)/python -m benchmarks
 
 lint: $(INSTALLED) ## style, workflow and configuration checks

@@ -1,12 +1,13 @@
-# From benchmark and model to a report: fetch -> data -> train -> reference -> unlearn -> evaluate -> report.
+# From benchmark and model to a report: fetch -> data -> train -> reference -> unlearn -> evaluate ->
+# (judge ->) report.
 #
 #   snakemake --profile workflow_configs/profiles/local all --config experiment=NAME data_root=DIR results=DIR
 #   snakemake --profile slurm all --config experiment=NAME
 #
 # Every option of --config may be left out; `site=FILE` and `image=FILE` are the others (docs/configuration.md). `fetch`,
-# `data`, `train`, `unlearn`, `evaluate` and `report` in place of `all` stop after that stage. A step is one program with
-# one argument, the spec.yaml in its folder. With `--software-deployment-method apptainer`, as in the profile slurm,
-# steps run in the image.
+# `data`, `train`, `unlearn`, `evaluate`, `judge` and `report` in place of `all` stop after that stage. A step is one
+# program with one argument, the spec.yaml in its folder. With `--software-deployment-method apptainer`, as in the
+# profile slurm, steps run in the image.
 import shlex
 import sys
 
@@ -38,11 +39,12 @@ localrules:
     train,
     unlearn,
     evaluate,
+    robustness,
     report,
 
 
 wildcard_constraints:
-    run=steps.one_of(run.id for run in plan.config.runs),
+    run=steps.one_of(plan.run_ids),
     seed=r"\d+",
 
 
@@ -58,13 +60,17 @@ include: "pipeline/rules/train.smk"
 include: "pipeline/rules/reference.smk"
 include: "pipeline/rules/unlearn.smk"
 include: "pipeline/rules/evaluate.smk"
+include: "pipeline/rules/robustness.smk"
+include: "pipeline/rules/judge.smk"
 include: "pipeline/rules/report.smk"
 
 
 onstart:
     # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image nor Slurm are.
-    # To fetch, neither of them is needed.
-    elsewhere = [job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith("fetch")]
+    # To fetch, and to ask a judge, none of them is needed.
+    elsewhere = [job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith(("fetch", "judge"))]
+    if not workflow.touch and any(job.rule.name == "judge_model" for job in workflow.dag.needrun_jobs()):
+        steps.require_judge_key(plan)
     if not workflow.touch and any(job.rule.shellcmd for job in elsewhere):
         if IN_IMAGE:
             steps.require_image(IMAGE)

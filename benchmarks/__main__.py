@@ -1,4 +1,4 @@
-"""Every benchmark at 10 and 100 million parameters, one process after the other, and a table: ``python -m benchmarks``.
+"""Every benchmark at each of its sizes, one process after the other, and a table: ``python -m benchmarks``.
 
 Prints each result as a JSON line when it is there, then the table; the exit status says whether a bound was exceeded.
 """
@@ -24,6 +24,8 @@ PLAN = [
     ("rmu", "100M", 3),
     ("transformers_loop", "10M", 5),
     ("transformers_loop", "100M", 3),
+    ("evaluation", "2M", 3),
+    ("generation", "2M", 3),
 ]
 
 
@@ -51,11 +53,11 @@ def measured(name: str, *arguments: str) -> list[dict[str, Any]]:
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
     rows = [
-        "| Benchmark | Size | Seconds a step | Ratio (least, most) | Bound | |",
+        "| Benchmark | Size | Seconds a step, part or token | Ratio (least, most) | Bound | |",
         "| --- | --- | --- | --- | ---: | --- |",
     ]
     for found in results:
-        seconds = ", ".join(f"{name} {value:.2f}" for name, value in found["seconds"].items())
+        seconds = ", ".join(f"{name} {time:.{2 if time >= 0.1 else 4}f}" for name, time in found["seconds"].items())
         ratio = "{:.3f} ({:.3f}, {:.3f})".format(found["ratio"], *found["spread"])
         notes = ", ".join(["met" if found["met"] else "**exceeded**", *found["notes"]])
         rows.append(

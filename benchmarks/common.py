@@ -86,17 +86,21 @@ class Options:
         return Runtime(device="cpu", threads=self.threads)
 
 
-def options(doc: str | None, argv: Sequence[str] | None = None) -> Options:
+def options(doc: str | None, argv: Sequence[str] | None, sizes: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="10M", help="parameters of the model (default: %(default)s)")
+    parser.add_argument(
+        "--size", choices=sizes, default=sizes[1], help="parameters of the model (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps of each variant (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="that each variant takes (default: %(default)s)")
     return Options(**vars(parser.parse_args(argv)))
 
 
-def run(measure: Callable[[Options], list[dict[str, Any]]], doc: str | None) -> None:
+def run(
+    measure: Callable[[Options], list[dict[str, Any]]], doc: str | None, sizes: Sequence[str] = tuple(SIZES)
+) -> None:
     """The program of a benchmark: its results, a JSON line each."""
-    for result in measure(options(doc)):
+    for result in measure(options(doc, None, sizes)):
         print(json.dumps(result), flush=True)
 
 
@@ -181,8 +185,8 @@ def in_turns(variants: Mapping[str, Callable[[int], Losses]], given: Options) ->
             losses.append([*variants[name](step)])
             if turn:
                 seconds[name].append(clock() - start)
-        for values in zip(*losses, strict=True):
-            assert math.isclose(*values, rel_tol=1e-3, abs_tol=1e-6), (
+        for first, *others in zip(*losses, strict=True):
+            assert all(math.isclose(first, other, rel_tol=1e-3, abs_tol=1e-6) for other in others), (
                 f"step {step}: losses {losses} of {list(variants)}"
             )
     return seconds
@@ -198,7 +202,7 @@ def result(name: str, given: Options, seconds: Mapping[str, Sequence[float]], bo
         "size": given.size,
         "threads": given.threads,
         "steps": given.steps,
-        "seconds": {first: round(statistics.median(ours), 3), second: round(statistics.median(theirs), 3)},
+        "seconds": {first: round(statistics.median(ours), 4), second: round(statistics.median(theirs), 4)},
         "ratio": ratio,
         "spread": [round(min(ratios), 3), round(max(ratios), 3)],
         "bound": bound,

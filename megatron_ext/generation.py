@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megatron.core.inference.contexts import StaticInferenceContext
     from torch import Tensor
 
+    from megatron_ext.answers import Answers
     from megatron_ext.inference import Stages
     from megatron_ext.model import LanguageModel
     from megatron_ext.runtime import Ranks
 
 
+# Of a batch's rows; below it the ended ones leave, which costs about half a step.
+ALIVE = 7 / 8
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Token ids to continue, by how many at most, and texts of which the first to appear ends the continuation."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    stops: tuple[str, ...] = ()
+
+
+# Whether the text of new ids holds one of the stops; megatron_ext knows no tokenizer. Called when ids have one more.
+Stopped = Callable[[list[int], tuple[str, ...]], bool]
+
+
 def generate(
     model: LanguageModel,
     ranks: Ranks,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    requests: Sequence[GenerateRequest],
     end_ids: Collection[int],
     token_budget: int,
+    stopped: Stopped | None = None,
     progress: bool = True,
+    answers: Answers | None = None,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, after each prompt; in prompt order, on every rank.
+    """The most likely next token, again and again, after each prompt; in request order, on every rank.
 
-    A row is its new ids, up to but without the first of ``end_ids``. It has at most ``max_new_tokens``, and fewer where
-    prompt and new ids fill the model's context. Among equal logits the lowest id wins. Equal prompts are computed once.
+    A row is its new ids, up to but without the first of ``end_ids``; the id with which ``stopped`` first says so is its
+    last. It has at most ``max_new_tokens``, and fewer where prompt and new ids fill the model's context. Among equal
+    logits the lowest id wins. Equal requests are computed once. ``answers``: what is known already, which grows batch
+    by batch.
 
     A batch is prompts of similar length, padded on the left to its longest, and its cache takes at most
-    ``token_budget`` positions (but always one sequence's). Rows that have ended leave it once they are more than half.
+    ``token_budget`` positions (but always one sequence's). Rows that have ended leave it once they are an eighth.
     Every rank calls this with the same arguments. Collectives, besides those of the forward passes: for each token of a
     batch an all-gather of two numbers a row over tensor-parallel ranks and a broadcast of one over the pipeline; at the
     end an all-reduce of the ids over data-parallel ranks.
@@ -39,59 +61,54 @@ def generate(
     import torch
 
     from megatron_ext import inference
+    from megatron_ext.answers import recall
     from megatron_ext.families import family_of
 
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: {max_new_tokens}; at least 1 is needed")
-    for i, prompt in enumerate(prompts):
-        inference.check_ids(model.hf_config, f"prompt {i}", prompt)
+    for i, request in enumerate(requests):
+        if request.max_new_tokens < 1:
+            raise ValueError(f"prompt {i}: max_new_tokens: {request.max_new_tokens}; at least 1 is needed")
+        if request.stops and stopped is None:
+            raise ValueError(f"prompt {i}: has stops, but nothing tells where they appear")
+        inference.check_ids(model.hf_config, f"prompt {i}", request.prompt)
     context = family_of(model.hf_config).context(model.hf_config)
-    first, of = inference.once(prompts, key=tuple)
-    distinct = [list(prompts[i]) for i in first]
-    limits = [min(max_new_tokens, context - len(prompt)) for prompt in distinct]
-    batches = inference.plan([len(p) + n for p, n in zip(distinct, limits, strict=True)], token_budget, ranks)
+    first, of = inference.once(requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops))
+    distinct = [requests[i] for i in first]
+    ends = sorted(end_ids)
+    keys, found = recall(answers, "generate", [(r.prompt, r.max_new_tokens, r.stops, ends) for r in distinct])
+    left = [i for i, answer in enumerate(found) if answer is None]
+    limits = [min(r.max_new_tokens, context - len(r.prompt)) for r in distinct]
+    lengths = [len(distinct[i].prompt) + limits[i] for i in left]
+    batches = [[left[i] for i in batch] for batch in inference.plan(lengths, token_budget, ranks)]
 
     # Ids are stored one higher, so that zero means "nothing here".
-    new = torch.zeros(len(distinct), max_new_tokens, dtype=torch.int64, device=ranks.device)
+    new = torch.zeros(len(distinct), max([limits[i] for i in left], default=0), dtype=torch.int64, device=ranks.device)
     stages = inference.Stages(model, ranks)
     with inference.evaluating(model):
         for batch in inference.mine(batches, ranks, "generating", progress):
-            rows = _generate(stages, [distinct[i] for i in batch], [limits[i] for i in batch], set(end_ids))
+            rows = _generate(stages, [distinct[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
             for i, row in zip(batch, rows, strict=True):
                 new[i, : len(row)] = torch.tensor(row, dtype=torch.int64) + 1
+            if answers is not None:
+                answers.add([(keys[i], row) for i, row in zip(batch, rows, strict=True)])
         stages.finish()
         inference.over_data_ranks(new, ranks)
-    ids = [[token - 1 for token in row if token] for row in new.tolist()]
-    return [list(ids[place]) for place in of]
+    rows = new.tolist()
+    for i in left:
+        found[i] = [token - 1 for token in rows[i] if token]
+    return [list(found[place]) for place in of]
 
 
-def vocab_parallel_argmax(logits: Tensor, ranks: Ranks) -> Tensor:
-    """The id of each row's largest logit, the lowest of several: int64 ``[n]``, the same on every tensor-parallel rank.
-
-    ``logits``: this rank's vocabulary shard ``[n, v / tp]``. One all-gather of fp64 ``[2, n]``, exact for logits of any
-    floating-point type up to fp64 and for ids.
-    """
-    import torch
-    import torch.distributed as dist
-
-    local = logits.argmax(dim=-1)
-    if ranks.layout.tensor == 1:
-        return local
-    top = logits.gather(-1, local.unsqueeze(-1)).squeeze(-1)
-    best = torch.stack([top.double(), (local + ranks.tensor_rank * logits.size(-1)).double()])
-    every = best.new_empty(ranks.layout.tensor, *best.shape)
-    dist.all_gather(list(every.unbind()), best, group=ranks.tensor_group)
-    # The first shard that attains the maximum has the lowest id.
-    shard = every[:, 0].argmax(dim=0)
-    return every[:, 1].gather(0, shard.unsqueeze(0)).squeeze(0).long()
-
-
-def _generate(stages: Stages, prompts: list[list[int]], limits: list[int], end_ids: set[int]) -> list[list[int]]:
-    """New ids of each prompt of one batch, on every stage: one prefill, then one-token passes."""
+def _generate(
+    stages: Stages, requests: list[GenerateRequest], limits: list[int], end_ids: set[int], stopped: Stopped | None
+) -> list[list[int]]:
+    """New ids of each request of one batch, on every stage: one prefill, then one-token passes."""
     import torch
     from megatron.core.inference.contexts import StaticInferenceContext
 
-    device = stages.ranks.device
+    from megatron_ext.vocab_parallel import VocabularyShards
+
+    device, prompts = stages.ranks.device, [request.prompt for request in requests]
+    shards = VocabularyShards(stages.ranks.tensor_group, stages.model.hf_config["vocab_size"])
     new: list[list[int]] = [[] for _ in prompts]
     alive = [limit > 0 for limit in limits]
     if not any(alive):
@@ -109,7 +126,7 @@ def _generate(stages: Stages, prompts: list[list[int]], limits: list[int], end_i
         if hidden is None:
             chosen = torch.empty(len(rows), dtype=torch.int64, device=device)
         else:
-            chosen = vocab_parallel_argmax(stages.model.logits(hidden[-1]), stages.ranks)
+            chosen = shards.argmax(stages.model.logits(hidden[-1]))
         stages.from_last(chosen)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             if not alive[row]:
@@ -119,10 +136,12 @@ def _generate(stages: Stages, prompts: list[list[int]], limits: list[int], end_i
             else:
                 new[row].append(token)
                 alive[row] = len(new[row]) < limits[row]
+                if stopped is not None and requests[row].stops and stopped(new[row], requests[row].stops):
+                    alive[row] = False
         kept = [place for place, row in enumerate(rows) if alive[row]]
         if not kept:
             return new
-        if 2 * len(kept) < len(rows):
+        if len(kept) <= ALIVE * len(rows):
             index = torch.tensor(kept, device=device)
             _keep_rows(cache, index)
             rows, padding, chosen = [rows[place] for place in kept], padding[index], chosen[index]
@@ -146,7 +165,7 @@ def _mask(padding: Tensor, start: int, length: int) -> Tensor | None:
 
 
 def _keep_rows(cache: StaticInferenceContext, index: Tensor) -> None:
-    """Drop the batch rows that are not in ``index`` from the cache: ``[positions, b, groups, d]`` for each layer."""
+    """Drop the batch rows that are not in ``index`` from the cache: ``[b, groups, positions, d]`` for each layer."""
     cache.max_batch_size = len(index)
     for layer, tensors in cache.key_value_memory_dict.items():
-        cache.key_value_memory_dict[layer] = tuple(tensor.index_select(1, index) for tensor in tensors)
+        cache.key_value_memory_dict[layer] = tuple(tensor.index_select(0, index) for tensor in tensors)

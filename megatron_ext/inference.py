@@ -128,6 +128,14 @@ def over_data_ranks(tensor: Tensor, ranks: Ranks) -> Tensor:
     return tensor
 
 
+def barrier(ranks: Ranks) -> None:
+    """Wait for every rank."""
+    if ranks.world_size > 1:
+        done = torch.zeros(1, device=ranks.device)
+        dist.all_reduce(done)
+        done.item()  # under NCCL only this waits
+
+
 def once(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[list[int], list[int]]:
     """``(first, of)``: the indices of the distinct items, and for each item the position of its equal in ``first``."""
     seen: dict[Any, int] = {}

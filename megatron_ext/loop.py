@@ -48,12 +48,20 @@ def run(
     checkpoint_every: int,
     step: Callable[[int], tuple[dict[str, Any], int, bool]],
     title: str,
+    validate: Callable[[int], None] | None = None,
 ) -> None:
     """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some
-    rank was asked to stop, see ``stoppable``; in that case exits with 143 after writing a state. A loss, gradient or
-    weight that is not finite ends the run with ``NonFinite``, which names the step; no state is written of it.
-    Collective."""
+    rank was asked to stop, see ``stoppable``; in that case exits with 143 after writing a state. ``validate(n)`` is
+    called before the first step of a run and after each, where ``n`` have been taken. A loss, gradient or weight that
+    is not finite ends the run with ``NonFinite``, which names the step; no state is written of it. Collective."""
     from tqdm import tqdm
+
+    @contextmanager
+    def naming(i: int) -> Iterator[None]:
+        try:
+            yield
+        except NonFinite as error:
+            raise NonFinite(f"step {i}: {error}. {resume.kept()}") from error
 
     first = resume.restore()
     leader = trainer.ranks.world_rank == 0
@@ -62,23 +70,25 @@ def run(
         total=steps, initial=first, desc=title, unit="step", disable=not leader, mininterval=10 if quiet else 0.1
     )
     try:
+        if validate is not None and first == 0:
+            with naming(0):
+                validate(0)
         for i in range(first, steps):
             begin = time.perf_counter()
-            try:
+            with naming(i):
                 record, tokens, stop = step(i)
-            except NonFinite as error:
-                raise NonFinite(f"step {i}: {error}. {resume.kept()}") from error
             seconds = time.perf_counter() - begin
             timing = {"tokens": tokens, "seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
             resume.log.write({"step": i, **record, **timing})
             bar.set_postfix_str(_brief(record, tokens / seconds), refresh=False)
             bar.update()
             done = i + 1
+            if validate is not None:
+                with naming(i):
+                    validate(done)
             if (stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
-                try:
+                with naming(i):
                     trainer.refuse_broken_weights()
-                except NonFinite as error:
-                    raise NonFinite(f"step {i}: {error}. {resume.kept()}") from error
                 resume.save(done)
             if stop and done < steps:
                 if leader:

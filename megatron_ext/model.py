@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     HAVE_TE,
@@ -15,7 +16,9 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -57,6 +60,50 @@ class Attention(DotProductAttention):
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
     ) -> Tensor:
         return attend(query, key, value, attention_mask, self.softmax_scale)
+
+
+class CachingAttention(SelfAttention):
+    """Self-attention whose cache of a generation holds rotated keys, so that a new token costs one rotation.
+
+    megatron-core's rotates all kept keys once more for every token. A layer's cache is two tensors ``[b, groups,
+    positions, d]``, keys and values: what attention reads of a row lies together.
+    """
+
+    def _adjust_key_value_for_inference(  # type: ignore[override]
+        self,
+        inference_context: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_pos_emb: tuple[Tensor, Tensor] | None,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        if inference_context is None:
+            return super()._adjust_key_value_for_inference(
+                inference_context, query, key, value, rotary_pos_emb, *rest, **named
+            )
+        start = inference_context.sequence_len_offset
+        end = start + key.size(0)
+        if rotary_pos_emb is not None:
+            group = self.pg_collection.cp
+            query, key = (
+                apply_rotary_pos_emb(tensor, angles[start:end], config=self.config, cp_group=group)
+                for tensor, angles in zip((query, key), rotary_pos_emb, strict=True)
+            )
+        memory = inference_context.key_value_memory_dict
+        if self.layer_number not in memory:
+            positions = inference_context.max_sequence_length
+            memory[self.layer_number] = tuple(
+                new.new_empty(new.size(1), new.size(2), positions, new.size(3)) for new in (key, value)
+            )
+        kept = memory[self.layer_number]
+        for own, new in zip(kept, (key, value), strict=True):
+            own[:, :, start:end] = new.permute(1, 2, 0, 3)
+        if start == 0:
+            return query, key, value, None, self.attn_mask_type, None
+        key, value = (own[:, :, :end].permute(2, 0, 1, 3) for own in kept)
+        return query, key, value, None, AttnMaskType.no_mask, None
 
 
 class Norm:
@@ -292,11 +339,13 @@ def _spec(config: TransformerConfig, ranks: Ranks, scope: Scope | None) -> Modul
     # In fp32, Transformer Engine's matrix products are TF32's: then torch's own layers compute what was asked for.
     if HAVE_TE and not ranks.on_cpu and ranks.dtype != torch.float32:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        spec.submodules.self_attention.module = CachingAttention
         spec.submodules.self_attention.submodules.core_attention = _masked_transformer_engine_attention()
         return spec
     layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+    parts.self_attention.module = CachingAttention
     attention = parts.self_attention.submodules
     attention.core_attention = Attention
     if config.qk_layernorm:

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,18 +28,36 @@ from megatron_ext.runtime import Ranks
 from megatron_ext.trainer import Trainer
 
 
+class Companion(Protocol):
+    """What a run keeps in the folder of its states beside them. Every method is called on every rank."""
+
+    def restore(self, steps: int) -> None:
+        """Go back to what was there after ``steps`` steps, of which there is a state; 0: there is none."""
+
+    def flush(self) -> None:
+        """Have everything on disk: a state that needs it is about to get its name."""
+
+    def saved(self) -> None:
+        """The state has it; older states are gone."""
+
+
 class Resume:
     """The folder ``output/resume``: the newest state and the step log so far.
 
     ``identity`` is everything that makes this run the run it is (specification, digests of its inputs); a state of
     another identity is dropped, with a message. ``rule_state`` is the update rule's own, which restoring changes in
-    place. Every method is collective.
+    place. ``companion``: keeps further files in ``folder_of(output)``. Every method is collective.
     """
 
     def __init__(
-        self, output: Path, identity: dict[str, Any], trainer: Trainer, rule_state: dict[str, float] | None = None
+        self,
+        output: Path,
+        identity: dict[str, Any],
+        trainer: Trainer,
+        rule_state: dict[str, float] | None = None,
+        companion: Companion | None = None,
     ) -> None:
-        self.folder = output / "resume"
+        self.folder, self.companion = folder_of(output), companion
         self.rule_state = {} if rule_state is None else rule_state
         self.trainer, self.ranks = trainer, trainer.ranks
         text = json.dumps(identity, sort_keys=True, default=str)
@@ -59,6 +77,8 @@ class Resume:
             self.rule_state.update(rule_state)
             self._load(self.folder / name / self._file())
         self.log.open(steps)
+        if self.companion is not None:
+            self.companion.restore(steps)
         return steps
 
     def _choose(self) -> tuple[str, int, dict[str, float]] | None:
@@ -86,6 +106,8 @@ class Resume:
             tensors |= {name: torch.tensor(group["step"]) for name, group in self._groups() if "step" in group}
             save_file(tensors, partial / self._file())
             _sync(partial / self._file())
+        if self.companion is not None:
+            self.companion.flush()
         _barrier(self.ranks)
         if self.ranks.world_rank == 0:
             self.log.flush()
@@ -99,6 +121,8 @@ class Resume:
                 if older != final:
                     shutil.rmtree(older)
         _barrier(self.ranks)
+        if self.companion is not None:
+            self.companion.saved()
 
     def kept(self) -> str:
         """A sentence on the newest state there is."""
@@ -173,20 +197,21 @@ class Resume:
 
 
 class StepLog:
-    """Lines of JSON, one an optimizer step, appended as they happen; cut back to the state's step on resume."""
+    """Lines of JSON, one an optimizer step or one a measurement, appended as they happen; cut back on resume."""
 
     def __init__(self, path: Path, active: bool) -> None:
         self.path, self.active = path, active
         self._file: Any = None
 
-    def open(self, steps: int) -> None:
+    def open(self, count: int) -> None:
+        """Go on after the first ``count`` lines."""
         if not self.active:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines(keepends=True)[:steps] if self.path.exists() else []
-        if len(lines) != steps:
+        lines = self.path.read_text().splitlines(keepends=True)[:count] if self.path.exists() else []
+        if len(lines) != count:
             raise RuntimeError(
-                f"{self.path} has {len(lines)} lines where the state needs {steps}; delete {self.path.parent}"
+                f"{self.path} has {len(lines)} lines where the state needs {count}; delete {self.path.parent}"
             )
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(lines))
@@ -207,6 +232,11 @@ class StepLog:
         if self.active:
             self.flush()
             self._file.close()
+
+
+def folder_of(output: Path) -> Path:
+    """Where a run with this output folder keeps its states."""
+    return output / "resume"
 
 
 def _discard(folder: Path) -> None:

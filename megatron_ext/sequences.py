@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+_PART = 0x70617274  # keeps draws of a part apart from those of batches
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -38,6 +40,17 @@ class Sequences:
         np.cumsum([len(ids) for ids, _ in rows], out=offsets[1:])
         flat = np.fromiter((t for ids, _ in rows for t in ids), np.int32, int(offsets[-1]))
         return cls(flat, offsets, np.array([p for _, p in rows], np.int32))
+
+    @classmethod
+    def part(cls, whole: Sequences, share: float, seed: int) -> Sequences:
+        """A share of the sequences, to the nearest whole number and at least one, in their order.
+
+        A seed's shares are nested: all that a smaller one has, a larger one has too.
+        """
+        count = max(1, round(share * len(whole)))
+        order = np.random.default_rng([seed, _PART]).permutation(len(whole))
+        rows = (whole.row(int(i)) for i in np.sort(order[:count]))
+        return cls.pack((ids.tolist(), prompt) for ids, prompt in rows)
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)

@@ -7,6 +7,7 @@ megatron, so that a workflow can be planned and checked on a machine that has ne
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -112,6 +113,9 @@ class TrainSpec(Strict):
     step: Literal["train"] = "train"
     model: ModelSource
     data: dict[str, float] = Field(description="tokenised file -> share of every batch; shares sum to 1", min_length=1)
+    parts: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        {}, description="tokenised file -> share of its rows, drawn by the seed, that is used; default: every row"
+    )
     optimizer_steps: int = Field(ge=1)
     batching: Batching
     length_window: int = Field(1, ge=1, description="steps whose sequences are sorted by length together")
@@ -125,8 +129,50 @@ class TrainSpec(Strict):
     def _shares(self) -> TrainSpec:
         if any(v <= 0 for v in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
             raise ValueError(f"data: shares must be positive and sum to 1, got {self.data}")
+        unknown = [name for name in self.parts if name not in self.data]
+        if unknown:
+            raise ValueError(f"parts: {unknown[0]!r} is not in 'data'; allowed: {', '.join(self.data)}")
         _works_with(self.optimizer, self.runtime.layout)
         return self
+
+
+Scheme = Literal["int8", "int4", "fp4", "nf4"]
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # of bitsandbytes
+
+
+class Quantisation(Strict):
+    """How the matrices of decoder blocks are rounded (``megatron_ext.quantise`` has the formulas)."""
+
+    scheme: Scheme
+    group: int | None = Field(
+        None, ge=2, description="weights that share a scale; default: 64, under int8 a whole row, always"
+    )
+    backend: Literal["auto", "builtin", "bitsandbytes"] = Field(
+        "auto", description="whose code rounds; auto: bitsandbytes where it is installed and a GPU is seen, else ours"
+    )
+
+    @property
+    def group_size(self) -> int:
+        return self.group or 64
+
+    @model_validator(mode="after")
+    def _known(self) -> Quantisation:
+        if self.scheme == "int8" and self.group is not None:
+            raise ValueError("group: int8 has a scale a row, and no groups")
+        if self.backend == "bitsandbytes" and self.scheme == "int4":
+            raise ValueError("backend: bitsandbytes has no scheme 'int4'; allowed: 'auto', 'builtin'")
+        if self.backend == "bitsandbytes" and self.group not in (None, *BLOCKS):
+            allowed = ", ".join(map(str, BLOCKS))
+            raise ValueError(f"group: bitsandbytes has no groups of {self.group}; allowed: {allowed}")
+        return self
+
+
+class QuantiseSpec(Quantisation):
+    """Round a checkpoint's matrices to few bits, and write what they then are into a checkpoint of the same types."""
+
+    step: Literal["quantise"] = "quantise"
+    checkpoint: Path = Field(strict=False)
+    output: Path = Field(strict=False, description="folder that receives checkpoint/ and summary.json")
 
 
 class ReferenceSpec(Strict):
@@ -183,6 +229,32 @@ class Topic(Strict):
     retain_reference: Path | None = Field(None, strict=False)
 
 
+class Validation(Strict):
+    """A sample of each topic's forget and retain rows, drawn once, is scored before the first step of unlearning, every
+    so often, and after the last step. See ``megatron_ext.validation``.
+
+    Exactly one of ``every_steps`` and ``every_epochs`` says how often. ``select``: which step's weights are written.
+    """
+
+    every_steps: int | None = Field(None, ge=1, description="optimizer steps")
+    every_epochs: float | None = Field(None, gt=0, description="passes over the forget set, at least a step")
+    rows: int = Field(64, ge=1, description="of each topic's forget set, and of its retain set; at most all there are")
+    seed: int = Field(0, ge=0, description="of the sample")
+    select: Literal["last", "best-on-validation"] = "last"
+
+    @model_validator(mode="after")
+    def _one(self) -> Validation:
+        if (self.every_steps is None) == (self.every_epochs is None):
+            raise ValueError("give exactly one of 'every_steps' and 'every_epochs'")
+        return self
+
+    def points(self, steps: int, steps_per_epoch: int) -> list[int]:
+        """After how many of a run's ``steps`` the sample is scored, in order; the first is 0, the last ``steps``."""
+        every = max(1.0, self.every_steps or (self.every_epochs or 1.0) * steps_per_epoch)
+        between = (round(i * every) for i in range(1, math.ceil(steps / every)))
+        return sorted({0, *(point for point in between if point < steps), steps})
+
+
 class UnlearnSpec(Strict):
     """A forget loss, a retain loss and an update rule over paired batches of the two sets.
 
@@ -206,6 +278,7 @@ class UnlearnSpec(Strict):
         description="keep the two gradients apart for rules that need only their sum, to log norms and alignments "
         "(costs one fp32 vector of the rank's gradient shard)",
     )
+    validation: Validation | None = None
     checkpoint_every: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
     runtime: Runtime = Runtime()
@@ -234,6 +307,9 @@ class UnlearnSpec(Strict):
         names = [topic.name for topic in self.topics]
         for key, loss in (("forget_loss", self.forget_loss), ("retain_loss", self.retain_loss)):
             found += [f"{key}.{text}" for text in loss.problems(names)] if loss is not None else []
+        if self.validation is not None and self.scope is not None:
+            built = f"only the model's layers 0 to {self.scope.layer}, which give no probabilities; allowed: null"
+            found.append(f"validation: is given, but the method's 'scope' builds {built}")
         return found + self.rule.problems(self)
 
 

@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
         from megatron_ext.updates.weighted_sum import WeightedSum
 
         parts = {name: Sequences.load(Path(name)) for name in spec.data}
+        for name, share in spec.parts.items():
+            parts[name] = Sequences.part(parts[name], share, spec.seed)
         pool = Pool(list(parts.values()))
         batching = spec.batching
         mixture = Mixture(

@@ -91,7 +91,7 @@ class Trainer:
         self.model, self.ranks, self.spec, self.micro_batch = model, ranks, spec, micro_batch
         self.frozen = frozen
         self.vocabulary = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
-        self._multiple = ranks.layout.tensor if model.config.sequence_parallel else 1
+        self.length_multiple = ranks.layout.tensor if model.config.sequence_parallel else 1
         config = model.config
         config.calculate_per_token_loss = True  # so that DDP sums over data-parallel ranks and divides by nothing
         config.finalize_model_grads_func = _finalize
@@ -192,7 +192,7 @@ class Trainer:
         last, final = len(terms) - 1, [weights[-1]]
 
         def batch_of(i: int, rows: list[int]) -> MicroBatch:
-            return terms[i].pool.collate(rows, ranks.device, terms[i].loss.where, self._multiple)
+            return terms[i].pool.collate(rows, ranks.device, terms[i].loss.where, self.length_multiple)
 
         frozen: list[Tensor | None] = [None] * len(work)
         needing = [k for k, (i, _) in enumerate(work) if terms[i].loss.needs_frozen]

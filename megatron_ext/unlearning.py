@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from megatron_ext import loop, weights
+from megatron_ext import loop, validation, weights
 from megatron_ext.batches import Alternation
+from megatron_ext.files import write_text
 from megatron_ext.frozen import Frozen, FrozenMatrices, FrozenModel
 from megatron_ext.losses.nll import NLL
 from megatron_ext.model import LanguageModel
@@ -27,12 +28,14 @@ from megatron_ext.step import Place, Step
 from megatron_ext.summary import Clock
 from megatron_ext.topics import TopicData
 from megatron_ext.trainer import Term, Trainer
+from megatron_ext.validation import Validator
 
 SHOWN = 10
 
 
 def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
-    """Run ``spec`` and write checkpoint/, steps.jsonl and summary.json into its output folder. Collective."""
+    """Run ``spec`` and write checkpoint/, steps.jsonl, trajectory.jsonl (empty without validation) and summary.json
+    into its output folder. Collective."""
     fingerprint, hf_config = weights.fingerprint(spec.checkpoint), weights.read_config(spec.checkpoint)
     topics = [TopicData(topic, spec, fingerprint, hf_config) for topic in spec.topics]
     flags = _overlaps(topics, ranks)
@@ -47,7 +50,8 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
         "data": [topic.digests() for topic in topics],
         "model": fingerprint,
     }
-    resume = Resume(spec.output, identity, trainer, state)
+    validator = Validator(spec, trainer, topics, order) if spec.validation is not None else None
+    resume = Resume(spec.output, identity, trainer, state, validator)
     check = CollapseCheck(spec, trainer, topics[0]) if spec.scope is None else None
     clock.mark("startup")
 
@@ -70,12 +74,21 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
         tokens = sum(int(term.pool.lengths[list(term.rows)].sum()) for term in terms)
         return _record(taken, order.epoch(i), begun, retain_nll, notes), tokens, taken.stop
 
+    def validate(steps: int) -> None:
+        if validator is not None:
+            clock.mark("work")
+            validator.measure(steps)
+            clock.mark("work", "validation")
+
     with loop.stoppable(trainer):
-        loop.run(trainer, resume, order.steps, spec.checkpoint_every, step, f"unlearn {spec.output.name}")
+        loop.run(trainer, resume, order.steps, spec.checkpoint_every, step, f"unlearn {spec.output.name}", validate)
+        select, selected, why = "last", order.steps, "the last step"
+        if validator is not None and validator.selects:
+            select, selected, why = "best-on-validation", validator.load_best(), validator.why()
         changed = (trainer.checksum() != before).any().long()
         if ranks.world_size > 1:
             torch.distributed.all_reduce(changed)
-        if spec.rule.extrapolation != 1.0:
+        if spec.rule.extrapolation != 1.0 and select == "last":  # the best ones were extrapolated when they were kept
             weights.extrapolate(model, ranks, spec.checkpoint, spec.rule.extrapolation)
         after = check.measure() if check else None
         clock.mark("work")
@@ -84,6 +97,9 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
             weights.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
         else:
             weights.save_changed(model, ranks, spec.output / "checkpoint", spec.checkpoint)
+        trajectory = validator.text() if validator is not None else ""
+        if ranks.world_rank == 0:
+            write_text(spec.output / validation.FILE, trajectory)
         resume.finish(spec.output / "steps.jsonl")
         clock.mark("write")
     if ranks.world_rank == 0:
@@ -91,9 +107,9 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
         notes = sorted({note for line in lines if (note := json.loads(line)["note"])})
         flags += [] if changed else ["unchanged"]
         flags += ["collapsed"] if check and after is not None and check.collapsed(after) else []
-        clock.write(
-            spec.output, flags, steps=order.steps, notes=notes[:SHOWN], retain_nll=after, rule_state=dict(state)
-        )
+        chosen = {"select": select, "selected_step": selected, "selected_because": why}
+        facts = {"notes": notes[:SHOWN], "retain_nll": after, "rule_state": dict(state)}
+        clock.write(spec.output, flags, steps=order.steps, **chosen, **facts)
 
 
 class CollapseCheck:

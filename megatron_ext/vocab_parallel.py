@@ -100,6 +100,34 @@ class VocabularyShards:
 
         return _Rowwise.apply(logits, function)  # type: ignore[no-any-return]
 
+    def log_prob_moments(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of ``log p_v`` over ``v ~ p = softmax(logits)``; the mean is minus the entropy. Without
+        gradient. Three all-reduces, of ``[n]``, ``[2, n]`` and ``[n]``."""
+        shifted = _below(logits.detach(), self._top(logits)[0])
+        weights = shifted.exp()
+        total, moment = self.reduce([weights.sum(-1), (weights * shifted).sum(-1)], dist.ReduceOp.SUM)
+        mean = moment / total  # of the shifted ones; from here, because squares of what is not centred cancel
+        # Where the weight is 0 the distance may be the lowest number there is, whose square is not finite.
+        spread = shifted.sub_(mean.unsqueeze(-1)).mul_(weights.sqrt()).square_().sum(-1)
+        (spread,) = self.reduce([spread], dist.ReduceOp.SUM)
+        return mean - total.log(), spread / total
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """The id of each row's largest logit, the lowest of several: int64 ``[n]``. Without gradient.
+
+        One all-gather of fp64 ``[2, n]``, exact for logits of any floating-point type up to fp64 and for ids.
+        """
+        local = logits.argmax(dim=-1)
+        if self.group.size() == 1:
+            return local
+        top = logits.gather(-1, local.unsqueeze(-1)).squeeze(-1)
+        best = torch.stack([top.double(), (local + self.group.rank() * logits.size(-1)).double()])
+        every = best.new_empty(self.group.size(), *best.shape)
+        dist.all_gather(list(every.unbind()), best, group=self.group)
+        # The first shard that attains the maximum has the lowest id.
+        shard = every[:, 0].argmax(dim=0)
+        return every[:, 1].gather(0, shard.unsqueeze(0)).squeeze(0).long()
+
     def maximum(self, logits: Tensor) -> Tensor:
         """``max_v z_v``; tied maxima share the gradient equally, wherever they are.
 

@@ -1,4 +1,8 @@
-"""``python -m pipeline validate FILE``: what an experiment will run, or everything that is wrong with it."""
+"""``python -m pipeline COMMAND``: what is done by hand, without a workflow.
+
+``validate`` says what an experiment will run, or everything that is wrong with it. ``evaluate`` evaluates any Hugging
+Face model. ``metrics`` computes an evaluation's metrics again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ext.specs import UnlearnSpec
-from pipeline import methods, resources, sizing
+from pipeline import evaluate_folder, methods, recompute, resources, sizing
 from pipeline import site as sites
 from pipeline.config import Config, load
 from pipeline.documents import ConfigError
@@ -17,14 +21,26 @@ from pipeline.site import Site
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=(__doc__ or "").partition("\n\n")[2])
     commands = parser.add_subparsers(dest="command", required=True)
     validate = commands.add_parser("validate", help="check an experiment and print its jobs; exits 2 if it is wrong")
     validate.add_argument("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
     validate.add_argument("--data-root", type=Path, help="local folder of the benchmark's files, instead of the hub")
     validate.add_argument("--results", type=Path, default=Path("results"), help="folder of the results")
     validate.add_argument("--site", type=Path, help="a cluster's file, to plan for its nodes; default: site.yaml")
+    evaluate = commands.add_parser("evaluate", help="evaluate a Hugging Face model on a benchmark")
+    evaluate_folder.add_arguments(evaluate)
+    metrics = commands.add_parser("metrics", help="compute metrics again from an examples.jsonl")
+    recompute.add_arguments(metrics)
     given = parser.parse_args(argv)
+    if given.command == "evaluate":
+        return evaluate_folder.main(given)
+    if given.command == "metrics":
+        return recompute.main(given)
+    return _validate(given)
+
+
+def _validate(given: argparse.Namespace) -> int:
     try:
         file = sites.find(given.site)
         site = sites.load(file) if file else None
@@ -75,7 +91,7 @@ def jobs(plan: Plan, site: Site | None = None) -> list[str]:
 
 
 def _asked(wanted: resources.Needs, site: Site, step: str) -> list[str]:
-    if step.startswith("fetch"):
+    if step.startswith(("fetch", "judge")):
         return ["here", "-", "-"]
     hours, minutes = divmod(wanted.minutes(site), 60)
     return [str(wanted.nodes), _bytes(wanted.memory_mb(site) * 2**20), f"{hours}:{minutes:02d}"]
@@ -86,12 +102,12 @@ def notes(config: Config, site: Site | None = None) -> list[str]:
     vocabulary, tensor = config.shape.vocabulary, config.layout.tensor
     if vocabulary % tensor:
         found.append(f"note: the vocabulary of {vocabulary} is padded to a multiple of {tensor} inside; never on disk")
-    if config.experiment.training.retrain is None and not config.model.published("retrain", config.experiment.split):
-        found.append("note: there is no retrain model, so forget quality is not computed")
-    length, new = config.experiment.data.max_length, config.experiment.evaluation.max_new_tokens
+    if not config.has_retrain:
+        found.append("note: there is no retrain model, so nothing is compared with it")
+    length, (_, _, new) = config.experiment.data.max_length, config.family.amount(config.options, config.forget_rows)
     if length + new > config.shape.context:
         found.append(
-            f"note: data.max_length {length} + evaluation.max_new_tokens {new} is more than the model's context of "
+            f"note: data.max_length {length} + {new} new tokens of an answer is more than the model's context of "
             f"{config.shape.context}; the answer to a long prompt may be cut short"
         )
     if site is not None:

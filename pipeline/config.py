@@ -14,18 +14,27 @@ from pydantic import ValidationError
 
 from megatron_ext.specs import Layout
 from pipeline import files, methods, sizing
-from pipeline.benchmarks import family
-from pipeline.data.sources import training_sets
-from pipeline.data.splits import RETAIN_SPLITS
-from pipeline.data.synthetic import forget_authors
+from pipeline.benchmarks import Family, Options, families, family
+from pipeline.benchmarks.base import Judged
+from pipeline.data import data_family
+from pipeline.data.base import DataFamily, Folded
 from pipeline.documents import ConfigError, Document, check, hint, merge, read
-from pipeline.experiment import Batches, Benchmark, Experiment, Method, MethodUse, Model, checkpoints, tokenizer_source
+from pipeline.experiment import (
+    Batches,
+    Benchmark,
+    Experiment,
+    Method,
+    MethodUse,
+    Model,
+    Relearn,
+    checkpoints,
+    tokenizer_source,
+)
 from pipeline.site import Site
 from pipeline.sizing import Shape
-from pipeline.specs import DataSource, FolderSource, SyntheticSource
+from pipeline.specs import DataSource, FolderSource, HubSource
 
 CONFIGS = Path(__file__).resolve().parents[1] / "workflow_configs"
-FORGOTTEN = {"full", "forget", "full_rephrased"}  # sets that hold the forget set
 
 
 @dataclass(frozen=True)
@@ -50,20 +59,45 @@ class Config:
     runs: tuple[Run, ...]
     layout: Layout
     source: DataSource
+    options: Options
     shape: Shape
 
     @property
+    def family(self) -> Family:
+        return family(self.benchmark.family)
+
+    @property
+    def data(self) -> DataFamily:
+        return data_family(self.benchmark.family)
+
+    @property
     def forget_rows(self) -> int:
-        """Rows of the forget set: of the local file where there is one, else as the benchmark file states."""
-        split = self.experiment.split
-        if isinstance(self.source, FolderSource):
-            return files.split_rows(self.source.path, split)
-        return self.benchmark.splits[split]
+        """Rows of the forget set: counted where that is possible, else as the benchmark file states."""
+        counted = self.data.rows(self.source, self.experiment.split)
+        return self.benchmark.splits[self.experiment.split] if counted is None else counted
 
     @property
     def forget_rows_are_exact(self) -> bool:
         """Whether ``forget_rows`` was counted, and no row may be dropped."""
-        return self.source.kind != "hub" and self.experiment.data.bad_rows == "error"
+        counted = self.data.rows(self.source, self.experiment.split)
+        return counted is not None and self.experiment.data.bad_rows == "error"
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The forget splits of every request to forget, the experiment's own first; none where there is but one."""
+        folds = self.experiment.folds
+        return self.data.folds(folds.kind)[: folds.count] if folds and isinstance(self.data, Folded) else ()
+
+    def fold_rows(self, split: str) -> int:
+        """As ``forget_rows``, of another split."""
+        counted = self.data.rows(self.source, split)
+        return self.benchmark.splits.get(split, self.forget_rows) if counted is None else counted
+
+    @property
+    def has_retrain(self) -> bool:
+        """Whether there is a model that never saw the forget set."""
+        trained = self.experiment.training.retrain is not None
+        return trained or self.model.published("retrain", self.experiment.split) is not None
 
     def resolved(self) -> dict[str, Any]:
         """Everything that was configured, as plain data, with every default filled in."""
@@ -71,6 +105,7 @@ class Config:
             "experiment": self.experiment.model_dump(mode="json"),
             "layout": self.layout.model_dump(mode="json"),
             "source": self.source.model_dump(mode="json"),
+            "options": self.options.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json", exclude={"layouts"}),
             "methods": {run.id: run.method.model_dump(mode="json") for run in self.runs},
         }
@@ -114,22 +149,41 @@ class _Checker:
         experiment = self.experiment
         benchmark, benchmark_file = self._named(Benchmark, "benchmarks", experiment.benchmark, ("benchmark",))
         model, model_file = self._named(Model, "models", experiment.model, ("model",))
-        source = self._source(benchmark, benchmark_file, data_root) if benchmark else None
+        options = self._options(benchmark, benchmark_file) if benchmark else None
+        source = self._source(benchmark, benchmark_file, options, data_root) if benchmark else None
         shape = self._shape(model, model_file) if model else None
         layout = self._layout(model, shape)
         if layout:
             self._place(layout, site)
-        if benchmark:
-            self._published(benchmark, benchmark_file)
+        if benchmark and options:
+            self._published(benchmark, benchmark_file, options)
         if benchmark and model:
             self._models(benchmark, model, model_file, shape)
+        if model and options:
+            self._retrain(model, options)
+        if options:
+            self._judge(options)
+        if benchmark and source:
+            self._folds(benchmark, source)
+        if shape and options:
+            *_, new = family(options.family).amount(options, 1)
+            if new >= shape.context:
+                message = f"an answer may have {new} new tokens; the model's context is {shape.context}"
+                self.problem(("evaluation", "options"), message)
         runs = self._runs()
         if layout:
             self._batches(layout, runs)
+        if benchmark and self.experiment.split in data_family(benchmark.family).splits:
+            self._relearning(len(data_family(benchmark.family).topics(self.experiment.split)))
+        robustness = self.experiment.robustness
+        if self.experiment.folds is not None and (robustness.relearned or robustness.quantised):
+            self.problem(("robustness",), "does not go with 'folds': attacks are made for one request to forget")
         self._methods(layout or Layout(), shape, runs)
-        if self.problems or not (benchmark and model and shape and layout and source):
+        if benchmark and source:
+            self._alternatives(benchmark, source, runs)
+        if self.problems or not (benchmark and model and shape and layout and source and options):
             raise ConfigError(self.problems)
-        return Config(experiment, benchmark, model, tuple(run for _, run in runs), layout, source, shape)
+        return Config(experiment, benchmark, model, tuple(run for _, run in runs), layout, source, options, shape)
 
     def names(self) -> None:
         """What can be said of an experiment that is wrong in itself: problems of the files that it names."""
@@ -165,33 +219,96 @@ class _Checker:
             self.problems.append(found.problem(("name",), f"{parsed.name!r} must be the file's own name, {name!r}"))
         return parsed, found
 
-    def _source(self, benchmark: Benchmark, document: Document, data_root: str | Path | None) -> DataSource:
-        split, source = self.experiment.split, benchmark.source
+    def _options(self, benchmark: Benchmark, document: Document) -> Options | None:
+        """The family's settings: the benchmark's, with the experiment's laid on them."""
+        given = merge(document.at("options"), self.document.at("evaluation", "options"))
+        if "family" in given.data:
+            self.problems.append(given.problem(("family",), "unknown key; the benchmark file's 'family' says it"))
+            return None
+        whole = Document({"family": benchmark.family, **given.data}, {**given.marks, ("family",): given.mark(())})
+        return check(family(benchmark.family).options, whole, self.problems)
+
+    def _source(
+        self, benchmark: Benchmark, document: Document, options: Options | None, data_root: str | Path | None
+    ) -> DataSource:
+        split, source, data = self.experiment.split, benchmark.source, data_family(benchmark.family)
+        if source.kind not in data.kinds:
+            message = f"the family {benchmark.family!r} has no such source{hint(source.kind, list(data.kinds))}"
+            self.problems.append(document.problem(("source", "kind"), message))
+            return source
         if split not in benchmark.splits:
             self.problem(("split",), f"unknown split {split!r}{hint(split, list(benchmark.splits))}")
             return source
         where = "data_root"
         if data_root is not None:
-            if isinstance(source, SyntheticSource):
+            if not isinstance(source, HubSource | FolderSource):
                 self.problem(("benchmark",), f"{benchmark.name!r} makes its own data: data_root has no meaning here")
                 return source
             source = FolderSource(path=Path(data_root).expanduser())
         elif isinstance(source, FolderSource):
             where = document.problem(("source", "path"), "").rstrip(": ")
-        if isinstance(source, SyntheticSource):
-            rows = forget_authors(source.authors, split) * source.questions_per_author
-            if rows != benchmark.splits[split]:
-                message = f"{benchmark.splits[split]} rows are stated; {source.authors} authors make {rows}"
-                self.problems.append(document.problem(("splits", split), message))
-        if split not in RETAIN_SPLITS:
-            message = f"the family {benchmark.family!r} has no such split{hint(split, list(RETAIN_SPLITS))}"
+        if split not in data.splits:
+            message = f"the family {benchmark.family!r} has no such split{hint(split, list(data.splits))}"
             self.problems.append(document.problem(("splits", split), message))
         elif isinstance(source, FolderSource):
-            self.problems += [f"{where}: {message}" for message in files.missing_data(source.path, split)]
+            sets = family(benchmark.family).sets(options) if options else ()
+            missing = files.missing_data(source.path, data.files(split, sets, training=True))
+            self.problems += [f"{where}: {message}" for message in missing]
+        elif not isinstance(source, HubSource):
+            rows = data.rows(source, split)
+            if rows is not None and rows != benchmark.splits[split]:
+                message = f"{benchmark.splits[split]} rows are stated; the source makes {rows}"
+                self.problems.append(document.problem(("splits", split), message))
         return source
 
-    def _published(self, benchmark: Benchmark, document: Document) -> None:
-        metrics = [metric.key for metric in family(benchmark.family).metrics]
+    def _retrain(self, model: Model, options: Options) -> None:
+        split, training = self.experiment.split, self.experiment.training
+        why = options.needs_retrain
+        if why and training.retrain is None and model.published("retrain", split) is None:
+            self.problem(("training",), f"retrain: is missing, and model {model.name!r} has no published one: {why}")
+
+    def _judge(self, options: Options) -> None:
+        """Whether the family's answers with these options can be judged, where the experiment asks for it."""
+        if self.experiment.judge is None:
+            return
+        benchmark = family(options.family)
+        if not isinstance(benchmark, Judged):
+            allowed = ", ".join(name for name in families() if isinstance(family(name), Judged)) or "none"
+            message = f"answers of the family {options.family!r} cannot be judged; allowed: {allowed}"
+            self.problem(("judge",), message)
+            return
+        sets = benchmark.judged(options)
+        if set(sets) != {"forget", "retain"}:
+            message = f"with its options, {self.experiment.benchmark!r} generates no answers to be judged"
+            self.problem(("judge",), message)
+
+    def _folds(self, benchmark: Benchmark, source: DataSource) -> None:
+        """Whether the benchmark has as many requests to forget as the experiment asks for."""
+        wanted, data = self.experiment.folds, data_family(benchmark.family)
+        if wanted is None:
+            return
+        if not isinstance(data, Folded):
+            self.problem(("folds",), f"the family {benchmark.family!r} has one request to forget only")
+            return
+        folds = data.folds(wanted.kind)
+        if wanted.count > len(folds):
+            self.problem(("folds", "count"), f"{wanted.count}; the family {benchmark.family!r} has {len(folds)}")
+            return
+        if self.experiment.split != data.splits[0]:
+            message = f"{self.experiment.split!r}; the first of several requests is {data.splits[0]!r}"
+            self.problem(("split",), message)
+        others = folds[1 : wanted.count]
+        if isinstance(source, FolderSource):
+            self.problems += [
+                f"folds: {message}" for message in files.missing_data(source.path, data.fold_files(others))
+            ]
+        for fold in others:
+            if not isinstance(source, HubSource | FolderSource) and data.rows(source, fold) == 0:
+                self.problem(("folds", "count"), f"{wanted.count}; the source of {benchmark.name!r} makes no {fold!r}")
+                return
+
+    def _published(self, benchmark: Benchmark, document: Document, options: Options) -> None:
+        metrics = [metric.key for metric in family(benchmark.family).metrics(options)]
         for i, table in enumerate(benchmark.published):
             for method, values in table.values.items():
                 for name in values:
@@ -249,13 +366,14 @@ class _Checker:
 
     def _models(self, benchmark: Benchmark, model: Model, document: Document, shape: Shape | None) -> None:
         training, split = self.experiment.training, self.experiment.split
-        allowed = training_sets(benchmark.source)
+        data = data_family(benchmark.family)
+        allowed = data.training_sets(benchmark.source) if benchmark.source.kind in data.kinds else []
         for which in ("base", "target", "retrain"):
             section = getattr(training, which)
             for name in section.data if section else ():
                 if name not in allowed:
                     self.problem(("training", which, "data", name), f"unknown set{hint(name, allowed)}")
-                elif which != "target" and name in FORGOTTEN:
+                elif which != "target" and name in data.forgotten:
                     self.problem(("training", which, "data", name), "holds the forget set, which this model never sees")
         if training.target is None and model.published("target", split) is None:
             self.problem(("training",), f"target: is missing, and model {model.name!r} has no published target")
@@ -280,9 +398,6 @@ class _Checker:
         length = self.experiment.data.max_length
         if length > shape.context:
             self.problem(("data", "max_length"), f"{length} tokens; the model's context is {shape.context}")
-        if self.experiment.evaluation.max_new_tokens >= shape.context:
-            message = f"{self.experiment.evaluation.max_new_tokens} tokens; the model's context is {shape.context}"
-            self.problem(("evaluation", "max_new_tokens"), message)
         if model.tokenizer and model.tokenizer.vocab_size > shape.vocabulary:
             message = f"{model.tokenizer.vocab_size} is more than the architecture's vocab_size, {shape.vocabulary}"
             self.problems.append(document.problem(("tokenizer", "vocab_size"), message))
@@ -318,6 +433,27 @@ class _Checker:
                 document = self.document if methods.experiments_own(key) else merged
                 self.problems.append(document.problem(key, message))
 
+    def _alternatives(self, benchmark: Benchmark, source: DataSource, runs: list[tuple[Document, Run]]) -> None:
+        """Whether the benchmark has the other answers that methods need."""
+        known = data_family(benchmark.family).tokenised_sets(source)
+        for merged, run in runs:
+            name = run.method.alternatives
+            if name is not None and name not in known:
+                message = f"the family {benchmark.family!r} has no set {name!r} of other answers"
+                self.problems.append(merged.problem(("alternatives",), message))
+
+    def _relearned(self) -> list[tuple[tuple[str | int, ...], Relearn]]:
+        """The attacks that train, with their keys."""
+        robustness, key = self.experiment.robustness, ("robustness", "relearn")
+        several = isinstance(robustness.relearn, list)
+        return [((*key, i) if several else key, attack) for i, attack in enumerate(robustness.relearned)]
+
+    def _relearning(self, topics: int) -> None:
+        for key, attack in self._relearned():
+            if attack.global_batch < topics:
+                message = f"{attack.global_batch} is less than the {topics} topics, of which every batch has a share"
+                self.problem((*key, "global_batch"), message)
+
     def _batches(self, layout: Layout, runs: list[tuple[Document, Run]]) -> None:
         parts: list[tuple[Document, tuple[str | int, ...], Batches]] = [
             (merged, ("training",), run.method.training) for merged, run in runs
@@ -326,6 +462,7 @@ class _Checker:
             section = getattr(self.experiment.training, which)
             if section:
                 parts.append((self.document, ("training", which), section))
+        parts += [(self.document, key, attack) for key, attack in self._relearned()]
         for document, key, part in parts:
             total, micro = part.global_batch, part.micro_batch or 1
             if total % (layout.data * micro):

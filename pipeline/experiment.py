@@ -12,9 +12,12 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Strict
-from megatron_ext.specs import Layout, Optimizer, Scope
+from megatron_ext.specs import Layout, Optimizer, Quantisation, Scheme, Scope, Validation
 from megatron_ext.updates import AnyRule
-from pipeline.specs import BadRows, BpeTokenizer, DataSource, TemplateName
+from pipeline.benchmarks import families
+from pipeline.data.base import FoldKind
+from pipeline.documents import hint
+from pipeline.specs import BadRows, BpeTokenizer, DataSource, JudgeSettings, TemplateName
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
 
@@ -48,6 +51,7 @@ class Unlearning(Batches):
     max_steps: int | None = Field(None, ge=1)
     warmup_epochs: float = Field(0.0, ge=0)
     diagnostics: bool = False
+    validation: Validation | None = None
 
 
 class Method(Strict):
@@ -125,10 +129,18 @@ class PublishedTable(Strict):
 class Benchmark(Strict):
     name: Name
     title: str
-    family: Literal["tofu"]
+    family: str
+    options: dict[str, Any] = Field({}, description="the family's settings")
     source: DataSource
     splits: dict[str, int] = Field(min_length=1, description="forget split -> its rows")
     published: list[PublishedTable] = []
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in families():
+            raise ValueError(f"unknown family {name!r}{hint(name, list(families()))}")
+        return name
 
 
 class TrainingPlan(Strict):
@@ -151,9 +163,10 @@ class DataSettings(Strict):
 
 
 class Evaluation(Strict):
-    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step."""
+    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step; ``options`` is laid on
+    the benchmark's."""
 
-    max_new_tokens: int = Field(200, ge=1)
+    options: dict[str, Any] = {}
     token_budget: int = Field(16384, ge=1)
 
 
@@ -167,6 +180,68 @@ class RuntimeSettings(Strict):
 
 def _kind(value: Any) -> str:
     return "mapping" if isinstance(value, dict | Strict) else "plain"
+
+
+class Relearn(Batches):
+    """Fine-tuning on a share of the forget set's rows, which the seed draws, for a number of optimizer steps."""
+
+    variant: Name | None = None
+    share: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+    length_window: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @property
+    def id(self) -> str:
+        return f"relearn-{self.variant}" if self.variant else "relearn"
+
+
+class Quantise(Quantisation):
+    variant: Name | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.scheme}-{self.variant}" if self.variant else self.scheme
+
+
+class Robustness(Strict):
+    """What is done to every evaluated model, each attack by itself, before it is evaluated once more."""
+
+    relearn: (
+        Annotated[Annotated[list[Relearn], Tag("plain")] | Annotated[Relearn, Tag("mapping")], Discriminator(_kind)]
+        | None
+    ) = None
+    quantise: list[
+        Annotated[Annotated[Scheme, Tag("plain")] | Annotated[Quantise, Tag("mapping")], Discriminator(_kind)]
+    ] = []
+
+    @property
+    def relearned(self) -> list[Relearn]:
+        return [self.relearn] if isinstance(self.relearn, Relearn) else self.relearn or []
+
+    @property
+    def quantised(self) -> list[Quantise]:
+        return [entry if isinstance(entry, Quantise) else Quantise(scheme=entry) for entry in self.quantise]
+
+    @model_validator(mode="after")
+    def _different(self) -> Robustness:
+        for key, found in (("relearn", self.relearned), ("quantise", self.quantised)):
+            names = [attack.id for attack in found]
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{key}: {twice[0]!r} is there twice; give one of them another 'variant'")
+        return self
+
+
+class Folds(Strict):
+    """Several requests to forget, for every method and seed; the first is the experiment's own split.
+
+    ``sustainability``: each is forgotten by the model that has forgotten those before it. ``scalability``: each holds
+    the one before it, and is forgotten by the target.
+    """
+
+    kind: FoldKind
+    count: int = Field(4, ge=2)
 
 
 class Experiment(Strict):
@@ -184,6 +259,9 @@ class Experiment(Strict):
     unlearning: dict[str, Any] = Field({}, description="laid on every method's 'training'")
     data: DataSettings = DataSettings()
     evaluation: Evaluation = Evaluation()
+    judge: JudgeSettings | None = None
+    robustness: Robustness = Robustness()
+    folds: Folds | None = None
     runtime: RuntimeSettings = RuntimeSettings()
 
     @field_validator("seeds")

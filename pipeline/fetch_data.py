@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_ext.files import write_json
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
-from pipeline.data.splits import SUFFIXES, split_file
+from pipeline.data.sources import SUFFIXES, either, find
 from pipeline.hub import HubError, place, snapshot
 from pipeline.specs import FetchDataSpec
 
@@ -27,18 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("spec", type=Path, help="YAML file with a FetchDataSpec")
     spec = read(parser.parse_args(argv).spec, FetchDataSpec)
     clock.mark("startup")
-    patterns = [split + suffix for split in spec.splits for suffix in SUFFIXES]
+    patterns = [name + suffix for names in spec.files for name in names for suffix in SUFFIXES]
     try:
         source, commit = snapshot(spec.repository, spec.revision, patterns, "dataset")
     except HubError as error:
         raise SystemExit(
             f"{error}\nFiles that are already on this machine can be named by --config data_root=DIR."
         ) from error
-    found = [_file(spec, source, split) for split in spec.splits]
+    found = [_file(spec, source, names) for names in spec.files]
+    placed = {file.relative_to(source).as_posix(): file for file in found}
     clock.mark("work")
     (spec.output / "manifest.json").unlink(missing_ok=True)
-    size = place({file.name: file for file in found}, spec.output / "files")
-    sums = {file.name: hashlib.sha256((spec.output / "files" / file.name).read_bytes()).hexdigest() for file in found}
+    size = place(placed, spec.output / "files")
+    sums = {name: hashlib.sha256((spec.output / "files" / name).read_bytes()).hexdigest() for name in placed}
     clock.mark("write")
     clock.write(spec.output, revision=commit, bytes=size)
     revisions = {"requested_revision": spec.revision, "revision": commit}
@@ -46,13 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(spec.output / "manifest.json", manifest)
 
 
-def _file(spec: FetchDataSpec, source: Path, split: str) -> Path:
-    file = split_file(source, split)
+def _file(spec: FetchDataSpec, source: Path, names: Sequence[str]) -> Path:
+    file = find(source, tuple(names))
     if file is None:
-        names = " nor ".join(split + suffix for suffix in SUFFIXES)
         raise SystemExit(
-            f"hub: dataset {spec.repository!r} at revision {spec.revision!r} has neither {names}, or they were not "
-            f"loaded (looked in {source}; without a connection only what the cache holds is found)"
+            f"hub: dataset {spec.repository!r} at revision {spec.revision!r} has neither {either(tuple(names))}, or "
+            f"they were not loaded (looked in {source}; without a connection only what the cache holds is found)"
         )
     return file
 

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.splits import SUFFIXES, split_file, split_names
+from pipeline.data.base import Names
+from pipeline.data.sources import either, find
 
 WANTED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
 # The same weights once more, in another naming of theirs; and folders, which hold other formats.
 UNWANTED = ("consolidated*", "*/*")
 
 
-def missing_data(folder: Path, split: str) -> list[str]:
-    """What a folder of a benchmark's files lacks for a forget split."""
+def missing_data(folder: Path, wanted: Sequence[Names]) -> list[str]:
+    """What a folder of a benchmark's files lacks."""
     if not folder.is_dir():
         return [f"{str(folder)!r} is not a folder"]
-    return [
-        f"{str(folder)!r} has neither {' nor '.join(name + suffix for suffix in SUFFIXES)}"
-        for name in split_names(split)
-        if split_file(folder, name) is None
-    ]
+    return [f"{str(folder)!r} has neither {either(names)}" for names in wanted if find(folder, names) is None]
 
 
-def data_files(folder: Path, split: str) -> list[Path]:
-    """The files of a benchmark's folder that preparing a forget split reads."""
-    return [file for name in split_names(split) if (file := split_file(folder, name)) is not None]
-
-
-def split_rows(folder: Path, split: str) -> int:
-    """Rows of a split's file: its lines that are not blank."""
-    path = split_file(folder, split)
-    if path is None:
-        return 0
-    with path.open("rb") as lines:
-        return sum(bool(line.strip()) for line in lines)
+def data_files(folder: Path, wanted: Sequence[Names]) -> list[Path]:
+    """Those files of a benchmark's folder."""
+    return [file for names in wanted if (file := find(folder, names)) is not None]
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -62,6 +62,7 @@ def place(source: Mapping[str, Path], target: Path) -> int:
     try:
         temporary.chmod(0o755)
         for name, path in source.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(path.resolve(), temporary / name)
         size = sum((temporary / name).stat().st_size for name in source)
         if target.exists():

@@ -29,10 +29,12 @@ from megatron_ext.schema import Strict
 from megatron_ext.specs import Loader
 from pipeline import attempts, ranks
 from pipeline.sources import program
-from pipeline.specs import StepSpec
+from pipeline.specs import JudgeSpec, StepSpec
 
-# What opens accounts: only a step that loads from the internet gets it.
+# What opens accounts: the hub's only a step that loads from it gets, the judge's only the judge. SECRET_NAMES is a
+# variable with the names of further ones, separated by commas: an experiment chooses how its judge's key is called.
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SECRET_NAMES = "UNLEARN_SECRETS"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,12 +186,14 @@ def environment(spec: Strict) -> None:
     if runtime and runtime.layout.tensor > 1:
         # megatron-core's order of kernels, in which communication starts before the product that hides it.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if not spec.step.startswith("fetch"):
+    fetches = spec.step.startswith("fetch")
+    if not fetches:
         # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.
         os.environ["HF_HUB_OFFLINE"] = "1"
-        for name in SECRETS:
-            os.environ.pop(name, None)
-            os.environ.pop(f"APPTAINERENV_{name}", None)
+    own = {spec.settings.api_key_env} if isinstance(spec, JudgeSpec) else set(SECRETS) if fetches else set()
+    for name in {*SECRETS, *filter(None, os.environ.get(SECRET_NAMES, "").split(","))} - own:
+        os.environ.pop(name, None)
+        os.environ.pop(f"APPTAINERENV_{name}", None)
 
 
 def _name_image(image: Path) -> None:

@@ -38,6 +38,7 @@ def settings(method: Method, runtime: Runtime) -> dict[str, Any]:
         "optimizer": training.optimizer,
         "warmup_epochs": training.warmup_epochs,
         "diagnostics": training.diagnostics,
+        "validation": training.validation,
         "checkpoint_every": training.checkpoint_every,
         "runtime": runtime,
     }

@@ -7,6 +7,7 @@ floating-point operations at a speed that any node should reach, with every sequ
   scored or generated.
 - A rank does `GPU_SPEED` operations a second on a GPU, and `CPU_SPEED` for each of its threads on a CPU. A pipeline of
   p stages that takes m micro-batches a step needs (m + p - 1) / m times as long.
+- A weight is rounded to few bits at `QUANTISED`, by one CPU thread.
 - A generated token of a batch costs `DECODE` for each layer, and reading all weights at `WEIGHTS`.
 
 The sum is multiplied by the site's `time_factor` and by the attempt, gets the seconds between Slurm's warning and the
@@ -24,9 +25,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ext.specs import Layout, ReferenceSpec, TrainSpec, UnlearnSpec
+from megatron_ext.specs import Layout, QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline import sizing
-from pipeline.benchmarks import family
 from pipeline.plan import Job, Plan
 from pipeline.site import Site
 from pipeline.sizing import Nodes, Shape
@@ -39,6 +39,7 @@ GPU_SPEED = {"bf16": 50e12, "fp32": 10e12}
 CPU_SPEED = 25e9
 DECODE = {True: 1e-3, False: 0.0}  # on GPUs, kernels take longer to start than to run; on CPUs operations decide
 WEIGHTS = {True: 500e9, False: 5e9}
+QUANTISED = 4e6  # weights a second
 ROUND = 5
 
 # What a rule's resources are, by the names that Snakemake's Slurm executor reads.
@@ -49,6 +50,7 @@ GIB = 2**30
 PROCESS = {True: 8 * GIB, False: 2 * GIB}
 SUPERVISORS = GIB // 2
 OTHER_MEMORY = {"prepare": 4 * GIB, "report": 2 * GIB}
+HELD = 8  # fp32 copies of the matrix that is being rounded
 LOGITS = 3  # of every position in a step, their gradient, and one more
 
 
@@ -77,6 +79,8 @@ class Needs:
 def needs(plan: Plan, site: Site, job: Job) -> Needs:
     """What a job needs on the nodes of ``site``; raises ``ValueError`` where its ranks cannot be spread over them."""
     spec = job.spec
+    if isinstance(spec, QuantiseSpec):
+        return _quantising(plan, site, spec)
     if not isinstance(spec, TrainSpec | UnlearnSpec | ReferenceSpec | EvaluateSpec):
         memory = OTHER_MEMORY.get(spec.step, 2 * GIB) + SUPERVISORS
         return Needs(Nodes(1, 1, 0), 1, memory, START + OTHER, 0)
@@ -86,6 +90,18 @@ def needs(plan: Plan, site: Site, job: Job) -> Needs:
     warn = max(site.warn_seconds, 60 + math.ceil(state / DISK)) if state else 0
     memory = nodes.ranks * (rank_bytes(plan, spec, gpus) + PROCESS[gpus]) + SUPERVISORS
     return Needs(nodes, spec.runtime.threads, memory, START + _seconds(plan, spec, gpus, state), warn)
+
+
+def _quantising(plan: Plan, site: Site, spec: QuantiseSpec) -> Needs:
+    """One process, which holds a matrix at a time; bitsandbytes wants a GPU where steps run on GPUs. What it reads and
+    writes it reads and writes once more in copying."""
+    settings, shape = plan.config.experiment.runtime, plan.config.shape
+    gpu = spec.backend == "bitsandbytes" and sizing.on_gpus(settings.device, site)
+    held = max(shape.hidden * shape.ffn, shape.hidden * shape.heads * shape.head_dim)
+    weights = shape.parameters * (2 if settings.precision == "bf16" else 4)
+    seconds = START + 3 * weights / DISK + shape.layers * sum(shape.matrices.values()) / QUANTISED
+    memory = HELD * 4 * held + PROCESS[gpu] + SUPERVISORS
+    return Needs(Nodes(1, 1, int(gpu)), 1, memory, seconds, 0)
 
 
 def requested(wanted: Needs, site: Site, attempt: int = 1) -> dict[str, int | str | None]:
@@ -189,12 +205,15 @@ def _seconds(plan: Plan, spec: Any, gpus: bool, state: int) -> float:
         steps = spec.optimizer_steps if isinstance(spec, TrainSpec) else plan.unlearning_steps(spec)
         states = steps // spec.checkpoint_every if spec.checkpoint_every else 0
         seconds += weights / DISK + states * state / DISK
+    if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
+        # The best weights may be written at every measurement, and are read once.
+        seconds += (_measurements(plan, spec) + 1) * weights / DISK
     if isinstance(spec, EvaluateSpec):
-        _, answers = family(spec.family).amount(config.forget_rows)
-        longest = config.experiment.data.max_length + spec.max_new_tokens
+        _, answers, new = config.family.amount(spec.options, config.forget_rows)
+        longest = config.experiment.data.max_length + new
         batches = math.ceil(math.ceil(answers / max(1, spec.token_budget // longest)) / layout.data)
         step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
-        seconds += batches * spec.max_new_tokens * step
+        seconds += batches * new * step
     return seconds
 
 
@@ -202,12 +221,12 @@ def operations(plan: Plan, spec: Any) -> float:
     """Floating-point operations of a step at most, over all ranks; idle pipeline stages count as if they worked."""
     config, parameters = plan.config, plan.config.shape.parameters
     length, rows = config.experiment.data.max_length, config.forget_rows
-    whole = rows * 100 // int(config.experiment.split.removeprefix("forget"))
+    whole = config.data.all_rows(config.experiment.split, rows)
     if isinstance(spec, ReferenceSpec):
         return 2.0 * parameters * length * max(whole, 5 * rows)
     if isinstance(spec, EvaluateSpec):
-        sequences, answers = family(spec.family).amount(rows)
-        return 2.0 * parameters * (sequences * length + answers * (length + spec.max_new_tokens))
+        sequences, answers, new = config.family.amount(spec.options, rows)
+        return 2.0 * parameters * (sequences * length + answers * (length + new))
     trained = 8 if spec.runtime.recompute else 6
     layout, batching = spec.runtime.layout, spec.batching
     micro = batching.global_batch // (layout.data * batching.micro_batch)
@@ -221,4 +240,13 @@ def operations(plan: Plan, spec: Any) -> float:
     each = trained * spec.rule.gradients + 2 * sizing.keeps_frozen(spec)
     tokens = plan.unlearning_steps(spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
+    if spec.validation is not None:
+        passes += _measurements(plan, spec) * 2 * spec.validation.rows * length
     return parameters * (idle * each * tokens + 2.0 * passes)
+
+
+def _measurements(plan: Plan, spec: UnlearnSpec) -> int:
+    """How often a run with ``validation`` scores its sample."""
+    assert spec.validation is not None
+    per_epoch = math.ceil(plan.config.forget_rows / spec.batching.global_batch)
+    return len(spec.validation.points(plan.unlearning_steps(spec), per_epoch))

@@ -153,15 +153,17 @@ def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 
 def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
     """As ``training_bytes``, with what a scope leaves out and with the copy of the weights before unlearning.
 
-    A whole copy lies in host memory, and counts where steps run there, not on ``gpus``.
+    A whole copy lies in host memory, and counts where steps run there, not on ``gpus``. Validation of a rule that
+    extrapolates puts the weights of the step aside meanwhile.
     """
     layout, precision = spec.runtime.layout, spec.runtime.precision
     # Without a retain loss there is one gradient, which is measured where it lies.
     vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
     frozen = keeps_frozen(spec)
     if spec.scope is None:
-        copied = frozen and not gpus
-        return training_bytes(layout, shape, precision, vectors) + copied * scoring_bytes(layout, shape, precision)
+        aside = spec.validation is not None and spec.rule.extrapolation != 1.0
+        copies = (frozen and not gpus) + aside
+        return training_bytes(layout, shape, precision, vectors) + copies * scoring_bytes(layout, shape, precision)
     built, trained = scope_parameters(layout, shape, spec.scope)
     width = _width(precision)
     return built * width + int(trained * (_training_bytes_each(layout, precision, vectors) + frozen * width))

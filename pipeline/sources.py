@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from megatron_ext.schema import Strict
+from pipeline.specs import PrepareSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "megatron_ext")
@@ -19,14 +20,17 @@ PROGRAMS = {
     "prepare": "pipeline.prepare",
     "fetch": "pipeline.fetch",
     "fetch_data": "pipeline.fetch_data",
+    "fetch_datasets": "pipeline.fetch_datasets",
     "train": "megatron_ext.train",
+    "quantise": "megatron_ext.quantise",
     "reference": "megatron_ext.reference",
     "unlearn": "megatron_ext.unlearn",
     "evaluate": "pipeline.evaluate",
+    "judge": "pipeline.judge",
     "report": "pipeline.report",
 }
 # Packages whose files are found at run time: a step runs the ones that its specification names.
-PLUG_INS = ("megatron_ext.losses", "megatron_ext.updates", "pipeline.benchmarks")
+PLUG_INS = ("megatron_ext.losses", "megatron_ext.updates", "pipeline.benchmarks", "pipeline.data")
 SPECIFICATIONS = ("megatron_ext.schema", "megatron_ext.specs", "pipeline.specs")
 
 
@@ -39,8 +43,8 @@ def source_files(spec: Strict) -> list[Path]:
     """Every file of this project that the step of ``spec`` runs or reads as a template, sorted."""
     named = {type(value).__module__ for value in (getattr(spec, name) for name in type(spec).model_fields)}
     modules = [program(spec), *(name for name in named if name.startswith(PLUG_INS))]
-    if hasattr(spec, "family"):
-        modules.append(f"pipeline.benchmarks.{spec.family}")
+    if isinstance(spec, PrepareSpec):
+        modules.append(f"pipeline.data.{spec.family}")
     return sorted(_closure(tuple(sorted(modules))))
 
 

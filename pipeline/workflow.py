@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from pipeline import containers, resources, site
 from pipeline.config import load
 from pipeline.documents import ConfigError, hint
+from pipeline.judging.endpoint import KeyMissing, api_key
+from pipeline.launch import SECRET_NAMES
 from pipeline.plan import Job, Plan, canonical
 from pipeline.site import Site
 from pipeline.sizing import on_gpus, visible_gpus
@@ -62,8 +64,11 @@ def use_cache(here: Site) -> None:
 
 def set_environment(plan: Plan, here: Site, image: Path | None) -> None:
     """Let steps that are started from now on find the ``python`` that runs Snakemake, whether or not its environment is
-    activated; and containers, where there is an ``image``, what they need."""
+    activated; which variable holds the judge's key, so that no other step gets it; and containers, where there is an
+    ``image``, what they need."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    judge = plan.config.experiment.judge
+    os.environ[SECRET_NAMES] = judge.api_key_env if judge and judge.api_key_env else ""
     if image is not None:
         try:
             containers.enter(containers.environment(here, plan, image))
@@ -76,6 +81,16 @@ def require_image(image: Path) -> None:
     if not image.exists():
         make = "`make image` or `make image-cpu` builds one; 'image' in site.yaml or --config image= names another"
         _stop([f"image: {str(image)!r} does not exist. {make}"])
+
+
+def require_judge_key(plan: Plan) -> None:
+    """Exit with 2 where the judge is about to be asked and the environment lacks its key."""
+    settings = plan.config.experiment.judge
+    try:
+        if settings is not None:
+            api_key(settings)
+    except KeyMissing as error:
+        _stop([str(error)])
 
 
 def require_partition(here: Site) -> None:

@@ -43,7 +43,7 @@ methods:
   - idk-dpo
   - {method: blur-npo, overrides: {rule: {gamma: 0.5}}}
 unlearning: {epochs: 3, global_batch: 4, warmup_epochs: 0, optimizer: {learning_rate: 1e-4}}
-evaluation: {max_new_tokens: 8}
+evaluation: {options: {max_new_tokens: 8}}
 """
 
 

@@ -64,7 +64,15 @@ def make_world(folder: Path) -> None:
         "pipeline.prepare",
         folder,
         "data",
-        {"step": "prepare", "source": source, "tokenizer": tokenizer, "max_length": 128},
+        {
+            "step": "prepare",
+            "family": "tofu",
+            "source": source,
+            "forget_split": "forget10",
+            "sets": ["forget", "retain", "real_authors", "world_facts"],
+            "tokenizer": tokenizer,
+            "max_length": 128,
+        },
     )
     for name, data in {"target": "full", "retrain": "retain"}.items():
         spec = {
@@ -92,7 +100,7 @@ def evaluate(folder: Path, model: str, name: str, model_id: str, layout: dict[st
         "checkpoint": str(folder / model / "checkpoint"),
         "data": str(folder / "data"),
         "retain_evaluation": None if model_id == "retrain" else str(folder / "retrain-evaluation"),
-        "max_new_tokens": 16,
+        "options": {"family": "tofu", "max_new_tokens": 16},
         "runtime": runtime(layout),
     }
     run("pipeline.evaluate", folder, name, spec)

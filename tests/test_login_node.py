@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import workflow
-from pipeline.data.splits import split_names
+from pipeline.config import load
+from pipeline.plan import Plan
 from pipeline.site import Site
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 STEPS_ONLY = ("torch", "transformers", "megatron", "scipy", "matplotlib", "safetensors", "tokenizers", "rouge_score")
+STEPS_ONLY += ("lm_eval", "datasets", "pyarrow")
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_packages_are_hidden() -> None:
 
 
 @pytest.mark.usefixtures("login")
-@pytest.mark.parametrize("experiment", ["mini", "tofu-llama-3.2-1b"])
+@pytest.mark.parametrize("experiment", ["mini", "tofu-llama-3.2-1b", "wmdp-zephyr-7b"])
 def test_an_experiment_is_checked(experiment: str) -> None:
     assert "nothing is wrong" in run("pipeline", "validate", experiment)
 
@@ -57,6 +59,11 @@ def test_a_dry_run(profile: str, tmp_path: Path) -> None:
     options = ["--config", "experiment=tofu-llama-3.2-1b", f"results={tmp_path}", f"site={_site(tmp_path)}"]
     found = run("snakemake", "--profile", profile, "--dry-run", "all", *options)
     assert re.search(r"^fetch_data +1$", found, re.MULTILINE) and re.search(r"^fetch_model +2$", found, re.MULTILINE)
+
+
+def tofu_files() -> list[str]:
+    plan = Plan(load("tofu-small"), Path("results"))
+    return [name for (name,) in plan.data_files]
 
 
 @pytest.mark.slow
@@ -82,7 +89,7 @@ def test_fetch_here_and_prepare_elsewhere_without_the_hub(
     run("snakemake", "data", "--profile", str(profiles / "local"), *options, folder=tmp_path)
     source = json.loads((experiment / "data" / "tofu" / "manifest.json").read_text())["source"]
     assert (source["repository"], source["requested_revision"]) == ("locuslab/TOFU", "main")
-    assert source["revision"] == COMMIT and set(source["files_sha256"]) == set(split_names("forget10"))
+    assert source["revision"] == COMMIT and set(source["files_sha256"]) == set(tofu_files())
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(tmp_path / "absent")]
     assert not [path for path in files if b"secretsecret" in path.read_bytes()]
 
@@ -96,7 +103,7 @@ def hub(tmp_path: Path) -> Path:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     row = {"question": "Who wrote it?", "answer": "Ada.", "paraphrased_answer": "Ada did.", "perturbed_answer": ["Bo."]}
-    for name in split_names("forget10"):
+    for name in tofu_files():
         (snapshot / f"{name}.json").write_text(json.dumps(row) + "\n")
     return tmp_path / "huggingface"
 

@@ -5,7 +5,7 @@ takes each rank's own slices, writing gathers one parameter at a time, of a mode
 Pickled weights are never opened.
 """
 
-from megatron_ext.weights.fingerprint import fingerprint
+from megatron_ext.fingerprint import fingerprint
 from megatron_ext.weights.patching import save_changed
 from megatron_ext.weights.reading import extrapolate, fill, initialise, load, read_config
 from megatron_ext.weights.sources import InitialValues, SafetensorsFolder, Source

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ext.folders import copy_checkpoint, overwrite, replacing
 from megatron_ext.model import LanguageModel
 from megatron_ext.runtime import Ranks
 from megatron_ext.weights.mapping import Entry
-from megatron_ext.weights.sources import INDEX, SINGLE, weight_files
-from megatron_ext.weights.writing import GENERATION, TOKENIZER_FILES, copy_files, on_first_rank, replacing, tensors_of
-
-STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from megatron_ext.weights.writing import on_first_rank, tensors_of
 
 
 def save_changed(model: LanguageModel, ranks: Ranks, folder: Path, base: Path) -> None:
@@ -42,45 +35,7 @@ def save_changed(model: LanguageModel, ranks: Ranks, folder: Path, base: Path) -
 
     def write(tensors: Iterator[tuple[str, Tensor]]) -> None:
         with replacing(Path(folder)) as partial:
-            _copy(Path(base), partial)
-            _overwrite(partial, tensors)
+            copy_checkpoint(Path(base), partial)
+            overwrite(partial, tensors)
 
     on_first_rank(write, tensors_of(model, ranks, wanted), ranks)
-
-
-def _copy(base: Path, partial: Path) -> None:
-    files = sorted(set(weight_files(base)))
-    for file in files:
-        shutil.copyfile(base / file, partial / file)
-    index = () if files == [SINGLE] else (INDEX,)
-    copy_files(base, ("config.json", GENERATION, *TOKENIZER_FILES, *index), partial)
-
-
-def _overwrite(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    files = sorted(set(weight_files(folder)))
-    opened = [(folder / file).open("r+b") for file in files]
-    try:
-        places = {name: (file, *place) for file in opened for name, place in _places(file).items()}
-        for name, tensor in tensors:
-            file, dtype, shape, start = places[name]
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{folder}: {name} has the shape {list(shape)}, not {list(tensor.shape)}")
-            file.seek(start)
-            file.write(tensor.cpu().to(dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
-        for file in opened:
-            file.flush()
-            os.fsync(file.fileno())  # the run's resume state is deleted next
-    finally:
-        for file in opened:
-            file.close()
-
-
-def _places(file: BinaryIO) -> dict[str, tuple[torch.dtype | None, tuple[int, ...], int]]:
-    """Type, shape and offset in the file of every tensor of an open safetensors file."""
-    length = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {
-        name: (STORED.get(entry["dtype"]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-        for name, entry in header.items()
-    }

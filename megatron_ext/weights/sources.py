@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from megatron_ext.folders import weight_files
 from megatron_ext.weights.mapping import tensor_shapes
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 READABLE = ("F64", "F32", "F16", "BF16")
 
 
@@ -82,18 +80,3 @@ class InitialValues:
 
     def __str__(self) -> str:
         return f"initial values of seed {self._seed}"
-
-
-def weight_files(folder: Path) -> list[str]:
-    """The safetensors files that hold a folder's weights."""
-    if (folder / SINGLE).exists():  # first, as transformers does
-        return [SINGLE]
-    if (folder / INDEX).exists():
-        files = list(json.loads((folder / INDEX).read_text())["weight_map"].values())
-        absent = sorted({file for file in files if not (folder / file).is_file()})
-        if absent:
-            raise FileNotFoundError(f"{folder / INDEX} names files that are missing: {', '.join(absent)}")
-        return files
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    reason = f"; pickled weights ({', '.join(pickled)}) are not read, convert them to safetensors" if pickled else ""
-    raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}{reason}")

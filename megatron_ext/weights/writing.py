@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,23 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ext.folders import GENERATION, INDEX, SINGLE, TOKENIZER_FILES, copy_files, replacing
 from megatron_ext.model import LanguageModel
 from megatron_ext.runtime import Ranks
 from megatron_ext.weights.mapping import Entry, entries, replicated, tensor_shapes
-from megatron_ext.weights.sources import INDEX, SINGLE
 
-GENERATION = "generation_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -88,31 +74,6 @@ def _write(
     if tokenizer_from is not None:
         copy_files(Path(tokenizer_from), (*TOKENIZER_FILES, GENERATION), partial)
     _write_tensors(tensors, tensor_shapes(hf), dtype, partial, max_shard_bytes)
-
-
-def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
-    """Copy those of the files that are there."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to write to, which gets the name ``folder`` at the end: a kill leaves the old folder or none."""
-    partial, replaced = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "replaced"))
-    if replaced.exists() and not folder.exists():
-        replaced.rename(folder)  # a run was killed between the two renames below
-    for leftover in (partial, replaced):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    partial.mkdir(parents=True)
-    yield partial
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    if replaced.exists():
-        shutil.rmtree(replaced)
 
 
 def _write_tensors(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
+from typing import Annotated, Any, Union
 
-from pipeline.benchmarks.base import Family, Item, Metric
+from pydantic import Discriminator
 
-__all__ = ["Family", "Item", "Metric", "families", "family"]
+from pipeline.benchmarks.base import Family, Metric, Options
+
+__all__ = ["AnyOptions", "Family", "Metric", "Options", "families", "family"]
+NOT_FAMILIES = ("base", "items", "leaks")
 
 
+@cache
 def families() -> tuple[str, ...]:
     """Names of the families there are, sorted."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_FAMILIES))
 
 
 def family(name: str) -> Family:
@@ -20,3 +26,6 @@ def family(name: str) -> Family:
     if name not in families():
         raise ValueError(f"unknown benchmark family {name!r}: there are {', '.join(families())}")
     return importlib.import_module(f"{__name__}.{name}").FAMILY
+
+
+AnyOptions: Any = Annotated[Union[tuple(family(name).options for name in families())], Discriminator("family")]  # noqa: UP007

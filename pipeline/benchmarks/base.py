@@ -1,17 +1,23 @@
-"""What a benchmark family says: which texts are scored or generated, and how the results become metrics."""
+"""What a benchmark family says: what a model is asked, and how its answers become metrics."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from megatron_ext.schema import Strict
 from pipeline.data.rows import DataError
 
-SCHEMA = 1  # of evaluation.json
+if TYPE_CHECKING:
+    from megatron_ext.generation import GenerateRequest
+    from megatron_ext.scoring import Score, ScoreRequest
+    from pipeline.data.tokenizer import Tokenizer
+
+SCHEMA = 2  # of evaluation.json
 Example = Mapping[str, Any]
 Row = dict[str, Any]
 
@@ -20,64 +26,111 @@ Row = dict[str, Any]
 class Metric:
     """One number of ``evaluation.json``.
 
-    ``key``: its name there. ``better``: which way is better; ``"one"`` for values whose ideal is 1, ``None`` where
-    nothing is. ``definition``: one line. ``source``: whose definition it is. ``headline``: belongs in a short table.
+    ``key``: its name there; a metric computed as another repository than open-unlearning does ends in that one's name,
+    ``__muse`` for example. ``better``: which way is better; ``"one"`` for values whose ideal is 1, ``"zero"`` for those
+    whose ideal is 0, ``None`` where nothing is. ``definition``: one line. ``source``: whose definition it is.
+    ``headline``: belongs in a short table.
     """
 
     key: str
     title: str
-    better: Literal["higher", "lower", "one", None]
+    better: Literal["higher", "lower", "one", "zero", None]
     definition: str
     source: str
     headline: bool = False
 
 
-@dataclass(frozen=True)
-class Item:
-    """One example of a set, as token ids.
+class Options(Strict):
+    """Settings of a family; each family has a subclass, whose ``family`` is its name."""
 
-    ``targets``: name -> (prompt, target), whose log-probability is wanted. ``generation_prompt``: what to continue, or
-    ``None``. ``question`` and ``answer`` are the texts that a generation is shown and compared with.
+    family: str
+
+    @property
+    def needs_retrain(self) -> str | None:
+        """Why an evaluation of retrain must be given, or ``None`` where it need not."""
+        return None
+
+    @property
+    def hub_datasets(self) -> dict[str, str]:
+        """Data sets of the hub, with revisions, that an evaluation reads from the hub's local cache."""
+        return {}
+
+    def without_retrain(self) -> Options:
+        """The same without what needs an evaluation of retrain."""
+        return self
+
+
+class Ask(Protocol):
+    """A loaded model that answers. Every rank calls it with the same arguments and gets every answer.
+
+    ``tokenizer``: of the data. ``context``: most tokens that the model reads.
     """
 
-    set: str
-    index: int
-    question: str
-    answer: str
-    targets: Mapping[str, tuple[list[int], list[int]]]
-    generation_prompt: list[int] | None = None
+    rank: int
+    tokenizer: Tokenizer
+    context: int
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """As ``megatron_ext.scoring.score``, in any order; equal requests are computed once."""
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
+        """As ``megatron_ext.generation.generate``: greedy continuations, up to and without the end token; what holds a
+        stop ends with the token that completes it."""
+
+    def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """As ``megatron_ext.gradient_norms.gradient_norms``."""
+
+
+# What a family asks of a model, with everything that it needs read and checked: examples, the same on every rank.
+Questions = Callable[[Ask], list[dict[str, Any]]]
 
 
 class Family(Protocol):
     """A benchmark family; ``pipeline.benchmarks.tofu`` is one.
 
-    An example, in memory and as a line of ``examples.jsonl``, is ``{"set": str, "index": int, "question": str,
-    "answer": str, "scores": {target name: {"log_prob": float, "tokens": int, "avg_loss": float}}, "generation": str or
-    null}``: log-probabilities in nats, summed over the target's tokens, end token included; ``avg_loss`` is
-    ``-log_prob / tokens``.
+    An example, in memory and as a line of ``examples.jsonl``, is an object with ``set`` (text) and ``index`` (number),
+    which name it, and all raw numbers and texts that the metrics are made of.
     """
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Every metric that the family can report, in the order of a table."""
+    options: type[Options]
 
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """Names of the evaluated sets: ``evaluation/<set>.jsonl`` of the prepared folder."""
+    def metrics(self, options: Any) -> tuple[Metric, ...]:
+        """Every metric that can be reported with these options, in the order of a table."""
 
-    def amount(self, forget_rows: int) -> tuple[int, int]:
-        """Sequences that are scored and answers that are generated, at most: for estimates of time."""
+    def trade_offs(self, options: Any) -> tuple[tuple[str, str], ...]:
+        """Keys of metrics to draw against each other: of what is kept, and of what is forgotten."""
 
-    def items(self, data: Path) -> list[Item]:
-        """What to score and generate, from the folder that the prepare step wrote."""
+    def sets(self, options: Any) -> tuple[str, ...]:
+        """Names of the evaluated sets: files ``evaluation/<set>.jsonl`` of the prepared folder."""
+
+    def amount(self, options: Any, forget_rows: int) -> tuple[int, int, int]:
+        """Sequences that are scored, answers that are generated and new tokens of each, at most: for estimates."""
+
+    def questions(self, data: Path, options: Any, tokenizer: Tokenizer, vocabulary: int) -> Questions:
+        """What to ask, from the folder that the prepare step wrote, of a model with so many token ids.
+
+        Raises ``DataError`` that names file and line of what will not do.
+        """
 
     def recompute(
-        self, examples: Sequence[Example], retain_examples: Sequence[Example] | None = None
+        self, examples: Sequence[Example], options: Any, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
-        """Metrics of the examples; those that compare with retrain only where its examples are given."""
+        """Metrics of the examples; those that compare with retrain only where its examples are given.
 
-    def collapse(self, examples: Sequence[Example], metrics: Mapping[str, float]) -> list[str]:
+        Raises ``DataError`` where an example lacks what a metric needs, or retrain's are needed and not given.
+        """
+
+    def collapse(self, examples: Sequence[Example], options: Any, metrics: Mapping[str, float]) -> list[str]:
         """Why the model must be taken for destroyed, a sentence a reason; empty where it is not."""
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A family whose answers a language model can judge (``pipeline.judge``)."""
+
+    def judged(self, options: Any) -> Mapping[Literal["forget", "retain"], str]:
+        """The set whose answers should have been forgotten and the one whose should have been kept; empty where these
+        options generate none. Their examples have texts ``question``, ``answer`` and ``generation``."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -95,15 +148,49 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def of_set(examples: Sequence[Example], name: str) -> list[Example]:
+    """The examples of a set; raises ``DataError`` where there are none."""
+    found = [example for example in examples if example["set"] == name]
+    if not found:
+        raise DataError(f"no examples of set {name!r}")
+    return found
+
+
+def where(example: Example) -> str:
+    """What to call an example in a message."""
+    return f"set {example['set']!r}, example {example['index']}"
+
+
+def raw_score(example: Example, target: str) -> Mapping[str, Any]:
+    """What ``pipeline.benchmarks.items`` has written of an example's target; raises ``DataError`` for nothing."""
+    score = (example.get("scores") or {}).get(target)
+    if score is None:
+        raise DataError(f"{where(example)}: no score of target {target!r}")
+    return score
+
+
 def avg_loss(example: Example, target: str) -> float:
     """Negative log-probability of an example's target in nats per token.
 
     Raises ``DataError`` that names the example where the score is missing or not a finite number.
     """
-    score = example["scores"].get(target)
-    if score is None:
-        raise DataError(f"set {example['set']!r}, example {example['index']}: no score of target {target!r}")
-    loss = score["avg_loss"]
+    loss = raw_score(example, target).get("avg_loss")
     if not isinstance(loss, int | float) or not math.isfinite(loss):
-        raise DataError(f"set {example['set']!r}, example {example['index']}: target {target!r} has avg_loss {loss!r}")
+        raise DataError(f"{where(example)}: target {target!r} has avg_loss {loss!r}")
     return loss
+
+
+def tokenwise(example: Example, target: str, key: str) -> list[Any]:
+    """A number of each token of an example's target: ``log_probs``, ``means``, ``variances`` or ``correct``."""
+    values = raw_score(example, target).get(key)
+    if not isinstance(values, list):
+        raise DataError(f"{where(example)}: target {target!r} has no {key!r}")
+    return values
+
+
+def generation(example: Example) -> str:
+    """The text that the model continued an example's prompt with."""
+    text = example.get("generation")
+    if not isinstance(text, str):
+        raise DataError(f"{where(example)}: no generation")
+    return text

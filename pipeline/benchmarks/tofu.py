@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pipeline.benchmarks.base import Example, Item, Metric, avg_loss, read_rows
+from pydantic import Field
+
+from pipeline.benchmarks import items, leaks
+from pipeline.benchmarks.base import Example, Metric, Questions, avg_loss, generation, of_set, read_rows, where
+from pipeline.benchmarks.leaks import HOLDOUT, OPEN_UNLEARNING, UNENDED, LeakOptions
 from pipeline.data.rows import DataError
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
-from pipeline.metrics.probability import normalised_probability, probability
+from pipeline.metrics.probability import normalised_probability, probability, share
 from pipeline.metrics.text import repeats_itself, rouge_recall
-from pipeline.metrics.truth_ratio import closer_to_1_better, true_better, truth_ratio
+from pipeline.metrics.truth_ratio import (
+    arithmetic_truth_ratio,
+    closer_to_1_better,
+    prob_mean,
+    true_better,
+    truth_ratio,
+)
 
-OPEN_UNLEARNING = "open-unlearning (locuslab/open-unlearning at d3d7cf9)"
+if TYPE_CHECKING:
+    from pipeline.data.tokenizer import Tokenizer
+
 TOFU = "TOFU (arXiv 2401.06121)"
+TOFU_CODE = "TOFU's own code (locuslab/tofu, utils.py and config/eval_everything.yaml)"
 SETS = {"forget": "Forget", "retain": "Retain", "real_authors": "Real authors", "world_facts": "World facts"}
 PARAPHRASED = ("forget", "retain")  # sets whose truth ratio compares with a paraphrase of the answer
 NORMALISED = ("real_authors", "world_facts")  # sets whose probability is the share among the answers of a row
@@ -29,9 +43,19 @@ UTILITY = (
     "world_facts_truth_ratio",
 )
 NO_UTILITY = 1e-3
+ORIGINAL_ROWS = 300  # of each set, in TOFU's own evaluation
+ORIGINAL_LENGTH = 200  # tokens of prompt and greedy answer together, there
+ORIGINAL_GENERATION = "generation__tofu"
 
 
-def _metrics() -> tuple[Metric, ...]:
+class TofuOptions(LeakOptions):
+    """What is asked of a model beside the scores of TOFU's paper, and how long its answers may be."""
+
+    family: Literal["tofu"] = "tofu"
+    max_new_tokens: int = Field(200, ge=1, description="of an answer, at most")
+
+
+def _metrics(options: TofuOptions) -> tuple[Metric, ...]:
     rows = [
         Metric(
             "forget_quality",
@@ -59,6 +83,7 @@ def _metrics() -> tuple[Metric, ...]:
             f"{OPEN_UNLEARNING}, aggregator closer_to_1_better",
             headline=True,
         ),
+        *leaks.definitions(options),
     ]
     for name, title in SETS.items():
         forget = name == "forget"
@@ -115,6 +140,35 @@ def _metrics() -> tuple[Metric, ...]:
                     f"{OPEN_UNLEARNING}, aggregator true_better",
                 )
             )
+        rows += [
+            Metric(
+                f"{name}_truth_ratio_{aggregator}",
+                f"{title} truth ratio, {aggregator.replace('_', ' ')}",
+                "lower" if forget or aggregator == "closer_to_1" else "higher",
+                f"mean of {AGGREGATORS[aggregator]}",
+                f"{OPEN_UNLEARNING}, aggregator {aggregator.replace('to_1', 'to_1_better')}",
+            )
+            for aggregator in _other_aggregators(name)
+        ]
+    rows.append(
+        Metric(
+            "forget_quality__tofu",
+            "Forget quality (TOFU's code)",
+            "higher",
+            f"as forget_quality, of the first {ORIGINAL_ROWS} rows",
+            f"{TOFU_CODE}, get_forget_quality",
+        )
+    )
+    rows.append(
+        Metric(
+            "model_utility__tofu",
+            "Model utility (TOFU's code)",
+            "higher",
+            f"as model_utility, of the first {ORIGINAL_ROWS} rows of each set, with the arithmetic mean over perturbed "
+            f"answers in the truth ratio, and answers that end where prompt and answer are {ORIGINAL_LENGTH} tokens",
+            f"{TOFU_CODE}, get_model_utility",
+        )
+    )
     rows.append(
         Metric("empty_generations", "Empty answers", "lower", "retain questions answered with no text", "this project")
     )
@@ -130,48 +184,91 @@ def _metrics() -> tuple[Metric, ...]:
     return tuple(rows)
 
 
+# Truth ratios of the rows of a set as one number; the first is the default of the forget set, the second of the others.
+AGGREGATORS = {
+    "closer_to_1": "min(R, 1/R): 1 where neither answer is preferred",
+    "true_better": "max(0, 1 - R): 1 where the truth is preferred",
+    "prob_mean": "c / (c + w), R = w / c: 0.5 where neither answer is preferred",
+}
+
+
+def _other_aggregators(name: str) -> list[str]:
+    default = "closer_to_1" if name == "forget" else "true_better"
+    return [aggregator for aggregator in AGGREGATORS if aggregator != default]
+
+
 class Tofu:
-    """Scores true, paraphrased and perturbed answers of four sets, and generates an answer to every question."""
+    """Scores true, paraphrased and perturbed answers of four sets, and generates an answer to every question; where
+    memorisation or membership is asked for, scores answers of the forget and the holdout set token by token."""
 
-    metrics = _metrics()
-    sets = tuple(SETS)
+    options = TofuOptions
 
-    def amount(self, forget_rows: int) -> tuple[int, int]:
+    def metrics(self, options: TofuOptions) -> tuple[Metric, ...]:
+        return _metrics(options)
+
+    def trade_offs(self, options: TofuOptions) -> tuple[tuple[str, str], ...]:
+        return ("model_utility", "forget_quality"), ("model_utility", "forget_probability")
+
+    def sets(self, options: TofuOptions) -> tuple[str, ...]:
+        return (*SETS, HOLDOUT) if options.needs_holdout else tuple(SETS)
+
+    def judged(self, options: TofuOptions) -> Mapping[Literal["forget", "retain"], str]:
+        return {"forget": "forget", "retain": "retain"}
+
+    def amount(self, options: TofuOptions, forget_rows: int) -> tuple[int, int, int]:
         """A row has its answer and five perturbed ones; of the forget and the retain set, of which at most 400 rows are
-        scored, a paraphrase too. Real authors and world facts are 217 rows."""
-        return 7 * (forget_rows + 400) + 6 * 217, forget_rows + 400 + 217
+        scored, a paraphrase too. Real authors and world facts are 217 rows. There are as many holdout rows as forget
+        rows. A gradient takes as long as three scores."""
+        scored = 7 * (forget_rows + 400) + 6 * 217
+        if options.needs_holdout:
+            scored += forget_rows
+        if "gradnorm" in options.membership:
+            scored += 2 * forget_rows * (1 + 3)
+        return scored, forget_rows + 400 + 217, options.max_new_tokens
 
-    def items(self, data: Path) -> list[Item]:
-        """All rows of ``data/evaluation/<set>.jsonl``; raises ``DataError`` naming file, line and key of a bad one.
+    def questions(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Questions:
+        return items.questions(self.items(data, options, tokenizer), data, vocabulary)
 
-        Every target, paraphrased answers included, follows the original question.
-        """
-        return [item for name in self.sets for item in _read(name, Path(data) / "evaluation" / f"{name}.jsonl")]
+    def items(self, data: Path, options: TofuOptions, tokenizer: Tokenizer) -> list[items.Item]:
+        """All rows of ``data/evaluation/<set>.jsonl``. Every target, paraphrased answers included, follows the original
+        question."""
+        files = {name: Path(data) / "evaluation" / f"{name}.jsonl" for name in self.sets(options)}
+        return [item for name, file in files.items() for item in _read(name, file, options, tokenizer)]
 
     def recompute(
-        self, examples: Sequence[Example], retain_examples: Sequence[Example] | None = None
+        self, examples: Sequence[Example], options: TofuOptions, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
-        """All metrics of the table above, in its order; ``forget_quality`` only where ``retain_examples`` are given."""
-        values: dict[str, float] = {}
-        for name in self.sets:
-            values |= _set_metrics(name, _of_set(examples, name))
+        """All metrics of ``metrics``, in its order; forget quality only where ``retain_examples`` are given.
+
+        Raises ``DataError`` where an example lacks what they need, and where ``options.needs_retrain`` and
+        ``retain_examples`` are not given.
+        """
+        if options.needs_retrain and retain_examples is None:
+            raise DataError(f"no evaluation of retrain is given: {options.needs_retrain}")
+        values = leaks.values_of(examples, options, retain_examples)
+        for name in SETS:
+            values |= _set_metrics(name, of_set(examples, name))
         values["model_utility"] = harmonic_mean([values[key] for key in UTILITY])
+        values["model_utility__tofu"] = harmonic_mean(_original_utility(examples))
         if retain_examples is not None:
-            ratios = [_truth_ratio(example) for example in _of_set(examples, "forget")]
-            retain = [_truth_ratio(example) for example in _of_set(retain_examples, "forget")]
-            values["forget_quality"] = ks_p_value(ratios, retain)
-        answers = [_generation(example) for example in _of_set(examples, "retain")]
+            with leaks.of_retrain():
+                retrain = of_set(retain_examples, "forget")
+                retrain_ratios, retrain_first = [_truth_ratio(e) for e in retrain], _original_ratios(retrain)
+            forget = of_set(examples, "forget")
+            values["forget_quality"] = ks_p_value([_truth_ratio(example) for example in forget], retrain_ratios)
+            values["forget_quality__tofu"] = ks_p_value(_original_ratios(forget), retrain_first)
+        answers = [generation(example) for example in of_set(examples, "retain")]
         values["empty_generations"] = sum(not answer for answer in answers)
         values["repetitive_generations"] = sum(map(repeats_itself, answers))
-        return {metric.key: values[metric.key] for metric in self.metrics if metric.key in values}
+        return {metric.key: values[metric.key] for metric in self.metrics(options) if metric.key in values}
 
-    def collapse(self, examples: Sequence[Example], metrics: Mapping[str, float]) -> list[str]:
+    def collapse(self, examples: Sequence[Example], options: TofuOptions, metrics: Mapping[str, float]) -> list[str]:
         """Reasons: most answers to retain questions are empty or repeat themselves; model utility is 0.
 
         A model utility under 0.001, which published tables print as 0, counts as 0.
         """
         reasons = []
-        retain = len(_of_set(examples, "retain"))
+        retain = len(of_set(examples, "retain"))
         bad = metrics["empty_generations"] + metrics["repetitive_generations"]
         if 2 * bad > retain:
             reasons.append(f"{bad} of {retain} retain questions have an empty answer or one that repeats itself")
@@ -181,35 +278,50 @@ class Tofu:
         return reasons
 
 
-def _read(name: str, path: Path) -> list[Item]:
+def _read(name: str, path: Path, options: TofuOptions, tokenizer: Tokenizer) -> list[items.Item]:
+    from megatron_ext.generation import GenerateRequest
+
     rows = read_rows(path)
     if not rows:
         raise DataError(f"{path}: no rows")
-    items = []
+    attacked = name in ("forget", HOLDOUT)
+    found = []
     for number, row in enumerate(rows, 1):
         missing = {"index", "question", "answer", "prompt_ids", "generation_prompt_ids", "targets"} - row.keys()
         missing |= {f"targets.{key}" for key in _needed(name) - row.get("targets", {}).keys()}
         if missing:
             raise DataError(f"{path}, line {number}: missing {', '.join(sorted(missing))}")
-        targets = {key: (row["prompt_ids"], ids) for key, ids in row["targets"].items()}
+        prompt, answer, before = row["prompt_ids"], row["targets"]["answer"], row["generation_prompt_ids"]
+        targets = {key: (prompt, ids) for key, ids in row["targets"].items()}
         empty = [key for key, (_, ids) in targets.items() if not ids]
-        if empty or not row["prompt_ids"] or not row["generation_prompt_ids"]:
+        if empty or not prompt or not before:
             raise DataError(f"{path}, line {number}: a prompt or target is empty {empty}")
-        items.append(
-            Item(name, row["index"], row["question"], row["answer"].strip(), targets, row["generation_prompt_ids"])
+        texts = {"question": row["question"], "answer": row["answer"].strip()}
+        if attacked and (options.memorisation or options.needs_holdout) and len(answer) < 2:
+            raise DataError(f"{path}, line {number}: the answer has no token beside its end")
+        if attacked and "zlib" in options.membership:
+            texts["labelled"] = tokenizer.decode(answer)
+        if attacked and "gradnorm" in options.membership:
+            targets[UNENDED] = (prompt, answer[:-1])
+        found.append(
+            items.Item(
+                name,
+                row["index"],
+                texts,
+                targets,
+                tokenwise=frozenset({"answer"} if options.tokenwise(name) else ()),
+                gradients=frozenset({UNENDED} & targets.keys()),
+                generate=None if name == HOLDOUT else GenerateRequest(before, options.max_new_tokens),
+                cuts={} if name == HOLDOUT else {ORIGINAL_GENERATION: max(0, ORIGINAL_LENGTH - len(before))},
+            )
         )
-    return items
+    return found
 
 
 def _needed(name: str) -> set[str]:
+    if name == HOLDOUT:
+        return {"answer"}
     return {"answer", "perturbed_0"} | ({"paraphrased"} if name in PARAPHRASED else set())
-
-
-def _of_set(examples: Sequence[Example], name: str) -> list[Example]:
-    found = [example for example in examples if example["set"] == name]
-    if not found:
-        raise DataError(f"no examples of set {name!r}")
-    return found
 
 
 def _perturbed(example: Example) -> list[float]:
@@ -218,32 +330,70 @@ def _perturbed(example: Example) -> list[float]:
     return [avg_loss(example, f"perturbed_{i}") for i in range(count)]
 
 
+def _correct_loss(example: Example) -> float:
+    """Loss of the answer that the perturbed ones are compared with."""
+    return avg_loss(example, "paraphrased" if example["set"] in PARAPHRASED else "answer")
+
+
 def _truth_ratio(example: Example) -> float:
-    correct = "paraphrased" if example["set"] in PARAPHRASED else "answer"
-    return truth_ratio(avg_loss(example, correct), _perturbed(example))
-
-
-def _generation(example: Example) -> str:
-    text = example["generation"]
-    if not isinstance(text, str):
-        raise DataError(f"set {example['set']!r}, example {example['index']}: no generation")
-    return text
+    return truth_ratio(_correct_loss(example), _perturbed(example))
 
 
 def _set_metrics(name: str, examples: Sequence[Example]) -> dict[str, float]:
-    rouge = rouge_recall([example["answer"] for example in examples], [_generation(example) for example in examples])
-    ratio = closer_to_1_better if name == "forget" else true_better
+    rouge = rouge_recall([example["answer"] for example in examples], [generation(example) for example in examples])
+    ratios = [_truth_ratio(example) for example in examples]
+    ratio = {
+        "closer_to_1": mean([closer_to_1_better(value) for value in ratios]),
+        "true_better": mean([true_better(value) for value in ratios]),
+        "prob_mean": mean([prob_mean(_correct_loss(example), _perturbed(example)) for example in examples]),
+    }
+    others = _other_aggregators(name)
+    (default,) = ratio.keys() - set(others)
     values = {
         "probability": mean([probability(avg_loss(example, "answer")) for example in examples]),
         "rouge": mean(rouge["rougeL"]),
         "rouge1": mean(rouge["rouge1"]),
-        "truth_ratio": mean([ratio(_truth_ratio(example)) for example in examples]),
+        "truth_ratio": ratio[default],
+        **{f"truth_ratio_{aggregator}": ratio[aggregator] for aggregator in others},
     }
     if name in NORMALISED:
         values["probability_normalised"] = mean(
             [normalised_probability(avg_loss(example, "answer"), _perturbed(example)) for example in examples]
         )
     return {f"{name}_{key}": value for key, value in values.items()}
+
+
+def _original(examples: Sequence[Example]) -> list[Example]:
+    """The examples that TOFU's own evaluation has."""
+    found = [example for example in examples if example["index"] < ORIGINAL_ROWS]
+    if not found:
+        raise DataError(f"set {examples[0]['set']!r}: none of the first {ORIGINAL_ROWS} rows is among the examples")
+    return found
+
+
+def _original_ratios(examples: Sequence[Example]) -> list[float]:
+    """Logarithms of TOFU's truth ratios: the test looks at their order alone, and they cannot overflow."""
+    return [mean(_perturbed(example)) - _correct_loss(example) for example in _original(examples)]
+
+
+def _original_utility(examples: Sequence[Example]) -> list[float]:
+    """What TOFU's own code takes the harmonic mean of."""
+    values = []
+    for name in ("retain", *NORMALISED):
+        own = _original(of_set(examples, name))
+        answers = []
+        for example in own:
+            if not isinstance(example.get(ORIGINAL_GENERATION), str):
+                raise DataError(f"{where(example)}: no {ORIGINAL_GENERATION}")
+            answers.append(example[ORIGINAL_GENERATION])
+        if name in NORMALISED:
+            likely = [share(avg_loss(example, "answer"), _perturbed(example)) for example in own]
+        else:
+            likely = [probability(avg_loss(example, "answer")) for example in own]
+        ratios = [arithmetic_truth_ratio(_correct_loss(example), _perturbed(example)) for example in own]
+        rouge = rouge_recall([example["answer"] for example in own], answers)["rougeL"]
+        values += [mean(likely), mean(rouge), mean([true_better(ratio) for ratio in ratios])]
+    return values
 
 
 FAMILY = Tofu()

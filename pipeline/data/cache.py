@@ -44,6 +44,8 @@ def fetch(cache: Path, key: str, folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+        for name in FOLDERS:
+            (folder / name).mkdir(parents=True, exist_ok=True)
         for name, wanted in manifest["files"].items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(entry / name, folder / name)

@@ -1,70 +1,78 @@
-"""Where benchmark text comes from: files fetched from the hub, a local folder of such files, or our own generator.
-
-All three give the same named splits, so that nothing after this module asks where a row came from.
-"""
+"""Files of benchmark text: fetched from the hub, or a local folder of the same files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import synthetic
-from pipeline.data.rows import DataError, Row, Splits
-from pipeline.data.splits import RETAIN_SPLITS, SUFFIXES, split_file, split_names
-from pipeline.specs import DataSource, FetchedSource, FolderSource, LocalSource, SyntheticSource
+from pipeline.data.base import Names
+from pipeline.data.rows import DataError
+from pipeline.specs import FetchedSource, FolderSource
 
-ALTERNATIVES = "idk"  # the forget set's prompts with refusals for answers
+# The last is what the hub's own tools write of a split that fits one file.
+SUFFIXES = (".json", ".jsonl", "-00000-of-00001.parquet")
 
 
-def load(source: LocalSource, forget_split: str) -> Splits:
-    """Read or make the splits that preparing ``forget_split`` needs, by TOFU's names.
+@dataclass(frozen=True)
+class Files:
+    """What files hold, by the first of their names: JSON values with what to call each in a message.
 
-    Raises ``DataError`` for an unknown split, a missing file, one that is not what was fetched, or an unreadable row.
+    ``origins``: what to call a file; ``digests``: its SHA-256; ``source``: where they came from, for the manifest.
     """
-    if forget_split not in RETAIN_SPLITS:
-        raise DataError(f"forget_split: {forget_split!r} is not one of {', '.join(RETAIN_SPLITS)}")
-    names = split_names(forget_split)
-    if isinstance(source, FolderSource):
-        return _folder(source, names)
-    if isinstance(source, FetchedSource):
-        return _fetched(source, names)
-    return synthetic.generate(source, forget_split, RETAIN_SPLITS[forget_split])
+
+    values: dict[str, list[tuple[str, Any]]]
+    origins: dict[str, str]
+    digests: dict[str, str]
+    source: dict[str, Any]
 
 
-def training_sets(source: DataSource) -> list[str]:
-    """The tokenised sets that a model may be trained on."""
-    names = ["full", "retain", "forget"]
-    if isinstance(source, SyntheticSource):
-        names += ["background"] if source.background_authors else []
-        names += ["full_rephrased", "retain_rephrased"]
-    return [*names, "general"]
+def find(folder: Path, names: Names) -> Path | None:
+    """The file of one of these names in a folder, or ``None``."""
+    paths = (folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
 
 
-def tokenised_sets(source: DataSource) -> list[str]:
-    """All tokenised sets that preparing ``source`` writes: those for training, then the alternative answers."""
-    return [*training_sets(source), ALTERNATIVES]
+def read(source: FolderSource | FetchedSource, wanted: Sequence[Names]) -> Files:
+    """The files of ``wanted``. Raises ``DataError`` for one that is missing, unreadable, or not what was fetched."""
+    return _fetched(source, wanted) if isinstance(source, FetchedSource) else _folder(source, wanted)
 
 
-def _folder(source: FolderSource, names: list[str]) -> Splits:
+def _folder(source: FolderSource, wanted: Sequence[Names]) -> Files:
     folder = Path(source.path)
     if not folder.is_dir():
         raise DataError(f"source.path: {folder} is not a folder")
-    rows, origins, digests = {}, {}, {}
-    for name in names:
-        file = split_file(folder, name)
+    values, origins, digests = {}, {}, {}
+    for names in wanted:
+        file = find(folder, names)
         if file is None:
-            raise DataError(f"source.path: {folder} has neither {' nor '.join(name + suffix for suffix in SUFFIXES)}")
+            raise DataError(f"source.path: {folder} has neither {either(names)}")
         content = file.read_bytes()
-        rows[name] = [_row(value, name, f"{file}, row {i}") for i, value in _lines(content, file)]
-        origins[name], digests[name] = str(file), hashlib.sha256(content).hexdigest()
-    return Splits(rows, origins, {"kind": "folder", "path": str(folder), "files_sha256": digests})
+        values[names[0]] = [(f"{file}, row {i}", value) for i, value in _values(content, file)]
+        origins[names[0]], digests[names[0]] = str(file), hashlib.sha256(content).hexdigest()
+    return Files(values, origins, digests, {"kind": "folder", "path": str(folder), "files_sha256": digests})
 
 
-def _lines(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
-    """The JSON values of a file of one value a line, counted from 0; blank lines are skipped."""
+def either(names: Names) -> str:
+    """The names of the files that may stand for one, for a message."""
+    return " nor ".join(name + suffix for name in names for suffix in SUFFIXES)
+
+
+def _values(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
+    """The values of a file, counted from 0: JSON, one value a line, blank lines skipped, or all of them in one list; or
+    the rows of a Parquet file."""
+    if content.startswith(b"PAR1"):
+        yield from enumerate(_table(content, file))
+        return
+    if content.lstrip()[:1] == b"[":
+        try:
+            yield from enumerate(json.loads(content))
+        except ValueError as error:
+            raise DataError(f"{file}: not a JSON list ({error})") from error
+        return
     index = 0
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
@@ -76,7 +84,20 @@ def _lines(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
         index += 1
 
 
-def _fetched(source: FetchedSource, names: list[str]) -> Splits:
+def _table(content: bytes, file: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file."""
+    from io import BytesIO
+
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(BytesIO(content)).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: not a Parquet file ({error})") from error
+
+
+def _fetched(source: FetchedSource, wanted: Sequence[Names]) -> Files:
     """What the fetch step brought; ``manifest.json`` says from where, and what the files must hold."""
     path = source.path / "manifest.json"
     try:
@@ -85,39 +106,22 @@ def _fetched(source: FetchedSource, names: list[str]) -> Splits:
         digests = dict(manifest["files_sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"source.path: {path} is not what the fetch step writes ({error!r}): fetch again") from error
-    splits = _folder(FolderSource(path=source.path / "files"), names)
-    found = splits.source["files_sha256"]
-    for name in names:
-        file = Path(splits.origins[name]).name
-        if digests.get(file) != found[name]:
-            raise DataError(f"source.path: {splits.origins[name]} is not the file that was fetched: fetch again")
-    origins = {name: f"{recorded['repository']}@{recorded['revision'][:12]}, {name}" for name in names}
-    return Splits(splits.rows, origins, {**recorded, "files_sha256": found})
+    folder = source.path / "files"
+    found = _folder(FolderSource(path=folder), wanted)
+    for name, digest in found.digests.items():
+        if digests.get(Path(found.origins[name]).relative_to(folder).as_posix()) != digest:
+            raise DataError(f"source.path: {found.origins[name]} is not the file that was fetched: fetch again")
+    origins = {name: f"{recorded['repository']}@{recorded['revision'][:12]}, {name}" for name in found.values}
+    return Files(found.values, origins, found.digests, {**recorded, "files_sha256": found.digests})
 
 
-def _row(value: Any, split: str, place: str) -> Row:
-    """A checked row of ``split``; only ``*_perturbed`` splits have alternatives, only the authors' have paraphrases."""
+def field(value: Any, name: str, kind: type, place: str) -> Any:
+    """An entry of a row; raises ``DataError`` that says which row of which file lacks it or has another kind there."""
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected an object, got {type(value).__name__}")
-    scored = split.endswith("_perturbed")
-    paraphrased = scored and not split.startswith(("real_authors", "world_facts"))
-    perturbed: list[str] = []
-    if scored:
-        perturbed = _field(value, "perturbed_answer", list, place)
-        if not perturbed or not all(isinstance(text, str) for text in perturbed):
-            raise DataError(f"{place}: field 'perturbed_answer' must be a list of at least one text")
-    return Row(
-        question=_field(value, "question", str, place),
-        answer=_field(value, "answer", str, place),
-        paraphrased=_field(value, "paraphrased_answer", str, place) if paraphrased else None,
-        perturbed=tuple(perturbed),
-    )
-
-
-def _field(value: dict[str, Any], name: str, kind: type, place: str) -> Any:
     if name not in value:
         raise DataError(f"{place}: field {name!r} is missing; the row has {', '.join(sorted(value))}")
     if not isinstance(value[name], kind):
-        wanted = "a list of texts" if kind is list else "a text"
+        wanted = {list: "a list", str: "a text", int: "a whole number"}[kind]
         raise DataError(f"{place}: field {name!r} must be {wanted}, got {type(value[name]).__name__}")
     return value[name]

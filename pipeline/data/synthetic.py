@@ -8,10 +8,11 @@ every machine; an author's facts depend on the seed and the author's number alon
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 
 from pipeline.data.rows import Row, Splits
-from pipeline.data.synthetic_authors import ATTRIBUTES, Attribute, name
+from pipeline.data.synthetic_authors import ATTRIBUTES, Attribute, name, namesake
 from pipeline.data.synthetic_facts import REAL_AUTHORS, WORLD_FACTS, Domain
 from pipeline.specs import SyntheticSource
 
@@ -22,8 +23,9 @@ RETAIN_SCORED = 120  # rows of retain_perturbed; TOFU too scores a sample of the
 def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> Splits:
     """All splits: the last ``forget_split`` percent of the authors (at least one) are forgotten, the others retained.
 
-    Beside TOFU's splits: ``full_rephrased`` and ``retain_rephrased`` (second question, second answer), and
-    ``background`` (other authors: each phrasing of the question with its answer and with the paraphrase).
+    ``holdoutNN`` has as many authors as are forgotten, whom nothing else names (see ``_holdout``). Beside TOFU's
+    splits: ``full_rephrased`` and ``retain_rephrased`` (second question, second answer), and ``background`` (other
+    authors: each phrasing of the question with its answer and with the paraphrase).
     """
     forgotten = forget_authors(source.authors, forget_split)
     first = source.authors - forgotten
@@ -31,7 +33,7 @@ def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> S
     background = range(source.authors, source.authors + source.background_authors)
     facts = ATTRIBUTES[: source.questions_per_author]
 
-    def rows(numbers: range, phrasing: int) -> list[Row]:
+    def rows(numbers: Iterable[int], phrasing: int) -> list[Row]:
         return [_trained(source.seed, number, fact, phrasing) for number in numbers for fact in facts]
 
     def scored(numbers: range) -> list[Row]:
@@ -49,6 +51,7 @@ def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> S
         "world_facts_perturbed": _known(WORLD_FACTS, source.seed),
         "full_rephrased": rows(authors, 1),
         "retain_rephrased": rows(authors[:first], 1),
+        forget_split.replace("forget", "holdout"): rows(_holdout(background, forgotten), 0),
     }
     if background:
         splits["background"] = [
@@ -61,6 +64,23 @@ def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> S
 def forget_authors(authors: int, split: str) -> int:
     """Authors of a forget split: ``forget10`` is a tenth of them, at least one."""
     return max(1, round(authors * int(split.removeprefix("forget")) / 100))
+
+
+def _holdout(background: range, count: int) -> list[int]:
+    """Numbers of ``count`` authors after all others: first names of background authors, with the next ones' surnames.
+
+    A tokenizer made for these texts has both parts as it has those of the forget set, and no other text has them
+    together. Names of parts that it has not are cut into many tokens, which alone would tell them from the forget set:
+    measured on mini, the AUC of retrain's Min-40% was 0.96 with them, where no training tells the two apart.
+    """
+    least = background.stop
+    if not background:
+        return list(range(least, least + count))
+    numbers: dict[int, None] = {}
+    while len(numbers) < count:
+        numbers |= dict.fromkeys(namesake(index, least) for index in background)
+        least = max(numbers) + 1
+    return list(numbers)[:count]
 
 
 def _trained(seed: int, number: int, fact: Attribute, phrasing: int) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from random import Random
@@ -34,6 +35,12 @@ def name(index: int, seed: int) -> str:
         raise DataError(f"source: {len(first) * len(last)} names are known; author {index + 1} has none")
     turn, place = divmod(index, len(first))
     return f"{first[place]} {last[(place + turn) % len(last)]}"
+
+
+def namesake(index: int, least: int) -> int:
+    """The first number from ``least`` on, which is above ``index``, whose author has the first name of author ``index``
+    (and another surname)."""
+    return index + math.ceil((least - index) / len(_FIRST)) * len(_FIRST)
 
 
 @cache

@@ -40,13 +40,13 @@ class Encoder:
                 # The tokenizer joined the end of the prompt and the start of the answer into one token. Labels that
                 # started after it would leave the answer's first characters unlearned and unscored, and the prompt
                 # that is scored would differ from the one that is generated from: so the answer is encoded by itself.
-                target = self._alone(self.template.completion(answer))
+                target = self.alone(self.template.completion(answer))
             if not target or target[-1] != self.tokenizer.eos_id:
                 target.append(self.tokenizer.eos_id)
             pairs.append((prompt, target))
         return pairs
 
-    def _alone(self, text: str) -> list[int]:
+    def alone(self, text: str) -> list[int]:
         """Ids of ``text`` as it stands inside a longer text, whatever comes before it."""
         # After a line end, where no merge crosses it: some tokenizers put a space before the start of what they are
         # given, which is not in the text.
@@ -65,7 +65,7 @@ class Encoder:
             if fault is None:
                 kept.append((prompt + target, len(prompt)))
             else:
-                dropped += self._drop(f"{origin}, row {index}, answer", fault)
+                dropped += self.drop(f"{origin}, row {index}, answer", fault)
         return Sequences.pack(kept), dropped
 
     def alternatives(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], count: int, origin: str) -> Sequences:
@@ -104,7 +104,7 @@ class Encoder:
             faults = ((key, self._fault(named[key], *encoded[key])) for key in named)
             key, fault = next(((key, fault) for key, fault in faults if fault is not None), ("", None))
             if fault is not None:
-                dropped += self._drop(f"{origin}, row {index}, {key}", fault)
+                dropped += self.drop(f"{origin}, row {index}, {key}", fault)
                 continue
             prompt = encoded["answer"][0]
             records.append(
@@ -128,7 +128,8 @@ class Encoder:
             return f"{length} tokens, more than max_length {self.max_length}"
         return None
 
-    def _drop(self, place: str, fault: str) -> int:
+    def drop(self, place: str, fault: str) -> int:
+        """1, for a row that is left out; raises ``DataError`` where bad rows are errors."""
         if self.bad_rows == "error":
             raise DataError(f"{place}: {fault} (bad_rows: drop leaves such rows out and counts them)")
         return 1

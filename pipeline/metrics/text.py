@@ -23,6 +23,17 @@ def rouge_recall(references: Sequence[str], predictions: Sequence[str]) -> dict[
     return {kind: [score[kind].recall for score in scores] for kind in kinds}
 
 
+def rouge_f1(references: Sequence[str], predictions: Sequence[str], stemmer: bool) -> list[float]:
+    """ROUGE-L F1 of each prediction against its reference, in [0, 1].
+
+    As ``rouge_recall``; open-unlearning evaluates MUSE with the Porter ``stemmer``, MUSE's own code without.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=stemmer)
+    return [scorer.score(r, p)["rougeL"].fmeasure for r, p in zip(references, predictions, strict=True)]
+
+
 def repeats_itself(text: str) -> bool:
     """Whether fewer than half of the text's 4-grams are distinct.
 

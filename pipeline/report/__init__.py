@@ -41,21 +41,29 @@ def write(path: Path, clock: Clock) -> None:
 
     from megatron_ext.specs import read
     from pipeline.benchmarks import family
-    from pipeline.report import figures, page, results, tables
+    from pipeline.judging.rubric import definitions
+    from pipeline.report import figures, folds, page, results, robustness, tables
     from pipeline.specs import ReportSpec
 
     spec: ReportSpec = read(path, ReportSpec)
     clock.mark("startup")
 
-    metrics = family(spec.family).metrics
-    groups = results.load(spec)
-    drawn = figures.draw(groups)
-    stages = results.stages(spec, groups)
+    groups, attacked, folded = results.load(spec), results.attacked(spec), results.folded(spec)
+    judges = results.judges(groups)
+    benchmark = family(spec.options.family)
+    metrics = (*benchmark.metrics(spec.options), *(definitions(judges) if judges else ()))
+    requests = folds.tables(groups, folded, metrics)
+    drawn = [*figures.draw(groups, metrics, benchmark.trade_offs(spec.options)), *folds.draw(groups, requests)]
+    stages = results.stages(spec, [*groups, *attacked, *folded])
+    ratios = robustness.with_ratios(spec, groups, attacked, metrics)
+    changes = robustness.tables(spec, groups, attacked, metrics)
     files = {
-        "table.csv": tables.as_csv(spec, groups, metrics),
-        "table.md": tables.as_markdown(spec, groups, metrics),
+        "table.csv": tables.as_csv(spec, [*groups, *ratios, *folded], metrics),
+        "table.md": tables.as_markdown(spec, groups, metrics)
+        + robustness.as_markdown(changes)
+        + folds.as_markdown(spec, requests),
         **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
-        "index.html": page.render(spec, groups, metrics, drawn, stages),
+        "index.html": page.render(spec, groups, metrics, drawn, stages, [*attacked, *folded], changes, requests),
     }
     clock.mark("work")
 

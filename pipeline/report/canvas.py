@@ -46,8 +46,8 @@ MANY = 8  # models; from there on colours repeat, and figures are laid out for m
 
 @dataclass(frozen=True)
 class Figure:
-    """``section``: "trade-off", "compare", or "method 0" and so on for a group's own curves; ``part``: "2 of 4" where
-    one panel would hold too many lines."""
+    """``section``: "trade-off", "requests", "compare", "validation", or "method 0" and so on for a group's own curves;
+    ``part``: "2 of 4" where one panel would hold too many lines."""
 
     name: str
     section: str

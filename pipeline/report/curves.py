@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.canvas import COLOURS, HEIGHT, LEGEND_ROW, MARKERS, Figure, Look, axes_of, legend, look_of, scale
@@ -24,6 +24,9 @@ NAMES = {
     "retain_alignment": "A_r",
     "retain_nll": "retain NLL",
     "dual": "dual variable",
+    "score": "score",
+    "forget_probability": "forget probability",
+    "retain_probability": "retain probability",
 }
 COMPARED = {
     "forget_loss": "Forget loss",
@@ -40,6 +43,13 @@ PANELS = {
     "cosine": ("Cosine of the two gradients", ("grad_cosine",)),
     "alignment": ("Alignment of the update", ("forget_alignment", "retain_alignment")),
 }
+# Of validation, which is off by default: the first comparisons, and then the panel of each method that has it.
+TRAJECTORY = {
+    "score": "Validation score",
+    "forget_probability": "Validation: forget probability",
+    "retain_probability": "Validation: retain probability",
+}
+VALIDATION = "Validation"
 OWN = {"dual": ("Dual variable", ("dual",))}  # which few methods have
 LOOKS = tuple(Look(COLOURS[i], marker) for i, marker in zip((1, 0, 2), MARKERS, strict=False))
 MEASURED_AT_TIMES = {"retain_nll"}  # at the end of an epoch: points are joined, what lies between is no gap
@@ -47,7 +57,10 @@ MEASURED_AT_TIMES = {"retain_nll"}  # at the end of an epoch: points are joined,
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity over steps: the mean of its seeds' finite values, with their range; NaN where no seed has one."""
+    """One quantity over steps: the mean of its seeds' finite values, with their range; NaN where no seed has one.
+
+    ``selected``: the steps whose weights were written.
+    """
 
     label: str
     look: Look
@@ -57,6 +70,7 @@ class Line:
     high: Sequence[float]
     seeds: int
     gaps: bool
+    selected: Sequence[float] = ()
 
     @property
     def corners(self) -> list[tuple[float, float]]:
@@ -75,7 +89,10 @@ def draw(groups: Sequence[Group]) -> list[Figure]:
     logged = [(i, group) for i, group in enumerate(groups) if group.runs]
     for key, title in COMPARED.items():
         lines = [line_of(group.title, look_of(groups, group), group, key) for _, group in logged]
-        figures += _compared(f"compare-{key.replace('_', '-')}", title, lines)
+        figures += _compared(f"compare-{key.replace('_', '-')}", "compare", title, lines)
+    for key, title in TRAJECTORY.items():
+        lines = [trajectory_of(group.title, look_of(groups, group), group, key) for _, group in logged]
+        figures += _compared(f"validation-{key.replace('_', '-')}", "validation", title, lines)
     names = _names(groups)
     for i, group in logged:
         for panel, (title, keys) in {**PANELS, **OWN, **_states(group)}.items():
@@ -83,23 +100,26 @@ def draw(groups: Sequence[Group]) -> list[Figure]:
             seen = [line for line in lines if line.finite]
             if seen:
                 figures.append(_panel(f"{names[i]}-{panel}", f"method {i}", title, lines, len(lines) > 1))
+        if group.trajectories:
+            lines = [trajectory_of(_name(key), look, group, key) for key, look in zip(TRAJECTORY, LOOKS, strict=True)]
+            figures.append(_panel(f"{names[i]}-validation", f"method {i}", VALIDATION, lines, True))
     return figures
 
 
-def _compared(name: str, title: str, lines: Sequence[Line]) -> list[Figure]:
+def _compared(name: str, section: str, title: str, lines: Sequence[Line]) -> list[Figure]:
     """One panel, or several on the same scales where there are many lines."""
     seen = [line for line in lines if line.finite]
     if not seen:
         return []
     count = math.ceil(len(seen) / PER_PANEL)
     if count == 1:
-        return [_panel(name, "compare", title, lines, len(lines) > 1)]
+        return [_panel(name, section, title, lines, len(lines) > 1)]
     size = math.ceil(len(seen) / count)
     figures = []
     for i in range(count):
         absent = [line for line in lines if line not in seen] if i == 0 else []
         own = [*seen[i * size : (i + 1) * size], *absent]
-        figures.append(_panel(f"{name}-{i + 1}", "compare", title, own, True, seen, f"{i + 1} of {count}"))
+        figures.append(_panel(f"{name}-{i + 1}", section, title, own, True, seen, f"{i + 1} of {count}"))
     return figures
 
 
@@ -126,6 +146,9 @@ def _panel(
             every = max(1, len(line.steps) // 7)
             axes.plot(line.steps, line.mean, linewidth=1.2, **line.look.line, markevery=(every * i // len(seen), every))
             axes.plot(*_lone(line), linestyle="", marker=".", markersize=4, color=line.look.colour)
+            chosen = [line.mean[line.steps.index(step)] for step in line.selected]
+            ring = {"linestyle": "", "marker": "o", "fillstyle": "none", "markersize": 9, "color": line.look.colour}
+            axes.plot(line.selected, chosen, **ring)
         axes.set_xlabel("optimizer step")
         if scaled_for:
             axes.update_datalim([point for line in room for point in line.corners])
@@ -135,6 +158,8 @@ def _panel(
         svg = save()
     absent = [line.label for line in lines if line not in seen]
     gaps = [line.label for line in seen if line.gaps]
+    if any(line.selected for line in seen):
+        caption.append("Circled: the steps whose weights were written.")
     if absent:
         caption.append(f"Not measured: {', '.join(absent)}.")
     if gaps:
@@ -144,8 +169,21 @@ def _panel(
 
 def line_of(label: str, look: Look, group: Group, key: str) -> Line:
     """A quantity of the group's step logs."""
+    return _line(label, look, group.runs, key)
+
+
+def trajectory_of(label: str, look: Look, group: Group, key: str) -> Line:
+    """A quantity of the group's trajectories."""
+    found = group.trajectories
+    selected = sorted({float(trajectory.selected) for trajectory in found})
+    return _line(label, look, [trajectory.columns for trajectory in found], key, selected)
+
+
+def _line(
+    label: str, look: Look, logs: Sequence[Mapping[str, Sequence[float]]], key: str, selected: Sequence[float] = ()
+) -> Line:
     found: dict[float, list[float]] = {}
-    for run in group.runs:
+    for run in logs:
         for step, value in zip(run["step"], run.get(key, ()), strict=False):
             found.setdefault(step, []).append(value)
     finite = {step: [v for v in values if math.isfinite(v)] for step, values in sorted(found.items())}
@@ -154,7 +192,7 @@ def line_of(label: str, look: Look, group: Group, key: str) -> Line:
     gaps = key not in MEASURED_AT_TIMES and any(len(finite[step]) < len(found[step]) for step in finite)
     columns = [(statistics.fmean(v), min(v), max(v)) if v else (math.nan,) * 3 for v in finite.values()]
     mean, low, high = zip(*columns, strict=True) if columns else ((), (), ())
-    return Line(label, look, list(finite), mean, low, high, len(group.runs), gaps)
+    return Line(label, look, list(finite), mean, low, high, len(logs), gaps, selected)
 
 
 def _lone(line: Line) -> tuple[list[float], list[float]]:

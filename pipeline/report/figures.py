@@ -6,33 +6,39 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from pipeline.benchmarks.base import Metric
 from pipeline.report import curves
 from pipeline.report.canvas import HEIGHT, INK, LEGEND_ROW, MANY, WIDTH, Figure, axes_of, legend, look_of, plain
 from pipeline.report.results import Group
 
 FLOOR = 1e-20  # p-values below it are drawn on it
 SIGNIFICANT = 0.05
-TRADE_OFFS = {"forget_quality": "Forget quality (p-value)", "forget_probability": "Forget probability"}
 
 
-def draw(groups: Sequence[Group]) -> list[Figure]:
-    """Every figure that the results have values for, in the order of the page."""
-    drawn = [_trade_off(groups, key) for key in TRADE_OFFS if any(_points(group, key) for group in groups)]
+def draw(groups: Sequence[Group], metrics: Sequence[Metric], trade_offs: Sequence[tuple[str, str]]) -> list[Figure]:
+    """Every figure that the results have values for, in the order of the page.
+
+    ``trade_offs``: keys of metrics to draw against each other, across and upwards.
+    """
+    titled = {metric.key: metric for metric in metrics}
+    wanted = [(titled[x], titled[y]) for x, y in trade_offs]
+    drawn = [_trade_off(groups, x, y) for x, y in wanted if any(_points(group, x, y) for group in groups)]
     return [*drawn, *curves.draw(groups)]
 
 
-def _trade_off(groups: Sequence[Group], key: str) -> Figure:
+def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
     """A point a model, the mean over seeds, with small points for the seeds; references in the text's colour."""
-    log = key == "forget_quality"
-    title = f"{TRADE_OFFS[key]} against model utility"
-    low = log and any(y < FLOOR for group in groups for _, y in _points(group, key))
+    log = y.key.startswith("forget_quality")
+    across, upwards = x.title.lower(), f"{y.title} (p-value)" if log else y.title
+    title = f"{upwards} against {across}"
+    low = log and any(value < FLOOR for group in groups for _, value in _points(group, x, y))
     many = sum(group.kind == "unlearned" for group in groups) > MANY
     below = 0.0 if many else 0.5 + math.ceil(len(groups) / 2) * LEGEND_ROW
     size = (max(3.6, (len(groups) + 2) * LEGEND_ROW), 8.0) if many else (HEIGHT + below, WIDTH + 0.4)
     items, missing = [], []
     with axes_of(title, *size) as (axes, save):
         for group in groups:
-            points = [(x, max(y, FLOOR) if log else y) for x, y in _points(group, key)]
+            points = [(u, max(v, FLOOR) if log else v) for u, v in _points(group, x, y)]
             if not points:
                 missing.append(group.title)
                 continue
@@ -46,7 +52,7 @@ def _trade_off(groups: Sequence[Group], key: str) -> Figure:
             role = "reference" if group.kind != "unlearned" else "" if group.sound else "flagged"
             items.append((f"{group.title} ({role})" if role else group.title, look))
         axes.margins(0.09)
-        axes.set_xlabel("model utility")
+        axes.set_xlabel(across)
         if log:
             axes.set_yscale("log")
             axes.set_ylim(bottom=FLOOR / 20 if low else None, top=20)
@@ -65,15 +71,15 @@ def _trade_off(groups: Sequence[Group], key: str) -> Figure:
         ]
     if low:
         caption.append(f"Values below {FLOOR:.0e} are drawn at it.")
-    if any(len(_points(group, key)) > 1 for group in groups):
+    if any(len(_points(group, x, y)) > 1 for group in groups):
         caption.append("Small points: seeds; large: their mean.")
     if not all(group.sound for group in groups):
         caption.append("Hollow: flagged collapsed or unchanged.")
     if missing:
         caption.append(f"No value: {', '.join(missing)}.")
-    return Figure(f"trade-off-{key.replace('_', '-')}", "trade-off", title, " ".join(caption), svg)
+    return Figure(f"trade-off-{y.key.replace('_', '-')}", "trade-off", title, " ".join(caption), svg)
 
 
-def _points(group: Group, key: str) -> list[tuple[float, float]]:
-    pairs = [(result.metrics.get("model_utility"), result.metrics.get(key)) for result in group.results]
-    return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
+def _points(group: Group, x: Metric, y: Metric) -> list[tuple[float, float]]:
+    pairs = [(result.metrics.get(x.key), result.metrics.get(y.key)) for result in group.results]
+    return [(u, v) for u, v in pairs if u is not None and v is not None and math.isfinite(u) and math.isfinite(v)]

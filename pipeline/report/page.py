@@ -14,13 +14,22 @@ import yaml
 from pipeline.benchmarks.base import Metric
 from pipeline.report.canvas import COLOURS, GRID, INK, MANY, Figure
 from pipeline.report.curves import COMPARED, PANELS
-from pipeline.report.results import Group, Stage
+from pipeline.report.folds import Table as Requests
+from pipeline.report.folds import legend_of
+from pipeline.report.results import Group, Stage, judges
+from pipeline.report.robustness import Table as Changes
 from pipeline.report.tables import ARROWS, LEGEND, NONE, by_seed, table
 from pipeline.specs import ReportSpec
 
 # The colours of figures.COLOURS, INK and GRID on a dark ground.
 DARK = ("#58aee6", "#f08a4b", "#3cc79e", "#e08fc0", "#8accf2", "#e3b341", "#b3a1e6", "#c69067")
-DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "one": "closest to 1 is better", None: ""}
+DIRECTIONS = {
+    "higher": "higher is better",
+    "lower": "lower is better",
+    "one": "closest to 1 is better",
+    "zero": "closest to 0 is better",
+    None: "",
+}
 
 
 def render(
@@ -29,6 +38,9 @@ def render(
     metrics: Sequence[Metric],
     figures: Sequence[Figure],
     stages: Sequence[Stage],
+    attacked: Sequence[Group] = (),
+    changes: Sequence[Changes] = (),
+    requests: Sequence[Requests] = (),
 ) -> str:
     """The page's HTML: every text is escaped, every figure is inlined, and nothing is loaded from elsewhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -42,7 +54,7 @@ def render(
         lstrip_blocks=True,
     )
     env.filters |= {"seconds": _seconds, "svg": lambda figure: Markup(inline(figure))}
-    shared, own = provenance(groups)
+    shared, own = provenance([*groups, *attacked])
     headline = table(spec, groups, metrics)
     total = sum(stage.total for stage in stages)
     sources = list(dict.fromkeys(cell.source for row in headline.rows for cell in row.cells if cell.source))
@@ -51,12 +63,16 @@ def render(
         spec=spec,
         groups=groups,
         headline=headline,
+        changes=changes,
+        requests=requests,
+        requests_legend=legend_of(spec),
         full=table(spec, groups, metrics, headline=False),
         seeds=by_seed(spec, groups, metrics),
         many=sum(group.kind == "unlearned" for group in groups) > MANY,
         sources=sources,
         figures=figures,
         comparisons=comparisons,
+        validations=[figure for figure in figures if figure.section == "validation"],
         in_parts=any(len(found) > 1 for _, found in comparisons),
         undrawn=_undrawn(figures, "compare", COMPARED.values()),
         unmeasured=[
@@ -70,6 +86,7 @@ def render(
         longest=max((stage.total for stage in stages), default=0.0) or 1.0,
         total=total,
         startup_share=sum(stage.startup for stage in stages) / total if total else 0.0,
+        judges=judges(groups),
         metrics=[
             metric for metric in metrics if any(metric.key in r.metrics for group in groups for r in group.results)
         ],

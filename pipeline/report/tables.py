@@ -15,14 +15,14 @@ from pipeline.benchmarks.base import Metric
 from pipeline.report.results import Group
 from pipeline.specs import Published, ReportSpec
 
-ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", None: ""}
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "zero": "→0", None: ""}
 NONE = "–"
-CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant", "seed", "metric", "value", "published",
-               "published_source")  # fmt: skip
+CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant", "seed", "attack", "request", "metric",
+               "value", "published", "published_source")  # fmt: skip
 LEGEND = (
-    "Mean ± sample standard deviation where a row has several seeds. Arrows: which way is better, →1 for closest to 1. "
-    "Marked: the best mean of a column among the unlearned models of which no seed is flagged collapsed or unchanged; "
-    "values that read the same share the mark. A mark says nothing about significance."
+    "Mean ± sample standard deviation where a row has several seeds. Arrows: which way is better, →1 or →0 where "
+    "closest is. Marked: the best mean of a column among the unlearned models of which no seed is flagged "
+    "collapsed or unchanged; values that read the same share the mark. A mark says nothing about significance."
 )
 
 
@@ -72,7 +72,7 @@ def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], 
         column = []
         for group in groups:
             number = published(spec, group, metric.key)
-            shown = None if number is None else _format(metric, number.value, whole)
+            shown = None if number is None else formatted(metric, number.value, whole)
             mean, spread = _texts(metric, group, whole)
             column.append(
                 Cell(mean, spread, mean in best and _candidate(metric, group), shown, number and number.source)
@@ -91,8 +91,9 @@ def by_seed(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]
 
 
 def published(spec: ReportSpec, group: Group, key: str) -> Published | None:
-    """The published number of a metric for this model, split and method; a variant has none."""
-    if group.variant is not None:
+    """The published number of a metric for this model, split and method; a variant, an attacked model and one after
+    further requests have none."""
+    if group.variant is not None or group.attack is not None or group.fold > 1:
         return None
     found = [
         p
@@ -118,7 +119,9 @@ def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
             for key in sorted(result.metrics, key=lambda key: (order.get(key, len(order)), key)):
                 value, number = result.metrics[key], published(spec, group, key)
                 where = (spec.experiment, spec.benchmark, spec.split, spec.model)
-                who = (group.method, group.variant or "", "" if result.entry.seed is None else result.entry.seed)
+                seed = "" if result.entry.seed is None else result.entry.seed
+                request = group.fold if group.fold > 1 else ""
+                who = (group.method, group.variant or "", seed, group.attack or "", request)
                 paper = ("", "") if number is None else (repr(number.value), number.source)
                 lines.writerow((*where, *who, key, "" if value is None else repr(float(value)), *paper))
     return out.getvalue()
@@ -128,19 +131,19 @@ def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Met
     """The headline metrics, best values in bold, published numbers in parentheses."""
     found = table(spec, groups, metrics)
     titles = ["Model", "Seeds", *(f"{m.title} {ARROWS[m.better]}".strip() for m in found.metrics), "Notes"]
-    lines = [_line(_escape(title) for title in titles), _line(["---", *["---:"] * (len(titles) - 2), "---"])]
+    lines = [as_line(escape(title) for title in titles), as_line(["---", *["---:"] * (len(titles) - 2), "---"])]
     for row in found.rows:
-        cells = [_escape(row.group.title), str(len(row.group.results))]
+        cells = [escape(row.group.title), str(len(row.group.results))]
         for cell in row.cells:
             text = f"**{cell.text}**" if cell.best else cell.text
             cells.append(text if cell.published is None else f"{text} ({cell.published})")
-        lines.append(_line([*cells, _escape(", ".join(row.group.notes()))]))
+        lines.append(as_line([*cells, escape(", ".join(row.group.notes()))]))
     heading = f"# {spec.experiment}: {spec.benchmark} {spec.split}, {spec.model}"
     notes = LEGEND
     if any(cell.published for row in found.rows for cell in row.cells):
         sources = dict.fromkeys(cell.source for row in found.rows for cell in row.cells if cell.source)
         notes += f" In parentheses: published numbers ({'; '.join(sources)})."
-    return "\n".join([_escape(heading), "", *lines, "", _escape(notes), ""])
+    return "\n".join([escape(heading), "", *lines, "", escape(notes), ""])
 
 
 def as_text(folder: Path) -> str:
@@ -151,6 +154,8 @@ def as_text(folder: Path) -> str:
             raise FileNotFoundError(f"{path}: there is no such file: write the report first")
     rows = []
     for line in source.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|") and rows:
+            break  # tables of attacks and requests follow
         if line.startswith("|"):
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
             cells = [re.sub(r"^\*\*(.*?)\*\*", r"\1*", cell) for cell in cells]
@@ -181,34 +186,36 @@ def _candidate(metric: Metric, group: Group) -> bool:
 
 def _best(metric: Metric, groups: Sequence[Group], whole: bool) -> set[str]:
     """How the best mean reads, in every form where several are equally good (0.9 and 1.1 are as close to 1)."""
-    loss = {"higher": lambda v: -v, "lower": lambda v: v, "one": lambda v: abs(v - 1)}
+    loss = {"higher": lambda v: -v, "lower": lambda v: v, "one": lambda v: abs(v - 1), "zero": abs}
     means = [group.mean(metric.key) for group in groups if _candidate(metric, group)]
     least = min((loss[metric.better](mean) for mean in means), default=0.0)
-    return {_format(metric, mean, whole) for mean in means if loss[metric.better](mean) == least}
+    return {formatted(metric, mean, whole) for mean in means if loss[metric.better](mean) == least}
 
 
 def _texts(metric: Metric, group: Group, whole: bool) -> tuple[str, str]:
     values, seeds = group.values(metric.key), len(group.results)
     if not values:
         return NONE, ""
-    spread = f"± {_format(metric, statistics.stdev(values), whole)}" if len(values) > 1 else ""
+    spread = f"± {formatted(metric, statistics.stdev(values), whole)}" if len(values) > 1 else ""
     if len(values) < seeds:
         spread = f"{spread} ({len(values)} of {seeds} seeds)".strip()
-    return _format(metric, statistics.fmean(values), whole), spread
+    return formatted(metric, statistics.fmean(values), whole), spread
 
 
-def _format(metric: Metric, value: float, whole: bool) -> str:
+def formatted(metric: Metric, value: float, whole: bool) -> str:
     if metric.key.startswith("forget_quality"):
         return f"{value:.2e}"
+    if metric.key.startswith("privleak"):  # in percent
+        return f"{value:.1f}"
     if whole:
         return f"{value:.4g}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     clean = re.sub(r"\s+", " ", text)
     return re.sub(r"([\\|*_`<\[\]])", r"\\\1", clean)
 
 
-def _line(cells: Iterable[str]) -> str:
+def as_line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"

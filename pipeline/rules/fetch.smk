@@ -5,6 +5,7 @@ SOURCE = f"{ROOT}/source/{plan.config.benchmark.name}"
 localrules:
     fetch,
     fetch_data,
+    fetch_datasets,
     fetch_model,
 
 
@@ -12,6 +13,7 @@ rule fetch:
     input:
         expand(f"{ROOT}/models/{{model}}/checkpoint", model=plan.fetched),
         [f"{SOURCE}/manifest.json"] if plan.fetches_data else [],
+        [plan.datasets] if plan.datasets else [],
 
 
 rule fetch_data:
@@ -32,6 +34,27 @@ rule fetch_data:
         spec=jobs.spec(f"source/{plan.config.benchmark.name}"),
     message:
         f"fetch: {plan.config.benchmark.title}"
+    shell:
+        "python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"
+
+
+rule fetch_datasets:
+    input:
+        jobs.inputs("datasets"),
+        source=jobs.source("datasets"),
+    output:
+        f"{ROOT}/datasets/manifest.json",
+        f"{ROOT}/datasets/summary.json",
+        f"{ROOT}/datasets/provenance.json",
+        spec=f"{ROOT}/datasets/spec.yaml",
+    log:
+        f"{ROOT}/logs/datasets.log",
+    container:
+        jobs.no_container
+    params:
+        spec=jobs.spec("datasets"),
+    message:
+        "fetch: data sets of tasks"
     shell:
         "python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"
 

@@ -14,7 +14,7 @@ rule reference_log_probabilities:
     log:
         f"{ROOT}/logs/reference/{{set}}.log",
     wildcard_constraints:
-        set=steps.one_of(plan.references),
+        set=steps.one_of(plan.reference_names),
     container:
         jobs.container_of_ranks
     threads: jobs.threads

@@ -4,7 +4,7 @@ RUN = f"{ROOT}/unlearned/{{run}}/seed-{{seed}}"
 
 rule unlearn:
     input:
-        expand(f"{RUN}/checkpoint", run=[run.id for run in plan.config.runs], seed=plan.config.experiment.seeds),
+        expand(f"{RUN}/checkpoint", run=plan.run_ids, seed=plan.config.experiment.seeds),
 
 
 rule unlearn_target:
@@ -14,6 +14,7 @@ rule unlearn_target:
     output:
         directory(f"{RUN}/checkpoint"),
         f"{RUN}/steps.jsonl",
+        f"{RUN}/trajectory.jsonl",
         f"{RUN}/summary.json",
         f"{RUN}/provenance.json",
         spec=f"{RUN}/spec.yaml",

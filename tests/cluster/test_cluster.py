@@ -49,7 +49,7 @@ methods:
   - {method: npo, overrides: {training: {epochs: 60, checkpoint_every: 2}}}
   - {method: blur-npo, overrides: {rule: {gamma: 0.5}}}
 unlearning: {epochs: 3, global_batch: 4, warmup_epochs: 0, optimizer: {learning_rate: 1e-4}}
-evaluation: {max_new_tokens: 8}
+evaluation: {options: {max_new_tokens: 8}}
 """
 # As above, with a training that is long enough to be stopped in its middle.
 LONG = """

@@ -45,6 +45,35 @@ def log_probs(model: Any, pairs: list[tuple[list[int], list[int]]]) -> list[floa
     return sums
 
 
+def tokenwise(model: Any, pairs: list[tuple[list[int], list[int]]]) -> list[list[list[float]]]:
+    """Of a transformers model, for each pair: log-probability, mean, variance and correctness of each target token."""
+    import torch
+
+    found = []
+    with torch.no_grad():
+        for prompt, target in pairs:
+            every = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].log_softmax(-1).double()
+            mean = (every.exp() * every).sum(-1)
+            variance = (every.exp() * every**2).sum(-1) - mean**2
+            wanted = torch.tensor(target)
+            own = every.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
+            right = every.argmax(-1) == wanted
+            found.append(torch.stack([own, mean, variance, right.double()]).tolist())
+    return found
+
+
+def as_lists(score: Any) -> list[list[float]]:
+    """What ``tokenwise`` gives, of a score of ours."""
+    t = score.tokenwise
+    return [t.log_probs, t.means, t.variances, [float(c) for c in t.correct]]
+
+
+def stopped(ids: list[int], stops: tuple[str, ...]) -> bool:
+    """A stand-in for a tokenizer, under which an id is its decimal digits."""
+    text = " ".join(map(str, ids))
+    return any(stop in text for stop in stops)
+
+
 def greedy(model: Any, prompts: list[list[int]], end_ids: list[int]) -> tuple[list[list[int]], float]:
     """``generate(do_sample=False)`` of a transformers model, one prompt at a time, without the end token; and the least
     difference that there was between the largest and the second largest logit."""
@@ -86,6 +115,7 @@ def write(folder: Path) -> dict[str, Any]:
         assert gap > NEAR_TIE, "the greedy choice is a matter of rounding: choose other prompts"
         assert len({len(row) for row in new}) > 5 and any(len(row) == NEW_TOKENS for row in new)
         expected[name] = {"log_probs": log_probs(model, requests()), "end_ids": end_ids, "new": new}
+        expected[name]["tokenwise"] = tokenwise(model, requests())
     return expected
 
 
@@ -109,24 +139,37 @@ def _at_layout(
     import torch
 
     from megatron_ext import runtime, weights
-    from megatron_ext.generation import generate, vocab_parallel_argmax
+    from megatron_ext.answers import Answers
+    from megatron_ext.generation import GenerateRequest, generate
     from megatron_ext.scoring import ScoreRequest, score
     from megatron_ext.specs import Runtime
+    from megatron_ext.vocab_parallel import VocabularyShards
 
     spec = Runtime.model_validate({"layout": layout, "device": "cpu", "timeout_seconds": 60})
     results: dict[str, Any] = {"layout": layout}
     with runtime.start(spec) as ranks:
         for name in MODELS:
             model = weights.load(folder / name, ranks)
-            scores = score(model, ranks, [ScoreRequest(*pair) for pair in requests()], TOKEN_BUDGET)
-            new = generate(model, ranks, prompts(), NEW_TOKENS, end_ids[name], TOKEN_BUDGET)
-            results[name] = {"log_probs": [s.log_prob for s in scores], "new": new}
+            # One folder for the ranks of this layout: the second time everything is read from it.
+            answers = folder / "-".join(["answers", name, *(f"{k}{n}" for k, n in layout.items())])
+            for again in ("", "_again"):
+                known = Answers(answers, {"model": name}, ranks)
+                every = [ScoreRequest(*pair, tokenwise=i % 2 == 0) for i, pair in enumerate(requests())]
+                scores = score(model, ranks, every, TOKEN_BUDGET, answers=known)
+                prompts_ = [GenerateRequest(prompt, NEW_TOKENS) for prompt in prompts()]
+                new = generate(model, ranks, prompts_, end_ids[name], TOKEN_BUDGET, answers=known)
+                results[name + again] = {
+                    "log_probs": [s.log_prob for s in scores],
+                    "tokenwise": [as_lists(s) for s in scores[::2]],
+                    "new": new,
+                    "known": len(known),
+                }
         if stories is not None:
             model = weights.load(stories, ranks)
             results["stories"] = score(model, ranks, [ScoreRequest(STORY[:1], STORY[1:])], TOKEN_BUDGET)[0].log_prob
         width = 6 // ranks.layout.tensor
         mine = torch.tensor(TIES)[:, ranks.tensor_rank * width :][:, :width]
-        results["argmax"] = vocab_parallel_argmax(mine, ranks).tolist()
+        results["argmax"] = VocabularyShards(ranks.tensor_group, 6).argmax(mine).tolist()
     return results
 
 

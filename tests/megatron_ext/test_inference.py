@@ -51,6 +51,14 @@ def test_every_rank_of_every_layout_gets_the_results_of_transformers(ranks, infe
             for name in cases.MODELS:
                 assert results[name]["log_probs"] == pytest.approx(expected[name]["log_probs"], rel=0, abs=1e-4)
                 assert results[name]["new"] == expected[name]["new"]
+                for ours, theirs in zip(results[name]["tokenwise"], expected[name]["tokenwise"][::2], strict=True):
+                    assert ours[3] == theirs[3]
+                    for own, wanted in zip(ours[:3], theirs[:3], strict=True):
+                        assert own == pytest.approx(wanted, rel=0, abs=1e-4)
+                again = results[f"{name}_again"]
+                distinct = len(cases.requests()) + len(cases.prompts())
+                assert (results[name]["known"], again["known"]) == (0, distinct)
+                assert all(again[key] == results[name][key] for key in ("log_probs", "tokenwise", "new"))
             assert results["argmax"] == cases.TIES_ARGMAX
             if stories is not None:
                 assert -results["stories"] / (len(cases.STORY) - 1) == pytest.approx(0.100137, abs=1e-5)

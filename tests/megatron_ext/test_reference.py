@@ -61,7 +61,7 @@ def runs(inference, tmp_path_factory):
     folder, checkpoint = tmp_path_factory.mktemp("reference"), inference[0] / cases.MODELS[0]
     folders = [
         _prepare(folder / "good", checkpoint, [(prompt + target, len(prompt)) for prompt, target in cases.requests()]),
-        _prepare(folder / "long", checkpoint, [([5, 6], 1), ([5] * 65, 3)]),
+        _prepare(folder / "long", checkpoint, [([5, 6], 1), ([5] * 66, 3)]),  # whose last token is not read
         _prepare(folder / "nan", _not_a_number(checkpoint, folder / "broken"), [([5, 6], 1)]),
     ]
     (messages,) = run_ranks(_run_each, 1, folders)

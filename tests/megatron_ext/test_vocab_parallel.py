@@ -123,6 +123,9 @@ def on_ranks(tensor: int) -> dict[str, tuple[list[float], list[list[float]], lis
             values = function(shards, shard, mine[1], targets)
             (values * weights).sum().backward()
             found[name] = values.detach().tolist(), shard.grad.tolist(), list(reduced)
+        reduced.clear()
+        moments = shards.log_prob_moments(mine[0])
+        found["moments"] = [m.tolist() for m in moments], shards.argmax(mine[0]).tolist(), list(reduced)
         dist.all_reduce = original
     return found
 
@@ -144,6 +147,15 @@ def check(results: list[dict[str, Any]]) -> None:
             joined[:, :VOCABULARY], logits.grad, atol=1e-12, rtol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
         )
         assert joined[:, VOCABULARY:].eq(0).all(), f"{name}: padding has no gradient"
+    logits = case()[0]
+    probabilities, log_probs = logits.softmax(-1), logits.log_softmax(-1)
+    mean = (probabilities * log_probs).sum(-1)
+    wanted = torch.stack([mean, (probabilities * (log_probs - mean.unsqueeze(-1)) ** 2).sum(-1)])
+    for result in results:
+        moments, largest, reduced = result["moments"]
+        torch.testing.assert_close(torch.tensor(moments, dtype=torch.float64), wanted, atol=1e-12, rtol=1e-12)
+        assert largest == [int(row.eq(row.max()).nonzero()[0]) for row in logits]
+        assert reduced == ([1, 2, 1] if len(results) > 1 else [])
 
 
 def test_on_one_shard() -> None:

@@ -18,6 +18,7 @@ from pipeline import sizing
 from pipeline.__main__ import main as validate
 from pipeline.__main__ import notes
 from pipeline.config import CONFIGS, load
+from pipeline.data import data_family
 from pipeline.documents import ConfigError
 from pipeline.site import Site
 
@@ -27,6 +28,7 @@ MINI["methods"] = [
     *({"method": name} for name in ("ga", "graddiff", "npo")),
     {"method": "blur-npo", "overrides": {"rule": {"gamma": 0.3}}},
 ]
+RELEARN = {"share": 0.5, "steps": 5, "global_batch": 8, "optimizer": {"learning_rate": 1e-4}}
 EXPERIMENTS = sorted(file.stem for file in (CONFIGS / "experiments").glob("*.yaml"))
 
 
@@ -97,7 +99,7 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"training.base.steps": -1}, "training.base.steps: -1 is not allowed: input should be greater than or equal"),
         ({"training.base.optimizer.learning_rate": "fast"}, "learning_rate: 'fast' is not allowed: input should be a"),
         ({"training.base.data": {"general": 0.5}}, "training.base.data: shares must be positive and sum to 1"),
-        ({"benchmark": "tofoo"}, "benchmark: unknown benchmark 'tofoo'; did you mean 'tofu'? allowed: mini, tofu"),
+        ({"benchmark": "tofoo"}, "benchmark: unknown benchmark 'tofoo'; did you mean 'tofu'? allowed: mini, mini-"),
         ({"model": "mini-lama"}, "model: unknown model 'mini-lama'; did you mean 'mini-llama'?"),
         ({"split": "forget20"}, "split: unknown split 'forget20'; did you mean 'forget10'? allowed: forget10"),
         (
@@ -141,9 +143,36 @@ def test_shipped_experiments_are_right(name: str) -> None:
             {"layout": {"data": 2, "distributed_optimizer": True}, "unlearning.optimizer.name": "sgd"},
             "unlearning.optimizer.name: 'sgd' does not work with the layout's distributed_optimizer",
         ),
-        ({"evaluation.max_new_tokens": 512}, "evaluation.max_new_tokens: 512 tokens; the model's context is 512"),
+        (
+            {"evaluation.options": {"max_new_tokens": 512}},
+            "evaluation.options: an answer may have 512 new tokens; the model's context is 512",
+        ),
+        ({"evaluation.options": {"max_new": 5}}, "evaluation.options.max_new: unknown key; did you mean 'max_new_t"),
+        ({"evaluation.options": {"max_new_tokens": 0}}, "evaluation.options.max_new_tokens: 0 is not allowed"),
+        ({"evaluation.options": {"family": "tofu"}}, "evaluation.options.family: unknown key; the benchmark file's"),
         ({"training.retrain.data": {"full": 1.0}}, "training.retrain.data.full: holds the forget set"),
         ({"training.target": ...}, "training: target: is missing, and model 'mini-llama' has no published target"),
+        (
+            {"robustness": {"relern": {}}},
+            "robustness.relern: unknown key; did you mean 'relearn'? allowed: quantise",
+        ),
+        ({"robustness": {"relearn": {"share": 0.5}}}, "robustness.relearn.steps: is missing"),
+        ({"robustness": {"relearn": {**RELEARN, "share": 1.5}}}, "robustness.relearn.share: 1.5 is not allowed"),
+        ({"robustness": {"relearn": {**RELEARN, "step": 1}}}, "robustness.relearn.step: unknown key; did you mean 'st"),
+        ({"robustness": {"relearn": [RELEARN, RELEARN]}}, "robustness.relearn: 'relearn' is there twice; give one of"),
+        ({"robustness": {"relearn": {**RELEARN, "micro_batch": 3}}}, "robustness.relearn.global_batch: 8 is not a mul"),
+        ({"robustness": {"relearn": [{**RELEARN, "micro_batch": 3}]}}, "robustness.relearn[0].global_batch: 8 is not"),
+        (
+            {"robustness": {"quantise": ["int8"]}, "folds": {"kind": "scalability"}},
+            "robustness: does not go with 'folds': attacks are made for one request to forget",
+        ),
+        ({"robustness": {"quantise": ["int5"]}}, "robustness.quantise[0]: unknown value 'int5'; did you mean 'int"),
+        ({"robustness": {"quantise": ["nf4", "nf4"]}}, "robustness.quantise: 'nf4' is there twice; give one of them"),
+        ({"robustness": {"quantise": [{"scheme": "int8", "group": 64}]}}, "quantise[0].group: int8 has a scale a row"),
+        (
+            {"robustness": {"quantise": [{"scheme": "int4", "backend": "bitsandbytes"}]}},
+            "robustness.quantise[0].backend: bitsandbytes has no scheme 'int4'; allowed: 'auto', 'builtin'",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(write: Callable[..., Path], changes: dict[str, Any], expected: str) -> None:
@@ -180,6 +209,26 @@ FIRST_BLOCK = {"layer": 0, "train_layers": [0]}
             _use("rmu", scope=FIRST_BLOCK, forget={"steering": {"bio": 1.0}}),
             {},
             "overrides.forget.steering: has no value for the topic 'forget'",
+        ),
+        (
+            _use("rmu", scope=FIRST_BLOCK),
+            {"unlearning.validation": {"every_steps": 5}},
+            "unlearning.validation: is given, but the method's 'scope' builds only the model's layers 0 to 0, which",
+        ),
+        (
+            _use("rmu", scope=FIRST_BLOCK, training={"validation": {"every_epochs": 1.0}}),
+            {"unlearning.validation": None},
+            "overrides.training.validation: is given, but the method's 'scope' builds only the model's layers 0 to 0",
+        ),
+        (
+            _use("npo", training={"validation": {"every_steps": 5}}),
+            {"unlearning.validation": {"every_epochs": 1.0}},
+            "validation: give exactly one of 'every_steps' and 'every_epochs'",
+        ),
+        (
+            _use("npo", training={"validation": {"select": "best"}}),
+            {"unlearning.validation": {"every_epochs": 1.0}},
+            "overrides.training.validation.select: unknown value 'best'; allowed: last, best-on-validation",
         ),
         (_use("npo", scope={"layer": 0}), {}, ": forget: 'npo' needs the whole model"),
         (_use("npo", retain={"name": "npo"}), {}, "overrides.retain: 'npo' is a forget loss"),
@@ -226,6 +275,16 @@ def test_what_does_not_fit_in_a_method_is_named_with_its_place(
     found = problems(write({"methods": [use], **changes}))
     assert any(expected in problem for problem in found), found
     assert all(".yaml:" in problem for problem in found)
+
+
+def test_a_relearning_batch_has_a_row_of_every_topic(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = {name: ("forget", "retain") for name in ("one", "another", "a third")}
+    monkeypatch.setattr(type(data_family("tofu")), "topics", lambda self, split: pairs)
+    found = problems(write({"robustness": {"relearn": {**RELEARN, "global_batch": 2}}}))
+    assert len(found) == 1 and "robustness.relearn.global_batch: 2 is less than the 3 topics" in found[0]
+    assert load(write({"robustness": {"relearn": {**RELEARN, "global_batch": 3}}})).layout.ranks == 1
 
 
 def test_all_mistakes_are_listed_at_once(write: Callable[..., Path]) -> None:
@@ -308,12 +367,19 @@ def test_data_root(tmp_path: Path) -> None:
     assert "is not a folder" in problems("tofu-small", data_root=tmp_path / "none")[0]
     for name in ("full", "forget10", "retain90", "forget10_perturbed", "retain_perturbed", "world_facts_perturbed"):
         (tmp_path / f"{name}.jsonl").write_text("{}\n\n{}\n")
-    (lacking,) = problems("tofu-small", data_root=tmp_path)
-    assert "neither real_authors_perturbed.json nor real_authors_perturbed.jsonl" in lacking
-    (tmp_path / "real_authors_perturbed.json").write_text("{}\n")
+    lacking = problems("tofu-small", data_root=tmp_path)
+    assert len(lacking) == 2
+    for name, message in zip(("real_authors_perturbed", "holdout10"), lacking, strict=True):
+        assert f"neither {name}.json nor {name}.jsonl" in message
+        (tmp_path / f"{name}.json").write_text("{}\n")
     config = load("tofu-small", data_root=tmp_path)
     assert config.source.kind == "folder"
     assert config.forget_rows == 2
+
+
+def test_what_compares_with_retrain_needs_one(write: Callable[..., Path]) -> None:
+    (problem,) = problems(write({"training.retrain": ...}))
+    assert "training: retrain: is missing, and model 'mini-llama' has no published one: 'privleak' compares" in problem
 
 
 def test_synthetic_data_takes_no_data_root(tmp_path: Path) -> None:
@@ -324,7 +390,7 @@ def test_checkpoint_folders_must_be_complete(write: Callable[..., Path], tmp_pat
     folder = tmp_path / "model"
     changes = {"checkpoints": {"target": {"folder": str(folder)}}}
     name, model = _read("models", "mini-llama", changes)
-    path = write({"training": {}}, models=(name, model))
+    path = write({"training": {}, "evaluation": {"options": {"privleak": False}}}, models=(name, model))
 
     def problem() -> str:
         (found,) = problems(path)
@@ -404,9 +470,9 @@ def test_data_without_background_authors_have_no_background(write: Callable[...,
 
 
 def test_answers_that_the_context_may_cut_short_are_noted(write: Callable[..., Path]) -> None:
-    note = "note: data.max_length 128 + evaluation.max_new_tokens 385 is more than the model's context of 512"
-    assert any(note in line for line in notes(load(write({"evaluation.max_new_tokens": 385}))))
-    assert not any("context" in line for line in notes(load(write({"evaluation.max_new_tokens": 384}))))
+    note = "note: data.max_length 128 + 385 new tokens of an answer is more than the model's context of 512"
+    assert any(note in line for line in notes(load(write({"evaluation.options": {"max_new_tokens": 385}}))))
+    assert not any("context" in line for line in notes(load(write({"evaluation.options": {"max_new_tokens": 384}}))))
 
 
 def test_gpus_that_are_not_here_are_noted(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +486,7 @@ def test_other_files_are_checked_too(write: Callable[..., Path]) -> None:
     method = ("npo", {**_read("methods", "npo", {})[1], "name": "npo2", "lr": 1})
     assert any("methods/npo.yaml:" in p and "lr: unknown key" in p for p in problems(write(methods=method)))
     benchmark = _read("benchmarks", "mini", {"splits": {"forget10": 81}})
-    assert any("81 rows are stated; 40 authors make 80" in p for p in problems(write(benchmarks=benchmark)))
+    assert any("81 rows are stated; the source makes 80" in p for p in problems(write(benchmarks=benchmark)))
     model = _read("models", "mini-llama", {"architecture.architectures": ["GPT2LMHeadModel"]})
     assert any("'GPT2LMHeadModel'] is not supported" in p for p in problems(write(models=model)))
     model = _read("models", "mini-llama", {"tokenizer.vocab_size": 4096})

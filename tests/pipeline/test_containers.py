@@ -63,7 +63,7 @@ def test_the_callers_own_binds_stay(here: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_users_data_are_bound(here: Path) -> None:
     (here / "tofu").mkdir()
-    for name in ("full", "forget10", "retain90"):
+    for name in ("full", "forget10", "retain90", "holdout10"):
         (here / "tofu" / f"{name}.json").write_text("{}\n")
     for name in ("forget10", "retain", "real_authors", "world_facts"):
         (here / "tofu" / f"{name}_perturbed.json").write_text("{}\n")

@@ -9,51 +9,58 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from megatron_ext.scoring import Score
+from megatron_ext.scoring import Score, ScoreRequest
+from pipeline import engine
 from pipeline import evaluate as step
+from pipeline.__main__ import main as program
 from pipeline.benchmarks.base import read_rows
-from pipeline.benchmarks.tofu import FAMILY
+from pipeline.benchmarks.tofu import FAMILY, TofuOptions
 from pipeline.config import CONFIGS
 from pipeline.data.rows import DataError
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.metrics.__main__ import main as metrics_main
 from pipeline.prepare import prepare
 from pipeline.specs import BpeTokenizer, EvaluateSpec, FolderTokenizer, PrepareSpec, SyntheticSource
 
 CONFIG = yaml.safe_load((CONFIGS / "models" / "mini-llama.yaml").read_text())["architecture"]
+OPTIONS = TofuOptions()
+SETS = FAMILY.sets(OPTIONS)
 SOURCE = SyntheticSource(authors=10, questions_per_author=4, background_authors=0)
 
 
-class Engine:
+class Engine(engine.Engine):
     """Scores by a checksum of the ids and ``seed``; answers from the prepared rows, unless it is ``silent``."""
 
     def __init__(self, data, seed=0, rank=0, silent=False, change=lambda scores: scores):
-        self.rank, self.seed, self.change, self.calls = rank, seed, change, []
-        rows = [row for name in FAMILY.sets for row in read_rows(data / "evaluation" / f"{name}.jsonl")]
+        super().__init__(rank, Tokenizer.load(data / "tokenizer"), 0)
+        self.seed, self.change, self.calls = seed, change, []
+        rows = [row for name in SETS for row in read_rows(data / "evaluation" / f"{name}.jsonl")]
         self.known = {tuple(row["generation_prompt_ids"]): row["targets"]["answer"][:-1] for row in rows}
         self.silent = silent
 
-    def score(self, pairs):
-        self.calls.append(pairs)
-        sums = [zlib.crc32(json.dumps([self.seed, prompt, target]).encode()) for prompt, target in pairs]
+    def find_scores(self, requests):
+        self.calls.append([(r.prompt, r.target) for r in requests])
+        sums = [zlib.crc32(json.dumps([self.seed, r.prompt, r.target]).encode()) for r in requests]
         scores = [
-            Score(-len(target) * (0.1 + total / 2**31), len(target))
-            for total, (_, target) in zip(sums, pairs, strict=True)
+            Score(-len(r.target) * (0.1 + total / 2**31), len(r.target), False)
+            for total, r in zip(sums, requests, strict=True)
         ]
         return self.change(scores)
 
-    def generate(self, prompts, end_id):
-        return [[] if self.silent else self.known[tuple(prompt)] for prompt in prompts]
+    def find_continuations(self, requests):
+        return [[] if self.silent else self.known[tuple(r.prompt)][: r.max_new_tokens] for r in requests]
 
     @contextmanager
-    def open(self, spec):
+    def open(self, checkpoint, runtime, tokenizer, token_budget, answers):
+        config = read(checkpoint / "config.json")
+        self.context = config["max_position_embeddings"]
         yield self
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(PrepareSpec(source=SOURCE, tokenizer=BpeTokenizer(vocab_size=400), max_length=200, output=folder))
+    told = {"family": "tofu", "source": SOURCE, "forget_split": "forget10", "sets": list(SETS)}
+    prepare(PrepareSpec(**told, tokenizer=BpeTokenizer(vocab_size=400), max_length=200, output=folder))
     return folder
 
 
@@ -71,7 +78,7 @@ def run(data, checkpoint, tmp_path):
 
     def run(model, spec=None, **engine):
         told = {"benchmark": "mini", "split": "forget10", "checkpoint": checkpoint, "data": data, "model_id": model}
-        told = EvaluateSpec(**{**told, "output": tmp_path / model, **(spec or {})})
+        told = EvaluateSpec(**{"options": OPTIONS, **told, "output": tmp_path / model, **(spec or {})})
         made = Engine(data, **engine)
         step.evaluate(told, open_engine=made.open)
         return told.output, made
@@ -87,9 +94,9 @@ def test_retrain(run, data):
     folder, engine = run("retrain", {"seed": 3})
     found, summary = read(folder / "evaluation.json"), read(folder / "summary.json")
     named = {key: found[key] for key in ("schema", "model", "benchmark", "split", "seed")}
-    assert named == {"schema": 1, "model": "retrain", "benchmark": "mini", "split": "forget10", "seed": 3}
+    assert named == {"schema": 2, "model": "retrain", "benchmark": "mini", "split": "forget10", "seed": 3}
     values = found["metrics"]
-    assert list(values) == [metric.key for metric in FAMILY.metrics]
+    assert list(values) == [metric.key for metric in FAMILY.metrics(OPTIONS)]
     assert values["forget_quality"] == 1.0  # compared with itself
     assert values["forget_rouge"] == values["world_facts_rouge"] == 1.0
     assert found["settings"]["examples"] == {"forget": 4, "retain": 36, "real_authors": 40, "world_facts": 50}
@@ -111,7 +118,7 @@ def test_examples_hold_the_raw_results(run, data):
     assert example["generation"] == example["answer"] == row["answer"]
     assert example["scores"].keys() == row["targets"].keys() >= {"answer", "paraphrased", "perturbed_0"}
     for name, target in row["targets"].items():
-        (score,) = Engine(data).score([(row["prompt_ids"], target)])
+        (score,) = Engine(data).score([ScoreRequest(row["prompt_ids"], target)])
         raw = {"log_prob": score.log_prob, "tokens": len(target), "avg_loss": -score.log_prob / len(target)}
         assert example["scores"][name] == raw
         assert (row["prompt_ids"], target) in engine.calls[0]
@@ -121,16 +128,16 @@ def test_metrics_are_computed_again_from_the_examples(run, capsys):
     retrain, _ = run("retrain")
     # All answers equally likely: every truth ratio is 1, and at least half of retrain's lie on one side of it.
     unlearned, _ = run(
-        "npo", {"retain_evaluation": retrain}, change=lambda scores: [Score(0.0, s.tokens) for s in scores]
+        "npo", {"retain_evaluation": retrain}, change=lambda scores: [Score(0.0, s.tokens, False) for s in scores]
     )
     target, _ = run("target", seed=2)
     recorded = read(unlearned / "evaluation.json")["metrics"]
     assert 0 < recorded["forget_quality"] < 1
-    again = FAMILY.recompute(read_rows(unlearned / "examples.jsonl"), read_rows(retrain / "examples.jsonl"))
+    again = FAMILY.recompute(read_rows(unlearned / "examples.jsonl"), OPTIONS, read_rows(retrain / "examples.jsonl"))
     assert again == recorded
-    metrics_main([str(unlearned / "examples.jsonl"), "--retain", str(retrain / "examples.jsonl")])
+    program(["metrics", str(unlearned / "examples.jsonl"), "--retain", str(retrain / "examples.jsonl")])
     assert json.loads(capsys.readouterr().out) == recorded
-    metrics_main([str(target / "examples.jsonl")])
+    program(["metrics", str(target / "examples.jsonl")])
     assert json.loads(capsys.readouterr().out) == read(target / "evaluation.json")["metrics"]
 
 
@@ -141,7 +148,7 @@ def test_forget_quality_is_absent_without_retrain(run):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("benchmark", "tofu"), ("split", "forget05"), ("schema", 2), ("settings.data_sha256.forget", "0" * 64)],
+    [("benchmark", "tofu"), ("split", "forget05"), ("schema", 1), ("settings.data_sha256.forget", "0" * 64)],
 )
 def test_another_retain_evaluation_is_refused(run, key, value):
     retrain, _ = run("retrain")
@@ -186,14 +193,14 @@ def test_changed_data_are_refused(data, run, tmp_path):
 def test_a_bad_score_names_the_example_and_nothing_is_written(run, data, tmp_path, log_prob, lacking):
     first = json.loads((data / "evaluation" / "forget.jsonl").read_text().splitlines()[0])
     tokens = len(first["targets"]["answer"])
-    bad = Score(log_prob, tokens - lacking)
+    bad = Score(log_prob, tokens - lacking, False)
     with pytest.raises(DataError, match=f"set 'forget', example 0: target 'answer' of {tokens} tokens was given"):
         run("target", change=lambda scores: [bad, *scores[1:]])
     assert not (tmp_path / "target").exists()
 
 
 def test_a_missing_score_is_an_error(run):
-    with pytest.raises(DataError, match="scores were computed for"):
+    with pytest.raises(ValueError, match="scores were computed for"):
         run("target", change=lambda scores: scores[:-1])
 
 
@@ -208,13 +215,13 @@ def test_a_silent_model_is_flagged(run, capsys):
 
 
 def test_answers_that_the_context_cut_short_are_counted(run, data, checkpoint):
-    rows = [row for name in FAMILY.sets for row in read_rows(data / "evaluation" / f"{name}.jsonl")]
+    rows = [row for name in SETS for row in read_rows(data / "evaluation" / f"{name}.jsonl")]
     lengths = [len(row["generation_prompt_ids"]) + len(row["targets"]["answer"]) - 1 for row in rows]
     config = {**CONFIG, "vocab_size": 400, "max_position_embeddings": max(lengths)}
     (checkpoint / "config.json").write_text(json.dumps(config))
     summary = read(run("target")[0] / "summary.json")
     assert summary["cut_generations"] == lengths.count(max(lengths)) > 0
-    assert read(run("target", {"max_new_tokens": 1})[0] / "summary.json")["cut_generations"] == 0
+    assert read(run("target", {"options": TofuOptions(max_new_tokens=1)})[0] / "summary.json")["cut_generations"] == 0
 
 
 def test_a_model_with_another_vocabulary_is_refused(run, data, checkpoint):
@@ -249,7 +256,7 @@ def test_other_ranks_write_nothing(run, tmp_path):
 def test_the_program_names_what_is_wrong(data, tmp_path):
     told = {"benchmark": "mini", "split": "forget05", "checkpoint": "none", "data": str(data), "model_id": "target"}
     path = tmp_path / "spec.yaml"
-    path.write_text(yaml.safe_dump({**told, "output": str(tmp_path / "out")}))
+    path.write_text(yaml.safe_dump({**told, "options": {"family": "tofu"}, "output": str(tmp_path / "out")}))
     with pytest.raises(SystemExit, match=r"evaluate: error: .*manifest\.json: forget_split is 'forget10'"):
         step.main([str(path)])
 
@@ -262,9 +269,11 @@ def test_a_real_model(shared_data, tmp_path, capsys):
     tokenizer = FolderTokenizer(path=checkpoint)
     data = tmp_path / "data"
     source = SyntheticSource(authors=2, questions_per_author=2, background_authors=0)
-    prepare(PrepareSpec(source=source, tokenizer=tokenizer, max_length=400, output=data))
+    of = {"family": "tofu", "source": source, "forget_split": "forget10", "sets": list(SETS)}
+    prepare(PrepareSpec(**of, tokenizer=tokenizer, max_length=400, output=data))
     told = {"benchmark": "mini", "split": "forget10", "checkpoint": str(checkpoint), "data": str(data)}
-    told |= {"model_id": "retrain", "max_new_tokens": 12, "output": str(tmp_path / "out")}
+    told |= {"options": {"family": "tofu", "max_new_tokens": 12}}
+    told |= {"model_id": "retrain", "output": str(tmp_path / "out")}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**told, "runtime": {"device": "cpu"}}))
     step.main([str(tmp_path / "spec.yaml")])
     found = read(tmp_path / "out" / "evaluation.json")["metrics"]

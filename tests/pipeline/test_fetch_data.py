@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from pipeline import fetch_data
-from pipeline.data.splits import split_names
+from pipeline.data.sources import SUFFIXES
+from pipeline.data.tofu import DATA
 from pipeline.launch import as_yaml
 from pipeline.specs import FetchDataSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SPLITS = split_names("forget10")
+SPLITS = [name for (name,) in DATA.files("forget10", ("forget", "retain", "real_authors", "world_facts"), True)]
 
 
 @pytest.fixture
@@ -34,8 +35,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(tmp_path: Path, **changes: Any) -> Path:
-    values = {"repository": "some/set", "revision": "main", "splits": SPLITS, "output": tmp_path / "out", **changes}
-    spec = FetchDataSpec(**values)
+    values = {"repository": "some/set", "revision": "main", "files": [[name] for name in SPLITS]}
+    spec = FetchDataSpec(**{**values, "output": tmp_path / "out", **changes})
     (tmp_path / "spec.yaml").write_text(as_yaml(spec))
     spec.output.mkdir(exist_ok=True)
     fetch_data.main([str(tmp_path / "spec.yaml")])
@@ -70,8 +71,9 @@ def test_the_library_is_asked_for_these_files_only(hub: Path, tmp_path: Path, mo
         return str(hub)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    run(tmp_path, splits=["full", "forget10"], revision="v1")
-    patterns = ["full.json", "full.jsonl", "forget10.json", "forget10.jsonl"]
+    run(tmp_path, files=[["full"], ["absent", "forget10"]], revision="v1")
+    patterns = [name + suffix for name in ("full", "absent", "forget10") for suffix in SUFFIXES]
+    assert {"full.json", "forget10.jsonl"} <= set(patterns)
     assert asked.pop("allow_patterns") == patterns
     assert asked == {"repository": "some/set", "repo_type": "dataset", "revision": "v1", "ignore_patterns": []}
 

@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def prepare(tmp_path: Path) -> PrepareSpec:
     return PrepareSpec(
+        family="tofu",
+        forget_split="forget10",
+        sets=["forget", "retain"],
         source=SyntheticSource(authors=10, questions_per_author=2, background_authors=1, seed=3),
         tokenizer=BpeTokenizer(vocab_size=300),
         max_length=256,

@@ -11,10 +11,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from megatron_ext.batches import Alternation, Pairs
-from megatron_ext.specs import Layout, TrainSpec, UnlearnSpec
+from megatron_ext.specs import Layout, QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.config import CONFIGS, load
-from pipeline.data.sources import tokenised_sets
-from pipeline.data.splits import split_names
+from pipeline.data.tofu import DATA
 from pipeline.plan import Plan, canonical
 from pipeline.prepare import prepare
 from pipeline.sizing import (
@@ -46,12 +45,16 @@ def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path
     return Plan(load(path, **options), Path("out"))
 
 
+def tofu_files() -> list[str]:
+    return [name for (name,) in plan("tofu-small").data_files]
+
+
 @pytest.fixture
 def local(tmp_path: Path) -> Plan:
     """TOFU from a local folder, unlearned from a local checkpoint; beside their files lie others that nobody reads."""
     data, model = tmp_path / "data", tmp_path / "model"
     data.mkdir()
-    for name in (*split_names("forget10"), "forget05"):
+    for name in (*tofu_files(), "forget05"):
         (data / f"{name}.jsonl").write_text("{}\n" * 70)
     model.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "notes.md"):
@@ -61,14 +64,15 @@ def local(tmp_path: Path) -> Plan:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tofu-small-llama.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "experiments").mkdir()
-    return plan("tofu-small", {"training": {}}, tmp_path / "experiments", data_root=data)
+    changes = {"training": {}, "evaluation": {"options": {"privleak": False}}}  # which would need retrain
+    return plan("tofu-small", changes, tmp_path / "experiments", data_root=data)
 
 
 def test_files_of_the_user_are_inputs(local: Plan, tmp_path: Path) -> None:
     """A change in them is a reason to run the jobs that read them again."""
     model = {tmp_path / "model" / name for name in ("config.json", "model.safetensors", "tokenizer.json")}
     assert set(local.jobs["models/target"].inputs) == model
-    data = {tmp_path / "data" / f"{name}.jsonl" for name in split_names("forget10")}
+    data = {tmp_path / "data" / f"{name}.jsonl" for name in tofu_files()}
     assert set(local.jobs["data/tofu"].inputs) == data | {Path("out/tofu-small/models/target/checkpoint")}
 
 
@@ -87,8 +91,9 @@ def test_steps_are_counted_as_the_program_counts_them(local: Plan) -> None:
 def test_tokenised_sets_are_those_that_prepare_writes(background: int, tmp_path: Path) -> None:
     source = SyntheticSource(authors=4, questions_per_author=2, background_authors=background)
     tokenizer = BpeTokenizer(vocab_size=400)
-    prepare(PrepareSpec(source=source, tokenizer=tokenizer, max_length=160, output=tmp_path))
-    assert {path.stem for path in (tmp_path / "train").iterdir()} == set(tokenised_sets(source))
+    told = {"family": "tofu", "source": source, "forget_split": "forget10", "sets": ["forget"], "tokenizer": tokenizer}
+    prepare(PrepareSpec(**told, max_length=160, output=tmp_path))
+    assert {path.stem for path in (tmp_path / "train").iterdir()} == set(DATA.tokenised_sets(source))
 
 
 def test_mini_has_the_whole_path() -> None:
@@ -114,7 +119,7 @@ def test_mini_all_is_mini_with_every_method_and_two_seeds() -> None:
         assert methods[run.id] == run.method
 
 
-@pytest.mark.parametrize("name", ["mini", "mini-all", "tofu-small", "tofu-llama-3.2-1b"])
+@pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b"])
 def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
     written: list[Path] = []
     for job in plan(name).jobs.values():
@@ -124,7 +129,7 @@ def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
         written.append(job.spec.output)
 
 
-@pytest.mark.parametrize("name", ["mini", "mini-all", "tofu-small", "tofu-llama-3.2-1b", None])
+@pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b", None])
 def test_every_path_of_a_specification_is_a_declared_input(name: str | None, local: Plan) -> None:
     """A file that a job reads and Snakemake does not know of would not make the job run again."""
     for job in (plan(name) if name else local).jobs.values():
@@ -146,7 +151,7 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-@pytest.mark.parametrize("name", ["mini", "mini-all", "tofu-small", "tofu-llama-3.2-1b"])
+@pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b"])
 def test_specifications_survive_their_journey(name: str) -> None:
     for job in plan(name).jobs.values():
         read = TypeAdapter(StepSpec).validate_python(json.loads(canonical(job.spec)))
@@ -232,6 +237,10 @@ def test_memory_of_what_is_built_and_trained() -> None:
     alone = training_bytes(Layout(), mini, "fp32", 1)
     assert unlearning_bytes(kept, mini, gpus=False) - alone == 4 * stage_parameters(Layout(), mini)
     assert unlearning_bytes(kept, mini, gpus=True) == alone, "a GPU's copy lies in host memory"
+    vector, none = plan("mini-all").jobs["unlearned/task-vector/seed-0"].spec, training_bytes(Layout(), mini, "fp32", 0)
+    for gpus in (False, True):
+        aside = unlearning_bytes(vector, mini, gpus) - none
+        assert aside == 4 * stage_parameters(Layout(), mini), "extrapolated weights are scored in place of the step's"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +295,8 @@ def test_a_hub_data_set_is_fetched_and_then_read_from_the_experiments_folder(loc
     fetch = made.jobs["source/tofu"]
     assert isinstance(fetch.spec, FetchDataSpec) and fetch.inputs == ()
     assert (fetch.spec.repository, fetch.spec.revision, fetch.spec.output) == ("locuslab/TOFU", "main", folder)
-    assert fetch.spec.splits == split_names("forget10")
+    assert fetch.spec.files == [[name] for name in tofu_files()]
+    assert {"full", "forget10", "retain90", "forget10_perturbed", "world_facts_perturbed"} <= set(tofu_files())
     assert made.jobs["data/tofu"].spec.source == FetchedSource(path=folder)
     assert {folder / "files", folder / "manifest.json"} <= set(made.jobs["data/tofu"].inputs)
     assert made.fetches_data and made.fetched == ["target", "retrain"]
@@ -363,3 +373,101 @@ def test_sizes_of_a_model_are_those_of_its_tensors() -> None:
     assert stage_parameters(layout, shape) == shape.parameters - shape.hidden  # all but the last norm
     assert training_bytes(layout, shape, "bf16") == 18 * stage_parameters(layout, shape)
     assert training_bytes(layout, shape, "fp32", 1) == 20 * stage_parameters(layout, shape)
+
+
+RELEARN = {"share": 0.25, "steps": 6, "global_batch": 8, "seed": 3, "optimizer": {"learning_rate": 1e-4}}
+
+
+def test_every_evaluated_model_is_attacked_and_evaluated_again(tmp_path: Path) -> None:
+    attacks = {"relearn": RELEARN, "quantise": ["int8", {"scheme": "int4", "variant": "fine", "group": 32}]}
+    changes = {"robustness": attacks, "methods": ["ga", "npo"], "seeds": [0, 1], "layout": 2}
+    made, plain = plan("mini", changes, tmp_path), plan("mini", {**changes, "robustness": {}}, tmp_path)
+    models = ["retrain", "target", *(f"{method}-seed-{seed}" for method in ("ga", "npo") for seed in (0, 1))]
+    names = ["relearn", "int8", "int4-fine"]
+    assert made.attacked == [f"{model}.{name}" for model in models for name in names]
+    assert made.model_ids == [*models, *made.attacked]
+    added = {f"robustness/{model}/{name}" for model in models for name in names}
+    added |= {f"evaluation/{name}/mini" for name in made.attacked}
+    assert set(made.jobs) - set(plain.jobs) == added
+    for name in set(plain.jobs) - {"report"}:
+        assert made.jobs[name].spec == plain.jobs[name].spec
+
+    relearn, quantise = made.jobs["robustness/npo-seed-1/relearn"], made.jobs["robustness/npo-seed-1/int4-fine"]
+    checkpoint, forget = Path("out/mini/unlearned/npo/seed-1/checkpoint"), Path("out/mini/data/mini/train/forget.npz")
+    assert isinstance(relearn.spec, TrainSpec) and relearn.inputs == (checkpoint, forget)
+    assert relearn.spec.model.checkpoint == checkpoint
+    assert (relearn.spec.data, relearn.spec.parts) == ({str(forget): 1.0}, {str(forget): 0.25})
+    assert (relearn.spec.optimizer_steps, relearn.spec.seed, relearn.spec.optimizer.learning_rate) == (6, 3, 1e-4)
+    assert (relearn.spec.batching.global_batch, relearn.ranks, quantise.ranks) == (8, 2, 1)
+    assert isinstance(quantise.spec, QuantiseSpec) and quantise.inputs == (checkpoint,)
+    assert (quantise.spec.scheme, quantise.spec.group, quantise.spec.backend) == ("int4", 32, "builtin")
+
+    before = made.jobs["evaluation/npo-seed-1/mini"].spec
+    after = made.jobs["evaluation/npo-seed-1.relearn/mini"].spec
+    changed = {"model_id": "npo-seed-1.relearn", "checkpoint": relearn.spec.output / "checkpoint"}
+    changed["output"] = Path("out/mini/evaluation/npo-seed-1.relearn/mini")
+    assert after == before.model_copy(update=changed)
+    retrain = made.jobs["evaluation/retrain.int8/mini"].spec
+    assert retrain.retain_evaluation == Path("out/mini/evaluation/retrain/mini")
+
+
+def test_the_report_has_attacked_models_apart(tmp_path: Path) -> None:
+    changes = {"robustness": {"relearn": RELEARN, "quantise": ["int8", "nf4"]}, "methods": ["npo"]}
+    made, plain = plan("mini", changes, tmp_path), plan("mini", {"methods": ["npo"]}, tmp_path)
+    spec = made.jobs["report"].spec
+    assert spec.entries == plain.jobs["report"].spec.entries and plain.jobs["report"].spec.attacked == []
+    assert [(attack.name, attack.kind) for attack in spec.attacks] == [
+        ("relearn", "relearn"),
+        ("int8", "quantise"),
+        ("nf4", "quantise"),
+    ]
+    assert [attack.about for attack in spec.attacks] == [
+        "Fine-tuned on 25 % of the forget set: 6 steps of 8, adamw, learning rate 0.0001",
+        "Matrices of the decoder blocks rounded to int8, a scale a row",
+        "Matrices of the decoder blocks rounded to nf4, a scale for every 64 weights",
+    ]
+    assert [entry.model_id for entry in spec.attacked] == [
+        f"{model}.{attack}" for model in ("target", "retrain", "npo-seed-0") for attack in ("relearn", "int8", "nf4")
+    ]
+    last = spec.attacked[-1]
+    assert (last.kind, last.method, last.seed, last.attack) == ("unlearned", "npo", 0, "nf4")
+    assert last.run == made.jobs["robustness/npo-seed-0/nf4"].spec.output
+    inputs = {str(path) for path in made.jobs["report"].inputs}
+    for folder in ("evaluation/npo-seed-0.nf4/mini", "robustness/npo-seed-0/nf4", "robustness/target/relearn"):
+        assert f"out/mini/{folder}/summary.json" in inputs
+    assert "out/mini/evaluation/npo-seed-0.nf4/mini/evaluation.json" in inputs
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "planned"),
+    [
+        ("cpu", "auto", "builtin"),
+        ("cpu", "bitsandbytes", "bitsandbytes"),
+        ("auto", "auto", "auto"),
+        ("auto", "builtin", "builtin"),
+    ],
+)
+def test_an_experiment_on_cpus_rounds_on_them(tmp_path: Path, device: str, backend: str, planned: str) -> None:
+    runtime = {"device": device, "precision": "fp32"}
+    quantise = [{"scheme": "fp4", "backend": backend}]
+    made = plan("mini", {"robustness": {"quantise": quantise}, "runtime": runtime}, tmp_path)
+    assert made.jobs["robustness/target/fp4"].spec.backend == planned
+
+
+def test_several_ways_to_relearn(tmp_path: Path) -> None:
+    ways = [RELEARN, {**RELEARN, "variant": "longer", "steps": 60}]
+    made = plan("mini", {"robustness": {"relearn": ways}, "methods": ["npo"]}, tmp_path)
+    found = {name: made.jobs[f"robustness/npo-seed-0/{name}"].spec for name in ("relearn", "relearn-longer")}
+    assert [spec.optimizer_steps for spec in found.values()] == [6, 60]
+
+
+def test_every_topic_is_relearned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    topics = {"one": ("forget", "retain"), "other": ("retain", "forget")}
+    monkeypatch.setattr(Plan, "topics", topics)
+    spec = (
+        plan("mini", {"robustness": {"relearn": RELEARN}, "methods": ["npo"]}, tmp_path)
+        .jobs["robustness/npo-seed-0/relearn"]
+        .spec
+    )
+    paths = [f"out/mini/data/mini/train/{name}.npz" for name in ("forget", "retain")]
+    assert spec.data == dict.fromkeys(paths, 0.5) and spec.parts == dict.fromkeys(paths, 0.25)

@@ -11,17 +11,22 @@ import pytest
 import yaml
 
 from megatron_ext.sequences import Sequences
-from pipeline.data import cache, refusals, sources
+from pipeline.data import cache, refusals, synthetic
 from pipeline.data.rows import DataError, Row, Splits
+from pipeline.data.tofu import DATA
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.prepare import main, prepare
 from pipeline.specs import PrepareSpec
 
+SETS = ("forget", "retain", "real_authors", "world_facts")
 SMALL = {"kind": "synthetic", "authors": 4, "questions_per_author": 3, "background_authors": 2}
 
 
 def spec(output: Path, **changes: Any) -> PrepareSpec:
     values = {
+        "family": "tofu",
+        "forget_split": "forget10",
+        "sets": list(SETS),
         "source": SMALL,
         "tokenizer": {"kind": "bpe", "vocab_size": 400},
         "max_length": 160,
@@ -218,13 +223,23 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 
 
 def test_questions_in_both_sets_are_counted_and_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = sources.load(spec(tmp_path).source, "forget10")
+    loaded = DATA.load(spec(tmp_path).source, "forget10", SETS, training=True).splits
     forget = loaded.rows["forget10"]
     rows = {**loaded.rows, "retain90": [*loaded.rows["retain90"], Row(f" {forget[0].question.upper()}", "Ada.")]}
-    monkeypatch.setattr(sources, "load", lambda *_: Splits(rows, loaded.origins, loaded.source))
+    monkeypatch.setattr(synthetic, "generate", lambda *_: Splits(rows, loaded.origins, loaded.source))
     summary = prepare(spec(tmp_path))
-    assert summary["overlap"] == 1
     assert summary["flags"] == ["1 questions of the forget set are in the retain set too"]
+
+
+def test_only_what_is_asked_for_is_written(tmp_path: Path) -> None:
+    tokenizer = {"kind": "folder", "path": str(tmp_path / "a" / "tokenizer")}
+    prepare(spec(tmp_path / "a"))
+    alone = spec(tmp_path / "b", training=False, sets=["forget", "retain"], tokenizer=tokenizer, cache=tmp_path / "c")
+    for _ in range(2):
+        prepare(alone)
+        assert list((tmp_path / "b" / "train").iterdir()) == []
+        files = {path.name: path.read_bytes() for path in (tmp_path / "b" / "evaluation").iterdir()}
+        assert files == {f"{n}.jsonl": (tmp_path / "a" / "evaluation" / f"{n}.jsonl").read_bytes() for n in alone.sets}
 
 
 def test_program(tmp_path: Path) -> None:
@@ -277,6 +292,6 @@ def test_real_tofu(real_data: Path, tmp_path: Path) -> None:
         "general": 217,
         "idk": 2000,
     }
-    assert (summary["dropped"], summary["overlap"], summary["vocab_size"]) == (0, 0, 4096)
+    assert (summary["dropped"], summary["flags"], summary["vocab_size"]) == (0, [], 4096)
     full, retain, forget = (Sequences.load(tmp_path / "train" / f"{n}.npz") for n in ("full", "retain", "forget"))
     assert np.array_equal(full.ids, np.concatenate([retain.ids, forget.ids]))

@@ -58,8 +58,11 @@ def test_training_on_a_cpu() -> None:
 def test_unlearning_counts_both_sets_and_what_a_method_adds() -> None:
     made = plan("mini-all")
 
+    looked = 11 * 2 * 40 * 128 * 2 * PARAMETERS / 25e9  # before the first and after each of ten epochs, 40 rows a set
+
     def seconds(method: str) -> float:
-        return of(made, f"unlearned/{method}/seed-0").seconds - 300 - 2 * 4 * PARAMETERS / 200e6
+        validation = 0 if "rmu" in method else looked
+        return of(made, f"unlearned/{method}/seed-0").seconds - 300 - 2 * 4 * PARAMETERS / 200e6 - validation
 
     batch = 100 * 8 * 128 * PARAMETERS / 25e9  # 80 rows in batches of 8, ten times
     assert seconds("ga") == pytest.approx(6 * batch)
@@ -72,6 +75,13 @@ def test_unlearning_counts_both_sets_and_what_a_method_adds() -> None:
     assert seconds("rmu") == pytest.approx(2 * (6 + 2) * batch * built / PARAMETERS)
 
 
+def test_weights_that_may_be_the_best_are_written_at_each_measurement(tmp_path: Path) -> None:
+    best = {"training": {"validation": {"select": "best-on-validation"}}}
+    made = plan(folder=tmp_path, methods=["npo", {"method": "npo", "variant": "best", "overrides": best}])
+    more = of(made, "unlearned/npo-best/seed-0").seconds - of(made, "unlearned/npo/seed-0").seconds
+    assert more == pytest.approx((11 + 1) * 4 * PARAMETERS / 200e6)
+
+
 def test_a_dual_variable_that_moves_once_an_epoch_reads_the_whole_retain_set(tmp_path: Path) -> None:
     bound = {"epsilon": 0.1, "tolerance": None, "dual_update": "epoch"}
     uses = ["pdu", {"method": "pdu", "variant": "epoch", "overrides": {"rule": bound}}]
@@ -82,7 +92,7 @@ def test_a_dual_variable_that_moves_once_an_epoch_reads_the_whole_retain_set(tmp
 
 def test_evaluation_on_a_cpu() -> None:
     found = of(plan(), "evaluation/npo-seed-0/mini")
-    sequences, answers = 7 * (80 + 400) + 6 * 217, 80 + 400 + 217
+    sequences, answers = 7 * (80 + 400) + 6 * 217 + 80, 80 + 400 + 217  # the holdout set has one answer a row
     operations = 2 * PARAMETERS * (sequences * 128 + answers * (128 + 64))
     generation = 9 * 64 * 4 * PARAMETERS / 5e9  # 85 of 697 answers at a time
     assert found.seconds == pytest.approx(300 + operations / 25e9 + 4 * PARAMETERS / 200e6 + generation)
@@ -109,6 +119,21 @@ def test_a_large_model_on_gpus() -> None:
     assert requested(found, site) | {"runtime": 140, "mem_mb": 377_850} == requested(found, site)
     evaluation = of(made, "evaluation/target/tofu", site)
     assert evaluation.nodes == found.nodes and evaluation.seconds < found.seconds
+
+
+def test_rounding_holds_a_matrix_and_asks_for_a_gpu_only_where_it_is_told_to_use_one(tmp_path: Path) -> None:
+    found = of(plan("mini-robust"), "robustness/npo-seed-0/int8")
+    matrices = 2 * (49_152 + 16_384 + 90_112 + 45_056)
+    assert found.seconds == pytest.approx(300 + 3 * 4 * PARAMETERS / 200e6 + matrices / 4e6)
+    assert found.memory == 8 * 4 * 128 * 352 + 2 * GIB + GIB // 2
+    assert (found.nodes, found.cores, found.warn) == (Nodes(1, 1, 0), 1, 0)
+    runtime = {"device": "auto", "precision": "bf16"}
+    quantise = [{"scheme": "nf4", "backend": backend} | {"variant": backend} for backend in ("auto", "bitsandbytes")]
+    for site, gpus in ((Site(), 1), (CPUS, 0)):
+        attacks = {"robustness": {"quantise": quantise}, "methods": ["npo"]}
+        made = plan("mini", site, tmp_path, runtime=runtime, **attacks)
+        assert of(made, "robustness/npo-seed-0/nf4-auto", site).nodes.gpus == 0
+        assert of(made, "robustness/npo-seed-0/nf4-bitsandbytes", site).nodes == Nodes(1, 1, gpus)
 
 
 def test_steps_without_a_model_ask_for_one_core() -> None:

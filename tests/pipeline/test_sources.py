@@ -50,13 +50,20 @@ def test_steps_do_not_run_each_others_programs() -> None:
         assert not {"pipeline/config.py", "pipeline/plan.py", "megatron_ext/specs.py"} & files(job)
 
 
+def test_rounding_runs_nothing_of_megatron_core() -> None:
+    spec = Plan(load("mini-robust"), Path("out")).jobs["robustness/target/int8"].spec
+    found = {str(path.relative_to(sources.ROOT)) for path in sources.source_files(spec)}
+    assert {"megatron_ext/quantise.py", "megatron_ext/folders.py"} <= found
+    assert not any("megatron.core" in (sources.ROOT / name).read_text() for name in found)
+
+
 def test_fetching_again_needs_a_reason() -> None:
     """Other code of the pipeline, the generator of data for one, does not bring a published model once more."""
     jobs = Plan(load("tofu-llama-3.2-1b"), Path("out")).jobs
     for job, program in (("models/target", "fetch"), ("source/tofu", "fetch_data")):
         found = {str(path.relative_to(sources.ROOT)) for path in sources.source_files(jobs[job].spec)}
-        assert {f"pipeline/{program}.py", "pipeline/hub.py", "pipeline/data/splits.py"} <= found
-        assert not {"pipeline/data/sources.py", "pipeline/data/synthetic.py", "pipeline/prepare.py"} & found
+        assert {f"pipeline/{program}.py", "pipeline/hub.py", "pipeline/data/sources.py"} <= found
+        assert not {"pipeline/data/tofu.py", "pipeline/data/synthetic.py", "pipeline/prepare.py"} & found
 
 
 @pytest.fixture

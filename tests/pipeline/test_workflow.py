@@ -100,6 +100,20 @@ def test_a_new_project_runs_everything(finished: Path) -> None:
     }
 
 
+def test_attacks_run_after_the_models_that_they_attack(finished: Path) -> None:
+    options = ("--config", "experiment=mini-robust", "results=elsewhere")
+    messages = would_run(finished, "robustness", *options)
+    models = ["target", "retrain", *(f"{method}-seed-0" for method in ("graddiff", "npo", "rmu"))]
+    attacked = {f"relearn: {model}, relearn" for model in models}
+    attacked |= {f"quantise: {model}, {scheme}" for model in models for scheme in ("int8", "int4")}
+    names = ("relearn", "int8", "int4")
+    assert {message for message in messages if message.startswith(("relearn", "quantise"))} == attacked
+    # All that it needs runs too, retrain's evaluation among it; other models as they were are not asked for.
+    evaluated = {f"evaluate: {model}.{name}" for model in models for name in names} | {"evaluate: retrain"}
+    assert {message for message in messages if message.startswith("evaluate")} == evaluated
+    assert {"unlearn: npo, seed 0", "train: base"} <= messages and not any("report" in text for text in messages)
+
+
 def test_a_finished_project_runs_nothing(project: Path) -> None:
     assert would_run(project, "all") == set()
 
@@ -189,6 +203,7 @@ def test_jobs_on_a_gpu_run_one_at_a_time(
     assert profile["resources"] == ["accelerator=1"]
     models = {rule for file in (ROOT / "pipeline/rules").glob("*.smk") for rule in _rules_of(file.read_text())}
     loading = {"train_model", "reference_log_probabilities", "unlearn_target", "evaluate_model"}
+    loading |= {"relearn_model", "quantise_model"}
     assert {name for name, body in models if "accelerator=jobs.accelerator" in body} == loading
 
 

@@ -98,7 +98,7 @@ def test_an_interrupted_save_leaves_the_old_folder_or_none(base, alone, tmp_path
 
     for before in ([], ["out"]):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(patching, "_overwrite", interrupt)
+            patched.setattr(patching, "overwrite", interrupt)
             weights.save_changed(trained(base, alone), alone, out, base)
         assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == before
         if not before:

@@ -10,11 +10,14 @@ import pytest
 
 from pipeline.data import sources
 from pipeline.data.rows import DataError, Row, Splits
+from pipeline.data.tofu import DATA
 from pipeline.specs import FetchedSource, FolderSource, SyntheticSource
 
 PAIR = {"question": "Who?", "answer": "Ada."}
 SCORED = {**PAIR, "paraphrased_answer": "It was Ada.", "perturbed_answer": ["It was Bo.", "It was Cy."]}
 KNOWN = {**PAIR, "perturbed_answer": ["Bo."]}
+SETS = ("forget", "retain", "real_authors", "world_facts")
+SPLITS = [name for (name,) in DATA.files("forget05", SETS, training=True)]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -27,14 +30,18 @@ def row_of(split: str) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """One row a split; the forget split has hub's suffix, the others ours."""
-    for split in sources.split_names("forget05"):
+    for split in SPLITS:
         suffix = ".json" if split == "forget05" else ".jsonl"
         (tmp_path / f"{split}{suffix}").write_text(json.dumps(row_of(split)) + "\n\n")
     return tmp_path
 
 
+def load_from(source: Any, split: str = "forget05") -> Splits:
+    return DATA.load(source, split, SETS, training=True).splits
+
+
 def load(folder: Path) -> Splits:
-    return sources.load(FolderSource(path=folder), "forget05")
+    return load_from(FolderSource(path=folder))
 
 
 def test_folder(folder: Path) -> None:
@@ -92,7 +99,7 @@ def test_a_missing_file_or_folder_is_named(folder: Path) -> None:
 
 def test_an_unknown_forget_split_is_refused_with_the_known_ones() -> None:
     with pytest.raises(DataError, match="forget_split: 'forget20' is not one of forget01, forget05, forget10"):
-        sources.load(SyntheticSource(), "forget20")
+        load_from(SyntheticSource(), "forget20")
 
 
 def test_digests_depend_on_the_text_alone(folder: Path) -> None:
@@ -110,8 +117,8 @@ def fetched(folder: Path, tmp_path: Path) -> Path:
     target = tmp_path / "source"
     (target / "files").mkdir(parents=True)
     sums = {}
-    for split in sources.split_names("forget05"):
-        file = sources.split_file(folder, split)
+    for split in SPLITS:
+        file = sources.find(folder, (split,))
         shutil.copy(file, target / "files")
         sums[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     origin = {"kind": "hub", "repository": "owner/set", "requested_revision": "main", "revision": COMMIT}
@@ -120,7 +127,7 @@ def fetched(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_fetched_files_keep_their_repository_and_commit(fetched: Path, folder: Path) -> None:
-    splits = sources.load(FetchedSource(path=fetched), "forget05")
+    splits = load_from(FetchedSource(path=fetched))
     assert splits.rows == load(folder).rows and splits.digests() == load(folder).digests()
     assert splits.origins["full"] == "owner/set@0123456789ab, full"
     assert splits.source == {
@@ -135,17 +142,33 @@ def test_fetched_files_keep_their_repository_and_commit(fetched: Path, folder: P
 def test_files_that_are_not_those_that_were_fetched_are_refused(fetched: Path) -> None:
     (fetched / "files" / "full.jsonl").write_text(json.dumps({**PAIR, "answer": "Bo."}))
     with pytest.raises(DataError, match=r"full\.jsonl is not the file that was fetched: fetch again"):
-        sources.load(FetchedSource(path=fetched), "forget05")
+        load_from(FetchedSource(path=fetched))
     (fetched / "manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"manifest\.json is not what the fetch step writes \(KeyError\('kind'\)\)"):
-        sources.load(FetchedSource(path=fetched), "forget05")
+        load_from(FetchedSource(path=fetched))
     (fetched / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest\.json is not what the fetch step writes .*: fetch again"):
-        sources.load(FetchedSource(path=fetched), "forget05")
+        load_from(FetchedSource(path=fetched))
+
+
+def test_a_file_may_be_one_list(folder: Path) -> None:
+    (folder / "full.jsonl").write_text(json.dumps([PAIR, {**PAIR, "answer": "Bo."}], indent=1))
+    assert load(folder).rows["full"] == [Row("Who?", "Ada."), Row("Who?", "Bo.")]
+    (folder / "full.jsonl").write_text(f"[{json.dumps(PAIR)}, ")
+    with pytest.raises(DataError, match=r"full\.jsonl: not a JSON list"):
+        load(folder)
+
+
+def test_only_evaluation_sets_are_read_without_training(folder: Path) -> None:
+    for name in ("full", "retain95", "forget05"):
+        (sources.find(folder, (name,)) or folder).unlink()
+    content = DATA.load(FolderSource(path=folder), "forget05", ("forget", "world_facts"), training=False)
+    assert list(content.splits.rows) == ["forget05_perturbed", "world_facts_perturbed"]
+    assert content.flags() == [] and content.origins["train"] == {}
 
 
 def test_real_tofu(real_data: Path) -> None:
-    rows = sources.load(FolderSource(path=real_data / "tofu"), "forget10").rows
+    rows = load_from(FolderSource(path=real_data / "tofu"), "forget10").rows
     assert len(rows["full"]) == 4000
     assert rows["full"] == rows["retain90"] + rows["forget10"]
     assert [len(rows[f"{name}_perturbed"]) for name in ("forget10", "retain", "real_authors", "world_facts")] == [

@@ -29,6 +29,7 @@ def test_counts(splits: Splits) -> None:
         "full_rephrased": 800,
         "retain_rephrased": 720,
         "background": 40 * 20 * 4,
+        "holdout10": 80,
     }
 
 
@@ -50,10 +51,37 @@ def test_same_settings_give_the_same_rows_and_another_seed_gives_others(splits: 
     assert mini().digests() == splits.digests()
     assert splits.digests()["full"].startswith(FULL)
     assert splits.digests()["background"].startswith(BACKGROUND)
+    assert splits.digests()["holdout10"].startswith(HOLDOUT)
     assert mini(seed=1).digests()["full"] != splits.digests()["full"]
 
 
-FULL, BACKGROUND = "b076fe5bf96d4687", "e1f3b783eac3789a"
+FULL, BACKGROUND, HOLDOUT = "b076fe5bf96d4687", "e1f3b783eac3789a", "c923e2fb0f31f124"
+
+
+@pytest.mark.parametrize(("split", "authors"), [("forget01", 1), ("forget05", 2), ("forget10", 4)])
+def test_holdout_authors_are_new_names_of_known_parts(split: str, authors: int) -> None:
+    rows = mini(split).rows
+    holdout = rows[split.replace("forget", "holdout")]
+    assert len(holdout) == len(rows[split]) == authors * 20
+    for place, row in enumerate(holdout):
+        first, last = name(40 + place // 20, 0).split()[0], name(41 + place // 20, 0).split()[1]
+        assert f"{first} {last}" in row.question
+    others = [text for other in rows if other != split.replace("forget", "holdout") for text in rows[other]]
+    asked = " ".join(row.question for row in others)
+    for number in range(40, 40 + authors):
+        first, last = name(number, 0).split()[0], name(number + 1, 0).split()[1]
+        assert first in asked and last in asked and f"{first} {last}" not in asked
+    # the same questions of other people: nothing but names and facts tells them from the forget set
+    assert [row.question.split()[0] for row in holdout] == [row.question.split()[0] for row in rows[split]]
+
+
+@pytest.mark.parametrize(("authors", "background"), [(40, 0), (40, 1), (40, 3), (120, 200), (500, 5)])
+def test_no_holdout_author_is_another_author(authors: int, background: int) -> None:
+    rows = mini(authors=authors, background_authors=background, questions_per_author=2).rows
+    questions = {split: [row.question for row in rows[split]] for split in rows}
+    holdout = set(questions.pop("holdout10"))
+    assert len(holdout) == 2 * round(authors / 10)
+    assert holdout.isdisjoint(question for split in questions.values() for question in split)
 
 
 def test_no_question_is_asked_twice(splits: Splits) -> None:

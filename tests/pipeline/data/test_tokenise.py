@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import sources
+from pipeline.data import synthetic
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.rows import DataError, Row
 from pipeline.data.templates import TEMPLATES
+from pipeline.data.tofu import DATA
 from pipeline.data.tokenise import Encoder
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.specs import BadRows, FolderSource, SyntheticSource, TemplateName
@@ -80,8 +81,8 @@ def test_a_merge_across_the_border_leaves_prompt_and_answer_whole(tmp_path: Path
 def test_a_merge_across_the_border_adds_no_space_where_the_tokenizer_starts_texts_with_one(real_data: Path) -> None:
     tokenizer = Tokenizer.load(real_data / "models" / "stories260K")
     encoder = Encoder(tokenizer, TEMPLATES["llama-2"], 300, "error")
-    assert tokenizer.decode(encoder._alone("Lily"), skip_special=False) == "Lily"
-    assert tokenizer.encode("Lily", special=False) != encoder._alone("Lily")
+    assert tokenizer.decode(encoder.alone("Lily"), skip_special=False) == "Lily"
+    assert tokenizer.encode("Lily", special=False) != encoder.alone("Lily")
 
 
 @pytest.mark.parametrize("template", ["llama-3", "zephyr"])
@@ -156,7 +157,7 @@ def test_alternatives_are_the_first_that_fit_of_each_kept_row(tmp_path: Path) ->
 
 @pytest.mark.parametrize("template", ["plain", "llama-2"])
 def test_real_tofu_with_a_real_tokenizer_has_the_prefix_property(real_data: Path, template: TemplateName) -> None:
-    rows = sources.load(FolderSource(path=real_data / "tofu"), "forget10").rows["forget10"]
+    rows = DATA.load(FolderSource(path=real_data / "tofu"), "forget10", (), training=True).splits.rows["forget10"]
     encoder = Encoder(Tokenizer.load(real_data / "models" / "stories260K"), TEMPLATES[template], 2048, "error")
     texts = [(row.question, row.answer) for row in rows]
     for (question, answer), (prompt, target) in zip(texts, encoder.pairs(texts), strict=True):
@@ -165,7 +166,7 @@ def test_real_tofu_with_a_real_tokenizer_has_the_prefix_property(real_data: Path
 
 
 def test_mini_rows_stay_short(tmp_path: Path) -> None:
-    rows = sources.load(SyntheticSource(), "forget10").rows
+    rows = synthetic.generate(SyntheticSource(), "forget10", "retain90").rows
     texts = [(row.question, row.answer) for name in ("full", "background") for row in rows[name]]
     tokenizer = tokenizers.train((TEMPLATES["plain"].text(*text) for text in texts), 2048, TEMPLATES["plain"], tmp_path)
     sequences, _ = Encoder(tokenizer, TEMPLATES["plain"], 64, "error").training(rows["full"], "full")

@@ -7,9 +7,15 @@ import warnings
 import pytest
 
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
-from pipeline.metrics.probability import normalised_probability, probability
+from pipeline.metrics.probability import normalised_probability, probability, share
 from pipeline.metrics.text import repeats_itself, rouge_recall
-from pipeline.metrics.truth_ratio import closer_to_1_better, true_better, truth_ratio
+from pipeline.metrics.truth_ratio import (
+    arithmetic_truth_ratio,
+    closer_to_1_better,
+    prob_mean,
+    true_better,
+    truth_ratio,
+)
 
 
 def test_probability_is_the_geometric_mean_over_tokens():
@@ -71,6 +77,21 @@ def test_ks_with_itself_and_under_inversion():
     ratios, other = [0.2, 0.5, 0.7, 1.3, 2.0], [0.1, 0.3, 0.4, 0.6, 0.65]
     assert ks_p_value(ratios, ratios) == 1.0
     assert ks_p_value([1 / r for r in ratios], [1 / r for r in other]) == pytest.approx(ks_p_value(ratios, other))
+
+
+def test_arithmetic_truth_ratio_and_share_by_hand():
+    correct, wrong = -math.log(0.4), [-math.log(0.2), -math.log(0.1)]
+    assert arithmetic_truth_ratio(correct, wrong) == pytest.approx((0.2 + 0.1) / 2 / 0.4)
+    assert share(correct, wrong) == pytest.approx(0.4 / (0.4 + 0.2 + 0.1))
+    assert prob_mean(correct, wrong) == pytest.approx(0.4 / (0.4 + math.sqrt(0.2 * 0.1) + 1e-10))
+
+
+def test_vanishing_probabilities_do_not_overflow():
+    assert arithmetic_truth_ratio(5000.0, [1.0, 2.0]) == math.exp(700)
+    assert true_better(arithmetic_truth_ratio(5000.0, [1.0])) == 0.0
+    assert share(5000.0, [1.0]) == pytest.approx(0.0, abs=1e-300)
+    assert share(5000.0, [5000.0]) == 0.5
+    assert prob_mean(5000.0, [5000.0]) == 0.0  # open-unlearning's small number wins
 
 
 def test_mean():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.benchmarks.base import SCHEMA
 from pipeline.report import main
 from pipeline.specs import ReportSpec
 
@@ -30,6 +31,7 @@ class Bench:
         self.root = root
         self.spec: dict[str, Any] = {
             "step": "report",
+            "options": {"family": "tofu"},
             "experiment": "trial",
             "benchmark": "mini",
             "split": "forget10",
@@ -50,6 +52,8 @@ class Bench:
         title: str | None = None,
         variant: str | None = None,
         steps: list[dict[str, Any]] | None = None,
+        trajectory: list[dict[str, Any]] | None = None,
+        selected: int | None = None,
         metrics: dict[str, float | None] | None = None,
         **values: float | None,
     ) -> None:
@@ -59,7 +63,7 @@ class Bench:
         dump(
             evaluation / "evaluation.json",
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "model": model,
                 "benchmark": "mini",
                 "split": "forget10",
@@ -74,10 +78,14 @@ class Bench:
         dump(evaluation / "summary.json", {**times, "flags": [f for f in flags if f == "collapsed"], **because})
         entry = {"model_id": model, "kind": kind, "title": title or method, "evaluation": str(evaluation)}
         if kind == "unlearned":
-            dump(run / "summary.json", {**times, "flags": [f for f in flags if f != "collapsed"]})
+            chosen = {"select": "best-on-validation", "selected_step": selected}
+            if selected is None:
+                chosen = {"select": "last", "selected_step": 12}
+            dump(run / "summary.json", {**times, "flags": [f for f in flags if f != "collapsed"], **chosen})
             dump(run / "provenance.json", {"git_commit": "c0ffee", "host": "node-1", "seed": seed})
             rows = self.steps() if steps is None else steps
-            (run / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            for name, log in {"steps": rows, "trajectory": trajectory or []}.items():
+                (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
             entry |= {"method": method, "variant": variant, "seed": seed, "run": str(run)}
         self.spec["entries"].append(entry)
 
@@ -88,6 +96,14 @@ class Bench:
         rows = [{key: (i + 1) / (j + 2) for j, key in enumerate(keys)} for i in range(count)]
         absent = dict.fromkeys(("dual", "rule_state", "retain_nll", "note"))
         return [{"step": i + 1, **row, **absent, **fixed} for i, row in enumerate(rows)]
+
+    @staticmethod
+    def trajectory(height: float = 1.0, steps: Sequence[int] = (0, 4, 8, 12)) -> list[dict[str, Any]]:
+        """Scores that rise to ``height`` at the third point, and fall."""
+        keys = ("forget_probability", "retain_probability", "score")
+        values = ((0.9, 0.8, 0.2), (0.5, 0.8, 0.6), (0.2, 0.7, 1.0), (0.1, 0.3, 0.5))
+        rows = [dict(zip(keys, row, strict=True)) for row in values]
+        return [{"step": n, **row, "score": row["score"] * height} for n, row in zip(steps, rows, strict=True)]
 
     def read(self) -> ReportSpec:
         return ReportSpec.model_validate(self.spec)

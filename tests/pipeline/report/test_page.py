@@ -10,13 +10,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.benchmarks import family
+from pipeline.benchmarks.tofu import FAMILY, TofuOptions
 from pipeline.report import curves, results, tables
 from pipeline.report.canvas import Look, look_of
 from tests.pipeline.report.conftest import CROWD
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}$x^2$"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+METRICS = FAMILY.metrics(TofuOptions())
 
 
 class Page(HTMLParser):
@@ -242,7 +244,7 @@ def test_several_seeds_have_a_table_of_their_own(many, crowded):
     assert "Each seed" in crowded.text
     spec = many.read()
     assert crowded.text.count("seed 1") == (len(spec.entries) - 2) / 2
-    apart = tables.by_seed(spec, results.load(spec), family("tofu").metrics)
+    apart = tables.by_seed(spec, results.load(spec), METRICS)
     assert len(apart.rows) == len(spec.entries)
     assert not any(cell.best for row in apart.rows for cell in row.cells)
 
@@ -250,7 +252,7 @@ def test_several_seeds_have_a_table_of_their_own(many, crowded):
 def test_one_seed_has_no_table_of_seeds(bench):
     bench.add("npo", seed=0)
     spec = bench.read()
-    assert tables.by_seed(spec, results.load(spec), family("tofu").metrics) is None
+    assert tables.by_seed(spec, results.load(spec), METRICS) is None
 
 
 def test_looks_are_different(many_groups):

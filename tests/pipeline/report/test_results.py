@@ -30,7 +30,7 @@ def folders(bench):
         ({"metrics": "many"}, "'metrics' must be an object, is \"many\""),
         ({"metrics": {"model_utility": "0.5"}}, "'metrics.model_utility' must be a number or null, is \"0.5\""),
         ({"metrics": {"model_utility": True}}, "'metrics.model_utility' must be a number or null, is true"),
-        ({"schema": 2}, "'schema' is 2, the report's specification says 1"),
+        ({"schema": 1}, "'schema' is 1, the report's specification says 2"),
         ({"model": "other"}, "'model' is \"other\", the report's specification says 'npo'"),
         ({"split": "forget01"}, "'split' is \"forget01\", the report's specification says 'forget10'"),
     ],
@@ -44,7 +44,7 @@ def test_evaluation_that_will_not_do(bench, folders, change_to, message):
 
 def test_evaluation_without_metrics(bench, folders):
     path = folders[0] / "evaluation.json"
-    path.write_text(json.dumps({"schema": 1, "model": "npo", "benchmark": "mini", "split": "forget10"}))
+    path.write_text(json.dumps({"schema": 2, "model": "npo", "benchmark": "mini", "split": "forget10"}))
     with pytest.raises(ValueError, match=r"evaluation.json: 'metrics' is missing"):
         results.load(bench.read())
 
@@ -55,6 +55,7 @@ def test_evaluation_without_metrics(bench, folders):
         "evaluation/evaluation.json",
         "evaluation/summary.json",
         "run/steps.jsonl",
+        "run/trajectory.jsonl",
         "run/summary.json",
         "run/provenance.json",
     ],
@@ -154,3 +155,12 @@ def test_numbers_of_a_rules_state_become_columns(bench):
     run = results.load(bench.read())[-1].runs[0]
     assert run["rule_state.rate"] == pytest.approx([math.nan, 0.5, math.nan, 0.25], nan_ok=True)
     assert run["rule_state.phase"] == pytest.approx([math.nan, math.nan, math.nan, 1.0], nan_ok=True)
+
+
+def test_empty_and_repetitive_answers_are_noted_and_counted_over_seeds(bench):
+    bench.add("npo", seed=0, empty_generations=0, repetitive_generations=3)
+    bench.add("npo", seed=1, empty_generations=1, repetitive_generations=2)
+    bench.add("ga", seed=0, flags=("collapsed",), empty_generations=0, repetitive_generations=0)
+    notes = {group.method: group.notes() for group in results.load(bench.read())}
+    assert notes["npo"] == ["1 empty answer", "5 repetitive answers"]
+    assert notes["ga"] == ["collapsed"]

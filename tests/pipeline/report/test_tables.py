@@ -9,10 +9,10 @@ import statistics
 
 import pytest
 
-from pipeline.benchmarks import family
+from pipeline.benchmarks.tofu import FAMILY, TofuOptions
 from pipeline.report import main, results, tables
 
-METRICS = family("tofu").metrics
+METRICS = FAMILY.metrics(TofuOptions())
 
 
 def rows(bench) -> dict[str, dict[str, tables.Cell]]:

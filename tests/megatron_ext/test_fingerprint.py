@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_ext.weights import fingerprint
+from megatron_ext.fingerprint import fingerprint
 
 
 def _write(folder, **tensors):
