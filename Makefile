@@ -26,7 +26,8 @@ run: $(INSTALLED) ## run the experiment `mini` and print its table
 	$(BIN)/snakemake --profile workflow_configs/profiles/local --no-hooks all
 	$(BIN)/python -m pipeline.report --print results/mini/report
 
-# The tests of a file run in one process: some share what is slow to make.
+# The tests of a file run in one process: some share what is slow to make. Not the slow files first, which are mostly those
+# of several ranks: side by side they keep each other waiting.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test: $(INSTALLED) ## all tests

@@ -29,7 +29,8 @@ def draw(groups: Sequence[Group], metrics: Sequence[Metric], trade_offs: Sequenc
 def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
     """A point a model, the mean over seeds, with small points for the seeds; references in the text's colour."""
     log = y.key.startswith("forget_quality")
-    across, upwards = x.title.lower(), f"{y.title} (p-value)" if log else y.title
+    across = x.title.lower() if x.title[1:].islower() else x.title  # names keep their capitals
+    upwards = f"{y.title} (p-value)" if log else y.title
     title = f"{upwards} against {across}"
     low = log and any(value < FLOOR for group in groups for _, value in _points(group, x, y))
     many = sum(group.kind == "unlearned" for group in groups) > MANY
