@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Amounts:
 class Engine(Ask):
     """A model that counts what it is asked, and forgets its answers on disk when they are no longer needed.
 
-    ``find_scores``, ``find_continuations`` and ``find_gradient_norms`` do the work.
+    ``find_scores``, ``find_continuations`` and ``gradient_norms`` do the work.
     """
 
     def __init__(self, rank: int, tokenizer: Tokenizer, context: int) -> None:
@@ -57,17 +58,14 @@ class Engine(Ask):
         )
         return found
 
-    def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        return self.find_gradient_norms(requests)
+    @abstractmethod
+    def find_scores(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
 
-    def find_scores(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        raise NotImplementedError
+    @abstractmethod
+    def find_continuations(self, requests: Sequence[GenerateRequest]) -> list[list[int]]: ...
 
-    def find_continuations(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
-        raise NotImplementedError
-
-    def find_gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        raise NotImplementedError
+    @abstractmethod
+    def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]: ...
 
     def done(self) -> None:
         """Remove what is kept for a run that is killed. Collective."""
@@ -112,7 +110,7 @@ def megatron_engine(
                 ends, stopped = [tokenizer.eos_id], stopped_by(tokenizer)
                 return generate(model, ranks, requests, ends, token_budget, stopped, answers=known)
 
-            def find_gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
+            def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
                 from megatron_ext.gradient_norms import gradient_norms
 
                 return gradient_norms(model, ranks, requests, answers=known)

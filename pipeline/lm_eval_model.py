@@ -150,4 +150,4 @@ class AskLM(TemplateLM):
         return ids[-room:]
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        raise NotImplementedError("requests are scored by loglikelihood, which knows their tasks")
+        raise TypeError("the harness wants this method; requests are scored by loglikelihood, which knows their tasks")

@@ -28,7 +28,7 @@ from pipeline import files, methods
 from pipeline.benchmarks.base import Judged
 from pipeline.config import Config, Run
 from pipeline.data.base import Folded, Names
-from pipeline.experiment import Quantise, Relearn, checkpoints, tokenizer_source
+from pipeline.experiment import Quantise, Relearn, Training, checkpoints, tokenizer_source
 from pipeline.specs import (
     Attack,
     EvaluateSpec,
@@ -280,8 +280,14 @@ class Plan:
             source = ModelSource(config=self.config.model.architecture, tokenizer=self.data / "tokenizer")
             inputs = [self.data / "tokenizer"]
         data = {self.tokens(name): share for name, share in section.data.items()}
-        spec = TrainSpec(
-            model=source,
+        return Job(f"models/{which}", self._train_spec(f"models/{which}", source, section, data), (*inputs, *data))
+
+    def _train_spec(
+        self, name: str, model: ModelSource, section: Training | Relearn, data: dict[Path, float], **more: Any
+    ) -> TrainSpec:
+        """``data``: tokenised file -> its share of every batch."""
+        return TrainSpec(
+            model=model,
             data={str(path): share for path, share in data.items()},
             optimizer_steps=section.steps,
             batching=methods.batching(section, self.config.layout),
@@ -290,9 +296,9 @@ class Plan:
             checkpoint_every=section.checkpoint_every,
             seed=section.seed,
             runtime=self._runtime(),
-            output=self.root / "models" / which,
+            output=self.root / name,
+            **more,
         )
-        return Job(f"models/{which}", spec, (*inputs, *data))
 
     def _references(self) -> Iterator[Job]:
         for name in self.references:
@@ -422,19 +428,9 @@ class Plan:
             how = {"scheme": attack.scheme, "group": attack.group, "backend": backend}
             return Job(name, QuantiseSpec(checkpoint=checkpoint, output=self.root / name, **how), (checkpoint,))
         data = [self.tokens(forget) for forget, _ in self.topics.values()]
-        spec = TrainSpec(
-            model=ModelSource(checkpoint=checkpoint),
-            data={str(path): 1 / len(data) for path in data},
-            parts={str(path): attack.share for path in data},
-            optimizer_steps=attack.steps,
-            batching=methods.batching(attack, self.config.layout),
-            length_window=attack.length_window,
-            optimizer=attack.optimizer,
-            checkpoint_every=attack.checkpoint_every,
-            seed=attack.seed,
-            runtime=self._runtime(),
-            output=self.root / name,
-        )
+        parts = {str(path): attack.share for path in data}
+        equal = {path: 1 / len(data) for path in data}
+        spec = self._train_spec(name, ModelSource(checkpoint=checkpoint), attack, equal, parts=parts)
         return Job(name, spec, (checkpoint, *data))
 
     def _about(self, attack: Relearn | Quantise) -> str:

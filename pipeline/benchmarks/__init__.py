@@ -12,7 +12,7 @@ from pydantic import Discriminator
 from pipeline.benchmarks.base import Family, Metric, Options
 
 __all__ = ["AnyOptions", "Family", "Metric", "Options", "families", "family"]
-NOT_FAMILIES = ("base", "items", "leaks")
+NOT_FAMILIES = ("answers", "base", "items", "leaks")
 
 
 @cache

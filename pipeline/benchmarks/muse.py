@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from pipeline.benchmarks import items
+from pipeline.benchmarks import answers, items
 from pipeline.benchmarks.base import (
     Ask,
     Example,
@@ -42,7 +42,7 @@ from pipeline.data.rows import DataError
 from pipeline.metrics.aggregate import mean
 from pipeline.metrics.membership import lowest, min_k, min_k_plus_plus, priv_leak, zlib_ratio
 from pipeline.metrics.memorisation import exact_memorisation, extraction_strength
-from pipeline.metrics.text import repeats_itself, rouge_f1
+from pipeline.metrics.text import rouge_f1
 
 if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
@@ -163,16 +163,7 @@ def _metrics(options: MuseOptions) -> list[Metric]:
                 f"{paper}; {OPEN_UNLEARNING}",
             )
         )
-    rows += [
-        Metric("empty_generations", "Empty answers", "lower", "retain questions answered with no text", "this project"),
-        Metric(
-            "repetitive_generations",
-            "Repetitive answers",
-            "lower",
-            "retain questions whose answer repeats itself: fewer than half of its word 4-grams are distinct",
-            "this project",
-        ),
-    ]
+    rows += answers.METRICS
     if options.shorten_few_shot:
         rows.append(
             Metric(
@@ -268,9 +259,7 @@ class Muse:
                 values[key] = priv_leak(auc_of(examples, SETS, score), reference)
         for attack in options.membership:
             values[f"mia_{attack}"] = auc_of(examples, SETS, _attack(attack, options, retain_examples))
-        answers = [generation(example) for example in of_set(examples, "knowmem_retain")]
-        values["empty_generations"] = sum(not answer for answer in answers)
-        values["repetitive_generations"] = sum(map(repeats_itself, answers))
+        values |= answers.counts(of_set(examples, "knowmem_retain"))
         if options.shorten_few_shot:
             every = [example for name in KNOWLEDGE for example in of_set(examples, name)]
             values["shortened_prompts"] = sum(example["shots"] < example["shots_known"] for example in every)
@@ -284,11 +273,7 @@ class Muse:
 
         A retain KnowMem under 0.001, which a table prints as 0, counts as 0.
         """
-        reasons = []
-        asked = len(of_set(examples, "knowmem_retain"))
-        bad = metrics["empty_generations"] + metrics["repetitive_generations"]
-        if 2 * bad > asked:
-            reasons.append(f"{bad} of {asked} retain questions have an empty answer or one that repeats itself")
+        reasons = answers.collapse(metrics, len(of_set(examples, "knowmem_retain")))
         if metrics["knowmem_retain_rouge"] < NO_UTILITY:
             reasons.append(f"KnowMem of the retain set is {metrics['knowmem_retain_rouge']:.3g}")
         return reasons

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from pipeline.benchmarks import items, leaks
+from pipeline.benchmarks import answers, items, leaks
 from pipeline.benchmarks.base import Example, Metric, Questions, avg_loss, generation, of_set, read_rows, where
 from pipeline.benchmarks.leaks import HOLDOUT, OPEN_UNLEARNING, UNENDED, LeakOptions
 from pipeline.data.rows import DataError
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
 from pipeline.metrics.probability import normalised_probability, probability, share
-from pipeline.metrics.text import repeats_itself, rouge_recall
+from pipeline.metrics.text import rouge_recall
 from pipeline.metrics.truth_ratio import (
     arithmetic_truth_ratio,
     closer_to_1_better,
@@ -169,18 +169,7 @@ def _metrics(options: TofuOptions) -> tuple[Metric, ...]:
             f"{TOFU_CODE}, get_model_utility",
         )
     )
-    rows.append(
-        Metric("empty_generations", "Empty answers", "lower", "retain questions answered with no text", "this project")
-    )
-    rows.append(
-        Metric(
-            "repetitive_generations",
-            "Repetitive answers",
-            "lower",
-            "retain questions whose answer repeats itself: fewer than half of its word 4-grams are distinct",
-            "this project",
-        )
-    )
+    rows += answers.METRICS
     return tuple(rows)
 
 
@@ -257,9 +246,7 @@ class Tofu:
             forget = of_set(examples, "forget")
             values["forget_quality"] = ks_p_value([_truth_ratio(example) for example in forget], retrain_ratios)
             values["forget_quality__tofu"] = ks_p_value(_original_ratios(forget), retrain_first)
-        answers = [generation(example) for example in of_set(examples, "retain")]
-        values["empty_generations"] = sum(not answer for answer in answers)
-        values["repetitive_generations"] = sum(map(repeats_itself, answers))
+        values |= answers.counts(of_set(examples, "retain"))
         return {metric.key: values[metric.key] for metric in self.metrics(options) if metric.key in values}
 
     def collapse(self, examples: Sequence[Example], options: TofuOptions, metrics: Mapping[str, float]) -> list[str]:
@@ -267,11 +254,7 @@ class Tofu:
 
         A model utility under 0.001, which published tables print as 0, counts as 0.
         """
-        reasons = []
-        retain = len(of_set(examples, "retain"))
-        bad = metrics["empty_generations"] + metrics["repetitive_generations"]
-        if 2 * bad > retain:
-            reasons.append(f"{bad} of {retain} retain questions have an empty answer or one that repeats itself")
+        reasons = answers.collapse(metrics, len(of_set(examples, "retain")))
         if metrics["model_utility"] < NO_UTILITY:
             worst = min(UTILITY, key=lambda key: metrics[key])
             reasons.append(f"model utility is {metrics['model_utility']:.3g}: {worst} is {metrics[worst]:.3g}")

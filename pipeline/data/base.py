@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,36 @@ class Content(Protocol):
 
     def flags(self) -> list[str]:
         """What a user should be told of the data, a sentence each."""
+
+
+@dataclass(frozen=True)
+class SetsOfText:
+    """The part of ``Content`` that families of plain text share.
+
+    ``training``: sets by name, each with ``origin`` and ``content``, a JSON value that tells it from others.
+    ``evaluation``: by name the rows, and where they came from.
+    """
+
+    source: dict[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, tuple[list[dict[str, Any]], str]] = field(default_factory=dict)
+
+    @property
+    def origins(self) -> Mapping[str, Mapping[str, str]]:
+        return {
+            "train": {name: part.origin for name, part in self.training.items()},
+            "evaluation": {name: origin for name, (_, origin) in self.evaluation.items()},
+        }
+
+    def digest(self) -> dict[str, dict[str, str]]:
+        return {
+            "train": {name: _digest(part.content) for name, part in self.training.items()},
+            "evaluation": {name: _digest(rows) for name, (rows, _) in self.evaluation.items()},
+        }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
 
 
 class DataFamily(Protocol):

@@ -6,12 +6,11 @@ differ in what they call the retain set of an evaluation: ``retain2`` or ``retai
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.data.base import SetsOfText
 from pipeline.data.rows import DataError
 
 if TYPE_CHECKING:
@@ -75,26 +74,12 @@ class Texts:
     places: list[str]
     origin: str
 
-
-@dataclass(frozen=True)
-class MuseContent:
-    source: dict[str, Any]
-    training: dict[str, Texts] = field(default_factory=dict)
-    evaluation: dict[str, tuple[list[dict[str, Any]], str]] = field(default_factory=dict)
-
     @property
-    def origins(self) -> Mapping[str, Mapping[str, str]]:
-        return {
-            "train": {name: part.origin for name, part in self.training.items()},
-            "evaluation": {name: origin for name, (_, origin) in self.evaluation.items()},
-        }
+    def content(self) -> Any:
+        return [self.form, self.texts]
 
-    def digest(self) -> dict[str, dict[str, str]]:
-        return {
-            "train": {name: _digest([part.form, part.texts]) for name, part in self.training.items()},
-            "evaluation": {name: _digest(rows) for name, (rows, _) in self.evaluation.items()},
-        }
 
+class MuseContent(SetsOfText):
     def texts(self, template: Template) -> Iterator[str]:
         # "full" holds every text of the others that are left out.
         for name, part in self.training.items():
@@ -332,10 +317,6 @@ def _whole(row: Mapping[str, Any]) -> str:
     if "question" in row:
         return prompt(row["shots"], row["question"]) + row["answer"]
     return f"{row['prompt']} {row['gt']}" if "prompt" in row else row["text"]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
 
 
 DATA = MuseData()

@@ -8,12 +8,11 @@ code does; and ``questions/<task>.jsonl`` for prepared tasks.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.data.base import SetsOfText
 from pipeline.data.rows import DataError
 
 if TYPE_CHECKING:
@@ -39,26 +38,12 @@ class Corpus:
     texts: list[str]
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class TasksContent:
-    source: dict[str, Any]
-    training: dict[str, Corpus] = field(default_factory=dict)
-    evaluation: dict[str, tuple[list[dict[str, Any]], str]] = field(default_factory=dict)
-
     @property
-    def origins(self) -> Mapping[str, Mapping[str, str]]:
-        return {
-            "train": {name: corpus.origin for name, corpus in self.training.items()},
-            "evaluation": {name: origin for name, (_, origin) in self.evaluation.items()},
-        }
+    def content(self) -> Any:
+        return [self.joined, self.texts, self.asked]
 
-    def digest(self) -> dict[str, dict[str, str]]:
-        return {
-            "train": {name: _digest([c.joined, c.texts, c.asked]) for name, c in self.training.items()},
-            "evaluation": {name: _digest(rows) for name, (rows, _) in self.evaluation.items()},
-        }
 
+class TasksContent(SetsOfText):
     def texts(self, template: Template) -> Iterator[str]:
         # "full" holds every text of the two others.
         for name, corpus in self.training.items():
@@ -241,10 +226,6 @@ def _row(value: Any, place: str) -> dict[str, Any]:
     if not 0 <= row["answer"] < 4:
         raise DataError(f"{place}: field 'answer' must be the place of the right choice, 0 to 3")
     return row
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
 
 
 DATA = TasksData()

@@ -49,6 +49,9 @@ class Engine(engine.Engine):
     def find_continuations(self, requests):
         return [[] if self.silent else self.known[tuple(r.prompt)][: r.max_new_tokens] for r in requests]
 
+    def gradient_norms(self, requests):
+        raise AssertionError("no attack that needs gradients is asked for")
+
     @contextmanager
     def open(self, checkpoint, runtime, tokenizer, token_budget, answers):
         config = read(checkpoint / "config.json")

@@ -90,11 +90,11 @@ def test_further_options_are_kept_safe_from_the_shell(load: Any) -> None:
 
 def test_paths_are_absolute(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("WORK", "/work/me")
+    monkeypatch.setenv("WORK", "/projects/me")
     found = load(image="images/a.sif", hf_home="~/hf", binds=["$WORK/data", "${WORK}/m:/models:ro", "here"])
     assert found.image == tmp_path / "images/a.sif"
     assert found.hf_home == Path("/home/me/hf")
-    assert found.binds == ["/work/me/data", "/work/me/m:/models:ro", f"{tmp_path}/here"]
+    assert found.binds == ["/projects/me/data", "/projects/me/m:/models:ro", f"{tmp_path}/here"]
 
 
 def test_models_are_where_the_hub_library_keeps_them(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
