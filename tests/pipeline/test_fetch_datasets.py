@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pipeline import fetch_datasets
-from pipeline.benchmarks.tasks import snapshot_of
 from pipeline.data.rows import DataError
+from pipeline.lm_eval_tasks import snapshot_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -317,7 +317,7 @@ def test_the_harness_own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     benchmark file has fetched."""
     from lm_eval.tasks import TaskManager
 
-    from pipeline.benchmarks.tasks import _leaves
+    from pipeline.lm_eval_tasks import leaves
 
     manager = TaskManager()
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)  # to find them takes seconds
@@ -325,7 +325,7 @@ def test_the_harness_own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         run(TasksOptions(tasks=["wmpd_bio"]), Oracle(tmp_path))
     given = load("wmdp-zephyr-7b").options
     assert isinstance(given, TasksOptions)
-    leaves = [leaf for name in given.tasks for leaf in _leaves(name, manager.task_index)]
+    leaves = [leaf for name in given.tasks for leaf in leaves(name, manager.task_index)]
     assert {"wmdp_bio", "wmdp_cyber", "mmlu_astronomy"} <= set(leaves) and len(leaves) == 2 + 57
     assert {manager.task_index[leaf].cfg["dataset_path"] for leaf in leaves} == set(given.datasets)
 
