@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile pipeline/rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-login image image-cpu run test test-fast test-cluster bench lint format clean
+.PHONY: help install install-login image image-cpu run test test-fast test-cluster bench lint docs format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -42,12 +42,19 @@ test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, w
 bench: $(INSTALLED) ## what unlearning steps and evaluations cost, one against another, on an idle machine (25 minutes)
 	$(BIN)/python -m benchmarks
 
-lint: $(INSTALLED) ## style, workflow and configuration checks
+lint: $(INSTALLED) ## style, spelling, docstrings, documentation, workflow and configuration checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check $(SNAKEFILES)
 	$(BIN)/snakemake --lint
+	$(BIN)/codespell
+	$(BIN)/pydoclint pipeline megatron_ext
+	$(MAKE) --no-print-directory docs
 	for file in workflow_configs/experiments/*.yaml; do $(BIN)/python -m pipeline validate $$file > /dev/null || exit; done
+
+# The variable silences an announcement of Material for MkDocs.
+docs: $(INSTALLED) ## the documentation with the reference of the code, as pages in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(INSTALLED) ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
@@ -55,7 +62,7 @@ format: $(INSTALLED) ## rewrite the sources in the project's style
 	$(BIN)/snakefmt $(SNAKEFILES)
 
 clean: ## remove .venv and caches; results stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes in first and alone, so that pip takes the CPU build where one is configured. The stamps come last: an
@@ -63,7 +70,7 @@ clean: ## remove .venv and caches; results stay
 $(INSTALLED): pyproject.toml constraints.txt
 	$(CREATE_VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,dev,docs]'
 	touch $@ $(VENV)/.installed-login
 
 $(VENV)/.installed-login: pyproject.toml constraints.txt
