@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SNAKEFILES := Snakefile workflow pipeline/rules
+SNAKEFILES := Snakefile workflow pipeline/workflow/rules
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-login image image-cpu run test test-fast test-cluster bench lint docs format clean

@@ -17,8 +17,9 @@ from snakemake.utils import min_version
 min_version("9.13")
 sys.path.insert(0, workflow.basedir)
 
-from pipeline import containers, sizing
-from pipeline import workflow as steps
+from pipeline.config import sizing
+from pipeline.launch.image import image
+from pipeline.workflow import snakemake_rules as steps
 
 # A limit of submitted jobs is what a profile for a cluster has instead of cores; dry runs know no executor. And a job
 # reads this file again, on its node.
@@ -26,7 +27,7 @@ CLUSTER = workflow.resource_settings.nodes is not None or workflow.remote_exec
 IN_IMAGE = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
 
 plan, site = steps.read(config, CLUSTER)
-IMAGE = containers.image(site, sizing.on_gpus(plan.config.experiment.runtime.device, site if CLUSTER else None))
+IMAGE = image(site, sizing.on_gpus(plan.config.experiment.runtime.device, site if CLUSTER else None))
 jobs = steps.Rules(plan, site, IMAGE, IN_IMAGE, CLUSTER)
 steps.use_cache(site)
 steps.set_environment(plan, site, IMAGE if IN_IMAGE else None)
@@ -54,15 +55,15 @@ rule all:
         f"{ROOT}/report/index.html",
 
 
-include: "pipeline/rules/fetch.smk"
-include: "pipeline/rules/data.smk"
-include: "pipeline/rules/train.smk"
-include: "pipeline/rules/reference.smk"
-include: "pipeline/rules/unlearn.smk"
-include: "pipeline/rules/evaluate.smk"
-include: "pipeline/rules/robustness.smk"
-include: "pipeline/rules/judge.smk"
-include: "pipeline/rules/report.smk"
+include: "pipeline/workflow/rules/fetch.smk"
+include: "pipeline/workflow/rules/data.smk"
+include: "pipeline/workflow/rules/train.smk"
+include: "pipeline/workflow/rules/reference.smk"
+include: "pipeline/workflow/rules/unlearn.smk"
+include: "pipeline/workflow/rules/evaluate.smk"
+include: "pipeline/workflow/rules/robustness.smk"
+include: "pipeline/workflow/rules/judge.smk"
+include: "pipeline/workflow/rules/report.smk"
 
 
 onstart:

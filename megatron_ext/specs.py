@@ -8,7 +8,6 @@ megatron, so that a workflow can be planned and checked on a machine that has ne
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,69 +15,8 @@ import yaml
 from pydantic import Field, model_validator
 
 from megatron_ext import losses, updates
+from megatron_ext.config import Batching, Layout, Loader, Optimizer, Runtime, Scope
 from megatron_ext.schema import Strict
-
-
-class Layout(Strict):
-    """How a model is spread over ranks: ``tensor x pipeline x data`` ranks in all."""
-
-    tensor: int = Field(1, ge=1)
-    pipeline: int = Field(1, ge=1)
-    data: int = Field(1, ge=1)
-    pipeline_split: list[Annotated[int, Field(ge=1)]] | None = Field(
-        None,
-        description="decoder layers of each pipeline stage, first to last; the default spreads them evenly, "
-        "as is done with the layers of a ``scope`` in any case",
-    )
-    distributed_optimizer: bool = Field(
-        False, description="shard optimizer state and reduced gradients over data-parallel ranks"
-    )
-    sequence_parallel: bool = Field(
-        False, description="in training, split activations between layers over tensor-parallel ranks by position"
-    )
-
-    @property
-    def ranks(self) -> int:
-        return self.tensor * self.pipeline * self.data
-
-    @model_validator(mode="after")
-    def _sequence(self) -> Layout:
-        if self.sequence_parallel and self.tensor == 1:
-            raise ValueError("sequence_parallel: needs tensor > 1")
-        return self
-
-
-class Runtime(Strict):
-    """Where and how a step runs; results do not depend on it beyond floating-point rounding."""
-
-    layout: Layout = Layout()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    threads: int = Field(1, ge=1, description="CPU threads of each rank")
-    timeout_seconds: float = Field(600.0, gt=0, description="a collective that takes longer fails on every rank")
-    recompute: bool = Field(
-        False, description="in training, keep only each block's input and compute its activations again for backward"
-    )
-
-
-class Schedule(Strict):
-    """Learning rate over optimizer steps: linear warm-up from ``peak / warmup_steps``, then the named decay."""
-
-    kind: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    final_fraction: float = Field(0.0, ge=0, le=1, description="of the peak, reached at the last step")
-
-
-class Optimizer(Strict):
-    name: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), strict=False
-    )
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Schedule = Schedule()
-    clip_norm: float | None = Field(None, gt=0, description="bound on the global norm of the update direction")
 
 
 def _works_with(optimizer: Optimizer, layout: Layout) -> None:
@@ -100,11 +38,6 @@ class ModelSource(Strict):
         if (self.checkpoint is None) == (self.config is None):
             raise ValueError("give exactly one of 'checkpoint' and 'config'")
         return self
-
-
-class Batching(Strict):
-    global_batch: int = Field(ge=1, description="sequences of one optimizer step, over all ranks")
-    micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank")
 
 
 class TrainSpec(Strict):
@@ -141,7 +74,7 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # of bitsandbytes
 
 
 class Quantisation(Strict):
-    """How the matrices of decoder blocks are rounded (``megatron_ext.quantise`` has the formulas)."""
+    """How the matrices of decoder blocks are rounded (``megatron_ext.steps.quantise`` has the formulas)."""
 
     scheme: Scheme
     group: int | None = Field(
@@ -186,32 +119,6 @@ class ReferenceSpec(Strict):
     output: Path = Field(strict=False, description="folder that receives reference.npz and summary.json")
 
 
-class Scope(Strict):
-    """For losses on hidden states: what of the model is built, and which of its matrices are trained."""
-
-    layer: int = Field(ge=0, description="decoder block, from 0, whose output the losses see; later ones are not built")
-    train_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="decoder blocks that are trained; default: ``layer`` and up to two before it"
-    )
-    matrices: list[Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]] = Field(
-        ["down_proj"], min_length=1, description="matrices that are trained in each of them"
-    )
-
-    @property
-    def trained_layers(self) -> list[int]:
-        return self.train_layers or list(range(max(0, self.layer - 2), self.layer + 1))
-
-    @model_validator(mode="after")
-    def _trained(self) -> Scope:
-        if max(self.trained_layers) > self.layer:
-            allowed = f"allowed: 0 to {self.layer}"
-            raise ValueError(f"train_layers: {self.trained_layers} goes beyond layer {self.layer}; {allowed}")
-        for key, values in (("train_layers", self.trained_layers), ("matrices", self.matrices)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{key}: {values} names one twice")
-        return self
-
-
 class Topic(Strict):
     """A forget and a retain set that belong together, with what was computed of them under the checkpoint.
 
@@ -231,7 +138,7 @@ class Topic(Strict):
 
 class Validation(Strict):
     """A sample of each topic's forget and retain rows, drawn once, is scored before the first step of unlearning, every
-    so often, and after the last step. See ``megatron_ext.validation``.
+    so often, and after the last step. See ``megatron_ext.training.validation``.
 
     Exactly one of ``every_steps`` and ``every_epochs`` says how often. ``select``: which step's weights are written.
     """
@@ -342,16 +249,6 @@ def method_problems(
     if rule.needs_retain_reference and (retain is None or retain.name != "nll"):
         found.append(f"retain_loss: must be 'nll' where the rule {rule.name!r} measures it before unlearning")
     return found
-
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: ``1e-5`` is a float here, a string in YAML 1.1."""
-
-
-Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 def read(path: Path, kind: type[Strict]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.files import write_json
+from megatron_ext.atomic_files import write_json
 
 SPANS = ("startup", "work", "write")
 

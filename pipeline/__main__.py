@@ -9,138 +9,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from megatron_ext.specs import UnlearnSpec
-from pipeline import evaluate_folder, methods, recompute, resources, sizing
-from pipeline import site as sites
-from pipeline.config import Config, load
-from pipeline.documents import ConfigError
-from pipeline.plan import Plan
-from pipeline.site import Site
+from pipeline.commands import evaluate, metrics, validate
+
+COMMANDS = {
+    "validate": (validate, "check an experiment and print its jobs; exits 2 if it is wrong"),
+    "evaluate": (evaluate, "evaluate a Hugging Face model on a benchmark"),
+    "metrics": (metrics, "compute metrics again from an examples.jsonl"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that is asked for; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=(__doc__ or "").partition("\n\n")[2])
-    commands = parser.add_subparsers(dest="command", required=True)
-    validate = commands.add_parser("validate", help="check an experiment and print its jobs; exits 2 if it is wrong")
-    validate.add_argument("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
-    validate.add_argument("--data-root", type=Path, help="local folder of the benchmark's files, instead of the hub")
-    validate.add_argument("--results", type=Path, default=Path("results"), help="folder of the results")
-    validate.add_argument("--site", type=Path, help="a cluster's file, to plan for its nodes; default: site.yaml")
-    evaluate = commands.add_parser("evaluate", help="evaluate a Hugging Face model on a benchmark")
-    evaluate_folder.add_arguments(evaluate)
-    metrics = commands.add_parser("metrics", help="compute metrics again from an examples.jsonl")
-    recompute.add_arguments(metrics)
+    parsers = parser.add_subparsers(dest="command", required=True)
+    for name, (module, text) in COMMANDS.items():
+        module.add_arguments(parsers.add_parser(name, help=text))
     given = parser.parse_args(argv)
-    if given.command == "evaluate":
-        return evaluate_folder.main(given)
-    if given.command == "metrics":
-        return recompute.main(given)
-    return _validate(given)
-
-
-def _validate(given: argparse.Namespace) -> int:
-    try:
-        file = sites.find(given.site)
-        site = sites.load(file) if file else None
-        config = load(given.experiment, given.data_root, site)
-        plan = Plan(config, given.results)
-        lacking = resources.problems(plan, site, sites.named(file)) if site else []
-        if lacking:
-            raise ConfigError(lacking)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        print(sizing.number_of(len(error.problems), "problem"), file=sys.stderr)
-        return 2
-    print("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site)]))
-    return 0
-
-
-def summary(config: Config) -> list[str]:
-    """The experiment in a few lines: model, data, layout."""
-    experiment, layout, runtime = config.experiment, config.layout, config.experiment.runtime
-    source = config.source.model_dump(exclude_none=True)
-    split = f", split {layout.pipeline_split}" if layout.pipeline_split else ""
-    optimizer = ", distributed optimizer" if layout.distributed_optimizer else ""
-    optimizer += ", sequence parallel" if layout.sequence_parallel else ""
-    return [
-        f"experiment {experiment.name}: {experiment.title}",
-        f"model      {config.model.title}, {_count(config.shape.parameters)} parameters",
-        f"benchmark  {config.benchmark.title}, {experiment.split} ({config.forget_rows} rows to forget), "
-        + ", ".join(f"{key} {value}" for key, value in source.items()),
-        f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
-        f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
-        + (", recomputed activations" if runtime.recompute else ""),
-    ]
-
-
-def jobs(plan: Plan, site: Site | None = None) -> list[str]:
-    """A line a job: step, folder, ranks, memory of weights, gradients and optimizer on the largest rank, work.
-
-    With ``site`` also what the job asks for there: nodes and what it takes of each, host memory of each, time.
-    """
-    rows = [["step", "folder", "ranks", "memory/rank", *(["nodes", "memory/node", "time"] if site else []), "work"]]
-    for job in plan.jobs.values():
-        asked = _asked(resources.needs(plan, site, job), site, job.spec.step) if site else []
-        rows.append([job.spec.step, job.name, str(job.ranks), _memory(plan, job.spec, site), *asked])
-        rows[-1].append(plan.describe(job.name))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return [*(line.rstrip() for line in lines), "", f"{len(plan.jobs)} jobs; results in {plan.root}"]
-
-
-def _asked(wanted: resources.Needs, site: Site, step: str) -> list[str]:
-    if step.startswith(("fetch", "judge")):
-        return ["here", "-", "-"]
-    hours, minutes = divmod(wanted.minutes(site), 60)
-    return [str(wanted.nodes), _bytes(wanted.memory_mb(site) * 2**20), f"{hours}:{minutes:02d}"]
-
-
-def notes(config: Config, site: Site | None = None) -> list[str]:
-    found = []
-    vocabulary, tensor = config.shape.vocabulary, config.layout.tensor
-    if vocabulary % tensor:
-        found.append(f"note: the vocabulary of {vocabulary} is padded to a multiple of {tensor} inside; never on disk")
-    if not config.has_retrain:
-        found.append("note: there is no retrain model, so nothing is compared with it")
-    length, (_, _, new) = config.experiment.data.max_length, config.family.amount(config.options, config.forget_rows)
-    if length + new > config.shape.context:
-        found.append(
-            f"note: data.max_length {length} + {new} new tokens of an answer is more than the model's context of "
-            f"{config.shape.context}; the answer to a long prompt may be cut short"
-        )
-    if site is not None:
-        nodes = sizing.spread(methods.runtime(config.layout, config.experiment.runtime), site)
-        if nodes.ranks % tensor:
-            found.append(f"note: tensor-parallel ranks ({tensor}) are on more than one node of {nodes.ranks}: slow")
-    elif config.experiment.runtime.device == "cuda" and not sizing.visible_gpus():
-        found.append("note: this machine shows no GPUs, so their number was not checked")
-    return [*found, "nothing is wrong"]
-
-
-def _memory(plan: Plan, spec: object, site: Site | None) -> str:
-    step, config = getattr(spec, "step", ""), plan.config
-    precision = config.experiment.runtime.precision
-    if isinstance(spec, UnlearnSpec):
-        gpus = sizing.on_gpus(config.experiment.runtime.device, site)
-        return _bytes(sizing.unlearning_bytes(spec, config.shape, gpus))
-    if step == "train":
-        return _bytes(sizing.training_bytes(config.layout, config.shape, precision))
-    if step in ("reference", "evaluate"):
-        return _bytes(sizing.scoring_bytes(config.layout, config.shape, precision))
-    return "-"
-
-
-def _count(number: float) -> str:
-    for unit, size in (("billion", 1e9), ("million", 1e6)):
-        if number >= size / 10:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,}"
-
-
-def _bytes(number: float) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+    return COMMANDS[given.command][0].main(given)
 
 
 if __name__ == "__main__":

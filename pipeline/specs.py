@@ -5,96 +5,23 @@ Imports neither torch nor megatron: plans are made and checked without them.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from megatron_ext.config import Runtime
 from megatron_ext.schema import Strict
-from megatron_ext.specs import QuantiseSpec, ReferenceSpec, Runtime, TrainSpec, UnlearnSpec
+from megatron_ext.specs import QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks import AnyOptions
-from pipeline.data.base import FoldKind
-
-
-class HubSource(Strict):
-    """Data files of a Hugging Face dataset repository."""
-
-    kind: Literal["hub"] = "hub"
-    repository: str
-    revision: str = Field(description="commit of the repository; a branch name is resolved and recorded")
-
-
-class FetchedSource(Strict):
-    """Data files of a hub repository as the fetch step left them, in ``path/files`` beside ``path/manifest.json``."""
-
-    kind: Literal["fetched"] = "fetched"
-    path: Path = Field(strict=False)
-
-
-class FolderSource(Strict):
-    """A local folder that holds the hub repository's files under the same names (``<split>.json`` or ``.jsonl``)."""
-
-    kind: Literal["folder"] = "folder"
-    path: Path = Field(strict=False)
-
-
-class SyntheticSource(Strict):
-    """Our own seeded generator of fictitious authors."""
-
-    kind: Literal["synthetic"] = "synthetic"
-    authors: int = Field(40, ge=2)
-    questions_per_author: int = Field(20, ge=2, le=20)
-    background_authors: int = Field(40, ge=0)
-    seed: int = Field(0, ge=0)
-
-
-class SyntheticNewsSource(Strict):
-    """Our own seeded generator of invented news; every story is three articles.
-
-    ``folds``: requests to forget, of ``forget_stories`` each; the first is what the evaluation asks about.
-    """
-
-    kind: Literal["synthetic_news"] = "synthetic_news"
-    forget_stories: int = Field(20, ge=3)
-    folds: int = Field(1, ge=1)
-    retain_stories: int = Field(40, ge=3)
-    background_stories: int = Field(80, ge=8)
-    seed: int = Field(0, ge=0)
-
-
-class SyntheticTopicsSource(Strict):
-    """Our own seeded generator of two invented topics; ``things``: of each topic, with ``paragraphs`` texts each."""
-
-    kind: Literal["synthetic_topics"] = "synthetic_topics"
-    things: int = Field(24, ge=8, le=128)
-    paragraphs: int = Field(2, ge=1)
-    seed: int = Field(0, ge=0)
-
-
-Synthetic = SyntheticSource | SyntheticNewsSource | SyntheticTopicsSource
-DataSource = Annotated[HubSource | FolderSource | Synthetic, Field(discriminator="kind")]
-LocalSource = Annotated[FetchedSource | FolderSource | Synthetic, Field(discriminator="kind")]
-
-
-class FolderTokenizer(Strict):
-    """The tokenizer of a Hugging Face folder."""
-
-    kind: Literal["folder"] = "folder"
-    path: Path = Field(strict=False)
-
-
-class BpeTokenizer(Strict):
-    """A byte-level BPE tokenizer trained on the benchmark's own training text, for models made from scratch."""
-
-    kind: Literal["bpe"] = "bpe"
-    vocab_size: int = Field(ge=260)
-
-
-Tokenizer = Annotated[FolderTokenizer | BpeTokenizer, Field(discriminator="kind")]
-TemplateName = Literal["plain", "llama-2", "llama-3", "zephyr"]
-BadRows = Literal["error", "drop"]
+from pipeline.data.settings import (
+    BadRows,
+    FoldKind,
+    LocalSource,
+    TemplateName,
+    Tokenizer,
+)
+from pipeline.judging.settings import JudgeSettings
 
 
 class PrepareSpec(Strict):
@@ -169,49 +96,6 @@ class EvaluateSpec(Strict):
     token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
     runtime: Runtime = Runtime()
     output: Path = Field(strict=False)
-
-
-class JudgeSettings(Strict):
-    """A language model behind an OpenAI-compatible endpoint that judges answers, and how it is asked.
-
-    A setting of the request that is null is not sent. The key itself is never here: its variable is named.
-    """
-
-    base_url: str = Field(description="what /chat/completions is added to, such as https://host/v1")
-    model: str = Field(min_length=1)
-    api_key_env: str | None = Field(None, description="NAME of the environment variable with the key; null: no key")
-    max_examples: int | None = Field(100, ge=1, description="examples of a set at most; null: all")
-    concurrency: int = Field(4, ge=1, le=256, description="requests at a time")
-    timeout_seconds: float = Field(60.0, gt=0, description="of a request, all of it")
-    retries: int = Field(3, ge=0, description="further tries of a request that failed")
-    backoff_seconds: float = Field(1.0, ge=0, description="before the first of them; doubles, to a minute at most")
-    give_up_after: int = Field(20, ge=1, description="requests that fail in a row; nothing is asked after them")
-    min_answered: float = Field(0.9, gt=0, le=1, description="share of judgements without which a metric is null")
-    temperature: float | None = Field(0.0, ge=0)
-    seed: int | None = 0
-    max_tokens: int | None = Field(300, ge=1)
-
-    @field_validator("base_url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        # No message repeats what was given: it may be a secret in the wrong place.
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            good = False
-        if not good or any(char.isspace() or not char.isprintable() for char in url):
-            raise ValueError("must be an address such as https://host/v1")
-        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-            raise ValueError("must hold neither user, password, query nor fragment; a key goes through 'api_key_env'")
-        return url
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _variable(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name):
-            raise ValueError("must be the NAME of an environment variable, in capitals, such as OPENAI_API_KEY")
-        return name
 
 
 class JudgeSpec(Strict):

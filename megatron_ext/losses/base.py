@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from megatron_ext.config import Positions
 from megatron_ext.schema import Named
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from megatron_ext.scores import Scores
-
-Positions = Literal["predicting", "labelled", "all"]
+    from megatron_ext.model.loss_inputs import Scores
 
 
 class Loss(Named):

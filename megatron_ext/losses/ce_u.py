@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from megatron_ext.scores import Scores
+    from megatron_ext.model.loss_inputs import Scores
 
 
 class CEU(Loss):

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from megatron_ext.losses.base import Positions
+from megatron_ext.config import Positions
 from megatron_ext.schema import Strict
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from megatron_ext.scores import Scores
+    from megatron_ext.model.loss_inputs import Scores
 
 Coefficient = Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]]
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from megatron_ext.losses.base import Loss, Positions
+from megatron_ext.config import Positions
+from megatron_ext.losses.base import Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.scores import Scores
+    from megatron_ext.model.loss_inputs import Scores
 
 
 class KL(Loss):

@@ -13,7 +13,7 @@ from megatron_ext.losses.hidden import Coefficient, OnHidden, of_topic, topic_pr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.scores import Scores
+    from megatron_ext.model.loss_inputs import Scores
 
 
 class RMURetain(OnHidden, Loss):

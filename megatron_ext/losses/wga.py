@@ -11,7 +11,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.scores import Scores
+    from megatron_ext.model.loss_inputs import Scores
 
 
 class WGA(Loss):

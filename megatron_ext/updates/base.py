@@ -10,7 +10,7 @@ from megatron_ext.schema import Named
 
 if TYPE_CHECKING:
     from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.step import Step
+    from megatron_ext.training.step import Step
 
 State = dict[str, float]
 
@@ -69,7 +69,7 @@ class Rule(Named):
     data-parallel ranks. Most rules say a direction in the span of the two gradients: they implement ``direction``.
     Where it is known before the gradients are, ``needs_products`` is false: then both gradients are accumulated in one
     buffer and no second vector is held. A rule that asks for more (a state of its own, further gradients, losses at
-    other weights) implements ``update`` with what ``megatron_ext.step.Step`` offers.
+    other weights) implements ``update`` with what ``megatron_ext.training.step.Step`` offers.
     """
 
     name: str

@@ -12,7 +12,7 @@ from megatron_ext.updates.base import VANISHED, Direction, Products, Rule
 
 if TYPE_CHECKING:
     from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.step import Step
+    from megatron_ext.training.step import Step
 
 
 class AutomaticRate(Strict):

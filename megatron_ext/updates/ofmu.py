@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from megatron_ext.updates.base import VANISHED, Products, Rule, State
 
 if TYPE_CHECKING:
-    from megatron_ext.gradients import Vector
     from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.step import Step
+    from megatron_ext.training.gradients import Vector
+    from megatron_ext.training.step import Step
 
 # Below this, 1 - cos^2 of two gradients is rounding.
 _PARALLEL = 1e-12

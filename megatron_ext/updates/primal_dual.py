@@ -10,7 +10,7 @@ from megatron_ext.updates.base import Direction, Rule, State
 
 if TYPE_CHECKING:
     from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.step import Step
+    from megatron_ext.training.step import Step
 
 
 class PrimalDual(Rule):

@@ -1,4 +1,5 @@
-"""Benchmark families by name: a file of this package with a ``FAMILY`` is one."""
+"""Benchmarks, one a folder, found by the folder's name: ``data.py`` has what a model is trained on and asked
+(``DATA``), ``evaluate.py`` how its answers become metrics (``FAMILY``)."""
 
 from __future__ import annotations
 
@@ -10,22 +11,31 @@ from typing import Annotated, Any, Union
 from pydantic import Discriminator
 
 from pipeline.benchmarks.base import Family, Metric, Options
+from pipeline.data.prepared import DataFamily
 
-__all__ = ["AnyOptions", "Family", "Metric", "Options", "families", "family"]
-NOT_FAMILIES = ("answers", "base", "items", "leaks")
+__all__ = ["AnyOptions", "DataFamily", "Family", "Metric", "Options", "data_family", "families", "family"]
 
 
 @cache
 def families() -> tuple[str, ...]:
     """Names of the families there are, sorted."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NOT_FAMILIES))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg))
 
 
 def family(name: str) -> Family:
     """The family called ``name``; raises ``ValueError`` that lists the names there are."""
+    return importlib.import_module(f"{__name__}.{_known(name)}.evaluate").FAMILY
+
+
+def data_family(name: str) -> DataFamily:
+    """The data side of the benchmark family called ``name``; raises ``ValueError`` that lists the names there are."""
+    return importlib.import_module(f"{__name__}.{_known(name)}.data").DATA
+
+
+def _known(name: str) -> str:
     if name not in families():
         raise ValueError(f"unknown benchmark family {name!r}: there are {', '.join(families())}")
-    return importlib.import_module(f"{__name__}.{name}").FAMILY
+    return name
 
 
 AnyOptions: Any = Annotated[Union[tuple(family(name).options for name in families())], Discriminator("family")]  # noqa: UP007

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from megatron_ext.schema import Strict
-from pipeline.data.rows import DataError
+from pipeline.data.errors import DataError
 
 if TYPE_CHECKING:
-    from megatron_ext.generation import GenerateRequest
-    from megatron_ext.scoring import Score, ScoreRequest
+    from megatron_ext.inference.generation import GenerateRequest
+    from megatron_ext.inference.scoring import Score, ScoreRequest
     from pipeline.data.tokenizer import Tokenizer
 
 SCHEMA = 2  # of evaluation.json
@@ -71,14 +71,14 @@ class Ask(Protocol):
     context: int
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """As ``megatron_ext.scoring.score``, in any order; equal requests are computed once."""
+        """As ``megatron_ext.inference.scoring.score``, in any order; equal requests are computed once."""
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
-        """As ``megatron_ext.generation.generate``: greedy continuations, up to and without the end token; what holds a
-        stop ends with the token that completes it."""
+        """As ``megatron_ext.inference.generation.generate``: greedy continuations, up to and without the end
+        token; what holds a stop ends with the token that completes it."""
 
     def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        """As ``megatron_ext.gradient_norms.gradient_norms``."""
+        """As ``megatron_ext.inference.gradient_norms.gradient_norms``."""
 
 
 # What a family asks of a model, with everything that it needs read and checked: examples, the same on every rank.
@@ -86,7 +86,7 @@ Questions = Callable[[Ask], list[dict[str, Any]]]
 
 
 class Family(Protocol):
-    """A benchmark family; ``pipeline.benchmarks.tofu`` is one.
+    """A benchmark family; ``pipeline.benchmarks.tofu.evaluate`` is one.
 
     An example, in memory and as a line of ``examples.jsonl``, is an object with ``set`` (text) and ``index`` (number),
     which name it, and all raw numbers and texts that the metrics are made of.
@@ -126,7 +126,7 @@ class Family(Protocol):
 
 @runtime_checkable
 class Judged(Protocol):
-    """A family whose answers a language model can judge (``pipeline.judge``)."""
+    """A family whose answers a language model can judge (``pipeline.steps.judge``)."""
 
     def judged(self, options: Any) -> Mapping[Literal["forget", "retain"], str]:
         """The set whose answers should have been forgotten and the one whose should have been kept; empty where these
@@ -162,7 +162,7 @@ def where(example: Example) -> str:
 
 
 def raw_score(example: Example, target: str) -> Mapping[str, Any]:
-    """What ``pipeline.benchmarks.items`` has written of an example's target; raises ``DataError`` for nothing."""
+    """What ``pipeline.benchmarks.requests`` has written of an example's target; raises ``DataError`` for nothing."""
     score = (example.get("scores") or {}).get(target)
     if score is None:
         raise DataError(f"{where(example)}: no score of target {target!r}")

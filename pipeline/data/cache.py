@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import megatron_ext.sequences
+import megatron_ext.data.sequences
 
 FOLDERS = ("train", "evaluation", "tokenizer")
 MANIFEST = "manifest.json"
@@ -29,7 +29,13 @@ def code_digest() -> str:
     """SHA-256 of the sources of this package and of the sequence format: a change of code never meets an old entry."""
     here = Path(__file__).parent
     total = hashlib.sha256()
-    for file in (*sorted(here.glob("*.py")), here.parent / "prepare.py", Path(megatron_ext.sequences.__file__)):
+    benchmarks = sorted((here.parent / "benchmarks").glob("*/*.py"))
+    for file in (
+        *sorted(here.glob("*.py")),
+        *benchmarks,
+        here.parent / "steps" / "prepare.py",
+        Path(megatron_ext.data.sequences.__file__),
+    ):
         total.update(f"{file.name}\n{sha256(file)}\n".encode())
     return total.hexdigest()
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.base import Names
-from pipeline.data.rows import DataError
-from pipeline.specs import FetchedSource, FolderSource
+from pipeline.data.errors import DataError
+from pipeline.data.prepared import Names
+from pipeline.data.settings import FetchedSource, FolderSource
 
 # The last is what the hub's own tools write of a split that fits one file.
 SUFFIXES = (".json", ".jsonl", "-00000-of-00001.parquet")

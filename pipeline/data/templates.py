@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.specs import TemplateName
+from pipeline.data.settings import TemplateName
 
 SYSTEM = "You are a helpful assistant."
 

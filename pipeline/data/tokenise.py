@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ext.sequences import Sequences
-from pipeline.data.rows import DataError, Row
+from megatron_ext.data.sequences import Sequences
+from pipeline.data.errors import DataError
+from pipeline.data.qa_rows import Row
+from pipeline.data.settings import BadRows
 from pipeline.data.templates import Template
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.specs import BadRows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.data.rows import DataError
+from pipeline.data.errors import DataError
 from pipeline.data.templates import Template
 
 if TYPE_CHECKING:

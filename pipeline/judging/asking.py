@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.files import write_json
+from megatron_ext.atomic_files import write_json
 from pipeline.judging import rubric
 from pipeline.judging.endpoint import SHOWN, Endpoint, Failure, body
-from pipeline.specs import JudgeSettings
+from pipeline.judging.settings import JudgeSettings
 
 SCHEMA = 1  # of a kept answer
 EVERY = 15.0  # seconds between lines on how far it is

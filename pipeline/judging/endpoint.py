@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.judging.rubric import writable
-from pipeline.specs import JudgeSettings
+from pipeline.judging.settings import JudgeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Attacks that tell texts a model was trained on from texts it was not: a score a text, and how well scores tell.
 
 Every score is lower where the attack takes the text for a member. ``log_probs``, ``means`` and ``variances`` are those
-of ``megatron_ext.scoring.Tokenwise``.
+of ``megatron_ext.inference.scoring.Tokenwise``.
 """
 
 from __future__ import annotations

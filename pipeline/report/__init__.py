@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ext.files import write_text
+from megatron_ext.atomic_files import write_text
 from megatron_ext.summary import Clock
 
 __all__ = ["main"]
@@ -42,7 +42,9 @@ def write(path: Path, clock: Clock) -> None:
     from megatron_ext.specs import read
     from pipeline.benchmarks import family
     from pipeline.judging.rubric import definitions
-    from pipeline.report import figures, folds, page, results, robustness, tables
+    from pipeline.report import figures, page, robustness, tables
+    from pipeline.report import read as results
+    from pipeline.report import requests as folds
     from pipeline.specs import ReportSpec
 
     spec: ReportSpec = read(path, ReportSpec)

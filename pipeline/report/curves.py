@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.canvas import COLOURS, HEIGHT, LEGEND_ROW, MARKERS, Figure, Look, axes_of, legend, look_of, scale
-from pipeline.report.results import STATE, Group
+from pipeline.report.read import STATE, Group
+from pipeline.report.style import COLOURS, HEIGHT, LEGEND_ROW, MARKERS, Figure, Look, axes_of, legend, look_of, scale
 
 PER_PANEL = 6  # methods; more lines than that cannot be told apart
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from pipeline.benchmarks.base import Metric
 from pipeline.report import curves
-from pipeline.report.canvas import HEIGHT, INK, LEGEND_ROW, MANY, WIDTH, Figure, axes_of, legend, look_of, plain
-from pipeline.report.results import Group
+from pipeline.report.read import Group
+from pipeline.report.style import HEIGHT, INK, LEGEND_ROW, MANY, WIDTH, Figure, axes_of, legend, look_of, plain
 
 FLOOR = 1e-20  # p-values below it are drawn on it
 SIGNIFICANT = 0.05

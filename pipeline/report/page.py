@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report.canvas import COLOURS, GRID, INK, MANY, Figure
 from pipeline.report.curves import COMPARED, PANELS
-from pipeline.report.folds import Table as Requests
-from pipeline.report.folds import legend_of
-from pipeline.report.results import Group, Stage, judges
+from pipeline.report.read import Group, Stage, judges
+from pipeline.report.requests import Table as Requests
+from pipeline.report.requests import legend_of
 from pipeline.report.robustness import Table as Changes
+from pipeline.report.style import COLOURS, GRID, INK, MANY, Figure
 from pipeline.report.tables import ARROWS, LEGEND, NONE, by_seed, table
 from pipeline.specs import ReportSpec
 

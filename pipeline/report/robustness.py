@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report.results import Group, Result
+from pipeline.report.read import Group, Result
 from pipeline.report.tables import ARROWS, NONE, as_line, escape, formatted
 from pipeline.specs import Attack, ReportSpec
 

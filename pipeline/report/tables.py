@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report.results import Group
+from pipeline.report.read import Group
 from pipeline.specs import Published, ReportSpec
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "zero": "→0", None: ""}

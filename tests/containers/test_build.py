@@ -60,7 +60,12 @@ def tree(tmp_path: Path) -> Path:
         shutil.copy(FOLDER / name, root / "containers" / name)
     for name in ("constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
-    for name in ("pipeline/__init__.py", "pipeline/report/page.html.j2", "pipeline/rules/a.smk", "megatron_ext/a.py"):
+    for name in (
+        "pipeline/__init__.py",
+        "pipeline/report/page.html.j2",
+        "pipeline/workflow/rules/a.smk",
+        "megatron_ext/a.py",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"# {name}\n")
     return root
@@ -123,7 +128,7 @@ def test_equal_content_has_an_equal_name_wherever_it_lies(tree: Path, tmp_path: 
         "constraints.txt",
         "pipeline/__init__.py",
         "pipeline/report/page.html.j2",
-        "pipeline/rules/a.smk",
+        "pipeline/workflow/rules/a.smk",
         "megatron_ext/a.py",
     ],
 )

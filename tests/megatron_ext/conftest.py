@@ -12,17 +12,17 @@ import pytest
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Any]:
     """The ranks of a single process on the CPU, in fp32, for the tests of a module that start no others in process."""
-    from megatron_ext import runtime
-    from megatron_ext.specs import Runtime
+    from megatron_ext.config import Runtime
+    from megatron_ext.distributed import process_groups
 
-    with runtime.start(Runtime(device="cpu")) as ranks:
+    with process_groups.start(Runtime(device="cpu")) as ranks:
         yield ranks
 
 
 @pytest.fixture(scope="module")
 def inference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder of models, and what transformers computes with them (see ``inference_cases.write``)."""
-    from tests.megatron_ext import inference_cases
+    from tests.support import inference_cases
 
     folder = tmp_path_factory.mktemp("inference")
     return folder, inference_cases.write(folder)

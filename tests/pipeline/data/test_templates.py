@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from typing import get_args
 
+from pipeline.data.settings import TemplateName
 from pipeline.data.templates import TEMPLATES
-from pipeline.specs import TemplateName
 
 LLAMA_3 = (
     "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import synthetic
+from pipeline.benchmarks.tofu import synthetic
+from pipeline.benchmarks.tofu.data import DATA
 from pipeline.data import tokenizer as tokenizers
-from pipeline.data.rows import DataError, Row
+from pipeline.data.errors import DataError
+from pipeline.data.qa_rows import Row
+from pipeline.data.settings import BadRows, FolderSource, SyntheticSource, TemplateName
 from pipeline.data.templates import TEMPLATES
-from pipeline.data.tofu import DATA
 from pipeline.data.tokenise import Encoder
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.specs import BadRows, FolderSource, SyntheticSource, TemplateName
 
 ROWS = [
     Row("Who wrote it?", "Ada wrote it.", "It was Ada who wrote it.", ("It was Bo who wrote it.", "It was Cy.")),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import tokenizer as tokenizers
-from pipeline.data.rows import DataError
+from pipeline.data.errors import DataError
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import io
 import pytest
 
 from pipeline.judging import rubric
-from pipeline.report import results
+from pipeline.report import read
 from tests.pipeline.report.conftest import Bench, dump
 
 METRICS = dict.fromkeys((*rubric.KEYS.values(), rubric.HARMONIC), 1.25)
@@ -54,13 +54,13 @@ def test_table_and_page(report: Bench) -> None:
 def test_a_report_without_a_judge_says_nothing_of_one(bench: Bench) -> None:
     bench.add("npo")
     assert "Judge" not in (bench.write() / "index.html").read_text()
-    assert results.judges(results.load(bench.read())) == []
+    assert read.judges(read.load(bench.read())) == []
 
 
 def test_the_judges_time_and_flags_are_the_models(report: Bench) -> None:
-    groups = results.load(report.read())
-    assert results.judges(groups) == ["the-judge"]
-    steps = [(stage.name, stage.step) for stage in results.stages(report.read(), groups)]
+    groups = read.load(report.read())
+    assert read.judges(groups) == ["the-judge"]
+    steps = [(stage.name, stage.step) for stage in read.stages(report.read(), groups)]
     assert steps.index(("npo", "judge")) > steps.index(("ga", "evaluate"))
     assert "12 of 40 judgements failed" in groups[-1].notes()
     assert groups[-1].sound  # a judge that fails says nothing about the model
@@ -71,7 +71,7 @@ def test_the_judges_time_and_flags_are_the_models(report: Bench) -> None:
 )
 def test_a_judgement_that_does_not_fit(report: Bench, change: dict, message: str) -> None:
     path = report.root / "judge" / "npo" / "judgement.json"
-    dump(path, results.read_object(path) | change)
+    dump(path, read.read_object(path) | change)
     with pytest.raises(ValueError, match=message) as error:
-        results.load(report.read())
+        read.load(report.read())
     assert str(path) in str(error.value)

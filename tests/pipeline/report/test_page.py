@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.benchmarks.tofu import FAMILY, TofuOptions
-from pipeline.report import curves, results, tables
-from pipeline.report.canvas import Look, look_of
+from pipeline.benchmarks.tofu.evaluate import FAMILY, TofuOptions
+from pipeline.report import curves, read, tables
+from pipeline.report.style import Look, look_of
 from tests.pipeline.report.conftest import CROWD
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}$x^2$"
@@ -188,7 +188,7 @@ def test_times_stand_in_the_order_in_which_steps_run(bench):
     folder = str(bench.root / "evaluation" / "npo")
     bench.spec["steps"] = dict.fromkeys(["base", "data", "reference/forget", "reference/retain"], folder)
     text = Page((bench.write() / "index.html").read_text()).text
-    kinds = [word for word in re.search(r"Jobs(.*?)Each step", text, re.DOTALL)[1].split() if word in results.ORDER]
+    kinds = [word for word in re.search(r"Jobs(.*?)Each step", text, re.DOTALL)[1].split() if word in read.ORDER]
     assert kinds == ["data", "base", "reference", "unlearn", "evaluate"]
 
 
@@ -244,7 +244,7 @@ def test_several_seeds_have_a_table_of_their_own(many, crowded):
     assert "Each seed" in crowded.text
     spec = many.read()
     assert crowded.text.count("seed 1") == (len(spec.entries) - 2) / 2
-    apart = tables.by_seed(spec, results.load(spec), METRICS)
+    apart = tables.by_seed(spec, read.load(spec), METRICS)
     assert len(apart.rows) == len(spec.entries)
     assert not any(cell.best for row in apart.rows for cell in row.cells)
 
@@ -252,7 +252,7 @@ def test_several_seeds_have_a_table_of_their_own(many, crowded):
 def test_one_seed_has_no_table_of_seeds(bench):
     bench.add("npo", seed=0)
     spec = bench.read()
-    assert tables.by_seed(spec, results.load(spec), METRICS) is None
+    assert tables.by_seed(spec, read.load(spec), METRICS) is None
 
 
 def test_looks_are_different(many_groups):
@@ -264,7 +264,7 @@ def test_looks_are_different(many_groups):
 def many_groups(bench):
     for method in CROWD:
         bench.add(method)
-    return results.load(bench.read())
+    return read.load(bench.read())
 
 
 def test_notes_of_the_step_log_are_shown_with_the_row(bench):
@@ -287,7 +287,7 @@ def test_lines_are_means_over_seeds_within_their_range(bench):
         steps[1]["retain_loss"] = None if seed else 2.0
         steps[2]["retain_loss"] = None
         bench.add("npo", seed=seed, steps=steps)
-    group = results.load(bench.read())[-1]
+    group = read.load(bench.read())[-1]
     line = curves.line_of("npo", Look("#000000", "o"), group, "retain_loss")
     assert line.steps == [1, 2, 3, 4] and line.gaps and line.seeds == 2
     first, last = 1 / 3, 4 / 3
@@ -300,5 +300,5 @@ def test_epoch_ends_are_joined_and_are_no_gaps(bench):
     steps = bench.steps(6)
     steps[2]["retain_nll"], steps[5]["retain_nll"] = 0.5, 0.75
     bench.add("npo", steps=steps)
-    line = curves.line_of("npo", Look("#000000", "o"), results.load(bench.read())[-1], "retain_nll")
+    line = curves.line_of("npo", Look("#000000", "o"), read.load(bench.read())[-1], "retain_nll")
     assert (line.steps, list(line.mean), line.gaps) == ([3, 6], [0.5, 0.75], False)

@@ -9,8 +9,8 @@ import statistics
 
 import pytest
 
-from pipeline.benchmarks.tofu import FAMILY, TofuOptions
-from pipeline.report import main, results, tables
+from pipeline.benchmarks.tofu.evaluate import FAMILY, TofuOptions
+from pipeline.report import main, read, tables
 
 METRICS = FAMILY.metrics(TofuOptions())
 
@@ -18,7 +18,7 @@ METRICS = FAMILY.metrics(TofuOptions())
 def rows(bench) -> dict[str, dict[str, tables.Cell]]:
     """Cells of the headline table by model and metric."""
     spec = bench.read()
-    table = tables.table(spec, results.load(spec), METRICS)
+    table = tables.table(spec, read.load(spec), METRICS)
     keys = [metric.key for metric in table.metrics]
     return {row.group.title: dict(zip(keys, row.cells, strict=True)) for row in table.rows}
 
@@ -29,12 +29,12 @@ def best(bench, key: str) -> set[str]:
 
 def records(bench) -> list[dict[str, str]]:
     spec = bench.read()
-    return list(csv.DictReader(io.StringIO(tables.as_csv(spec, results.load(spec), METRICS))))
+    return list(csv.DictReader(io.StringIO(tables.as_csv(spec, read.load(spec), METRICS))))
 
 
 def markdown(bench) -> str:
     spec = bench.read()
-    return tables.as_markdown(spec, results.load(spec), METRICS)
+    return tables.as_markdown(spec, read.load(spec), METRICS)
 
 
 def test_csv_holds_every_value_at_full_precision(bench):

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pipeline.report import curves, results
-from pipeline.report.canvas import Look
+from pipeline.report import curves, read
+from pipeline.report.style import Look
 from tests.pipeline.report.test_page import Page
 
 
@@ -20,7 +20,7 @@ def test_each_method_and_the_comparison_show_the_trajectory_and_the_selected_ste
     drawn = {path.stem for path in (folder / "figures").iterdir()}
     assert {"npo-validation", "graddiff-validation"} <= drawn and "rmu-validation" not in drawn
     assert {f"validation-{key}" for key in ("score", "forget-probability", "retain-probability")} <= drawn
-    group = next(group for group in results.load(bench.read()) if group.method == "npo")
+    group = next(group for group in read.load(bench.read()) if group.method == "npo")
     line = curves.trajectory_of("npo", Look("#000000", "o"), group, "score")
     assert line.steps == [0, 4, 8, 12] and line.selected == [4, 8] and not line.gaps
     assert line.mean == pytest.approx([0.15, 0.45, 0.75, 0.375])
@@ -37,7 +37,7 @@ def test_the_table_names_a_step_that_was_selected(bench):
     bench.add("graddiff", trajectory=bench.trajectory(), selected=8)
     bench.add("ga", trajectory=bench.trajectory())
     bench.add("rmu")
-    notes = {group.method: group.notes() for group in results.load(bench.read())}
+    notes = {group.method: group.notes() for group in read.load(bench.read())}
     assert notes["npo"] == ["selected steps 8, 4"] and notes["graddiff"] == ["selected step 8"]
     assert notes["ga"] == notes["rmu"] == []
     assert "selected steps 8, 4 |" in (bench.write() / "table.md").read_text()
@@ -65,5 +65,5 @@ def test_a_trajectory_that_will_not_do(bench, file, values, message):
     found = {**json.loads(path.read_text()), **values}
     path.write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
     with pytest.raises(ValueError) as error:
-        results.load(bench.read())
+        read.load(bench.read())
     assert message in str(error.value)

@@ -1,0 +1,188 @@
+"""Which Hugging Face tensors each Megatron parameter is made of, and how: one table, used for reading and for writing.
+
+A parameter has up to two names: that of the local layer spec, and that of the Transformer Engine spec where a norm is
+fused into the linear layer that follows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from megatron_ext.config import Layout, Scope
+from megatron_ext.model.build import pipeline_split
+from megatron_ext.model.families import Family, family_of
+
+Shapes = Mapping[str, tuple[int, ...]]
+EMBEDDING = "model.embed_tokens.weight"
+OUTPUT = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor-parallel rank's share of a Hugging Face tensor: ``tensor[index]`` has the values of ``place(local)``
+    in the same order, where ``local`` is the rank's Megatron parameter and ``place`` returns a view of it."""
+
+    name: str
+    index: tuple[slice, ...]
+    place: Callable[[Tensor], Tensor]
+
+
+Kind = Callable[[Shapes, int, int], list[Part]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One Megatron parameter of a pipeline stage: its possible names and the Hugging Face tensors in it, in order."""
+
+    names: tuple[str, ...]
+    kind: Kind
+    shapes: Shapes
+    stored: bool = True
+
+    def parts(self, rank: int, size: int) -> list[Part]:
+        """The shares of tensor-parallel rank ``rank`` of ``size``."""
+        return self.kind(self.shapes, rank, size)
+
+    def find(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """This entry's parameter among a stage's; raises ``KeyError`` with the names looked for."""
+        for name in self.names:
+            if name in parameters:
+                return parameters[name]
+        raise KeyError(f"the model has no parameter {' or '.join(self.names)}")
+
+
+def replicated(shapes: Shapes, rank: int, size: int) -> list[Part]:
+    """Every rank has the whole tensor."""
+    return [Part(name, (), lambda local: local) for name in shapes]
+
+
+def vocabulary(shapes: Shapes, rank: int, size: int) -> list[Part]:
+    """Rows split evenly after padding their number; the padding belongs to no tensor."""
+    found = []
+    for name, (rows, _) in shapes.items():
+        shard = math.ceil(rows / size)
+        start, stop = min(rank * shard, rows), min((rank + 1) * shard, rows)
+        if start < stop:
+            found.append(Part(name, (slice(start, stop),), partial(_first_rows, stop - start)))
+    return found
+
+
+def row(shapes: Shapes, rank: int, size: int) -> list[Part]:
+    """Split along dimension 1, the input of a row-parallel layer."""
+    found = []
+    for name, (_, columns) in shapes.items():
+        shard = columns // size
+        found.append(Part(name, (slice(None), slice(rank * shard, (rank + 1) * shard)), lambda local: local))
+    return found
+
+
+def column(shapes: Shapes, rank: int, size: int) -> list[Part]:
+    """Split along dimension 0, the output; several tensors lie one after the other on each rank (gate, up)."""
+    return _interleaved(shapes, rank, size, groups=size)
+
+
+def grouped(groups: int) -> Kind:
+    """Split along dimension 0 by query group; each group is its query heads, its key head, its value head."""
+    return partial(_interleaved, groups=groups)
+
+
+def entries(hf: Mapping[str, Any], layout: Layout, stage: int, scope: Scope | None = None) -> list[Entry]:
+    """The parameters of pipeline stage ``stage`` of a Hugging Face config, in the order of the layers; with a
+    ``scope``, of the part that it builds.
+
+    ``stored`` is false for the last stage's own copy of a tied embedding, which is read but not written.
+    """
+    family = family_of(hf)
+    split = pipeline_split(hf["num_hidden_layers"], layout, scope)
+    hidden, rows = hf["hidden_size"], (hf["vocab_size"], hf["hidden_size"])
+    tied = bool(hf.get("tie_word_embeddings", False))
+    found = []
+    if stage == 0:
+        found.append(Entry(("embedding.word_embeddings.weight",), vocabulary, {EMBEDDING: rows}))
+    for index in range(split[stage]):
+        found += _layer(hf, family, f"decoder.layers.{index}.", f"model.layers.{sum(split[:stage]) + index}.")
+    if stage == layout.pipeline - 1 and scope is None:
+        found.append(Entry(("decoder.final_layernorm.weight",), replicated, {"model.norm.weight": (hidden,)}))
+        if not tied:
+            found.append(Entry(("output_layer.weight",), vocabulary, {OUTPUT: rows}))
+        elif layout.pipeline > 1:
+            found.append(Entry(("output_layer.weight",), vocabulary, {EMBEDDING: rows}, stored=False))
+    return found
+
+
+def tensor_shapes(hf: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a Hugging Face config's checkpoint, in the order they are written."""
+    return {name: shape for entry in entries(hf, Layout(), 0) for name, shape in entry.shapes.items()}
+
+
+def _layer(hf: Mapping[str, Any], family: type[Family], megatron: str, prefix: str) -> list[Entry]:
+    heads = hf["num_attention_heads"]
+    groups = hf.get("num_key_value_heads") or heads
+    size = hf.get("head_dim") or hf["hidden_size"] // heads
+    h, f, q, kv = hf["hidden_size"], hf["intermediate_size"], heads * size, groups * size
+
+    def entry(names: str, kind: Kind, shapes: Shapes) -> Entry:
+        return Entry(
+            tuple(megatron + name for name in names.split(" or ")),
+            kind,
+            {prefix + name: shape for name, shape in shapes.items()},
+        )
+
+    attention = [
+        entry(
+            "input_layernorm.weight or self_attention.linear_qkv.layer_norm_weight",
+            replicated,
+            {"input_layernorm.weight": (h,)},
+        ),
+        entry(
+            "self_attention.linear_qkv.weight",
+            grouped(groups),
+            {
+                "self_attn.q_proj.weight": (q, h),
+                "self_attn.k_proj.weight": (kv, h),
+                "self_attn.v_proj.weight": (kv, h),
+            },
+        ),
+    ]
+    if family.has_qkv_bias(hf):
+        biases = {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
+        attention.append(entry("self_attention.linear_qkv.bias", grouped(groups), biases))
+    if family.qk_norm:
+        for which in "qk":
+            norm = {f"self_attn.{which}_norm.weight": (size,)}
+            attention.append(entry(f"self_attention.{which}_layernorm.weight", replicated, norm))
+    return [
+        *attention,
+        entry("self_attention.linear_proj.weight", row, {"self_attn.o_proj.weight": (h, q)}),
+        entry(
+            "pre_mlp_layernorm.weight or mlp.linear_fc1.layer_norm_weight",
+            replicated,
+            {"post_attention_layernorm.weight": (h,)},
+        ),
+        entry("mlp.linear_fc1.weight", column, {"mlp.gate_proj.weight": (f, h), "mlp.up_proj.weight": (f, h)}),
+        entry("mlp.linear_fc2.weight", row, {"mlp.down_proj.weight": (h, f)}),
+    ]
+
+
+def _interleaved(shapes: Shapes, rank: int, size: int, groups: int) -> list[Part]:
+    own, offset, found = groups // size, 0, []
+    for name, shape in shapes.items():
+        rows = shape[0] // groups
+        index = (slice(rank * own * rows, (rank + 1) * own * rows),)
+        found.append(Part(name, index, partial(_rows_of_groups, own, offset, rows)))
+        offset += rows
+    return found
+
+
+def _rows_of_groups(groups: int, offset: int, rows: int, local: Tensor) -> Tensor:
+    return local.view(groups, -1, *local.shape[1:])[:, offset : offset + rows]
+
+
+def _first_rows(count: int, local: Tensor) -> Tensor:
+    return local[:count]

@@ -1,0 +1,41 @@
+"""From the few parameters that a run trained to a whole Hugging Face folder: the base's bytes, overwritten in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_ext.checkpoint.folders import copy_checkpoint, overwrite, replacing
+from megatron_ext.checkpoint.mapping import Entry
+from megatron_ext.checkpoint.writing import on_first_rank, tensors_of
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.model.build import LanguageModel
+
+
+def save_changed(model: LanguageModel, ranks: Ranks, folder: Path, base: Path) -> None:
+    """Write ``base``, a Hugging Face folder, with the parameters of ``model`` that require a gradient in place of its
+    own, in the types that ``base`` stores them in; replaces ``folder`` where it exists.
+
+    Copies the config, the tokenizer's files and the safetensors files, and no others. Every tensor that was not
+    trained has the same bytes at the same place as in ``base``, parts of the model that were not built among them.
+    ``folder`` appears by a rename when it is complete, so a killed run leaves the old one or none.
+
+    Collective, as ``save`` is; a tensor that is not built of trained parameters is never sent. Raises ``ValueError``,
+    on world rank 0, for a tensor of another shape than ``base`` has.
+    """
+    trained: list[set[str]] = [set() for _ in range(ranks.layout.pipeline)]
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    dist.all_gather_object(trained, own, group=ranks.pipeline_group)
+
+    def wanted(stage: int, entry: Entry) -> bool:
+        return entry.stored and not trained[stage].isdisjoint(entry.names)
+
+    def write(tensors: Iterator[tuple[str, Tensor]]) -> None:
+        with replacing(Path(folder)) as partial:
+            copy_checkpoint(Path(base), partial)
+            overwrite(partial, tensors)
+
+    on_first_rank(write, tensors_of(model, ranks, wanted), ranks)

@@ -1,0 +1,111 @@
+"""From Hugging Face tensors to this rank's parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ext.checkpoint import mapping
+from megatron_ext.checkpoint.tensor_sources import InitialValues, SafetensorsFolder, Source
+from megatron_ext.config import Runtime, Scope
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.model.build import LanguageModel, build
+
+SHOWN = 5
+
+
+def load(folder: Path, ranks: Ranks, scope: Scope | None = None, training: Runtime | None = None) -> LanguageModel:
+    """This rank's stage of the model in a Hugging Face folder, in ``ranks.dtype``. No collectives.
+
+    ``scope``, ``training``: see ``model.build``.
+
+    Raises ``FileNotFoundError`` for a folder without config or safetensors, and ``ValueError`` for a model that is not
+    supported or whose tensors are not those of its config.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    source = SafetensorsFolder(folder)
+    try:
+        model = build(config, ranks, scope, training)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    fill(model, ranks, source)
+    return model
+
+
+def initialise(config: Mapping[str, Any], ranks: Ranks, seed: int, training: Runtime | None = None) -> LanguageModel:
+    """This rank's stage of a new model; its values depend on ``config`` and ``seed`` alone. No collectives."""
+    model = build(config, ranks, training=training)
+    fill(model, ranks, InitialValues(config, seed))
+    return model
+
+
+@torch.no_grad()
+def fill(model: LanguageModel, ranks: Ranks, source: Source) -> None:
+    """Set every parameter of ``model`` from its slices of ``source``; rows that pad the vocabulary become zero.
+
+    Raises ``ValueError`` where tensors are missing, not expected, or of another shape than the model's config says.
+    """
+    _check(model.hf_config, source)
+    left = dict(model.named_parameters())
+    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.scope):
+        local = entry.find(left)
+        if entry.kind is mapping.vocabulary:
+            local.zero_()
+        for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
+            place = part.place(local)
+            place.copy_(source.read(part.name, part.index).reshape(place.shape))
+        left = {name: value for name, value in left.items() if value is not local}
+    if left:
+        raise RuntimeError(f"no Hugging Face tensor is known for the parameters {', '.join(left)}")
+
+
+@torch.no_grad()
+def extrapolate(model: LanguageModel, ranks: Ranks, folder: Path, factor: float) -> None:
+    """weights <- origin + factor * (weights - origin), in fp32, where the origin is the checkpoint ``folder``.
+
+    Reads one parameter's slices at a time. No collectives.
+    """
+    source, parameters = SafetensorsFolder(folder), dict(model.named_parameters())
+    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.scope):
+        for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
+            place = part.place(entry.find(parameters))
+            origin = source.read(part.name, part.index).to(place.device, torch.float32).reshape(place.shape)
+            place.copy_(origin + factor * (place.float() - origin))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a Hugging Face folder."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: a checkpoint is a folder with config.json and *.safetensors")
+    return json.loads(path.read_text())
+
+
+def _check(hf: Mapping[str, Any], source: Source) -> None:
+    expected, given = mapping.tensor_shapes(hf), source.shapes
+    ignored = {mapping.OUTPUT} - set(expected)
+    missing = [name for name in expected if name not in given]
+    unexpected = [
+        name
+        for name in given
+        if name not in expected and name not in ignored and not name.endswith("rotary_emb.inv_freq")
+    ]
+    shapes = [
+        f"{name} {list(given[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in given and tuple(given[name]) != shape
+    ]
+    problems = {"missing tensors": missing, "tensors that are not expected": unexpected, "wrong shapes": shapes}
+    found = [f"{what}: {_first(names)}" for what, names in problems.items() if names]
+    if found:
+        raise ValueError(f"{source} does not fit its config: {'; '.join(found)}")
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,1 @@
+"""Tokenised sequences, their batches, and what was computed of them before."""

@@ -1,0 +1,24 @@
+"""Cached log-probabilities under the model before unlearning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ext.data.sequences import Sequences
+
+FILE = "reference.npz"
+
+
+def load_reference(path: Path, sequences: Sequences, fingerprint: str) -> np.ndarray:
+    """fp64 ``[n]``: the log-probability of each of ``sequences`` under the model with this fingerprint.
+
+    Raises ``ValueError``, with both hashes, for a file made of other data or with another model.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        for key, wanted in (("data_sha256", sequences.sha256()), ("model_fingerprint", fingerprint)):
+            if str(file[key]) != wanted:
+                raise ValueError(f"{path}: {key} is {file[key]}, but this run's is {wanted}")
+        log_probs: np.ndarray = file["log_probs"]
+    return log_probs

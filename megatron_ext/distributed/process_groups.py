@@ -1,0 +1,205 @@
+"""Ranks: the device, the process groups and the place of this process in the layout."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from megatron_ext.config import Layout, Runtime
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import ProcessGroup
+
+
+# megatron-core's remarks about what is not installed on a CPU, and torch's about megatron-core's calls.
+_KNOWN_WARNINGS = (
+    "Transformer Engine and Apex",
+    "Apex is not installed",
+    "full scope is deprecated",
+    "`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands. Groups are torch process groups of the ranks that share the other coordinates."""
+
+    layout: Layout
+    device: torch.device
+    dtype: torch.dtype
+    world_rank: int
+    world_size: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    tensor_group: ProcessGroup
+    pipeline_group: ProcessGroup
+    data_group: ProcessGroup
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.layout.pipeline - 1
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.world_rank} of {self.world_size} (tensor {self.tensor_rank}, pipeline {self.pipeline_rank}, "
+            f"data {self.data_rank})"
+        )
+
+
+@contextmanager
+def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
+    """Join the process groups of ``spec.layout``; leave them at the end.
+
+    Ranks are numbered by the environment that torchrun or another launcher sets, see ``launched``; without it, this is
+    the only rank. Every collective fails on every rank after ``spec.timeout_seconds``, and so does the start where
+    ranks are missing. Raises ``ValueError`` where the layout does not fit the number of ranks or devices.
+    """
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    world_rank, world_size = launched()
+    if world_size != spec.layout.ranks:
+        raise ValueError(f"the layout {_short(spec.layout)} needs {spec.layout.ranks} ranks, {world_size} were started")
+    device = _device(spec.device)
+    torch.set_num_threads(spec.threads)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+    # A store in this process spares a single rank the rendezvous over a socket.
+    alone: dict[str, Any] = {"store": dist.HashStore()} if "WORLD_SIZE" not in os.environ else {}
+    try:
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            rank=world_rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=spec.timeout_seconds),
+            **alone,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {world_rank} of {world_size} on {socket.gethostname()}: the ranks did not all meet at "
+            f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')} "
+            f"within {spec.timeout_seconds:g} s: {str(error).splitlines()[0]}"
+        ) from error
+    try:
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        if device.type == "cpu":
+            from megatron_ext.distributed import cpu
+
+            cpu.install()
+        from megatron.core import parallel_state
+        from megatron.core.tensor_parallel.random import initialize_rng_tracker
+
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=spec.layout.tensor,
+            pipeline_model_parallel_size=spec.layout.pipeline,
+            distributed_timeout_minutes=spec.timeout_seconds / 60,
+            create_gloo_process_groups=False,
+        )
+        # The one that leaves random states alone: nothing here draws random numbers between parallel regions, and the
+        # one for training wants a CUDA generator, seeded, and waits for the device at every fork.
+        initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+        yield Ranks(
+            layout=spec.layout,
+            device=device,
+            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision],
+            world_rank=world_rank,
+            world_size=world_size,
+            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            data_rank=parallel_state.get_data_parallel_rank(),
+            tensor_group=parallel_state.get_tensor_model_parallel_group(),
+            pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+            data_group=parallel_state.get_data_parallel_group(),
+        )
+    finally:
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        # After a failure this closes the connections, so that the other ranks' collectives fail at once.
+        dist.destroy_process_group()
+
+
+_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are, from the variables that its launcher set; 0 and 1 without any.
+
+    All or none of ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` are set: for one that
+    is missing, nothing is assumed. ``MASTER_HOST``, where it is set, is the name of the host of ``MASTER_ADDR``; from
+    another host, a loopback address leads nowhere. Raises ``ValueError``.
+    """
+    missing = [name for name in _LAUNCHED if name not in os.environ]
+    if len(missing) == len(_LAUNCHED):
+        return 0, 1
+    if missing:
+        given = ", ".join(name for name in _LAUNCHED if name not in missing)
+        raise ValueError(
+            f"the environment has {given}, but not {', '.join(missing)}: a launcher of several ranks sets all of them, "
+            "and for a single rank none is set"
+        )
+    numbers = {}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ[name].isdecimal():
+            raise ValueError(f"{name} is {os.environ[name]!r} in the environment: must be a whole number")
+        numbers[name] = int(os.environ[name])
+    rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
+    if rank >= size or numbers["LOCAL_RANK"] > rank:
+        raise ValueError(
+            f"RANK is {rank}, LOCAL_RANK {numbers['LOCAL_RANK']} and WORLD_SIZE {size} in the environment: ranks count "
+            "from 0, on each host in the same order"
+        )
+    address, host, here = os.environ["MASTER_ADDR"], os.environ.get("MASTER_HOST"), socket.gethostname()
+    if host not in (None, here) and (address.startswith("127.") or address in ("localhost", "::1")):
+        raise ValueError(
+            f"MASTER_ADDR is {address}, the address of {host} for itself only, and rank {rank} runs on {here}: {host} "
+            "needs an address that the other nodes reach"
+        )
+    return rank, size
+
+
+def _device(wanted: str) -> torch.device:
+    import torch
+
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device: 'cuda' was asked for, but torch sees no CUDA device; allowed here: 'cpu', 'auto'")
+    local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if count == 1 and int(os.environ.get("SLURM_GPUS_ON_NODE", 1)) > local:
+        return torch.device("cuda", 0)  # Slurm shows each of the node's ranks a GPU of its own
+    if local >= count:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ValueError(
+            f"local rank {local} has no GPU of its own: {count} are visible on {socket.gethostname()} "
+            f"(CUDA_VISIBLE_DEVICES: {visible})"
+        )
+    return torch.device("cuda", local)
+
+
+def _short(layout: Layout) -> str:
+    return f"tensor={layout.tensor}, pipeline={layout.pipeline}, data={layout.data}"

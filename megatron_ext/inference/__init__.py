@@ -1,0 +1,1 @@
+"""A model asked in batches: log-probabilities, greedy continuations, gradient norms."""

@@ -1,0 +1,172 @@
+"""Greedy decoding with a key-value cache, under tensor, pipeline and data parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron.core.inference.contexts import StaticInferenceContext
+    from torch import Tensor
+
+    from megatron_ext.distributed.process_groups import Ranks
+    from megatron_ext.inference.pipeline_forward import Stages
+    from megatron_ext.inference.response_cache import Answers
+    from megatron_ext.model.build import LanguageModel
+
+
+# Of a batch's rows; below it the ended ones leave, which costs about half a step.
+ALIVE = 7 / 8
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Token ids to continue, by how many at most, and texts of which the first to appear ends the continuation."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    stops: tuple[str, ...] = ()
+
+
+# Whether the text of new ids holds one of the stops; megatron_ext knows no tokenizer. Called when ids have one more.
+Stopped = Callable[[list[int], tuple[str, ...]], bool]
+
+
+def generate(
+    model: LanguageModel,
+    ranks: Ranks,
+    requests: Sequence[GenerateRequest],
+    end_ids: Collection[int],
+    token_budget: int,
+    stopped: Stopped | None = None,
+    progress: bool = True,
+    answers: Answers | None = None,
+) -> list[list[int]]:
+    """The most likely next token, again and again, after each prompt; in request order, on every rank.
+
+    A row is its new ids, up to but without the first of ``end_ids``; the id with which ``stopped`` first says so is its
+    last. It has at most ``max_new_tokens``, and fewer where prompt and new ids fill the model's context. Among equal
+    logits the lowest id wins. Equal requests are computed once. ``answers``: what is known already, which grows batch
+    by batch.
+
+    A batch is prompts of similar length, padded on the left to its longest, and its cache takes at most
+    ``token_budget`` positions (but always one sequence's). Rows that have ended leave it once they are an eighth.
+    Every rank calls this with the same arguments. Collectives, besides those of the forward passes: for each token of a
+    batch an all-gather of two numbers a row over tensor-parallel ranks and a broadcast of one over the pipeline; at the
+    end an all-reduce of the ids over data-parallel ranks.
+
+    Raises ``ValueError`` naming the prompt that is empty, longer than the model's context or outside its vocabulary.
+    """
+    import torch
+
+    from megatron_ext.distributed.collectives import over_data_ranks
+    from megatron_ext.inference import pipeline_forward
+    from megatron_ext.inference.response_cache import recall
+    from megatron_ext.model.families import family_of
+
+    for i, request in enumerate(requests):
+        if request.max_new_tokens < 1:
+            raise ValueError(f"prompt {i}: max_new_tokens: {request.max_new_tokens}; at least 1 is needed")
+        if request.stops and stopped is None:
+            raise ValueError(f"prompt {i}: has stops, but nothing tells where they appear")
+        pipeline_forward.check_ids(model.hf_config, f"prompt {i}", request.prompt)
+    context = family_of(model.hf_config).context(model.hf_config)
+    first, of = pipeline_forward.once(requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops))
+    distinct = [requests[i] for i in first]
+    ends = sorted(end_ids)
+    keys, found = recall(answers, "generate", [(r.prompt, r.max_new_tokens, r.stops, ends) for r in distinct])
+    left = [i for i, answer in enumerate(found) if answer is None]
+    limits = [min(r.max_new_tokens, context - len(r.prompt)) for r in distinct]
+    lengths = [len(distinct[i].prompt) + limits[i] for i in left]
+    batches = [[left[i] for i in batch] for batch in pipeline_forward.plan(lengths, token_budget, ranks)]
+
+    # Ids are stored one higher, so that zero means "nothing here".
+    new = torch.zeros(len(distinct), max([limits[i] for i in left], default=0), dtype=torch.int64, device=ranks.device)
+    stages = pipeline_forward.Stages(model, ranks)
+    with pipeline_forward.evaluating(model):
+        for batch in pipeline_forward.mine(batches, ranks, "generating", progress):
+            rows = _generate(stages, [distinct[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
+            for i, row in zip(batch, rows, strict=True):
+                new[i, : len(row)] = torch.tensor(row, dtype=torch.int64) + 1
+            if answers is not None:
+                answers.add([(keys[i], row) for i, row in zip(batch, rows, strict=True)])
+        stages.finish()
+        over_data_ranks(new, ranks)
+    rows = new.tolist()
+    for i in left:
+        found[i] = [token - 1 for token in rows[i] if token]
+    return [list(found[place]) for place in of]
+
+
+def _generate(
+    stages: Stages, requests: list[GenerateRequest], limits: list[int], end_ids: set[int], stopped: Stopped | None
+) -> list[list[int]]:
+    """New ids of each request of one batch, on every stage: one prefill, then one-token passes."""
+    import torch
+    from megatron.core.inference.contexts import StaticInferenceContext
+
+    from megatron_ext.distributed.vocab_parallel import VocabularyShards
+
+    device, prompts = stages.ranks.device, [request.prompt for request in requests]
+    shards = VocabularyShards(stages.ranks.tensor_group, stages.model.hf_config["vocab_size"])
+    new: list[list[int]] = [[] for _ in prompts]
+    alive = [limit > 0 for limit in limits]
+    if not any(alive):
+        return new
+    longest, steps = max(map(len, prompts)), max(limits)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    rows = list(range(len(prompts)))  # of the batch as it stands: which prompt each row continues
+    cache = StaticInferenceContext(len(prompts), longest + steps - 1)
+
+    while True:
+        hidden = stages.forward(ids, _mask(padding, cache.sequence_len_offset, ids.size(1)), cache)
+        cache.increment_sequence_len_offset(ids.size(1))
+        cache.enable_decode_mode()
+        if hidden is None:
+            chosen = torch.empty(len(rows), dtype=torch.int64, device=device)
+        else:
+            chosen = shards.argmax(stages.model.logits(hidden[-1]))
+        stages.from_last(chosen)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if not alive[row]:
+                continue
+            if token in end_ids:
+                alive[row] = False
+            else:
+                new[row].append(token)
+                alive[row] = len(new[row]) < limits[row]
+                if stopped is not None and requests[row].stops and stopped(new[row], requests[row].stops):
+                    alive[row] = False
+        kept = [place for place, row in enumerate(rows) if alive[row]]
+        if not kept:
+            return new
+        if len(kept) <= ALIVE * len(rows):
+            index = torch.tensor(kept, device=device)
+            _keep_rows(cache, index)
+            rows, padding, chosen = [rows[place] for place in kept], padding[index], chosen[index]
+        ids = chosen.unsqueeze(1)
+
+
+def _mask(padding: Tensor, start: int, length: int) -> Tensor | None:
+    """What the queries at positions ``start ... start + length - 1`` must not attend to: bool ``[b, 1, length, keys]``.
+
+    ``padding``: how many positions of each row's left are padding. None where no row has any: plain causal attention.
+    A padding position attends to itself, because attention to nothing is not a number.
+    """
+    import torch
+
+    if not padding.any():
+        return None
+    keys = torch.arange(start + length, device=padding.device)
+    queries = keys[start:].unsqueeze(1)
+    forbidden = (keys > queries) | (keys < padding.view(-1, 1, 1, 1))
+    return forbidden & (keys != queries)
+
+
+def _keep_rows(cache: StaticInferenceContext, index: Tensor) -> None:
+    """Drop the batch rows that are not in ``index`` from the cache: ``[b, groups, positions, d]`` for each layer."""
+    cache.max_batch_size = len(index)
+    for layer, tensors in cache.key_value_memory_dict.items():
+        cache.key_value_memory_dict[layer] = tuple(tensor.index_select(0, index) for tensor in tensors)

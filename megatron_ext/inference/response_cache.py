@@ -1,0 +1,113 @@
+"""What a model has answered so far, kept on disk, so that a program that was killed goes on where it was.
+
+Each data-parallel rank appends to a file of its own; at the start all ranks know what all files hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from megatron_ext.atomic_files import write_json
+
+if TYPE_CHECKING:
+    from megatron_ext.distributed.process_groups import Ranks
+
+
+class Answers:
+    """A table from keys to JSON values, in ``folder``; in memory only where that is ``None``.
+
+    ``identity``: everything that the values depend on beside their keys (model, precision, layout); what a folder of
+    another identity holds is dropped, with a message. The constructor is collective; ``add`` is not. A line that a kill
+    cut short is left out.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any], ranks: Ranks) -> None:
+        import torch.distributed as dist
+
+        from megatron_ext.distributed.collectives import barrier
+
+        self.folder = folder
+        self._writes = folder is not None and ranks.is_last_stage and ranks.tensor_rank == 0
+        self._name = f"rank-{ranks.data_rank}.jsonl"
+        self._file: IO[str] | None = None
+        self._ranks = ranks
+        barrier(ranks)
+        # Rank 0 reads for all: on a shared file system others may still see an older listing.
+        known: list[Any] = [self._open(identity) if folder is not None and ranks.world_rank == 0 else {}]
+        if ranks.world_size > 1:
+            dist.broadcast_object_list(known, src=0)
+        self._known: dict[str, Any] = known[0]
+
+    def get(self, key: str) -> Any | None:
+        return self._known.get(key)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        """Keep values that this rank has computed: on disk when this returns, for those who start later."""
+        if not self._writes or self.folder is None:
+            return
+        if self._file is None:
+            self._file = (self.folder / self._name).open("a", encoding="utf-8")
+        self._file.writelines(json.dumps([key, value], separators=(",", ":")) + "\n" for key, value in pairs)
+        self._file.flush()
+
+    def discard(self) -> None:
+        """Remove the folder: what the answers were for is written."""
+        from megatron_ext.distributed.collectives import barrier
+
+        if self._file is not None:
+            self._file.close()
+        barrier(self._ranks)
+        if self.folder is not None and self._ranks.world_rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open(self, identity: dict[str, Any]) -> dict[str, Any]:
+        assert self.folder is not None
+        head = self.folder / "identity.json"
+        text = json.dumps(identity, sort_keys=True, default=str)
+        wanted = {"identity": hashlib.sha256(text.encode()).hexdigest()}
+        if head.is_file() and json.loads(head.read_text()) == wanted:
+            known = dict(_lines(sorted(self.folder.glob("rank-*.jsonl"))))
+            if known:
+                print(f"going on: {len(known)} answers are in {self.folder}", flush=True)
+            return known
+        if self.folder.exists():
+            print(f"{self.folder} is of another model, data or layout: starting from the beginning", flush=True)
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        write_json(head, wanted)
+        return {}
+
+
+def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    for file in files:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):  # cut short by a kill; what follows must begin on a line of its own
+            lines.pop()
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text("".join(lines), encoding="utf-8")
+            temporary.replace(file)
+        for line in lines:
+            key, value = json.loads(line)
+            yield key, value
+
+
+def recall(answers: Answers | None, kind: str, requests: Iterable[Sequence[Any]]) -> tuple[list[str], list[Any]]:
+    """The key of each request, and what is known of it or ``None``; without ``answers`` there is nothing."""
+    if answers is None:
+        return [], [None for _ in requests]
+    keys = [key_of(kind, *parts) for parts in requests]
+    return keys, [answers.get(key) for key in keys]
+
+
+def key_of(kind: str, *parts: Any) -> str:
+    """A key for a request of this kind, from what tells it from others."""
+    text = json.dumps(parts, separators=(",", ":"))
+    return f"{kind}:{hashlib.sha256(text.encode()).hexdigest()[:32]}"

@@ -1,0 +1,1 @@
+"""Megatron's decoder built from a Hugging Face config, at any layout."""

@@ -1,0 +1,267 @@
+"""The one factory of GPTModel: this rank's pipeline stage of a Hugging Face config, on CPU or GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    HAVE_TE,
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from megatron_ext.config import Layout, Runtime, Scope
+from megatron_ext.distributed import cpu
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.model.families import family_of, rope_parameters
+from megatron_ext.model.layers import Attention, CachingAttention, Norm, _masked_transformer_engine_attention
+
+# Modules whose parameters are split over tensor-parallel ranks, and along which dimension; all others are replicated.
+SHARDED = {"word_embeddings": 0, "output_layer": 0, "linear_qkv": 0, "linear_proj": 1, "linear_fc1": 0, "linear_fc2": 1}
+
+
+class LanguageModel(GPTModel):
+    """GPTModel that ends in hidden states, so that logits are made only where they are needed.
+
+    ``forward(input_ids [b, s], position_ids, attention_mask)`` returns hidden states ``[s, b, h]`` at every stage;
+    ``logits(hidden [n, h])`` returns this rank's vocabulary shard ``[n, padded_vocabulary / tp]``.
+    """
+
+    hf_config: dict[str, Any]
+    scope: Scope | None = None
+
+    def at(self, hidden: Tensor, index: Tensor) -> Tensor:
+        """``[n, h]``: the places ``index`` (int64 ``[n]``) of the last stage's hidden states, flattened from
+        ``[s, b, h]``. Under sequence parallelism, gathers them over the tensor-parallel ranks first."""
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        return hidden.flatten(0, 1)[index]
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of ``hidden`` ``[n, h]``; columns that only pad the vocabulary are -inf. Last stage only.
+
+        Backward all-reduces the gradient of ``hidden`` over the tensor-parallel ranks.
+        """
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden.unsqueeze(1), weight=weight)
+        logits = logits.squeeze(1)
+        padding = self.vocabulary_padding
+        if padding:
+            keep = logits.size(-1) - padding
+            logits = torch.cat([logits[:, :keep], logits.new_full((len(logits), padding), -math.inf)], dim=-1)
+        return logits
+
+    @property
+    def vocabulary_padding(self) -> int:
+        """How many of this rank's last vocabulary rows are padding."""
+        shard = self.vocab_size // self.pg_collection.tp.size()
+        end = (self.pg_collection.tp.rank() + 1) * shard
+        return min(shard, max(0, end - self.hf_config["vocab_size"]))
+
+
+def padded_vocabulary(vocabulary: int, tensor: int) -> int:
+    """The vocabulary size, padded so that it divides over ``tensor`` ranks."""
+    return math.ceil(vocabulary / tensor) * tensor
+
+
+def pipeline_split(layers: int, layout: Layout, scope: Scope | None = None) -> list[int]:
+    """Decoder layers of each stage: the layout's own, or as even as possible with the longer stages first.
+
+    With a ``scope``, of the layers up to its own, always evenly. Raises ``ValueError`` where the layout's own is not
+    one number a stage that sum to ``layers``, or where the model has no such layer or fewer layers than stages.
+    """
+    split = layout.pipeline_split
+    if scope is not None:
+        if scope.layer >= layers:
+            raise ValueError(f"scope: layer {scope.layer} is not one of the model's {layers} (0 to {layers - 1})")
+        if scope.layer + 1 < layout.pipeline:
+            raise ValueError(f"scope: {scope.layer + 1} layers are built, too few for {layout.pipeline} stages")
+        split, layers = None, scope.layer + 1
+    if split is not None:
+        if len(split) != layout.pipeline or sum(split) != layers:
+            raise ValueError(f"pipeline_split: {split} must be {layout.pipeline} numbers that sum to {layers} layers")
+        return list(split)
+    short, longer = divmod(layers, layout.pipeline)
+    return [short + (stage < longer) for stage in range(layout.pipeline)]
+
+
+def transformer_config(
+    hf: Mapping[str, Any],
+    layout: Layout,
+    dtype: torch.dtype,
+    scope: Scope | None = None,
+    training: Runtime | None = None,
+) -> TransformerConfig:
+    """Megatron's description of a Hugging Face config at a layout. Raises ``ValueError`` for what is not supported.
+
+    ``training``: the runtime of a run that needs gradients; without it, sequence parallelism is off.
+    """
+    family = family_of(hf)
+    heads = hf["num_attention_heads"]
+    split = pipeline_split(hf["num_hidden_layers"], layout, scope)
+    stages = [["decoder"] * count for count in split]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return TransformerConfig(
+        num_layers=sum(split),
+        hidden_size=hf["hidden_size"],
+        ffn_hidden_size=hf["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=hf.get("num_key_value_heads") or heads,
+        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=hf["rms_norm_eps"],
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=family.has_qkv_bias(hf),
+        qk_layernorm=family.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        pipeline_model_parallel_layout=stages if layout.pipeline > 1 else None,
+        variable_seq_lengths=layout.pipeline > 1,
+        sequence_parallel=training is not None and layout.sequence_parallel,
+        moe_token_dispatcher_type="alltoall",  # no experts here; the default refuses variable sequence lengths
+        perform_initialization=False,
+        bias_activation_fusion=False,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        deallocate_pipeline_outputs=True,
+    )
+
+
+def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
+    """Inverse frequencies ``[dimension / 2]``, fp32, with the config's scaling: default, linear or llama3.
+
+    megatron-core's own llama3 scaling fixes the two frequency factors and the original context; these are the config's.
+    """
+    rope = rope_parameters(hf)
+    exponents = torch.arange(0, dimension, 2, dtype=torch.int64).float() / dimension
+    frequencies = 1.0 / (float(rope["rope_theta"]) ** exponents)
+    if rope["rope_type"] == "default":
+        return frequencies
+    factor = float(rope["factor"])
+    if rope["rope_type"] == "linear":
+        return frequencies / factor
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return share * frequencies + (1 - share) * frequencies / factor
+
+
+def build(
+    hf: Mapping[str, Any], ranks: Ranks, scope: Scope | None = None, training: Runtime | None = None
+) -> LanguageModel:
+    """This rank's stage of the model, with memory allocated and values not set; ``weights`` fills it.
+
+    With a ``scope``: the model up to the scope's layer, without final norm and output layer, of which only the scope's
+    matrices require a gradient. ``training``: the runtime of a run that needs gradients; without it, sequence
+    parallelism and recomputation are off.
+    """
+    config = transformer_config(hf, ranks.layout, ranks.dtype, scope, training)
+    rope = rope_parameters(hf)
+    with cpu.construction(ranks.on_cpu):
+        model = LanguageModel(
+            config=config,
+            transformer_layer_spec=_spec(config, ranks, scope),
+            vocab_size=padded_vocabulary(hf["vocab_size"], ranks.layout.tensor),
+            max_sequence_length=hf["max_position_embeddings"],
+            pre_process=ranks.is_first_stage,
+            post_process=ranks.is_last_stage and scope is None,
+            parallel_output=True,
+            share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)) and scope is None,
+            position_embedding_type="rope",
+            rotary_base=rope["rope_theta"],
+        )
+    for name, parameter in model.named_parameters():
+        module, leaf = name.split(".")[-2:]
+        if module in SHARDED and leaf in ("weight", "bias"):
+            # megatron-core says so only when it initialises the values itself.
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim = SHARDED[module]
+            parameter.partition_stride = 1
+    if config.sequence_parallel and model.post_process:
+        # ``at`` has gathered what the output layer multiplies.
+        model.output_layer.sequence_parallel, model.output_layer.allreduce_dgrad = False, True
+    if scope is not None:
+        _freeze(model, scope)
+    if training is not None and training.recompute:
+        for layer in model.decoder.layers:
+            _recompute(layer)
+    model.hf_config, model.scope = dict(hf), scope
+    model.rotary_pos_emb.inv_freq = rotary_frequencies(hf, config.kv_channels).to(ranks.device)
+    model.to(ranks.device)
+    return model
+
+
+def _recompute(layer: torch.nn.Module) -> None:
+    """Keep only the input of ``layer`` for backward, which computes its activations again.
+
+    By torch's checkpointing, not by megatron-core's, which gives no gradient to a block whose input needs none, as the
+    first trained one of a scope.
+    """
+    plain = layer.forward
+
+    def forward(hidden_states: Tensor, **rest: Any) -> Any:
+        return checkpoint(plain, hidden_states, use_reentrant=False, preserve_rng_state=False, **rest)
+
+    layer.forward = forward  # type: ignore[method-assign]
+
+
+# Which Megatron parameter holds the matrices that a scope names.
+MATRICES = {
+    "qkv_proj": "self_attention.linear_qkv.weight",
+    "o_proj": "self_attention.linear_proj.weight",
+    "gate_up_proj": "mlp.linear_fc1.weight",
+    "down_proj": "mlp.linear_fc2.weight",
+}
+
+
+def _freeze(model: LanguageModel, scope: Scope) -> None:
+    ends = tuple(MATRICES[name] for name in scope.matrices)
+    model.requires_grad_(False)
+    for layer in model.decoder.layers:
+        if layer.layer_number - 1 in scope.trained_layers:
+            for name, parameter in layer.named_parameters():
+                parameter.requires_grad_(name in ends)
+
+
+def _spec(config: TransformerConfig, ranks: Ranks, scope: Scope | None) -> ModuleSpec | TransformerBlockSubmodules:
+    # In fp32, Transformer Engine's matrix products are TF32's: then torch's own layers compute what was asked for.
+    if HAVE_TE and not ranks.on_cpu and ranks.dtype != torch.float32:
+        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        spec.submodules.self_attention.module = CachingAttention
+        spec.submodules.self_attention.submodules.core_attention = _masked_transformer_engine_attention()
+        return spec
+    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
+    parts.self_attention.module = CachingAttention
+    attention = parts.self_attention.submodules
+    attention.core_attention = Attention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = Norm
+    layout = ranks.layout if scope is None else ranks.layout.model_copy(update={"pipeline_split": None})
+    layers = pipeline_split(config.num_layers, layout)[ranks.pipeline_rank]
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)

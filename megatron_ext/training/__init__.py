@@ -1,0 +1,1 @@
+"""Optimizer steps along the directions of update rules, with exact resuming."""

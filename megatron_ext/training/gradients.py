@@ -1,0 +1,177 @@
+"""Gradients as vectors: inner products that count every parameter once, whatever the layout.
+
+A rank holds flat fp32 pieces of the gradient: all of its parameters', or with the distributed optimizer its 1/dp of
+them. Two things would be counted more than once: parameters replicated over tensor-parallel ranks (norms), and the
+embedding that the first and last pipeline stage share. One rank counts each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor
+
+from megatron_ext.distributed.process_groups import Ranks
+
+# Elements converted to fp64 at a time: small enough for a core's cache, large enough to amortise a kernel launch. In
+# fp32, products of vanishing gradients would underflow.
+_CHUNK = {"cpu": 1 << 17, "cuda": 1 << 22}
+
+Vector = list[Tensor]
+Index = dict[Tensor, tuple[int, int]]
+
+
+class GradientSpace:
+    """The space that reduced, accumulated gradients of one model live in; ``held`` is the gradient in DDP's buffers."""
+
+    def __init__(self, model: DistributedDataParallel, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.sharded = ranks.layout.distributed_optimizer
+        self.held: Vector = []
+        self._counted: list[list[tuple[int, int]]] = []
+        self._buckets = [bucket for buffer in model.buffers for bucket in buffer.buckets]
+        self._indices = [_index(buffer, bucket) for buffer in model.buffers for bucket in buffer.buckets]
+        self._starts: list[int] = []
+        self._spare: list[Vector] = []
+        for bucket, index in zip(self._buckets, self._indices, strict=True):
+            width = bucket.grad_data.numel() // (ranks.layout.data if self.sharded else 1)
+            start = width * ranks.data_rank if self.sharded else 0
+            self._starts.append(start)
+            self.held.append(bucket.grad_data[start : start + width])
+            self._counted.append(self._ranges(index, start, start + width))
+
+    def _ranges(self, index: Index, start: int, end: int) -> list[tuple[int, int]]:
+        """Merged ranges, relative to ``start``, of the parameters in ``[start, end)`` that this rank counts."""
+        if not self.sharded and self.ranks.data_rank != 0:
+            return []
+        merged: list[tuple[int, int]] = []
+        for parameter, (low, high) in sorted(index.items(), key=lambda item: item[1]):
+            low, high = max(low, start) - start, min(high, end) - start
+            if low >= high or not self._owns(parameter):
+                continue
+            if merged and merged[-1][1] == low:
+                merged[-1] = (merged[-1][0], high)
+            else:
+                merged.append((low, high))
+        return merged
+
+    def _owns(self, parameter: Tensor) -> bool:
+        if getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
+            return False
+        return getattr(parameter, "tensor_model_parallel", False) or self.ranks.tensor_rank == 0
+
+    def copy(self) -> Vector:
+        """A copy of the held gradient: the one vector that a rule with two gradients costs."""
+        vector = self._spare.pop() if self._spare else [torch.empty_like(piece) for piece in self.held]
+        for mine, piece in zip(vector, self.held, strict=True):
+            mine.copy_(piece)
+        return vector
+
+    def release(self, vector: Vector) -> None:
+        """Keep the memory of ``vector``, which nobody reads any more, for the next ``copy``: on a CPU, memory that is
+        new in every step costs several times the copying, page by page."""
+        self._spare = [vector]
+
+    def products(self, vectors: Sequence[Vector]) -> Tensor:
+        """This rank's part of the inner products of every pair: fp64 ``[k, k]``; their sum over all ranks is the Gram
+        matrix. No collective and no host synchronisation."""
+        chunk = min(_CHUNK[self.ranks.device.type], max(high - low for low, high in [(0, 1), *chain(*self._counted)]))
+        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=self.ranks.device)
+        values = total.new_empty(len(vectors), chunk)
+        for piece, ranges in enumerate(self._counted):
+            for low, high in ranges:
+                for at in range(low, high, chunk):
+                    stop = min(at + chunk, high)
+                    part = values[:, : stop - at]
+                    for row, vector in zip(part, vectors, strict=True):
+                        row.copy_(vector[piece][at:stop])
+                    total.addmm_(part, part.T)
+        return total
+
+    def reduce(self, values: Tensor) -> list[float]:
+        """Sum fp64 ``[m]`` over all ranks: the one all-reduce of an optimizer step's scalars."""
+        if self.ranks.world_size > 1:
+            dist.all_reduce(values)
+        return values.tolist()  # type: ignore[no-any-return]
+
+    def combine(self, scale: float, other: Vector | None = None, other_scale: float = 0.0) -> None:
+        """held <- scale * held + other_scale * other, in place."""
+        for piece, mine in enumerate(self.held):
+            if scale != 1.0:
+                mine.mul_(scale)
+            if other is not None and other_scale != 0.0:
+                mine.add_(other[piece], alpha=other_scale)
+
+    def linear(self, *terms: tuple[float, Vector]) -> Vector:
+        """A new vector: the sum of ``coefficient * vector`` over ``terms``."""
+        (scale, first), *others = terms
+        total = [piece * scale for piece in first]
+        for scale, vector in others:
+            for mine, piece in zip(total, vector, strict=True):
+                mine.add_(piece, alpha=scale)
+        return total
+
+    def hold(self, vector: Vector) -> None:
+        """held <- vector."""
+        for mine, piece in zip(self.held, vector, strict=True):
+            mine.copy_(piece)
+
+    def weights(self) -> Vector:
+        """A copy of the weights, laid out as gradients are; fp32 weights only."""
+        pieces = [torch.zeros_like(piece) for piece in self.held]
+        for place, parameter in self._places():
+            piece, mine, theirs = place
+            pieces[piece][mine] = parameter.detach().view(-1)[theirs]
+        return pieces
+
+    def set_weights(self, base: Vector, scale: float = 0.0, vector: Vector | None = None) -> None:
+        """weights <- base + scale * vector. With sharded gradients, one all-gather a bucket over data-parallel ranks.
+
+        Every rank calls it; copies of a parameter on several ranks get the same value, as their gradients are equal.
+        """
+        for (piece, mine, theirs), parameter in self._places():
+            value = base[piece][mine]
+            if vector is not None and scale != 0.0:
+                value = value.add(vector[piece][mine], alpha=scale)
+            parameter.detach().view(-1)[theirs] = value
+        if self.sharded and self.ranks.layout.data > 1:
+            for bucket, piece, start in zip(self._buckets, self.held, self._starts, strict=True):
+                own = bucket.param_data[start : start + piece.numel()].clone()
+                dist.all_gather_into_tensor(bucket.param_data, own, group=self.ranks.data_group)
+
+    @contextmanager
+    def moved(self, vector: Vector, *scales: float) -> Iterator[Iterator[float]]:
+        """Iterate over ``scales`` with the weights at ``theta + scale * vector``; then they are ``theta`` again, to the
+        bit. Holds one vector more."""
+        base = self.weights()
+
+        def visit() -> Iterator[float]:
+            for scale in scales:
+                self.set_weights(base, scale, vector)
+                yield scale
+
+        try:
+            yield visit()
+        finally:
+            self.set_weights(base)
+
+    def _places(self) -> Iterator[tuple[tuple[int, slice, slice], Tensor]]:
+        """Each parameter that overlaps this rank's shard: (piece, slice of the piece, slice of the parameter)."""
+        for number, (index, piece, start) in enumerate(zip(self._indices, self.held, self._starts, strict=True)):
+            for parameter, (low, high) in index.items():
+                begin, end = max(low, start), min(high, start + piece.numel())
+                if begin < end:
+                    yield (number, slice(begin - start, end - start), slice(begin - low, end - low)), parameter
+
+
+def _index(buffer: Any, bucket: Any) -> Index:
+    """Where each parameter of ``bucket`` lies in it. Its own ``param_to_index`` leaves out the padding that aligns
+    parameters for the distributed optimizer."""
+    places = buffer.param_index_map.items()
+    return {p: (low - bucket.offset, high - bucket.offset) for p, (low, high, i) in places if i == bucket.bucket_id}

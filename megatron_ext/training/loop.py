@@ -1,0 +1,103 @@
+"""The loop that training and unlearning share: steps, log, progress, resume states, an orderly stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from megatron_ext.training.resume import Resume
+from megatron_ext.training.trainer import NonFinite, Trainer
+
+STOPPED = 143  # the exit status of a program that SIGTERM ended, which a scheduler may start again
+# SIGURG asks for the same, and programs that do not know it ignore it: a scheduler that signals every process of a job
+# does not end those that a rank needs to write its state, such as the one that serves the files of its container.
+REQUESTS = (signal.SIGTERM, signal.SIGURG)
+
+
+@contextmanager
+def stoppable(trainer: Trainer) -> Iterator[None]:
+    """Until the end of this, a request to stop ends the run after a step, with a state, and nothing else.
+
+    It comes more than once where a scheduler, a container and a launcher all pass it on, so only the first one counts.
+    A ``SIGURG`` that a launcher has held back, because it came earlier than this, counts too. After the last step the
+    model is written in any case.
+    """
+
+    def ask_to_stop(*_: Any) -> None:
+        trainer.stop_requested = True
+
+    previous = {number: signal.signal(number, ask_to_stop) for number in REQUESTS}
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGURG])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run(
+    trainer: Trainer,
+    resume: Resume,
+    steps: int,
+    checkpoint_every: int,
+    step: Callable[[int], tuple[dict[str, Any], int, bool]],
+    title: str,
+    validate: Callable[[int], None] | None = None,
+) -> None:
+    """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some
+    rank was asked to stop, see ``stoppable``; in that case exits with 143 after writing a state. ``validate(n)`` is
+    called before the first step of a run and after each, where ``n`` have been taken. A loss, gradient or weight that
+    is not finite ends the run with ``NonFinite``, which names the step; no state is written of it. Collective."""
+    from tqdm import tqdm
+
+    @contextmanager
+    def naming(i: int) -> Iterator[None]:
+        try:
+            yield
+        except NonFinite as error:
+            raise NonFinite(f"step {i}: {error}. {resume.kept()}") from error
+
+    first = resume.restore()
+    leader = trainer.ranks.world_rank == 0
+    quiet = not sys.stderr.isatty()
+    bar = tqdm(
+        total=steps, initial=first, desc=title, unit="step", disable=not leader, mininterval=10 if quiet else 0.1
+    )
+    try:
+        if validate is not None and first == 0:
+            with naming(0):
+                validate(0)
+        for i in range(first, steps):
+            begin = time.perf_counter()
+            with naming(i):
+                record, tokens, stop = step(i)
+            seconds = time.perf_counter() - begin
+            timing = {"tokens": tokens, "seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
+            resume.log.write({"step": i, **record, **timing})
+            bar.set_postfix_str(_brief(record, tokens / seconds), refresh=False)
+            bar.update()
+            done = i + 1
+            if validate is not None:
+                with naming(i):
+                    validate(done)
+            if (stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
+                with naming(i):
+                    trainer.refuse_broken_weights()
+                resume.save(done)
+            if stop and done < steps:
+                if leader:
+                    print(f"asked to stop: the state after step {done} of {steps} is in {resume.folder}", flush=True)
+                sys.exit(STOPPED)
+    finally:
+        bar.close()
+
+
+def _brief(record: dict[str, Any], speed: float) -> str:
+    shown = [(k.removesuffix("_loss"), v) for k, v in record.items() if k.endswith("loss") and v is not None]
+    return ", ".join(f"{k} {v:.4g}" for k, v in shown if math.isfinite(v)) + f", {speed:,.0f} tokens/s"

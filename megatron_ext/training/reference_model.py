@@ -1,0 +1,129 @@
+"""The model before unlearning, for losses that need more of it than a cached number: a second forward pass.
+
+Its hidden states at a loss's positions are computed for a step's micro-batches before the trained model's own passes,
+and are small; logits are made of them one micro-batch at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_ext.data.collate import MicroBatch
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.inference import pipeline_forward
+from megatron_ext.model.build import LanguageModel
+
+
+class Frozen(Protocol):
+    """Where hidden states of the model before unlearning come from."""
+
+    @property
+    def model(self) -> LanguageModel | None:
+        """What makes logits of its hidden states; None where no loss asks for them."""
+
+    def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+        """``[n, h]`` of each micro-batch, without gradient, on the last pipeline stage; None elsewhere. Collective over
+        the pipeline."""
+
+
+class FrozenModel:
+    """A second copy of the model. On a GPU (``offload``, by default there) its weights are in pinned host memory, and
+    each module's are on the device only while the module runs.
+
+    Costs this rank's share of the weights once, and a forward pass a micro-batch; offloaded, those weights are in host
+    memory, with one module's on the device at a time, and every pass transfers all of them. (Loading takes them through
+    the device, when neither gradients nor optimizer state are there yet.)
+    """
+
+    def __init__(self, model: LanguageModel, ranks: Ranks, offload: bool | None = None) -> None:
+        self._model, self._ranks = model.eval().requires_grad_(False), ranks
+        if not ranks.on_cpu if offload is None else offload:
+            _offload(model)
+
+    @property
+    def model(self) -> LanguageModel:
+        return self._model
+
+    def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+        return _hidden(self._model, self._ranks, batches)
+
+
+class FrozenMatrices:
+    """The trained model itself, with the original values of the few parameters that training changes.
+
+    Costs one copy of those parameters and a forward pass.
+    """
+
+    def __init__(self, model: LanguageModel, ranks: Ranks) -> None:
+        self._trained, self._ranks = model, ranks
+        self._original = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @property
+    def model(self) -> None:
+        return None
+
+    def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+        with self._swapped():
+            return _hidden(self._trained, self._ranks, batches)
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        parameters = dict(self._trained.named_parameters())
+        trained = {name: parameters[name].data for name in self._original}
+        _point(parameters, self._original)
+        try:
+            yield
+        finally:
+            _point(parameters, trained)
+
+
+def _point(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].data = value
+
+
+@torch.no_grad()
+def _hidden(model: LanguageModel, ranks: Ranks, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+    stages = pipeline_forward.Stages(model, ranks)
+    found: list[Tensor | None] = []
+    for batch in batches:
+        hidden = stages.forward(batch.tokens)
+        found.append(None if hidden is None else model.at(hidden, batch.index))
+    stages.finish()
+    return found
+
+
+def _offload(model: LanguageModel) -> None:
+    """Move every parameter to host memory, and to its device only while a module runs that uses it.
+
+    In between a parameter is empty, so that what uses it elsewhere fails instead of computing with it.
+    """
+    home: dict[torch.nn.Parameter, tuple[Tensor, Tensor]] = {}
+    for parameter in model.parameters():
+        value = parameter.detach()
+        host = value.cpu().pin_memory() if value.is_cuda else value.clone()
+        home[parameter] = host, value.new_empty(0)
+        parameter.data = home[parameter][1]
+
+    def fetch(module: torch.nn.Module, _: Any) -> None:
+        for parameter in used[module]:
+            # A copy even where host and device are one, so that there too the host's value is never worked on.
+            parameter.data = home[parameter][0].to(home[parameter][1].device, non_blocking=True, copy=True)
+
+    def release(module: torch.nn.Module, *_: Any) -> None:
+        for parameter in used[module]:
+            parameter.data = home[parameter][1]
+
+    used = {module: list(module.parameters(recurse=False)) for module in model.modules()}
+    if model.post_process and model.share_embeddings_and_output_weights:
+        # Given to the output layer as an argument: the embedding's own, on a stage that has both.
+        used[model.output_layer] = [model.shared_embedding_or_output_weight()]
+    for module, parameters in used.items():
+        if parameters:
+            module.register_forward_pre_hook(fetch)
+            module.register_forward_hook(release)

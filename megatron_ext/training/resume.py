@@ -1,0 +1,260 @@
+"""Stopping and going on: the state of a run, written every N steps and read back bit for bit.
+
+One safetensors file a rank, in a folder that is renamed when all are written: no pickle, and no process sees another's
+tensors. A state belongs to one run at one layout; for any other it is dropped, with a message. What follows from a
+state has the same bits wherever the same step twice has: on a CPU with the same number of threads, but not on a GPU,
+whose attention and scatter kernels add in an order of their own. (Checkpoints that others read are Hugging Face
+folders, see ``weights``.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_ext.atomic_files import write_json, write_text
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.training.trainer import Trainer
+
+
+class Companion(Protocol):
+    """What a run keeps in the folder of its states beside them. Every method is called on every rank."""
+
+    def restore(self, steps: int) -> None:
+        """Go back to what was there after ``steps`` steps, of which there is a state; 0: there is none."""
+
+    def flush(self) -> None:
+        """Have everything on disk: a state that needs it is about to get its name."""
+
+    def saved(self) -> None:
+        """The state has it; older states are gone."""
+
+
+class Resume:
+    """The folder ``output/resume``: the newest state and the step log so far.
+
+    ``identity`` is everything that makes this run the run it is (specification, digests of its inputs); a state of
+    another identity is dropped, with a message. ``rule_state`` is the update rule's own, which restoring changes in
+    place. ``companion``: keeps further files in ``folder_of(output)``. Every method is collective.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        identity: dict[str, Any],
+        trainer: Trainer,
+        rule_state: dict[str, float] | None = None,
+        companion: Companion | None = None,
+    ) -> None:
+        self.folder, self.companion = folder_of(output), companion
+        self.rule_state = {} if rule_state is None else rule_state
+        self.trainer, self.ranks = trainer, trainer.ranks
+        text = json.dumps(identity, sort_keys=True, default=str)
+        self.identity = hashlib.sha256(text.encode()).hexdigest()
+        self.log = StepLog(self.folder / "steps.jsonl", active=self.ranks.world_rank == 0)
+
+    def restore(self) -> int:
+        """Load the newest state, if it is this run's; the number of steps already taken."""
+        # Rank 0 decides for all: on a shared file system others may still see an older listing.
+        chosen = [self._choose() if self.ranks.world_rank == 0 else None]
+        if self.ranks.world_size > 1:
+            dist.broadcast_object_list(chosen, src=0)
+        steps = 0
+        if chosen[0] is not None:
+            name, steps, rule_state = chosen[0]
+            self.rule_state.clear()
+            self.rule_state.update(rule_state)
+            self._load(self.folder / name / self._file())
+        self.log.open(steps)
+        if self.companion is not None:
+            self.companion.restore(steps)
+        return steps
+
+    def _choose(self) -> tuple[str, int, dict[str, float]] | None:
+        """Folder name, steps and rule state of the newest state; where it is not this run's, or none, a clean start."""
+        state = self._newest()
+        if state is not None:
+            known = json.loads((state / "state.json").read_text())
+            if known["identity"] == self.identity:
+                print(f"going on after step {known['steps']}", flush=True)
+                return state.name, known["steps"], known["rule_state"]
+            print(f"{self.folder} is of another configuration or other inputs: starting from the beginning", flush=True)
+        _discard(self.folder)
+        return None
+
+    def save(self, steps: int) -> None:
+        """Write the state after ``steps`` steps, then delete older ones."""
+        final = self.folder / f"step-{steps:08d}"
+        partial = self.folder / f".{final.name}"
+        if self.ranks.world_rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        _barrier(self.ranks)
+        if self._writes():
+            tensors = {name: t.detach().contiguous().cpu() for name, t in self._tensors()}
+            tensors |= {name: torch.tensor(group["step"]) for name, group in self._groups() if "step" in group}
+            save_file(tensors, partial / self._file())
+            _sync(partial / self._file())
+        if self.companion is not None:
+            self.companion.flush()
+        _barrier(self.ranks)
+        if self.ranks.world_rank == 0:
+            self.log.flush()
+            write_json(
+                partial / "state.json", {"identity": self.identity, "steps": steps, "rule_state": self.rule_state}
+            )
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(partial, final)
+            for older in self._states():
+                if older != final:
+                    shutil.rmtree(older)
+        _barrier(self.ranks)
+        if self.companion is not None:
+            self.companion.saved()
+
+    def kept(self) -> str:
+        """A sentence on the newest state there is."""
+        state = self._newest()
+        return "No state was saved before." if state is None else f"The state before it is kept: {state}"
+
+    def finish(self, log: Path) -> None:
+        """Give the step log its final name and delete the state: the run's output is complete."""
+        self.log.close()
+        _barrier(self.ranks)
+        if self.ranks.world_rank == 0:
+            write_text(log, self.log.path.read_text())
+            _discard(self.folder)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def _newest(self) -> Path | None:
+        states = self._states()
+        return states[-1] if states else None
+
+    def _writes(self) -> bool:
+        return self.ranks.data_rank == 0 or self.ranks.layout.distributed_optimizer
+
+    def _file(self) -> str:
+        data = self.ranks.data_rank if self.ranks.layout.distributed_optimizer else 0
+        return f"tensor-{self.ranks.tensor_rank}-pipeline-{self.ranks.pipeline_rank}-data-{data}.safetensors"
+
+    def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
+        for i, inner in self._inner():
+            for g, group in enumerate(inner.param_groups):
+                for p, parameter in enumerate(group["params"]):
+                    yield f"optimizer.{i}.{g}.{p}", inner, parameter
+
+    def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Parameter groups, by the name of their step count: Transformer Engine's and Apex's optimizers keep it there,
+        where torch's have a tensor for each parameter."""
+        for i, inner in self._inner():
+            for g, group in enumerate(inner.param_groups):
+                yield f"optimizer.{i}.{g}.step", group
+
+    def _inner(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+        """The optimizers inside megatron-core's; a rank that trains none of its parameters has none."""
+        for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
+            if wrapper.optimizer is not None:
+                yield i, wrapper.optimizer
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        model = dict(self.trainer.model.named_parameters())
+        storages = {p.untyped_storage().data_ptr() for p in model.values()}
+        yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
+        for name, inner, parameter in self._optimizers():
+            if parameter.untyped_storage().data_ptr() not in storages:  # an fp32 main copy of a bf16 parameter
+                yield f"{name}.main", parameter
+            for key, value in inner.state[parameter].items():
+                yield f"{name}.state.{key}", value
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> None:
+        with safe_open(path, framework="pt", device=str(self.ranks.device)) as file:
+            keys = set(file.keys())
+            for name, inner, parameter in self._optimizers():
+                prefix = f"{name}.state."
+                stored = [key for key in keys if key.startswith(prefix)]
+                inner.state[parameter] = {key.removeprefix(prefix): file.get_tensor(key) for key in stored}
+            for name, group in self._groups():
+                if name in keys:
+                    group["step"] = int(file.get_tensor(name))
+            for name, tensor in self._tensors():
+                if ".state." not in name:
+                    tensor.copy_(file.get_tensor(name))
+
+
+class StepLog:
+    """Lines of JSON, one an optimizer step or one a measurement, appended as they happen; cut back on resume."""
+
+    def __init__(self, path: Path, active: bool) -> None:
+        self.path, self.active = path, active
+        self._file: Any = None
+
+    def open(self, count: int) -> None:
+        """Go on after the first ``count`` lines."""
+        if not self.active:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True)[:count] if self.path.exists() else []
+        if len(lines) != count:
+            raise RuntimeError(
+                f"{self.path} has {len(lines)} lines where the state needs {count}; delete {self.path.parent}"
+            )
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(lines))
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a")
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self.active:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def flush(self) -> None:
+        if self.active:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self.active:
+            self.flush()
+            self._file.close()
+
+
+def folder_of(output: Path) -> Path:
+    """Where a run with this output folder keeps its states."""
+    return output / "resume"
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or gone, never in part."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, gone)
+        shutil.rmtree(gone)
+
+
+def _barrier(ranks: Ranks) -> None:
+    if ranks.world_size > 1:
+        done = torch.zeros(1, device=ranks.device)
+        dist.all_reduce(done)
+        done.item()  # under NCCL only this waits
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,22 @@
+"""The learning rate of an optimizer step, as a function of the step alone: nothing to save or restore."""
+
+from __future__ import annotations
+
+import math
+
+from megatron_ext.config import Optimizer
+
+
+def learning_rate(spec: Optimizer, step: int, total: int, warmup: int) -> float:
+    """Rate of ``step`` (from 0) of ``total``: linear warm-up over ``warmup`` steps from ``peak / warmup``, then decay
+    to ``final_fraction`` of the peak at the last step."""
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / warmup
+    done = (step - warmup + 1) / max(1, total - warmup)
+    floor = spec.schedule.final_fraction
+    share = {
+        "constant": 1.0,
+        "linear": floor + (1 - floor) * (1 - done),
+        "cosine": floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
+    }[spec.schedule.kind]
+    return spec.learning_rate * share

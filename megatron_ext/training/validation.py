@@ -1,0 +1,236 @@
+"""A look at the model during unlearning: a fixed sample of forget and retain sequences, scored every so often.
+
+The sample is drawn once, from ``Validation.seed``, out of each topic's tokenised forget and retain set: rows that the
+run trains on, in the form that it trains on. It is neither the benchmark's test rows nor one of its metrics, so that a
+step can be chosen by it and measured by them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_ext.checkpoint import reading, tensor_sources, writing
+from megatron_ext.data.collate import Pool
+from megatron_ext.data.sampling import Alternation
+from megatron_ext.distributed.collectives import over_data_ranks
+from megatron_ext.inference import pipeline_forward
+from megatron_ext.model.loss_inputs import Scores
+from megatron_ext.specs import UnlearnSpec, Validation
+from megatron_ext.training.resume import StepLog, folder_of
+from megatron_ext.training.topics import TopicData
+from megatron_ext.training.trainer import NonFinite, Trainer
+
+FILE = "trajectory.jsonl"
+_FORGET, _RETAIN = range(2)
+
+
+def score(forget_probability: float, retain_probability: float, retain_before: float) -> float:
+    """The harmonic mean of ``1 - forget_probability`` and ``min(1, retain_probability / retain_before)``; 0 where both
+    are. ``retain_before``: the retain probability before the first step; where it was 0, nothing could be lost."""
+    forgotten = max(0.0, 1 - forget_probability)
+    retained = min(1.0, retain_probability / retain_before) if retain_before > 0 else 1.0
+    return 2 * forgotten * retained / (forgotten + retained) if forgotten + retained > 0 else 0.0
+
+
+def draw(size: int, rows: int, seed: int, topic: int, purpose: int) -> list[int]:
+    """``rows`` of ``size`` row numbers, or all, in order."""
+    chosen = np.random.default_rng([seed, topic, purpose]).choice(size, size=min(rows, size), replace=False)
+    return sorted(int(row) for row in chosen)
+
+
+class Validator:
+    """Scores the sample, logs the trajectory, and keeps the best weights so far: a companion of the run's ``Resume``.
+
+    ``resume/trajectory.jsonl`` in the run's output folder has a line a measurement; with ``best-on-validation``,
+    ``resume/best-<steps>`` is the Hugging Face folder of the weights with the best score so far, of the first of equal
+    ones, and until the next state there is also that of the newest state. The weights before the first step are scored,
+    but not a candidate. Where the update rule extrapolates, the weights that are scored and kept are extrapolated:
+    those that the run would end in at this step.
+
+    A measurement costs a forward pass over the sample; forward passes take at most as many tokens as the sample's
+    longest ``micro_batch`` sequences. Every method is collective over all ranks.
+    """
+
+    def __init__(self, spec: UnlearnSpec, trainer: Trainer, topics: Sequence[TopicData], order: Alternation) -> None:
+        assert spec.validation is not None
+        self._spec: Validation = spec.validation
+        self._trainer, self._ranks, self._order = trainer, trainer.ranks, order
+        self._origin, self._extrapolation = spec.checkpoint, spec.rule.extrapolation
+        self._points = self._spec.points(order.steps, order.steps_per_epoch)
+        self._folder = folder_of(spec.output)
+        self._log = StepLog(self._folder / FILE, active=self._ranks.world_rank == 0)
+        self._before: float | None = None  # the retain probability before the first step
+        self._best: tuple[float, int] | None = None
+        self._best_of_state: int | None = None
+        self._pool = Pool([*(topic.forget for topic in topics), *(topic.retain for topic in topics)])
+        drawn = []
+        for purpose, sets in ((_FORGET, [t.forget for t in topics]), (_RETAIN, [t.retain for t in topics])):
+            for i, found in enumerate(sets):
+                start = int(self._pool.starts[purpose * len(topics) + i])
+                rows = draw(len(found), self._spec.rows, self._spec.seed, i, purpose)
+                drawn += [(purpose, start + row) for row in rows]
+        self._rows = [row for _, row in drawn]
+        self._purpose = torch.tensor([purpose for purpose, _ in drawn])
+        self._budget = spec.batching.micro_batch * int(self._pool.lengths[self._rows].max())
+
+    # What ``Resume`` asks of a companion.
+
+    def restore(self, steps: int) -> None:
+        self._log.open(sum(point <= steps for point in self._points) if steps else 0)
+        rows: list[Any] = [self._logged() if self._ranks.world_rank == 0 else None]
+        if self._ranks.world_size > 1:
+            dist.broadcast_object_list(rows, src=0)
+        self._before, self._best = None, None
+        for row in rows[0]:
+            self._take(row)
+        self._best_of_state = self._best[1] if self._best else None
+        if self.selects and self._ranks.world_rank == 0:
+            if self._best and not self._weights(self._best[1]).is_dir():
+                raise RuntimeError(f"{self._weights(self._best[1])} is missing; delete {self._folder}")
+            self._drop_others()
+
+    def flush(self) -> None:
+        self._log.flush()
+
+    def saved(self) -> None:
+        self._best_of_state = self._best[1] if self._best else None
+        if self.selects and self._ranks.world_rank == 0:
+            self._drop_others()
+
+    # The run.
+
+    def measure(self, steps: int) -> None:
+        """Score the sample, if it is time, now that ``steps`` steps have been taken; log it; keep the weights if they
+        are the best. Raises ``NonFinite`` on every rank where a result is not finite."""
+        if steps not in self._points:
+            return
+        begin = time.perf_counter()
+        with self._as_written():
+            row = {"step": steps, "epoch": self._order.epoch(steps - 1) if steps else 0.0, **self._numbers()}
+            before = row["retain_probability"] if self._before is None else self._before
+            row["score"] = score(row["forget_probability"], row["retain_probability"], before)
+            if self._take(row) and self.selects:
+                writing.save(self._trainer.model, self._ranks, self._weights(steps))
+        row["seconds"] = round(time.perf_counter() - begin, 6)
+        self._log.write(row)
+        if self.selects and self._ranks.world_rank == 0:
+            self._drop_others()
+
+    def load_best(self) -> int:
+        """Set the model's weights to the best ones; after how many steps they were measured."""
+        assert self._best is not None, "the last step is always measured"
+        source = tensor_sources.SafetensorsFolder(self._weights(self._best[1]))
+        reading.fill(self._trainer.model, self._ranks, source)
+        return self._best[1]
+
+    def why(self) -> str:
+        """A sentence on the selected step, after the last one."""
+        assert self._best is not None
+        value, step = self._best
+        first = f"validation score {value:.4g} after step {step}, the best of {len(self._points) - 1} measured"
+        rows = [int((self._purpose == purpose).sum()) for purpose in (_FORGET, _RETAIN)]
+        return f"{first} on {rows[_FORGET]} forget and {rows[_RETAIN]} retain rows (seed {self._spec.seed})"
+
+    def text(self) -> str:
+        """The trajectory, on world rank 0; nothing is logged from then on."""
+        self._log.close()
+        return self._log.path.read_text() if self._log.active else ""
+
+    @property
+    def selects(self) -> bool:
+        """Whether the run ends in the best weights, not in the last."""
+        return self._spec.select == "best-on-validation"
+
+    def _take(self, row: dict[str, Any]) -> bool:
+        """Note a measurement; whether it is the best so far."""
+        if row["step"] == 0:
+            self._before = row["retain_probability"]
+            return False
+        better = self._best is None or row["score"] > self._best[0]
+        if better:
+            self._best = row["score"], row["step"]
+        return better
+
+    def _logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.path.read_text().splitlines()]
+
+    def _weights(self, steps: int) -> Path:
+        return self._folder / f"best-{steps:08d}"
+
+    def _drop_others(self) -> None:
+        """Delete weights that neither the run nor the newest state needs."""
+        needed = {self._weights(step) for step in (self._best_of_state, self._best and self._best[1]) if step}
+        for folder in self._folder.glob("best-*"):
+            if folder not in needed:
+                shutil.rmtree(folder)
+
+    @contextmanager
+    def _as_written(self) -> Iterator[None]:
+        """The model with the weights that the run would end in now; costs a copy of them where its rule extrapolates,
+        and nothing elsewhere."""
+        if self._extrapolation == 1.0:
+            yield
+            return
+        model = self._trainer.model
+        kept = [p.detach().clone() for p in model.parameters()]
+        reading.extrapolate(model, self._ranks, self._origin, self._extrapolation)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, value in zip(model.parameters(), kept, strict=True):
+                    p.copy_(value)
+
+    def _numbers(self) -> dict[str, float]:
+        """Means over the sampled forget rows and over the sampled retain rows."""
+        log_probs, matches = self._sums().unbind()
+        counts = torch.from_numpy(self._pool.label_counts[self._rows]).double()
+        nll = -log_probs / counts
+        found = {"probability": (-nll).exp(), "nll": nll, "greedy_match": matches / counts}
+        means = {
+            f"{name}_{key}": float(values[self._purpose == purpose].mean())
+            for key, values in found.items()
+            for name, purpose in (("forget", _FORGET), ("retain", _RETAIN))
+        }
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise NonFinite(f"validation: {name} is {value}")
+        return means
+
+    @torch.no_grad()
+    def _sums(self) -> Tensor:
+        """fp64 ``[2, n]`` on every rank: of each sampled row the sum of its labels' log-probabilities, and how many of
+        them are the most likely token where they stand, given those before.
+
+        Collectives: those of the forward passes, then a broadcast over the pipeline and an all-reduce over
+        data-parallel ranks of the result.
+        """
+        trainer, ranks = self._trainer, self._ranks
+        model = trainer.model
+        sums = torch.zeros(2, len(self._rows), dtype=torch.float64, device=ranks.device)
+        stages = pipeline_forward.Stages(model, ranks)
+        batches = pipeline_forward.plan(self._pool.lengths[self._rows].tolist(), self._budget, ranks)
+        for batch in pipeline_forward.mine(batches, ranks, "validation", progress=False):
+            rows = [self._rows[i] for i in batch]
+            found = self._pool.collate(rows, ranks.device, multiple=trainer.length_multiple)
+            hidden = stages.forward(found.tokens)
+            if hidden is None:
+                continue
+            scores = Scores(model.at(hidden, found.index), found, model, trainer.vocabulary)
+            right = trainer.vocabulary.argmax(scores.logits) == scores.targets
+            each = torch.stack([scores.log_probs.double(), right.double()])
+            sums[:, batch] = torch.stack([scores.per_sequence(values) for values in each])
+        stages.finish()
+        return over_data_ranks(stages.from_last(sums), ranks).cpu()

@@ -1,0 +1,153 @@
+"""A loaded model as lm-evaluation-harness sees one: its three kinds of requests, answered by a benchmark's ``Ask``.
+
+Encoding, truncation and stops are those of the harness's own ``HFLM`` (lm-eval 0.4.13: ``models/huggingface.py``, and
+``TemplateLM`` of ``api/model.py``), so that scores are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from pipeline.data.errors import DataError
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from pipeline.benchmarks.base import Ask
+
+Pair = tuple[list[int], list[int]]
+MAX_NEW_TOKENS = 256  # where a task does not say: HFLM's
+# Settings of a generation that a greedy one does not look at, beside those that are followed.
+WITHOUT_EFFECT = {"temperature", "do_sample", "top_p", "top_k"}
+
+
+class AskLM(TemplateLM):
+    """One logical model: every rank runs the harness with the same requests, and ``ask`` shares them among the ranks.
+
+    To the harness it is therefore one process, rank 0 of 1, on every rank. ``cut``: (task, document) of the requests
+    whose context was longer than the model reads, and of which only the end was read.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__()
+        self.ask = ask
+        self.cut: set[tuple[str | None, int | None]] = set()
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.ask.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context: the start token, or the end token where there is none."""
+        bos = self.ask.tokenizer.bos_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def max_length(self) -> int:
+        return self.ask.context
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Ids of a text; by default with a start token where the tokenizer adds one and the text has none itself.
+
+        Differs from HFLM for tokenizers that add more than a start token, an end token for example: it is left out.
+        """
+        if add_special_tokens is None:
+            names = self.ask.tokenizer.names
+            add_special_tokens = not has_bos_prefix(string, names.eos if names.bos is None else names.bos)
+        return self.ask.tokenizer.encode(string, special=add_special_tokens)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation after its context, in nats, and whether it is the greedy one."""
+        return self._scores(requests, [self._pair(*request.args) for request in requests])
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text in nats, in windows of the model's context that do not overlap in what
+        they predict."""
+        pairs: list[Pair] = []
+        owners: list[int] = []
+        for i, request in enumerate(requests):
+            windows = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            pairs += map(make_disjoint_window, windows)
+            owners += [i] * (len(pairs) - len(owners))
+        totals = [0.0] * len(requests)
+        scores = self._scores([requests[i] for i in owners], pairs)
+        for i, (log_prob, _) in zip(owners, scores, strict=True):
+            totals[i] += log_prob
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The greedy continuation of each context, up to its first stop, and not stripped.
+
+        Raises ``DataError`` that names the task for settings other than greedy ones, and for more new tokens than the
+        model's context has room for.
+        """
+        from megatron_ext.inference.generation import GenerateRequest
+
+        end = self.ask.tokenizer.decode([self.eot_token_id], skip_special=False)
+        asked, stops = [], []
+        for request in requests:
+            context, given = request.args
+            settings: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
+            until, new = handle_stop_sequences(settings.pop("until"), eos=end), settings.pop("max_gen_toks")
+            place = f"task {request.task_name!r}"
+            if settings.get("do_sample") or settings.get("temperature"):
+                raise DataError(f"{place}: asks for sampling (do_sample or temperature); only greedy answers are made")
+            if others := sorted(settings.keys() - WITHOUT_EFFECT):
+                raise DataError(f"{place}: unknown generation setting {others[0]!r}; allowed: until, max_gen_toks")
+            room = self.max_length - new
+            if new < 1 or room < 1:
+                raise DataError(f"{place}: max_gen_toks is {new}; the model's context is {self.max_length}")
+            prompt = self._last(request, self.tok_encode(context), room)
+            if not prompt:
+                raise DataError(f"{place}, document {request.doc_id}: nothing to continue")
+            asked.append(GenerateRequest(prompt, new, tuple(stop for stop in until if stop and stop != end)))
+            stops.append(until)
+        answers = self.ask.generate(asked)
+        return [
+            postprocess_generated_text(self.ask.tokenizer.decode(ids), until, None)
+            for ids, until in zip(answers, stops, strict=True)
+        ]
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        if context:
+            return self._encode_pair(context, continuation)
+        ids = self.tok_encode(continuation, add_special_tokens=False)
+        if ids[:1] == [self.prefix_token_id]:
+            return ids[:1], ids[1:]
+        return [self.prefix_token_id], ids
+
+    def _scores(self, requests: Sequence[Instance], pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        from megatron_ext.inference.scoring import ScoreRequest
+
+        asked = []
+        for request, (prompt, target) in zip(requests, pairs, strict=True):
+            if not prompt or not 1 <= len(target) <= self.max_length:
+                raise DataError(
+                    f"task {request.task_name!r}, document {request.doc_id}: a context of {len(prompt)} tokens and a "
+                    f"continuation of {len(target)}; the model's context is {self.max_length}"
+                )
+            # The last token of the target is not read, only predicted.
+            asked.append(ScoreRequest(self._last(request, prompt, self.max_length + 1 - len(target)), target))
+        return [(score.log_prob, score.greedy) for score in self.ask.score(asked)]
+
+    def _last(self, request: Instance, ids: list[int], room: int) -> list[int]:
+        """The last ``room`` ids; a request that loses some is noted."""
+        if len(ids) > room:
+            self.cut.add((request.task_name, request.doc_id))
+        return ids[-room:]
+
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        raise TypeError("the harness wants this method; requests are scored by loglikelihood, which knows their tasks")

@@ -1,0 +1,56 @@
+"""Settings of an evaluation by tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.benchmarks.base import Options
+
+CHOICE = {"acc": "", "acc_norm": "characters", "acc_bytes": "bytes"}  # metric -> lengths that it divides by
+
+
+class TasksOptions(Options):
+    """``tasks``: names of tasks or of groups of tasks. A task of ``prepared`` has its questions in the prepared folder,
+    and with ``layout: letters`` WMDP's prompt, which lists the choices and is answered by a letter; with ``texts`` a
+    bare question, as ARC has it, that a choice's own text answers.
+
+    ``metrics``: names of the harness, ``acc`` or ``exact_match,strict-match`` (with a filter); each task must have one
+    at least. ``include_path``: folder of more task files; paths of data files in them start at the task's file.
+    ``datasets``: hub data set -> revision, which the fetch step brings. ``forget`` and ``retain``: what the report says
+    of tasks.
+    """
+
+    family: Literal["lm_eval"] = "lm_eval"
+    tasks: list[str] = Field(min_length=1)
+    prepared: list[str] = Field([], description="tasks of which the prepare step writes the questions")
+    layout: Literal["letters", "texts"] = Field("letters", description="what is scored of a prepared task's choices")
+    metrics: list[str] = Field(["acc"], min_length=1)
+    forget: list[str] = Field([], description="tasks whose score is to fall")
+    retain: list[str] = Field([], description="tasks whose score is to stay")
+    include_path: Path | None = Field(None, strict=False)
+    datasets: dict[str, str] = Field({}, description="hub data set -> revision")
+    num_fewshot: int | None = Field(None, ge=0, description="where a task does not insist on none; default: the task's")
+    limit: int | None = Field(None, ge=1, description="documents of each task: the first ones")
+    seed: int = Field(1234, ge=0, description="draws the few shots of tasks that draw them")
+
+    @model_validator(mode="after")
+    def _names(self) -> TasksOptions:
+        for key in ("tasks", "metrics"):
+            names = getattr(self, key)
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key}: {names} names one twice")
+        for key in ("prepared", "forget", "retain"):
+            unknown = [name for name in getattr(self, key) if name not in self.tasks]
+            if unknown:
+                raise ValueError(f"{key}: {unknown[0]!r} is not in 'tasks': {', '.join(self.tasks)}")
+        both = sorted({*self.forget} & {*self.retain})
+        if both:
+            raise ValueError(f"forget: {both[0]!r} is in 'retain' too")
+        return self
+
+    @property
+    def hub_datasets(self) -> dict[str, str]:
+        return self.datasets

@@ -1,0 +1,134 @@
+"""The model that answers a benchmark's questions: megatron_ext's scoring and generation over the ranks of a layout."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.benchmarks.base import Ask
+from pipeline.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from megatron_ext.config import Runtime
+    from megatron_ext.inference.generation import GenerateRequest
+    from megatron_ext.inference.scoring import Score, ScoreRequest
+
+
+@dataclass
+class Amounts:
+    """How much was asked, equal requests counted each time; ``cut_generations``: shorter than asked for because prompt
+    and answer fill the model's context."""
+
+    scored_sequences: int = 0
+    scored_tokens: int = 0
+    generated_sequences: int = 0
+    generated_tokens: int = 0
+    cut_generations: int = 0
+
+
+class Engine(Ask):
+    """A model that counts what it is asked, and forgets its answers on disk when they are no longer needed.
+
+    ``find_scores``, ``find_continuations`` and ``gradient_norms`` do the work.
+    """
+
+    def __init__(self, rank: int, tokenizer: Tokenizer, context: int) -> None:
+        self.rank, self.tokenizer, self.context = rank, tokenizer, context
+        self.amounts = Amounts()
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        found = self.find_scores(requests)
+        if len(found) != len(requests):
+            raise ValueError(f"{len(found)} scores were computed for {len(requests)} requests")
+        self.amounts.scored_sequences += len(requests)
+        self.amounts.scored_tokens += sum(len(request.target) for request in requests)
+        return found
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
+        found = self.find_continuations(requests)
+        self.amounts.generated_sequences += len(found)
+        self.amounts.generated_tokens += sum(map(len, found))
+        self.amounts.cut_generations += sum(
+            len(ids) < request.max_new_tokens and len(request.prompt) + len(ids) >= self.context
+            for request, ids in zip(requests, found, strict=True)
+        )
+        return found
+
+    @abstractmethod
+    def find_scores(self, requests: Sequence[ScoreRequest]) -> list[Score]: ...
+
+    @abstractmethod
+    def find_continuations(self, requests: Sequence[GenerateRequest]) -> list[list[int]]: ...
+
+    @abstractmethod
+    def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]: ...
+
+    def done(self) -> None:
+        """Remove what is kept for a run that is killed. Collective."""
+
+
+OpenEngine = Callable[[Path, "Runtime", Tokenizer, int, Path | None], AbstractContextManager[Engine]]
+
+
+@contextmanager
+def megatron_engine(
+    checkpoint: Path, runtime: Runtime, tokenizer: Tokenizer, token_budget: int, answers: Path | None
+) -> Iterator[Engine]:
+    """The model of ``checkpoint`` over the ranks of ``runtime``.
+
+    ``answers``: folder in which answers are kept until ``done``, so that a run that was killed goes on.
+    """
+    from megatron_ext.distributed import process_groups as runtimes
+
+    with runtimes.start(runtime, seed=0) as ranks:
+        # After start(), which settles device and warnings before megatron-core is imported.
+        from megatron_ext.checkpoint import reading
+        from megatron_ext.checkpoint.fingerprint import model_fingerprint
+        from megatron_ext.inference.generation import generate
+        from megatron_ext.inference.response_cache import Answers
+        from megatron_ext.inference.scoring import score
+        from megatron_ext.model.families import family_of
+
+        model = reading.load(checkpoint, ranks)
+        identity = {
+            "model": model_fingerprint(checkpoint),
+            "layout": runtime.layout.model_dump(mode="json"),
+            "precision": runtime.precision,
+            "device": ranks.device.type,
+            "tokenizer": tokenizer.sha256,
+        }
+        known = Answers(answers, identity, ranks)
+
+        class Megatron(Engine):
+            def find_scores(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+                return score(model, ranks, requests, token_budget, answers=known)
+
+            def find_continuations(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
+                ends, stopped = [tokenizer.eos_id], stopped_by(tokenizer)
+                return generate(model, ranks, requests, ends, token_budget, stopped, answers=known)
+
+            def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
+                from megatron_ext.inference.gradient_norms import gradient_norms
+
+                return gradient_norms(model, ranks, requests, answers=known)
+
+            def done(self) -> None:
+                known.discard()
+
+        yield Megatron(ranks.world_rank, tokenizer, family_of(model.hf_config).context(model.hf_config))
+
+
+def stopped_by(tokenizer: Tokenizer) -> Callable[[list[int], tuple[str, ...]], bool]:
+    """Whether one of the stops is in the text of new ids, which was not there before the last one."""
+
+    def stopped(ids: list[int], stops: tuple[str, ...]) -> bool:
+        # A token is at least one byte, so that a stop that ends in the last token began at most so many before it.
+        longest = max(len(stop.encode("utf-8")) for stop in stops)
+        text = tokenizer.decode(ids[-longest - 1 :])
+        return any(stop in text for stop in stops)
+
+    return stopped

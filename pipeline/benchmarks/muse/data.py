@@ -1,0 +1,306 @@
+"""MUSE's data (arXiv 2407.06460): news or books as raw text, from its files or our generator.
+
+Files have the names of the hub's repositories (``muse-bench/MUSE-News``, ``-Books``) and of the authors' code. Releases
+differ in what they call the retain set of an evaluation: ``retain2`` or ``retain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.data.chunking import chunks
+from pipeline.data.errors import DataError
+from pipeline.data.prepared import SetsOfText
+
+if TYPE_CHECKING:
+    from megatron_ext.data.sequences import Sequences
+    from pipeline.benchmarks.muse.synthetic import News, Question
+    from pipeline.data.prepared import Names, Tables
+    from pipeline.data.settings import DataSource, FoldKind, LocalSource, SyntheticNewsSource
+    from pipeline.data.sources import Files
+    from pipeline.data.templates import Template
+    from pipeline.data.tokenise import Encoder
+
+FOLDS = 4
+# Evaluation set -> its files: of each the names that it may have, of which the first that is there is read.
+EVALUATED: dict[str, tuple[Names, ...]] = {
+    "verbmem": (("verbmem/forget",),),
+    "knowmem_forget": (("knowmem/forget_qa",), ("knowmem/forget_qa_icl",)),
+    "knowmem_retain": (
+        ("knowmem/retain2_qa", "knowmem/retain_qa"),
+        ("knowmem/retain2_qa_icl", "knowmem/retain_qa_icl"),
+    ),
+    "privleak_forget": (("privleak/forget",),),
+    "privleak_holdout": (("privleak/holdout",),),
+}
+FIELDS = {"verbmem": ("prompt", "gt"), "knowmem": ("question", "answer")}
+# Where a release has one retain set, it is both the one that unlearning trains on and the one that is evaluated.
+RETAIN: Names = ("raw/retain1", "raw/retain", "raw/retain2")
+EVALUATED_RETAIN: Names = ("raw/retain2", "raw/retain", "raw/retain1")
+EVERYTHING: Names = ("train/forget", "scal/forget_4", "raw/forget")  # that is ever asked to be forgotten
+
+
+def prompt(shots: Iterable[tuple[str, str]], question: str) -> str:
+    """MUSE's knowledge prompt: answered questions, then one without its answer."""
+    answered = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in shots)
+    return f"{answered}Question: {question}\nAnswer: "
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A training set: texts with what to call each in a message. ``form``: ``joined`` are cut by ``chunks``, ``apart``
+    are a sequence each, ``asked`` are pairs of a prompt and an answer, of which the answer is labelled."""
+
+    form: Literal["joined", "apart", "asked"]
+    texts: list[Any]
+    places: list[str]
+    origin: str
+
+    @property
+    def content(self) -> Any:
+        return [self.form, self.texts]
+
+
+class MuseContent(SetsOfText):
+    def texts(self, template: Template) -> Iterator[str]:
+        # "full" holds every text of the others that are left out.
+        for name, part in self.training.items():
+            if name in ("full", "background", "practice"):
+                yield from ("".join(text) if part.form == "asked" else text for text in part.texts)
+
+    def encode(self, encoder: Encoder, tables: Tables) -> None:
+        for name, part in self.training.items():
+            sequences, dropped = _sequences(part, encoder)
+            tables.train(name, sequences, part.origin, dropped)
+        for name, (rows, origin) in self.evaluation.items():
+            texts = [_whole(row) for row in rows]
+            lengths = [len(ids) for ids in encoder.tokenizer.encode_batch(texts, special=True)]
+            tables.evaluation(name, [{"index": i, **row} for i, row in enumerate(rows)], lengths, origin)
+
+    def flags(self) -> list[str]:
+        if not self.training:
+            return []
+        kept = set(self.training["retain"].texts)
+        common = sum(bool(text.strip()) and text in kept for text in self.training["forget"].texts)
+        return [f"{common} texts of the forget set are in the retain set too"] if common else []
+
+
+class MuseData:
+    """``forget``: MUSE's own forget set; ``sust-k``: the k-th of four disjoint ones; ``scal-k``: k of them together.
+
+    Evaluation sets are the same for every split: they ask about ``forget``, which is ``sust-1`` and ``scal-1``.
+    """
+
+    kinds = ("hub", "folder", "synthetic_news")
+    forgotten = frozenset({"full", "forget"})
+    splits = ("forget", *(f"{kind}-{k}" for kind in ("scal", "sust") for k in range(1, FOLDS + 1)))
+
+    def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
+        names: list[Names] = []
+        if training:
+            names += [_forget(split), EVERYTHING, RETAIN, EVALUATED_RETAIN]
+        return list(dict.fromkeys([*names, *(file for name in sets for file in EVALUATED[name])]))
+
+    def training_sets(self, source: DataSource) -> list[str]:
+        return ["full", "forget", "retain", *(["background", "practice"] if source.kind == "synthetic_news" else [])]
+
+    def tokenised_sets(self, source: DataSource) -> list[str]:
+        return self.training_sets(source)
+
+    def topics(self, split: str) -> dict[str, tuple[str, str]]:
+        return {"forget": ("forget", "retain")}
+
+    def folds(self, kind: FoldKind) -> tuple[str, ...]:
+        """The first of them is ``forget`` by another name."""
+        return tuple(f"{'sust' if kind == 'sustainability' else 'scal'}-{k}" for k in range(1, FOLDS + 1))
+
+    def fold_files(self, folds: Sequence[str]) -> list[Names]:
+        return [_forget(fold) for fold in folds]
+
+    def rows(self, source: DataSource, split: str) -> int | None:
+        """Raw text has as many sequences as a tokenizer makes of it; the articles of our generator are one each."""
+        from pipeline.benchmarks.muse import synthetic
+
+        if source.kind != "synthetic_news":
+            return None
+        wanted = _fold_numbers(split)
+        return len(wanted) * source.forget_stories * synthetic.ARTICLES if max(wanted) <= source.folds else 0
+
+    def all_rows(self, split: str, forget_rows: int) -> int:
+        return 3 * forget_rows
+
+    def load(
+        self, source: LocalSource, split: str, sets: Sequence[str], training: bool, folds: Sequence[str] = ()
+    ) -> MuseContent:
+        """``folds``: other splits, whose forget sets are training sets by the splits' names."""
+        for key, name in (("forget_split", split), *(("folds", fold) for fold in folds)):
+            if name not in self.splits:
+                raise DataError(f"{key}: {name!r} is not one of {', '.join(self.splits)}")
+        unknown = [name for name in sets if name not in EVALUATED]
+        if unknown:
+            raise DataError(f"sets: {unknown[0]!r} is not one of {', '.join(EVALUATED)}")
+        if source.kind == "synthetic_news":
+            from pipeline.benchmarks.muse import synthetic
+
+            return _generated(source, synthetic.generate(source), split, sets, training, folds)
+        from pipeline.data import sources
+
+        wanted = [*self.files(split, sets, training), *(self.fold_files(folds) if training else ())]
+        return _read(sources.read(source, list(dict.fromkeys(wanted))), split, sets, training, folds)
+
+
+def _forget(split: str) -> Names:
+    """The names of a split's file."""
+    if split == "forget":
+        return ("raw/forget", "scal/forget_1", "sust/forget_1")
+    kind, _, number = split.partition("-")
+    return (f"{kind}/forget_{number}",)
+
+
+def _fold_numbers(split: str) -> range:
+    """The folds that a split is made of, from 1."""
+    if split == "forget":
+        return range(1, 2)
+    kind, _, number = split.partition("-")
+    return range(1 if kind == "scal" else int(number), int(number) + 1)
+
+
+def _read(files: Files, split: str, sets: Sequence[str], training: bool, folds: Sequence[str]) -> MuseContent:
+    """What the files hold, checked."""
+    found: dict[str, Texts] = {}
+    if training:
+        forget, retain = (_joined(files, name) for name in (_forget(split)[0], RETAIN[0]))
+        every = [_joined(files, EVERYTHING[0]), retain]
+        if files.origins[EVALUATED_RETAIN[0]] != files.origins[RETAIN[0]]:
+            every.append(_joined(files, EVALUATED_RETAIN[0]))
+        full = Texts(
+            "joined",
+            [text for part in every for text in part.texts],
+            [place for part in every for place in part.places],
+            " + ".join(part.origin for part in every),
+        )
+        found = {"full": full, "forget": forget, "retain": retain}
+        found |= {fold: _joined(files, _forget(fold)[0]) for fold in folds}
+    evaluation = {}
+    for name in sets:
+        first, *shots = (names[0] for names in EVALUATED[name])
+        rows = [_row(value, name, place) for place, value in files.values[first]]
+        if not rows:
+            raise DataError(f"{files.origins[first]}: no rows")
+        if shots:
+            answered = [_row(value, name, place) for place, value in files.values[shots[0]]]
+            given = [[row["question"], row["answer"]] for row in answered]
+            rows = [{**row, "shots": given} for row in rows]
+        evaluation[name] = (rows, files.origins[first])
+    return MuseContent(files.source, found, evaluation)
+
+
+def _joined(files: Files, name: str) -> Texts:
+    places = [place for place, _ in files.values[name]]
+    return Texts("joined", [_text(value, place) for place, value in files.values[name]], places, files.origins[name])
+
+
+def _text(value: Any, place: str) -> str:
+    """A text by itself, or the field ``text`` of an object."""
+    from pipeline.data.sources import field
+
+    return value if isinstance(value, str) else field(value, "text", str, place)
+
+
+def _row(value: Any, name: str, place: str) -> dict[str, Any]:
+    """A checked row of an evaluation set: no field is missing or blank."""
+    from pipeline.data.sources import field
+
+    kind = name.partition("_")[0]
+    if kind == "privleak":
+        row = {"text": _text(value, place)}
+    else:
+        row = {key: field(value, key, str, place) for key in FIELDS[kind]}
+    for key, text in row.items():
+        if not text.strip():
+            raise DataError(f"{place}: field {key!r} is blank")
+    return row
+
+
+def _generated(
+    source: SyntheticNewsSource, news: News, split: str, sets: Sequence[str], training: bool, folds: Sequence[str]
+) -> MuseContent:
+    for name in (split, *folds):
+        if max(_fold_numbers(name)) > source.folds:
+            raise DataError(f"source.folds: {source.folds}; {name!r} needs {max(_fold_numbers(name))}")
+    made = f"synthetic news (seed {source.seed})"
+
+    def part(form: Literal["apart", "asked"], texts: list[Any], what: str) -> Texts:
+        origin = f"{made}, {what}"
+        return Texts(form, texts, [f"{origin}, row {i}" for i in range(len(texts))], origin)
+
+    found = {}
+    if training:
+        from pipeline.benchmarks.muse.synthetic import SPACED
+
+        every = [text for fold in news.folds for text in fold]
+        forget = {name: [text for k in _fold_numbers(name) for text in news.folds[k - 1]] for name in (split, *folds)}
+        practice = [
+            (prompt(map(_pair, shots), asked.question), SPACED + asked.answer) for shots, asked in news.practice
+        ]
+        found = {
+            "full": part("apart", every + news.retain, "all folds and retained articles"),
+            "forget": part("apart", forget[split], split),
+            "retain": part("apart", news.retain, "retained articles"),
+            "background": part("apart", news.background, "background articles"),
+            "practice": part("asked", practice, "questions about background articles"),
+        }
+        found |= {fold: part("apart", forget[fold], fold) for fold in folds}
+    shots = [list(_pair(shot)) for shot in news.shots]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "verbmem": [{"prompt": start, "gt": rest} for start, rest in news.verbatim],
+        "privleak_forget": [{"text": text} for text in news.folds[0]],
+        "privleak_holdout": [{"text": text} for text in news.holdout],
+    }
+    for name, questions in (("knowmem_forget", news.forget_questions), ("knowmem_retain", news.retain_questions)):
+        rows[name] = [{"question": q.question, "answer": q.answer, "shots": shots} for q in questions]
+    evaluation = {name: (rows[name], f"{made}, {name}") for name in sets}
+    return MuseContent(source.model_dump(mode="json"), found, evaluation)
+
+
+def _pair(question: Question) -> tuple[str, str]:
+    return question.question, question.answer
+
+
+def _sequences(part: Texts, encoder: Encoder) -> tuple[Sequences, int]:
+    """A training set's sequences, and the number of texts that were dropped; raises ``DataError`` naming a bad one."""
+    from megatron_ext.data.sequences import Sequences
+
+    tokenizer = encoder.tokenizer
+    kept, dropped = [], 0
+    for text, place in zip(part.texts, part.places, strict=True):
+        if not (text[1] if part.form == "asked" else text).strip():
+            dropped += encoder.drop(place, "no token: the text is blank")
+        else:
+            kept.append((text, place))
+    if part.form == "joined":
+        return chunks([text for text, _ in kept], tokenizer, encoder.max_length), dropped
+    rows = []
+    for text, place in kept:
+        if part.form == "asked":
+            given = tokenizer.encode(text[0], special=True)
+            ids, length = [*given, *encoder.alone(text[1]), tokenizer.eos_id], len(given)
+        else:
+            ids, length = [*tokenizer.encode(text, special=True), tokenizer.eos_id], 1
+        if len(ids) > encoder.max_length:
+            dropped += encoder.drop(place, f"{len(ids)} tokens, more than max_length {encoder.max_length}")
+        else:
+            rows.append((ids, length))
+    return Sequences.pack(rows), dropped
+
+
+def _whole(row: Mapping[str, Any]) -> str:
+    """What is read of a row when it is evaluated, about: for the number of its tokens."""
+    if "question" in row:
+        return prompt(row["shots"], row["question"]) + row["answer"]
+    return f"{row['prompt']} {row['gt']}" if "prompt" in row else row["text"]
+
+
+DATA = MuseData()

@@ -1,0 +1,242 @@
+"""Memorisation and membership: how much a model knows of what it should have forgotten.
+
+``LeakOptions`` and what takes sets and targets serve every family; ``definitions`` and ``values_of`` are of questions
+with answers: sets ``forget`` and ``holdout``, the latter of which no model has learnt, whose target is ``answer``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.benchmarks.base import Example, Metric, Options, avg_loss, of_set, raw_score, tokenwise, where
+from pipeline.data.errors import DataError
+from pipeline.metrics.aggregate import mean
+from pipeline.metrics.membership import auc, min_k, min_k_plus_plus, priv_leak, zlib_ratio
+from pipeline.metrics.memorisation import exact_memorisation, extraction_strength
+
+OPEN_UNLEARNING = "open-unlearning (locuslab/open-unlearning at d3d7cf9)"
+HOLDOUT = "holdout"
+SETS = ("forget", HOLDOUT)
+UNENDED = "answer_without_end"  # the answer's tokens but for the end token, of which open-unlearning takes gradients
+
+Scored = Callable[[Example], float]
+Attack = Literal["loss", "zlib", "reference", "gradnorm", "min_k", "min_k_plus_plus"]
+ATTACKS: dict[Attack, tuple[str, str, str]] = {  # title, score, source
+    "loss": ("LOSS", "the answer's loss", "Yeom et al. 2018 (arXiv 1709.01604)"),
+    "zlib": ("ZLib", "the loss over the bytes of the compressed answer", "Carlini et al. 2021 (arXiv 2012.07805)"),
+    "reference": ("Reference", "the loss less retrain's", "Carlini et al. 2021 (arXiv 2012.07805)"),
+    "gradnorm": (
+        "GradNorm",
+        "the 2-norm of the loss's gradient, averaged over parameter tensors,",
+        "Wang et al. 2024 (arXiv 2402.17012)",
+    ),
+    "min_k": (
+        "Min-40%",
+        "minus the mean of the lowest 40 % of the tokens' log-probabilities",
+        "Shi et al. 2023 (arXiv 2310.16789)",
+    ),
+    "min_k_plus_plus": (
+        "Min-40%++",
+        "minus the mean of the lowest 40 % of the tokens' standardised log-probabilities",
+        "Zhang et al. 2024 (arXiv 2404.02936)",
+    ),
+}
+
+
+class LeakOptions(Options):
+    """Which memorisation and membership metrics are wanted; ``privleak_retrain_auc`` is 1 where members are told."""
+
+    memorisation: bool = Field(False, description="extraction strength and exact memorisation of the forget set")
+    membership: list[Attack] = Field([], description="attacks that tell the forget set from the holdout set")
+    privleak: bool = Field(False, description="PrivLeak, from Min-40% and retrain's evaluation")
+    privleak_retrain_auc: float | None = Field(
+        None, ge=0, lt=1, description="retrain's AUC of Min-40%, in place of its evaluation"
+    )
+
+    @field_validator("membership")
+    @classmethod
+    def _each_once(cls, names: list[Attack]) -> list[Attack]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"{names} names one twice")
+        return names
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if self.privleak_retrain_auc is not None and not self.privleak:
+            raise ValueError("privleak_retrain_auc: is read only with 'privleak: true'")
+        return self
+
+    @property
+    def needs_retrain(self) -> str | None:
+        if "reference" in self.membership:
+            return "the attack 'reference' compares a model's losses with retrain's"
+        if self.privleak and self.privleak_retrain_auc is None:
+            return "'privleak' compares a model's AUC with retrain's ('privleak_retrain_auc' would stand in for it)"
+        return None
+
+    def without_retrain(self) -> Self:
+        """Without the attack ``reference``, and without PrivLeak where nothing stands in for retrain's AUC."""
+        membership = [name for name in self.membership if name != "reference"]
+        privleak = self.privleak and self.privleak_retrain_auc is not None
+        return self.model_copy(update={"membership": membership, "privleak": privleak})
+
+    @property
+    def needs_holdout(self) -> bool:
+        return bool(self.membership) or self.privleak
+
+    def tokenwise(self, name: str) -> bool:
+        """Whether numbers of every token of a set's answers are wanted."""
+        attacked = self.privleak or not {"min_k", "min_k_plus_plus"}.isdisjoint(self.membership)
+        return (name in SETS and attacked) or (name == "forget" and self.memorisation)
+
+
+def definitions(options: LeakOptions) -> list[Metric]:
+    """Memorisation and membership, as far as they are asked for."""
+    rows = []
+    if options.privleak:
+        rows.append(
+            Metric(
+                "privleak",
+                "PrivLeak",
+                "zero",
+                "100 (a - r) / (r + 1e-10), a = 1 - AUC of Min-40% between forget and holdout set, r = retrain's a",
+                f"MUSE (arXiv 2407.06460), section 4; {OPEN_UNLEARNING}",
+                headline=True,
+            )
+        )
+    if options.memorisation:
+        rows += [
+            Metric(
+                "extraction_strength",
+                "Extraction strength",
+                "lower",
+                "mean over the forget set of 1 - k/n, for the least k such that all of the answer's n tokens after the "
+                "first k are predicted; at least 1/n",
+                f"Carlini et al. 2021 (arXiv 2012.07805); {OPEN_UNLEARNING}",
+            ),
+            Metric(
+                "exact_memorisation",
+                "Exact memorisation",
+                "lower",
+                "mean over the forget set of the share of the answer's tokens that are predicted",
+                f"Tirumala et al. 2022 (arXiv 2205.10770); {OPEN_UNLEARNING}",
+            ),
+        ]
+    for attack in options.membership:
+        title, score, paper = ATTACKS[attack]
+        rows.append(
+            Metric(
+                f"mia_{attack}",
+                f"Membership AUC, {title}",
+                None,
+                f"probability that {score} is higher of a holdout answer than of a forget answer; 1: forget looks "
+                "memorised",
+                f"{paper}; {OPEN_UNLEARNING}",
+            )
+        )
+    return rows
+
+
+def values_of(examples: Sequence[Example], options: LeakOptions, retrain: Sequence[Example] | None) -> dict[str, float]:
+    """The metrics of ``definitions``, from the sets ``forget`` and ``holdout``, whose target is ``answer``.
+
+    Raises ``DataError`` where an example, or retrain's, lacks what they need.
+    """
+    values: dict[str, float] = {}
+    if options.memorisation:
+        correct = [_without_end(example, "correct") for example in of_set(examples, "forget")]
+        values["extraction_strength"] = mean([extraction_strength(tokens) for tokens in correct])
+        shares = [exact_memorisation(tokens) for tokens in correct]
+        values["exact_memorisation"] = mean([value for value in shares if value is not None])
+    for attack in options.membership:
+        values[f"mia_{attack}"] = auc_of(examples, SETS, _attack(attack, retrain))
+    if options.privleak:
+        score = _attack("min_k", None)
+        reference = options.privleak_retrain_auc
+        if reference is None:
+            with of_retrain():
+                reference = auc_of(retrain or [], SETS, score)
+        values["privleak"] = priv_leak(auc_of(examples, SETS, score), reference)
+    return values
+
+
+def auc_of(examples: Sequence[Example], sets: tuple[str, str], score: Scored) -> float:
+    """How well a score tells the first of two sets, the members, from the second.
+
+    Raises ``DataError`` naming an example without a finite score.
+    """
+    found: dict[str, list[float]] = {name: [] for name in sets}
+    for name in sets:
+        for example in of_set(examples, name):
+            value = score(example)
+            if not math.isfinite(value):
+                raise DataError(f"{where(example)}: its membership score is {value}")
+            found[name].append(value)
+    return auc(members=found[sets[0]], others=found[sets[1]])
+
+
+def _attack(attack: Attack, retrain: Sequence[Example] | None) -> Scored:
+    """The attack's score of an example's answer: lower where it looks like one that was trained on."""
+    if attack == "loss":
+        return lambda example: avg_loss(example, "answer")
+    if attack == "zlib":
+        return lambda example: zlib_ratio(avg_loss(example, "answer"), labelled(example))
+    if attack == "reference":
+        return less_retrain(lambda example: avg_loss(example, "answer"), retrain)
+    if attack == "gradnorm":
+        return lambda example: gradient_norm(example, UNENDED)
+    if attack == "min_k":
+        return lambda example: min_k(_without_end(example, "log_probs"))
+    return lambda example: min_k_plus_plus(*(_without_end(example, key) for key in ("log_probs", "means", "variances")))
+
+
+def _without_end(example: Example, key: str) -> list[Any]:
+    """A number of each of the answer's tokens but the last, which is the end token: open-unlearning leaves it out."""
+    values = tokenwise(example, "answer", key)[:-1]
+    if not values:
+        raise DataError(f"{where(example)}: the answer has no token beside its end")
+    return values
+
+
+def labelled(example: Example) -> str:
+    """The text of the tokens that are scored."""
+    text = example.get("labelled")
+    if not isinstance(text, str):
+        raise DataError(f"{where(example)}: no labelled text")
+    return text
+
+
+def less_retrain(score: Scored, retrain: Sequence[Example] | None) -> Scored:
+    """A score less that of retrain's example of the same set and index."""
+    known = {(example["set"], example["index"]): example for example in retrain or []}
+
+    def difference(example: Example) -> float:
+        with of_retrain():
+            other = known.get((example["set"], example["index"]))
+            if other is None:
+                raise DataError(f"no {where(example)}")
+            reference = score(other)
+        return score(example) - reference
+
+    return difference
+
+
+def gradient_norm(example: Example, target: str) -> float:
+    value = raw_score(example, target).get("gradient_norm")
+    if not isinstance(value, int | float):
+        raise DataError(f"{where(example)}: target {target!r} has no 'gradient_norm'")
+    return value
+
+
+@contextmanager
+def of_retrain() -> Iterator[None]:
+    """Say of an error in examples that they are retrain's."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"retrain's evaluation: {error}") from None

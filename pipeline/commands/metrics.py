@@ -1,0 +1,134 @@
+"""``python -m pipeline metrics``: every metric of an evaluation once more, from its ``examples.jsonl`` alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.benchmarks import AnyOptions, Options, families, family
+from pipeline.benchmarks.base import Example, read_rows
+from pipeline.commands.options import laid_on
+from pipeline.config.located_yaml import ConfigError, Document, Mark, hint
+from pipeline.data.errors import DataError
+from pipeline.specs import RETRAIN
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("examples", type=Path, metavar="FILE", help="examples.jsonl of an evaluation")
+    add("--retain", type=Path, metavar="FILE", help="examples.jsonl of retrain, to compare with")
+    add("--family", help="the benchmark family; default: that of evaluation.json beside FILE, with its settings")
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help="a setting of the family, as YAML")
+
+
+def main(given: argparse.Namespace) -> int:
+    """Print the metrics as JSON. The exit status: 0, 1 for examples that will not do, 2 for wrong arguments."""
+    try:
+        values = recompute(given)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (DataError, OSError) as error:
+        print(f"metrics: error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(values, indent=2, allow_nan=False))
+    return 0
+
+
+def recompute(given: argparse.Namespace) -> dict[str, float]:
+    """Metrics of ``given.examples``, compared with those of ``given.retain``; retrain's are compared with themselves.
+
+    Needs neither the model nor the data. Raises ``DataError`` that names file and row.
+    """
+    evaluation = beside(given.examples)
+    options = _options(given, evaluation)
+    examples = _examples(given.examples)
+    retain = None
+    if given.retain is not None:
+        _of_the_same_data(given, evaluation, beside(given.retain))
+        retain = _examples(given.retain)
+    elif evaluation is not None and evaluation.get("model") == RETRAIN:
+        retain = examples
+    try:
+        return family(options.family).recompute(examples, options, retain)
+    except DataError as error:
+        raise DataError(f"{given.examples}: {error}") from None
+    except KeyError as error:
+        key = error.args[0]
+        for path, rows in ((given.examples, examples), (given.retain, retain or [])):
+            for number, row in enumerate(rows, 1):
+                if key not in row:
+                    raise DataError(f"{path}, line {number}: no {key!r}") from None
+        raise
+
+
+def beside(examples: Path) -> dict[str, Any] | None:
+    """What the ``evaluation.json`` in the folder of ``examples`` holds, or ``None`` where there is none."""
+    file = examples.parent / "evaluation.json"
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        raise DataError(f"{file}: not what the evaluate step writes")
+    return found
+
+
+def _options(given: argparse.Namespace, evaluation: dict[str, Any] | None) -> Options:
+    recorded: dict[str, Any] = {}
+    if given.family is None:
+        if evaluation is None:
+            file = given.examples.parent / "evaluation.json"
+            raise ConfigError([f"--family: is missing, and there is no {file}; allowed: {', '.join(families())}"])
+        recorded = evaluation["settings"].get("options", {})
+        try:
+            options = TypeAdapter(AnyOptions).validate_python(recorded)
+        except ValidationError as error:
+            raise DataError(f"{given.examples.parent / 'evaluation.json'}: settings.options: {error}") from None
+        if not given.option:
+            return options
+        name = options.family
+    elif given.family not in families():
+        raise ConfigError([f"--family: unknown family {given.family!r}{hint(given.family, list(families()))}"])
+    else:
+        name = given.family
+    problems: list[str] = []
+    file = given.examples.parent / "evaluation.json"
+    own = {key: value for key, value in recorded.items() if key != "family"}
+    marks = {(): Mark(file, 1, ("settings", "options"))}
+    found = laid_on(Document(own, marks), given.option, name, problems)
+    if found is None or problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _examples(path: Path) -> list[Example]:
+    """The rows of a file; raises ``DataError`` that names the line of one that is no example."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        for key, kind in (("set", str), ("index", int)):
+            if not isinstance(row.get(key), kind):
+                raise DataError(f"{path}, line {number}: {key!r} is {row.get(key)!r}: not an example of an evaluation")
+    return rows
+
+
+def _of_the_same_data(given: argparse.Namespace, own: dict[str, Any] | None, retain: dict[str, Any] | None) -> None:
+    """Raise ``DataError`` with both values where retrain's evaluation, as far as both are known, is of other data."""
+    if own is None or retain is None:
+        return
+    pairs = {key: (own.get(key), retain.get(key)) for key in ("benchmark", "split")}
+    hashes = own["settings"].get("data_sha256", {}), retain["settings"].get("data_sha256", {})
+    pairs |= {f"data_sha256.{name}": (digest, hashes[1].get(name)) for name, digest in hashes[0].items()}
+    for key, (mine, other) in pairs.items():
+        if mine != other:
+            raise DataError(
+                f"--retain: {given.retain} is of another evaluation: its {key} is {other!r}, "
+                f"that of {given.examples} is {mine!r}"
+            )

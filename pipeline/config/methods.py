@@ -1,0 +1,99 @@
+"""What a method gives to an unlearning step's specification, and what does not fit together in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.config import Batching, Layout, Runtime
+from megatron_ext.specs import Topic, UnlearnSpec
+from pipeline.config.schema import Batches, Method, RuntimeSettings
+from pipeline.config.sizing import Shape
+
+Key = tuple[str, ...]
+# Where a specification's entries stand in a method file.
+_KEYS = {"forget_loss": ("forget",), "retain_loss": ("retain",), "rule": ("rule",), "scope": ("scope",)}
+_EXPERIMENT = ("runtime", "layout")  # entries that the experiment file gives
+
+
+def runtime(layout: Layout, settings: RuntimeSettings) -> Runtime:
+    return Runtime(layout=layout, **settings.model_dump())
+
+
+def batching(batches: Batches, layout: Layout) -> Batching:
+    micro = batches.micro_batch or max(1, batches.global_batch // layout.data)
+    return Batching(global_batch=batches.global_batch, micro_batch=micro)
+
+
+def settings(method: Method, runtime: Runtime) -> dict[str, Any]:
+    """The entries of an ``UnlearnSpec`` that are no paths, but for the seed."""
+    training = method.training
+    return {
+        "forget_loss": method.forget,
+        "retain_loss": method.retain,
+        "rule": method.rule,
+        "scope": method.scope,
+        "epochs": training.epochs,
+        "max_steps": training.max_steps,
+        "batching": batching(training, runtime.layout),
+        "optimizer": training.optimizer,
+        "warmup_epochs": training.warmup_epochs,
+        "diagnostics": training.diagnostics,
+        "validation": training.validation,
+        "checkpoint_every": training.checkpoint_every,
+        "runtime": runtime,
+    }
+
+
+def problems(method: Method, runtime: Runtime, shape: Shape | None) -> list[tuple[Key, str]]:
+    """Everything that does not fit together: the key in the method file, or that of the experiment, and why.
+
+    A key of the experiment begins with ``runtime`` or ``layout``.
+    """
+    spec = UnlearnSpec.model_construct(
+        checkpoint=Path(),
+        topics=[Topic.model_construct(forget_data=Path(), retain_data=Path())],
+        output=Path(),
+        **settings(method, runtime),
+    )
+    found = [_located(text, method) for text in spec.method_problems()]
+    needs = method.forget.needs_alternatives
+    if needs and method.alternatives is None:
+        found.append((("alternatives",), f"is missing, and the loss {method.forget.name!r} needs it; allowed: idk"))
+    if method.alternatives is not None and not needs:
+        message = f"{method.alternatives!r} is given, but the loss {method.forget.name!r} reads none"
+        found.append((("alternatives",), message))
+    return found + _scope(method, runtime.layout, shape)
+
+
+def experiments_own(key: Key) -> bool:
+    """Whether a problem's key is one of the experiment's."""
+    return key[0] in _EXPERIMENT
+
+
+def _located(text: str, method: Method) -> tuple[Key, str]:
+    """``key.part: message`` as a key and a message: a rule names its own fields and the specification's."""
+    name, _, message = text.partition(": ")
+    head, *rest = name.split(".")
+    if head in type(method.rule).model_fields and head != "name":
+        return ("rule", head, *rest), message
+    if head in _EXPERIMENT:
+        return (head, *rest), message
+    return (*_KEYS.get(head, ("training", head)), *rest), message
+
+
+def _scope(method: Method, layout: Layout, shape: Shape | None) -> list[tuple[Key, str]]:
+    if method.scope is None or shape is None:
+        return []
+    layer = method.scope.layer
+    if layer >= shape.layers:
+        return [
+            (
+                ("scope", "layer"),
+                f"{layer} is none of the model's {shape.layers} layers; allowed: 0 to {shape.layers - 1}",
+            )
+        ]
+    if layer + 1 < layout.pipeline:
+        message = f"{layer}: layers 0 to {layer} are built, fewer than the layout's {layout.pipeline} pipeline stages"
+        return [(("scope", "layer"), message)]
+    return []

@@ -1,0 +1,289 @@
+"""What the files of ``workflow_configs`` may say: experiments, methods, models and benchmarks, one by one.
+
+What they must be together is checked in ``pipeline.config.checks``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from megatron_ext.config import Layout, Optimizer, Scope
+from megatron_ext.losses import AnyLoss
+from megatron_ext.schema import Strict
+from megatron_ext.specs import Quantisation, Scheme, Validation
+from megatron_ext.updates import AnyRule
+from pipeline.benchmarks import families
+from pipeline.config.located_yaml import hint
+from pipeline.data.settings import BadRows, BpeTokenizer, DataSource, FoldKind, TemplateName
+from pipeline.judging.settings import JudgeSettings
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
+
+
+class Batches(Strict):
+    """``micro_batch`` is by default all of a data-parallel rank's share of the global batch."""
+
+    global_batch: int = Field(ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    optimizer: Optimizer
+    checkpoint_every: int = Field(0, ge=0)
+
+
+class Training(Batches):
+    """How the base, target or retrain model is trained: shares of tokenised sets, and a number of optimizer steps."""
+
+    data: dict[str, float] = Field(min_length=1)
+    steps: int = Field(ge=1)
+    length_window: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Training:
+        if any(v <= 0 for v in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
+            raise ValueError(f"data: shares must be positive and sum to 1, given {self.data}")
+        return self
+
+
+class Unlearning(Batches):
+    epochs: float = Field(gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+    diagnostics: bool = False
+    validation: Validation | None = None
+
+
+class Method(Strict):
+    """A method file, with the experiment's ``unlearning`` and the method's own ``overrides`` laid on it.
+
+    ``alternatives``: the tokenised set of other answers to the forget set's prompts, for losses that need them.
+    """
+
+    name: Name
+    title: str
+    source: str
+    forget: AnyLoss
+    retain: AnyLoss | None = None
+    rule: AnyRule
+    scope: Scope | None = None
+    alternatives: Literal["idk"] | None = None
+    training: Unlearning
+
+
+class MethodUse(Strict):
+    method: str
+    variant: Name | None = None
+    overrides: dict[str, Any] = {}
+
+
+class Checkpoint(Strict):
+    """A published model: a hub repository, or a local folder (a relative one starts at the working directory)."""
+
+    hub: str | None = None
+    revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")
+    folder: Path | None = Field(None, strict=False)
+
+    @model_validator(mode="after")
+    def _one(self) -> Checkpoint:
+        if (self.hub is None) == (self.folder is None):
+            raise ValueError("give exactly one of 'hub' and 'folder'")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision: only a 'hub' repository has revisions")
+        return self
+
+
+class Checkpoints(Strict):
+    base: Checkpoint | None = None
+    target: Checkpoint | None = None
+    retrain: dict[str, Checkpoint] = Field({}, description="by forget split")
+
+
+class Model(Strict):
+    """Where a model comes from: ``architecture`` and ``tokenizer`` to make one, or published ``checkpoints``.
+
+    ``architecture`` is a Hugging Face ``config.json``; of a published model it states what layouts are checked against.
+    """
+
+    name: Name
+    title: str
+    template: TemplateName
+    architecture: dict[str, Any] | None = None
+    tokenizer: BpeTokenizer | None = None
+    checkpoints: Checkpoints = Checkpoints()
+    layouts: dict[int, Layout] = Field({}, description="layouts by number of GPUs")
+
+    def published(self, which: str, split: str) -> Checkpoint | None:
+        return self.checkpoints.retrain.get(split) if which == "retrain" else getattr(self.checkpoints, which)
+
+
+class PublishedTable(Strict):
+    """Numbers of one source: method -> metric -> value. ``model`` is a model file's name."""
+
+    source: str
+    model: str
+    split: str
+    values: dict[str, dict[str, float]]
+
+
+class Benchmark(Strict):
+    name: Name
+    title: str
+    family: str
+    options: dict[str, Any] = Field({}, description="the family's settings")
+    source: DataSource
+    splits: dict[str, int] = Field(min_length=1, description="forget split -> its rows")
+    published: list[PublishedTable] = []
+
+    @field_validator("family")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in families():
+            raise ValueError(f"unknown family {name!r}{hint(name, list(families()))}")
+        return name
+
+
+class TrainingPlan(Strict):
+    """What is trained here; a model that is left out is a published checkpoint of the model file."""
+
+    base: Training | None = None
+    target: Training | None = None
+    retrain: Training | None = None
+
+    @property
+    def used(self) -> list[str]:
+        """The models that are trained; a base that neither of the others starts from is not among them."""
+        others = [which for which in ("target", "retrain") if getattr(self, which)]
+        return (["base"] if self.base and others else []) + others
+
+
+class DataSettings(Strict):
+    max_length: int = Field(512, ge=8)
+    bad_rows: BadRows = "error"
+
+
+class Evaluation(Strict):
+    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step; ``options`` is laid on
+    the benchmark's."""
+
+    options: dict[str, Any] = {}
+    token_budget: int = Field(16384, ge=1)
+
+
+class RuntimeSettings(Strict):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = Field(1, ge=1)
+    timeout_seconds: float = Field(600.0, gt=0)
+    recompute: bool = False
+
+
+def _kind(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | Strict) else "plain"
+
+
+class Relearn(Batches):
+    """Fine-tuning on a share of the forget set's rows, which the seed draws, for a number of optimizer steps."""
+
+    variant: Name | None = None
+    share: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+    length_window: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @property
+    def id(self) -> str:
+        return f"relearn-{self.variant}" if self.variant else "relearn"
+
+
+class Quantise(Quantisation):
+    variant: Name | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.scheme}-{self.variant}" if self.variant else self.scheme
+
+
+class Robustness(Strict):
+    """What is done to every evaluated model, each attack by itself, before it is evaluated once more."""
+
+    relearn: (
+        Annotated[Annotated[list[Relearn], Tag("plain")] | Annotated[Relearn, Tag("mapping")], Discriminator(_kind)]
+        | None
+    ) = None
+    quantise: list[
+        Annotated[Annotated[Scheme, Tag("plain")] | Annotated[Quantise, Tag("mapping")], Discriminator(_kind)]
+    ] = []
+
+    @property
+    def relearned(self) -> list[Relearn]:
+        return [self.relearn] if isinstance(self.relearn, Relearn) else self.relearn or []
+
+    @property
+    def quantised(self) -> list[Quantise]:
+        return [entry if isinstance(entry, Quantise) else Quantise(scheme=entry) for entry in self.quantise]
+
+    @model_validator(mode="after")
+    def _different(self) -> Robustness:
+        for key, found in (("relearn", self.relearned), ("quantise", self.quantised)):
+            names = [attack.id for attack in found]
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{key}: {twice[0]!r} is there twice; give one of them another 'variant'")
+        return self
+
+
+class Folds(Strict):
+    """Several requests to forget, for every method and seed; the first is the experiment's own split.
+
+    ``sustainability``: each is forgotten by the model that has forgotten those before it. ``scalability``: each holds
+    the one before it, and is forgotten by the target.
+    """
+
+    kind: FoldKind
+    count: int = Field(4, ge=2)
+
+
+class Experiment(Strict):
+    name: Name
+    title: str
+    benchmark: str
+    split: str
+    model: str
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    methods: list[
+        Annotated[Annotated[str, Tag("plain")] | Annotated[MethodUse, Tag("mapping")], Discriminator(_kind)]
+    ] = Field(min_length=1)
+    layout: Annotated[Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")], Discriminator(_kind)] = 1
+    training: TrainingPlan = TrainingPlan()
+    unlearning: dict[str, Any] = Field({}, description="laid on every method's 'training'")
+    data: DataSettings = DataSettings()
+    evaluation: Evaluation = Evaluation()
+    judge: JudgeSettings | None = None
+    robustness: Robustness = Robustness()
+    folds: Folds | None = None
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{seeds} names a seed twice")
+        return seeds
+
+
+def checkpoints(model: Model, training: TrainingPlan, split: str) -> dict[str, Checkpoint]:
+    """The published checkpoints that an experiment uses: those of models that it does not train."""
+    found = {}
+    for which in ("base", "target", "retrain"):
+        checkpoint = model.published(which, split)
+        needed = which != "base" or training.used
+        if checkpoint is not None and needed and getattr(training, which) is None:
+            found[which] = checkpoint
+    return found
+
+
+def tokenizer_source(training: TrainingPlan, published: dict[str, Checkpoint]) -> str | None:
+    """Which of the ``published`` checkpoints gives the tokenizer; ``None`` where it is trained on the data."""
+    return None if "base" in training.used else next((w for w in ("base", "target") if w in published), None)

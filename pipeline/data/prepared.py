@@ -1,0 +1,171 @@
+"""What a data family says: which files and splits a benchmark has, and what becomes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from megatron_ext.atomic_files import write_text
+from pipeline.data.errors import DataError
+from pipeline.data.settings import FoldKind
+
+if TYPE_CHECKING:
+    from megatron_ext.data.sequences import Sequences
+    from pipeline.data.templates import Template
+    from pipeline.data.tokenise import Encoder
+
+# The names that a file may have below a source's folder, without their suffix; the first that is there is read.
+Names = tuple[str, ...]
+
+
+class Content(Protocol):
+    """Everything that was read or made for one forget split.
+
+    ``source``: where it came from, for the manifest. ``origins``: of each training and each evaluation set, by
+    ``"train"`` and ``"evaluation"``, where its rows came from, for messages and the manifest.
+    """
+
+    source: Mapping[str, Any]
+    origins: Mapping[str, Mapping[str, str]]
+
+    def digest(self) -> Any:
+        """A JSON value that is the same for equal content, wherever it came from."""
+
+    def texts(self, template: Template) -> Iterator[str]:
+        """What a tokenizer made for this data is trained on: the training sets' text, each once."""
+
+    def encode(self, encoder: Encoder, tables: Tables) -> None:
+        """Write every set. Raises ``DataError`` naming the file and row that will not do."""
+
+    def flags(self) -> list[str]:
+        """What a user should be told of the data, a sentence each."""
+
+
+@dataclass(frozen=True)
+class SetsOfText:
+    """The part of ``Content`` that families of plain text share.
+
+    ``training``: sets by name, each with ``origin`` and ``content``, a JSON value that tells it from others.
+    ``evaluation``: by name the rows, and where they came from.
+    """
+
+    source: dict[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, tuple[list[dict[str, Any]], str]] = field(default_factory=dict)
+
+    @property
+    def origins(self) -> Mapping[str, Mapping[str, str]]:
+        return {
+            "train": {name: part.origin for name, part in self.training.items()},
+            "evaluation": {name: origin for name, (_, origin) in self.evaluation.items()},
+        }
+
+    def digest(self) -> dict[str, dict[str, str]]:
+        return {
+            "train": {name: _digest(part.content) for name, part in self.training.items()},
+            "evaluation": {name: _digest(rows) for name, (rows, _) in self.evaluation.items()},
+        }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
+
+
+class DataFamily(Protocol):
+    """The data side of a benchmark family; ``pipeline.benchmarks.tofu.data`` is one.
+
+    ``kinds``: kinds of sources that it reads, of ``pipeline.specs``. ``forgotten``: training sets that hold what is to
+    be forgotten, on which neither base nor retrain may be trained.
+    """
+
+    kinds: tuple[str, ...]
+    forgotten: frozenset[str]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the forget splits that there are."""
+
+    def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
+        """The files of a hub repository or a folder that are read for a forget split: those of the evaluation ``sets``,
+        and with ``training`` those of the training sets."""
+
+    def training_sets(self, source: Any) -> list[str]:
+        """The tokenised sets that a model may be trained on."""
+
+    def tokenised_sets(self, source: Any) -> list[str]:
+        """All tokenised sets, ``train/<name>.npz``: those for training, then what some methods need besides."""
+
+    def topics(self, split: str) -> dict[str, tuple[str, str]]:
+        """What is forgotten, by topic: its forget and its retain set, of the tokenised sets. Steps take the topics in
+        turn."""
+
+    def rows(self, source: Any, split: str) -> int | None:
+        """Rows of the tokenised forget set where they can be counted without a tokenizer, else ``None``."""
+
+    def all_rows(self, split: str, forget_rows: int) -> int:
+        """Rows of forget and retain set together, about: for estimates of time."""
+
+    def load(self, source: Any, split: str, sets: Sequence[str], training: bool) -> Content:
+        """Read or make it all. Raises ``DataError`` for an unknown split, a missing file, one that is not what was
+        fetched, or an unreadable row."""
+
+
+@runtime_checkable
+class Folded(Protocol):
+    """A data family with several requests to forget."""
+
+    def folds(self, kind: FoldKind) -> tuple[str, ...]:
+        """The forget splits of several requests: one after the other, each to be forgotten by the model that has
+        forgotten those before it (sustainability), or growing, each by itself (scalability). The first is the
+        benchmark's own."""
+
+    def fold_files(self, folds: Sequence[str]) -> list[Names]:
+        """The files of these splits' forget sets."""
+
+    def load(self, source: Any, split: str, sets: Sequence[str], training: bool, folds: Sequence[str] = ()) -> Content:
+        """As ``DataFamily.load``, with the forget sets of ``folds`` as training sets of those names."""
+
+
+@dataclass
+class Tables:
+    """The files of a prepared folder as they are written: ``entries`` is what the manifest says of them.
+
+    ``sets``: the evaluation sets that are wanted; ``training``: whether training sets are.
+    """
+
+    folder: Path
+    sets: Sequence[str]
+    training: bool
+    entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "evaluation": {}})
+
+    def train(self, name: str, sequences: Sequences, origin: str, dropped: int = 0) -> None:
+        """``train/<name>.npz``; raises ``DataError`` for an empty set."""
+        if not len(sequences):
+            raise DataError(f"{origin}: none of its {dropped} rows is left for training")
+        file = self.folder / "train" / f"{name}.npz"
+        sequences.save(file)
+        lengths = sequences.lengths
+        entry = _entry(file, len(sequences), dropped, int(lengths.sum()), int(lengths.max()))
+        self.entries["train"][name] = entry
+
+    def evaluation(
+        self, name: str, records: Sequence[Mapping[str, Any]], lengths: Sequence[int], origin: str, dropped: int = 0
+    ) -> None:
+        """``evaluation/<name>.jsonl``, a record a line; ``lengths``: tokens of each sequence that will be scored or
+        continued. Raises ``DataError`` for an empty set."""
+        if not records:
+            raise DataError(f"{origin}: none of its {dropped} rows is left for evaluation")
+        file = self.folder / "evaluation" / f"{name}.jsonl"
+        write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        self.entries["evaluation"][name] = _entry(file, len(records), dropped, sum(lengths), max(lengths, default=0))
+
+
+def _entry(file: Path, rows: int, dropped: int, tokens: int, longest: int) -> dict[str, Any]:
+    """``tokens`` counts prompts and targets, each as often as it is read."""
+    from pipeline.data.cache import sha256
+
+    return {"rows": rows, "dropped": dropped, "tokens": tokens, "longest": longest, "sha256": sha256(file)}

@@ -1,0 +1,1 @@
+"""Files of the Hugging Face hub and of local folders that stand for its repositories."""

@@ -1,0 +1,65 @@
+"""What must already be on disk before a workflow starts: benchmark files and checkpoint folders of the user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.prepared import Names
+from pipeline.data.sources import either, find
+
+WANTED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
+# The same weights once more, in another naming of theirs; and folders, which hold other formats.
+UNWANTED = ("consolidated*", "*/*")
+
+
+def missing_data(folder: Path, wanted: Sequence[Names]) -> list[str]:
+    """What a folder of a benchmark's files lacks."""
+    if not folder.is_dir():
+        return [f"{str(folder)!r} is not a folder"]
+    return [f"{str(folder)!r} has neither {either(names)}" for names in wanted if find(folder, names) is None]
+
+
+def data_files(folder: Path, wanted: Sequence[Names]) -> list[Path]:
+    """Those files of a benchmark's folder."""
+    return [file for names in wanted if (file := find(folder, names)) is not None]
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint folder that are taken into an experiment: weights, config and tokenizer."""
+    found = {file for pattern in WANTED for file in folder.glob(pattern)}
+    return sorted(file for file in found if not any(fnmatch(file.name, pattern) for pattern in UNWANTED))
+
+
+def missing_model_files(folder: Path) -> str | None:
+    """What keeps ``folder`` from being a Hugging Face checkpoint with its tokenizer, or ``None``."""
+    if not folder.is_dir():
+        return "is not a folder"
+    if not (folder / "config.json").is_file():
+        return "has no config.json"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(map(Path, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"has a broken {index.name}: it must hold 'weight_map', from names of tensors to names of files"
+        lacking = [name for name in names if not (folder / name).is_file()]
+        if lacking:
+            return f"lacks {', '.join(map(str, lacking))}, which {index.name} names"
+    elif not any(file.suffix == ".safetensors" for file in model_files(folder)):
+        return "has no *.safetensors file"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return "has no tokenizer file (tokenizer.json, tokenizer.model or vocab.json)"
+    return None
+
+
+def architecture(folder: Path) -> dict[str, Any] | None:
+    """The ``config.json`` of a checkpoint folder; ``None`` where it is missing or not an object."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,218 @@
+"""Start one step: ``python -m pipeline.launch SPEC.yaml [JSON]``.
+
+With ``JSON`` (or ``-``, for standard input) the specification is checked and written to ``SPEC.yaml`` first. The step's
+program then runs in this process or, where its layout has several ranks, in one process a rank: under torchrun on this
+machine, with ``--image`` inside a container, and with ``--nodes`` in a Slurm job under srun, a container a rank. Its
+exit status becomes this program's. At the end ``provenance.json`` is written beside what the step wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from megatron_ext.atomic_files import write_text
+from megatron_ext.config import Loader
+from megatron_ext.schema import Strict
+from pipeline.launch import attempts, ranks
+from pipeline.specs import JudgeSpec, StepSpec
+from pipeline.steps.programs import program
+
+# What opens accounts: the hub's only a step that loads from it gets, the judge's only the judge. SECRET_NAMES is a
+# variable with the names of further ones, separated by commas: an experiment chooses how its judge's key is called.
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SECRET_NAMES = "UNLEARN_SECRETS"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = _arguments(argv)
+    if given.rank:
+        return _as_rank(given.path, given.rank_logs)
+    if given.log is None:
+        return _step(given, given.rank_logs)
+    try:
+        attempt = attempts.begin(given.log)
+        terminal = attempts.redirect(attempt.file)
+    except OSError as error:
+        print(f"--log {given.log}: {error}", file=sys.stderr)
+        return 2
+    job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+    print(f"attempt {attempt.number} at {_now()} on {_here()}{job}")
+    status = _step(given, attempt.ranks)
+    if status:
+        several = attempt.ranks.exists()
+        stopped = ranks.stopped(attempt.file) if several else status == ranks.STOPPED
+        if several and not stopped:
+            print(ranks.explanation(attempt.file, attempt.ranks))
+        ended = "stopped as asked" if stopped else "failed"
+        print(f"{given.path}: {ended}, exit status {status}. Log: {attempt.log}.{attempt.earlier}", file=terminal)
+    return status
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.launch", description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path, metavar="SPEC.yaml")
+    parser.add_argument("json", nargs="?", help="the specification to write there first; '-' reads standard input")
+    parser.add_argument("--threads", type=int, help="CPU threads of all ranks together; default: as specified")
+    parser.add_argument("--log", type=Path, help="where everything is printed; earlier attempts' logs are kept beside")
+    parser.add_argument("--image", help="container image to run in; default: none")
+    parser.add_argument("--nodes", type=int, help="nodes of this Slurm job to spread the ranks over")
+    parser.add_argument("--rank", action="store_true", help="be one of the ranks that a launcher has started")
+    parser.add_argument("--rank-logs", type=Path, help="folder for what ranks other than the first print")
+    return parser.parse_args(argv)
+
+
+def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
+    try:
+        spec = _specification(given.path, given.json, given.threads)
+    except (OSError, ValidationError, ValueError, yaml.YAMLError) as error:
+        print(f"{given.path}: {error}", file=sys.stderr)
+        return 2
+    runtime = getattr(spec, "runtime", None)
+    count = runtime.layout.ranks if runtime else 1
+    refused = ranks.refusal(count, given.nodes)
+    if refused:
+        print(refused, file=sys.stderr)
+        return 2
+    environment(spec)
+    if count > 1 and rank_logs is not None:
+        rank_logs.mkdir(parents=True, exist_ok=True)
+    logs = rank_logs if count > 1 else None
+    if given.image:
+        _name_image(Path(given.image))
+    if count > 1 and given.nodes and "SLURM_JOB_ID" in os.environ:
+        return ranks.srun(given.path, count, given.nodes, runtime.threads, given.image, logs)
+    if given.image:
+        return ranks.apptainer(given.path, given.image, logs)
+    if count > 1:
+        return ranks.torchrun(given.path, count, logs)
+    # In this process: a child would import everything once more.
+    started = datetime.now(UTC)
+    status, _ = _program(spec, given.path)
+    if status == 0:
+        _provenance(spec, given.path, started)
+    return status
+
+
+def _as_rank(path: Path, logs: Path | None) -> int:
+    """Be one rank; the first one writes the step's provenance, from where the step has run."""
+    started = datetime.now(UTC)
+    spec = _specification(path, None, None)
+    environment(spec)
+    rank = os.environ.get("RANK", "0")
+    shared = sys.stderr if logs is None or rank == "0" else attempts.redirect(logs / f"{rank}.log")
+    status, error = _program(spec, path)
+    if error is not None:
+        place = f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')} on {_here()}"
+        print(f"{place} failed at {_now()}: {_words(error, short=True)[0]}", file=shared, flush=True)
+    elif rank == "0" and status == ranks.STOPPED:
+        print(ranks.ORDERLY)
+    elif rank == "0" and status == 0:
+        _provenance(spec, path, started)
+    return status
+
+
+def _program(spec: Any, path: Path) -> tuple[int, BaseException | None]:
+    """Run the step's program here; its exit status, and the error that it ended with, which is printed."""
+    # Held back until a program that can stop in order is ready to: otherwise it would be ignored.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
+    try:
+        return importlib.import_module(program(spec)).main([str(path)]) or 0, None
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0, None
+        failure: BaseException = error
+    except Exception as error:
+        failure = error
+    print("\n".join(_words(failure)), file=sys.stderr)
+    return 1, failure
+
+
+def _words(error: BaseException, short: bool = False) -> list[str]:
+    """The lines that Python prints when it ends with ``error``; ``short``: without the calls that led there."""
+    if isinstance(error, SystemExit):
+        return str(error.code).splitlines()
+    lines = traceback.format_exception_only(error) if short else traceback.format_exception(error)
+    return "".join(lines).splitlines()
+
+
+def _provenance(spec: Strict, path: Path, started: datetime) -> None:
+    from pipeline.launch import provenance
+
+    provenance.write(spec, path, started)
+
+
+def _specification(path: Path, text: str | None, threads: int | None) -> Any:
+    """The specification in ``text`` or in ``path``; writes ``path`` where it is given or changed by ``threads``."""
+    if text is None:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    else:
+        values = json.loads(sys.stdin.read() if text == "-" else text)
+    spec = TypeAdapter(StepSpec).validate_python(values)
+    if threads is not None and hasattr(spec, "runtime"):
+        each = max(1, threads // spec.runtime.layout.ranks)
+        spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"threads": each})})
+    if text is not None or threads is not None:
+        write_text(path, as_yaml(spec))
+    return spec
+
+
+def as_yaml(spec: Strict) -> str:
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def environment(spec: Strict) -> None:
+    """Set what a step and its children run with, before numerical libraries are loaded."""
+    runtime = getattr(spec, "runtime", None)
+    threads = str(runtime.threads if runtime else 1)
+    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
+    # Threads that spin while they wait make a step three times slower as soon as the machine does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A tokenizer's own thread pool would come on top of these; hashing of strings decides no result.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if runtime and runtime.layout.tensor > 1:
+        # megatron-core's order of kernels, in which communication starts before the product that hides it.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    fetches = spec.step.startswith("fetch")
+    if not fetches:
+        # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    own = {spec.settings.api_key_env} if isinstance(spec, JudgeSpec) else set(SECRETS) if fetches else set()
+    for name in {*SECRETS, *filter(None, os.environ.get(SECRET_NAMES, "").split(","))} - own:
+        os.environ.pop(name, None)
+        os.environ.pop(f"APPTAINERENV_{name}", None)
+
+
+def _name_image(image: Path) -> None:
+    """Tell provenance, which is written inside the container, what the container is, where the caller has not."""
+    from pipeline.launch.image import image_sha256
+
+    os.environ.setdefault("APPTAINERENV_UNLEARN_IMAGE", str(image.resolve()))
+    digest = image_sha256(image.resolve())
+    if digest:
+        os.environ.setdefault("APPTAINERENV_UNLEARN_IMAGE_SHA256", digest)
+
+
+def _here() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

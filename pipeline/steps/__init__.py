@@ -1,0 +1,1 @@
+"""The programs of this package that jobs run, one argument each."""

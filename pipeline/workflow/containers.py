@@ -1,0 +1,101 @@
+"""The environment of containers, in one place: for Snakemake's own `apptainer exec` and for the launcher's.
+
+The Snakefile puts it into `os.environ` wherever it is read: where the workflow is started, and again in every job, on
+the node that runs it. Nothing else of the caller's environment or home folder is seen in a container.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, MutableMapping
+from pathlib import Path
+
+from pipeline.config.located_yaml import ConfigError
+from pipeline.config.site import ROOT, Site
+from pipeline.data.settings import FolderSource
+from pipeline.launch.image import image_sha256
+from pipeline.launch.ranks import shielded
+from pipeline.workflow.plan import Plan
+
+DRIVER = Path("/proc/driver/nvidia/version")
+# Settings of the network and of the job, which a user or Slurm makes outside.
+PASSED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME")
+PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
+# Variables of containers that are set here.
+SET = ("HF_HOME", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+SET += ("TRITON_CACHE_DIR", "UNLEARN_IMAGE", "UNLEARN_IMAGE_SHA256")
+MOUNTED = ("/", "/tmp", "/var/tmp")  # by Apptainer itself
+
+
+def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
+    """Variables for Apptainer, with the `PATH` that it is to have, and by `APPTAINERENV_` those of every container.
+
+    Raises ``ConfigError`` where a folder's name cannot be written in a list of binds.
+    """
+    temporary = tempfile.gettempdir()
+    own = f"{temporary}/unlearn-{os.getuid()}"  # where libraries keep what they compile; the home folder is the clone
+    inside = {name: value for name, value in os.environ.items() if name.startswith(PASSED_PREFIXES)}
+    inside |= {name: os.environ[name] for name in PASSED if name in os.environ}
+    inside |= {
+        "HF_HOME": str(site.huggingface),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONNOUSERSITE": "1",
+        "TMPDIR": temporary,
+        "XDG_CACHE_HOME": own,
+        "XDG_CONFIG_HOME": own,
+        "TRITON_CACHE_DIR": f"{own}/triton",
+        "UNLEARN_IMAGE": str(image),
+    }
+    inside.setdefault("NCCL_DEBUG", "WARN")
+    digest = image_sha256(image)
+    if digest:
+        inside["UNLEARN_IMAGE_SHA256"] = digest
+    found = {"APPTAINER_CLEANENV": "1", "APPTAINER_BIND": ",".join(binds(site, plan))}
+    found["PATH"] = shielded(os.environ.get("PATH", os.defpath))
+    if DRIVER.exists():
+        found["APPTAINER_NV"] = "1"
+    if os.geteuid() == 0:
+        found["APPTAINER_USERNS"] = "1"  # root may lack capabilities that Apptainer wants, as in a container
+    return found | {f"APPTAINERENV_{name}": value for name, value in inside.items()}
+
+
+def enter(variables: dict[str, str], environ: MutableMapping[str, str] = os.environ) -> None:
+    """Put ``variables`` into ``environ``; what another node left there of them, from which a job inherits, goes."""
+    for name in [*environ]:
+        own = name.removeprefix("APPTAINERENV_")
+        if name == "APPTAINER_NV" or (own != name and (own in (*SET, *PASSED) or own.startswith(PASSED_PREFIXES))):
+            del environ[name]
+    environ |= variables
+
+
+def binds(site: Site, plan: Plan) -> list[str]:
+    """What containers see of the file system: absolute, there, and none inside another.
+
+    The clone, the working directory, results, the user's own data, `HF_HOME`, the folder for temporary files, the
+    site's `binds`, and what `APPTAINER_BIND` already names. Of a symbolic link, both its path and its target. Results
+    that are not there yet are made in the nearest folder that is.
+    """
+    folders = [ROOT, Path.cwd(), _nearest(plan.root), _nearest(plan.cache), site.huggingface]
+    folders.append(Path(tempfile.gettempdir()))
+    if isinstance(plan.config.source, FolderSource):
+        folders.append(plan.config.source.path)
+    plain = {str(each): None for folder in folders for each in (os.path.abspath(folder), folder.resolve())}
+    mapped: dict[str, None] = {}
+    for text in [*os.environ.get("APPTAINER_BIND", "").split(","), *site.binds]:
+        (mapped if ":" in text else plain)[text] = None
+    wrong = [path for path in plain if "," in path or (":" in path)]
+    if wrong:
+        raise ConfigError([f"{path!r}: Apptainer cannot bind a folder whose name has ',' or ':'" for path in wrong])
+    there = [path for path in plain if path and path not in MOUNTED and Path(path).exists()]
+    outer = [path for path in there if not _below(path, [other for other in there if other != path])]
+    return [*outer, *(text for text in mapped if Path(text.partition(":")[0]).exists())]
+
+
+def _nearest(folder: Path) -> Path:
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _below(path: str, folders: Iterable[str]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)

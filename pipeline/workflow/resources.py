@@ -1,0 +1,253 @@
+"""What a job asks a cluster for: nodes, GPUs, cores, memory and time, from its specification and the site.
+
+Time is a bound, not a forecast: `START` seconds, the bytes of checkpoints and resume states at `DISK`, and the step's
+floating-point operations at a speed that any node should reach, with every sequence taken for as long as it may be.
+
+- A token costs 6 operations a parameter where it is trained on (8 with recomputed activations) and 2 where it is only
+  scored or generated.
+- A rank does `GPU_SPEED` operations a second on a GPU, and `CPU_SPEED` for each of its threads on a CPU. A pipeline of
+  p stages that takes m micro-batches a step needs (m + p - 1) / m times as long.
+- A weight is rounded to few bits at `QUANTISED`, by one CPU thread.
+- A generated token of a batch costs `DECODE` for each layer, and reading all weights at `WEIGHTS`.
+
+The sum is multiplied by the site's `time_factor` and by the attempt, gets the seconds between Slurm's warning and the
+limit, and is rounded up to `ROUND` minutes.
+
+Memory of a node is, for each rank, weights, gradients, optimizer state and further vectors
+(`pipeline.config.sizing`), also on a GPU, whose resume state and copy of the weights before unlearning lie in host
+memory; on a CPU the activations too; and `PROCESS`, what a process needs before it has a model. `SUPERVISORS` is for
+Snakemake on the first node. The sum is multiplied by the attempt, and never more than the node has.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_ext.config import Layout
+from megatron_ext.specs import QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
+from pipeline.config import sizing
+from pipeline.config.site import Site
+from pipeline.config.sizing import Nodes, Shape
+from pipeline.specs import EvaluateSpec
+from pipeline.workflow.plan import Job, Plan
+
+START = 300.0  # container, imports and rendezvous, on a file system that others use too
+OTHER = 300.0  # the work of a step without a model
+DISK = 200e6  # bytes a second
+GPU_SPEED = {"bf16": 50e12, "fp32": 10e12}
+CPU_SPEED = 25e9
+DECODE = {True: 1e-3, False: 0.0}  # on GPUs, kernels take longer to start than to run; on CPUs operations decide
+WEIGHTS = {True: 500e9, False: 5e9}
+QUANTISED = 4e6  # weights a second
+ROUND = 5
+
+# What a rule's resources are, by the names that Snakemake's Slurm executor reads.
+KEYS = ("runtime", "mem_mb", "cpus_per_task", "nodes", "mpi", "tasks_per_node", "tasks", "tasks_per_gpu", "gres")
+KEYS += ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
+
+GIB = 2**30
+PROCESS = {True: 8 * GIB, False: 2 * GIB}
+SUPERVISORS = GIB // 2
+OTHER_MEMORY = {"prepare": 4 * GIB, "report": 2 * GIB}
+HELD = 8  # fp32 copies of the matrix that is being rounded
+LOGITS = 3  # of every position in a step, their gradient, and one more
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the first attempt of a job needs. ``cores``: of a rank; ``memory``: bytes on each node; ``warn``: seconds
+    before the time limit at which it must be told, so that it can write a resume state; 0 where it writes none."""
+
+    nodes: Nodes
+    cores: int
+    memory: int
+    seconds: float
+    warn: int
+
+    def minutes(self, site: Site, attempt: int = 1) -> int:
+        """The time limit."""
+        seconds = self.seconds * site.time_factor * attempt + self.warn
+        return ROUND * math.ceil(seconds / 60 / ROUND)
+
+    def memory_mb(self, site: Site, attempt: int = 1) -> int:
+        """Memory of each node, in MiB as Slurm counts."""
+        wanted = math.ceil(self.memory * attempt / 2**20)
+        return min(wanted, site.memory_per_node_mb or wanted)
+
+
+def needs(plan: Plan, site: Site, job: Job) -> Needs:
+    """What a job needs on the nodes of ``site``; raises ``ValueError`` where its ranks cannot be spread over them."""
+    spec = job.spec
+    if isinstance(spec, QuantiseSpec):
+        return _quantising(plan, site, spec)
+    if not isinstance(spec, TrainSpec | UnlearnSpec | ReferenceSpec | EvaluateSpec):
+        memory = OTHER_MEMORY.get(spec.step, 2 * GIB) + SUPERVISORS
+        return Needs(Nodes(1, 1, 0), 1, memory, START + OTHER, 0)
+    nodes = sizing.spread(spec.runtime, site)
+    gpus = bool(nodes.gpus)
+    state = _state_bytes(plan, spec) if isinstance(spec, TrainSpec | UnlearnSpec) else 0
+    warn = max(site.warn_seconds, 60 + math.ceil(state / DISK)) if state else 0
+    memory = nodes.ranks * (rank_bytes(plan, spec, gpus) + PROCESS[gpus]) + SUPERVISORS
+    return Needs(nodes, spec.runtime.threads, memory, START + _seconds(plan, spec, gpus, state), warn)
+
+
+def _quantising(plan: Plan, site: Site, spec: QuantiseSpec) -> Needs:
+    """One process, which holds a matrix at a time; bitsandbytes wants a GPU where steps run on GPUs. What it reads and
+    writes it reads and writes once more in copying."""
+    settings, shape = plan.config.experiment.runtime, plan.config.shape
+    gpu = spec.backend == "bitsandbytes" and sizing.on_gpus(settings.device, site)
+    held = max(shape.hidden * shape.ffn, shape.hidden * shape.heads * shape.head_dim)
+    weights = shape.parameters * (2 if settings.precision == "bf16" else 4)
+    seconds = START + 3 * weights / DISK + shape.layers * sum(shape.matrices.values()) / QUANTISED
+    memory = HELD * 4 * held + PROCESS[gpu] + SUPERVISORS
+    return Needs(Nodes(1, 1, int(gpu)), 1, memory, seconds, 0)
+
+
+def requested(wanted: Needs, site: Site, attempt: int = 1) -> dict[str, int | str | None]:
+    """``wanted`` as resources of a Snakemake rule, with all of ``KEYS``; None: not asked for.
+
+    Several ranks are tasks that the step starts itself (``mpi``). The executor wants more than one task a node for
+    these; with one, the number of all tasks is given instead. It would take that for the tasks of each GPU, hence
+    ``tasks_per_gpu``, and leaves it to Slurm how they are spread, hence ``--ntasks-per-node``.
+    """
+    nodes = wanted.nodes
+    several, alone = nodes.total > 1, nodes.ranks == 1
+    extra = [site.extra] if site.extra else []
+    if wanted.warn:
+        # Not SIGTERM: it goes to every process of a step, and ends the one that serves the files of a rank's container.
+        extra.append(f"--signal=URG@{wanted.warn}")
+    if several and alone:
+        extra.append("--ntasks-per-node=1")
+    kind = f"gpu:{site.gpu_type}" if site.gpu_type else "gpu"
+    return {
+        "runtime": wanted.minutes(site, attempt),
+        "mem_mb": wanted.memory_mb(site, attempt),
+        "cpus_per_task": wanted.cores,
+        "nodes": nodes.count,
+        "mpi": "srun" if several else None,
+        "tasks_per_node": nodes.ranks if several and not alone else None,
+        "tasks": nodes.total if several and alone else None,
+        "tasks_per_gpu": 0 if several and alone else None,
+        "gres": f"{kind}:{nodes.gpus}" if nodes.gpus else None,
+        "slurm_partition": site.partition,
+        "slurm_account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "slurm_extra": " ".join(extra) or None,
+    }
+
+
+def problems(plan: Plan, site: Site, where: str) -> list[str]:
+    """What the nodes of ``site``, described in the file ``where``, cannot give to any attempt."""
+    limit = site.memory_per_node_mb
+    if limit is None:
+        return []
+    worst: dict[str, tuple[int, str]] = {}
+    for job in plan.jobs.values():
+        wanted = math.ceil(needs(plan, site, job).memory / 2**20)
+        if wanted > limit:
+            worst[job.spec.step] = max(worst.get(job.spec.step, (0, "")), (wanted, job.name))
+    return [
+        f"{where}: memory_per_node_mb: {limit}; {name} needs {wanted} on each node" for wanted, name in worst.values()
+    ]
+
+
+def rank_bytes(plan: Plan, spec: Any, gpus: bool) -> int:
+    """Host memory of a step's largest rank, but for what every process needs."""
+    shape, runtime = plan.config.shape, spec.runtime
+    layout, precision, length = runtime.layout, runtime.precision, plan.config.experiment.data.max_length
+    if isinstance(spec, TrainSpec | UnlearnSpec):
+        if isinstance(spec, UnlearnSpec):
+            held = sizing.unlearning_bytes(spec, shape, gpus=False)
+        else:
+            held = sizing.training_bytes(layout, shape, precision)
+        tokens = spec.batching.micro_batch * length
+        return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute))
+    held = sizing.scoring_bytes(layout, shape, precision)
+    return held + (0 if gpus else scoring_activations(layout, shape, max(length, spec.token_budget)))
+
+
+def training_activations(layout: Layout, shape: Shape, tokens: int, recompute: bool) -> int:
+    """Bytes of a micro-batch's activations on a CPU rank, in fp32, for the backward pass.
+
+    Of each token a block keeps eight vectors of the hidden size and three of the feed-forward width (with
+    recomputation its input, and one block at a time the others); a last stage, its logits `LOGITS` times. Every stage
+    of a pipeline may hold as many micro-batches as there are stages.
+    """
+    layers = max(layout.pipeline_split or [-(-shape.layers // layout.pipeline)])
+    block = 8 * shape.hidden + 3 * shape.ffn
+    kept = layers * shape.hidden + block if recompute else layers * block
+    return 4 * tokens * (layout.pipeline * kept + LOGITS * shape.vocabulary) // layout.tensor
+
+
+def scoring_activations(layout: Layout, shape: Shape, tokens: int) -> int:
+    """Bytes of one block's activations of a batch, and of its keys and values in all blocks of a stage, in fp32."""
+    layers = max(layout.pipeline_split or [-(-shape.layers // layout.pipeline)])
+    cache = layers * 2 * shape.key_value_heads * shape.head_dim
+    return 4 * tokens * (8 * shape.hidden + 3 * shape.ffn + cache) // layout.tensor
+
+
+def _state_bytes(plan: Plan, spec: Any) -> int:
+    """Bytes of a resume state on the largest rank, at most."""
+    if isinstance(spec, UnlearnSpec):
+        return sizing.unlearning_bytes(spec, plan.config.shape, gpus=True)
+    return sizing.training_bytes(spec.runtime.layout, plan.config.shape, spec.runtime.precision)
+
+
+def _seconds(plan: Plan, spec: Any, gpus: bool, state: int) -> float:
+    """Seconds of a step's work, and of what it reads and writes."""
+    config, layout = plan.config, spec.runtime.layout
+    weights = config.shape.parameters * (2 if spec.runtime.precision == "bf16" else 4)
+    speed = GPU_SPEED[spec.runtime.precision] if gpus else CPU_SPEED * spec.runtime.threads
+    seconds = operations(plan, spec) / (layout.ranks * speed) + weights / DISK
+    if isinstance(spec, TrainSpec | UnlearnSpec):
+        steps = spec.optimizer_steps if isinstance(spec, TrainSpec) else plan.unlearning_steps(spec)
+        states = steps // spec.checkpoint_every if spec.checkpoint_every else 0
+        seconds += weights / DISK + states * state / DISK
+    if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
+        # The best weights may be written at every measurement, and are read once.
+        seconds += (_measurements(plan, spec) + 1) * weights / DISK
+    if isinstance(spec, EvaluateSpec):
+        _, answers, new = config.family.amount(spec.options, config.forget_rows)
+        longest = config.experiment.data.max_length + new
+        batches = math.ceil(math.ceil(answers / max(1, spec.token_budget // longest)) / layout.data)
+        step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
+        seconds += batches * new * step
+    return seconds
+
+
+def operations(plan: Plan, spec: Any) -> float:
+    """Floating-point operations of a step at most, over all ranks; idle pipeline stages count as if they worked."""
+    config, parameters = plan.config, plan.config.shape.parameters
+    length, rows = config.experiment.data.max_length, config.forget_rows
+    whole = config.data.all_rows(config.experiment.split, rows)
+    if isinstance(spec, ReferenceSpec):
+        return 2.0 * parameters * length * max(whole, 5 * rows)
+    if isinstance(spec, EvaluateSpec):
+        sequences, answers, new = config.family.amount(spec.options, rows)
+        return 2.0 * parameters * (sequences * length + answers * (length + new))
+    trained = 8 if spec.runtime.recompute else 6
+    layout, batching = spec.runtime.layout, spec.batching
+    micro = batching.global_batch // (layout.data * batching.micro_batch)
+    idle = (micro + layout.pipeline - 1) / micro
+    if isinstance(spec, TrainSpec):
+        tokens = spec.optimizer_steps * batching.global_batch * length
+        return idle * trained * parameters * tokens
+    if spec.scope is not None:
+        parameters, _ = sizing.scope_parameters(Layout(), config.shape, spec.scope)
+    batches = 1 + spec.forget_loss.needs_alternatives + (spec.retain_loss is not None)
+    each = trained * spec.rule.gradients + 2 * sizing.keeps_frozen(spec)
+    tokens = plan.unlearning_steps(spec) * batching.global_batch * length * batches
+    passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
+    if spec.validation is not None:
+        passes += _measurements(plan, spec) * 2 * spec.validation.rows * length
+    return parameters * (idle * each * tokens + 2.0 * passes)
+
+
+def _measurements(plan: Plan, spec: UnlearnSpec) -> int:
+    """How often a run with ``validation`` scores its sample."""
+    assert spec.validation is not None
+    per_epoch = math.ceil(plan.config.forget_rows / spec.batching.global_batch)
+    return len(spec.validation.points(plan.unlearning_steps(spec), per_epoch))

@@ -1,0 +1,214 @@
+"""What the Snakemake rules ask for: a job's input, source files, specification and resources, from its wildcards."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.config import site
+from pipeline.config.checks import load
+from pipeline.config.located_yaml import ConfigError, hint
+from pipeline.config.site import Site
+from pipeline.config.sizing import on_gpus, visible_gpus
+from pipeline.judging.endpoint import KeyMissing, api_key
+from pipeline.launch.__main__ import SECRET_NAMES
+from pipeline.steps.programs import source_files
+from pipeline.workflow import containers, resources
+from pipeline.workflow.plan import Job, Plan, canonical
+
+OPTIONS = ("experiment", "data_root", "results", "site", "image")
+
+
+def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]:
+    """The plan that ``--config`` asks for, and the site; prints every problem and exits with 2 where there is one.
+
+    ``cluster``: jobs run on the site's nodes, and it is these that must hold them, not this machine.
+    """
+    unknown = [name for name in options if name not in OPTIONS]
+    problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
+    data_root = options.get("data_root")  # Snakemake reads data_root=2024 as a number
+    file = site.find(options.get("site"))
+    here, plan = Site(), None
+    try:
+        here = site.load(file)
+    except ConfigError as error:
+        problems += error.problems
+    if "image" in options:
+        here = here.model_copy(update={"image": Path(str(options["image"])).expanduser()})
+    experiment = str(options.get("experiment", "mini"))
+    try:
+        config = load(experiment, None if data_root is None else str(data_root), here if cluster else None)
+        plan = Plan(config, Path(str(options.get("results", "results"))))
+        problems += resources.problems(plan, here, site.named(file)) if cluster else []
+    except ConfigError as error:
+        problems += error.problems
+    if problems or plan is None:
+        _stop(problems)
+    return plan, here
+
+
+def use_cache(here: Site) -> None:
+    """Let what is fetched come into the site's cache; a token stays where a login put it, which others may not read."""
+    if here.hf_home is not None:
+        token = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "token"
+        if token.is_file():
+            os.environ.setdefault("HF_TOKEN_PATH", str(token))
+        os.environ["HF_HOME"] = str(here.hf_home)
+
+
+def set_environment(plan: Plan, here: Site, image: Path | None) -> None:
+    """Let steps that are started from now on find the ``python`` that runs Snakemake, whether or not its environment is
+    activated; which variable holds the judge's key, so that no other step gets it; and containers, where there is an
+    ``image``, what they need."""
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    judge = plan.config.experiment.judge
+    os.environ[SECRET_NAMES] = judge.api_key_env if judge and judge.api_key_env else ""
+    if image is not None:
+        try:
+            containers.enter(containers.environment(here, plan, image))
+        except ConfigError as error:
+            _stop(error.problems)
+
+
+def require_image(image: Path) -> None:
+    """Exit with 2 where steps are about to run in an image that is not there."""
+    if not image.exists():
+        make = "`make image` or `make image-cpu` builds one; 'image' in site.yaml or --config image= names another"
+        _stop([f"image: {str(image)!r} does not exist. {make}"])
+
+
+def require_judge_key(plan: Plan) -> None:
+    """Exit with 2 where the judge is about to be asked and the environment lacks its key."""
+    settings = plan.config.experiment.judge
+    try:
+        if settings is not None:
+            api_key(settings)
+    except KeyMissing as error:
+        _stop([str(error)])
+
+
+def require_partition(here: Site) -> None:
+    """Exit with 2 where Slurm has no partition of the site's name, which would fail each attempt of each job."""
+    try:
+        listed = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        _stop([f"sinfo: {error}. Slurm's commands must work where the workflow is started"])
+    known = sorted(set(listed.stdout.split()))
+    if listed.returncode:
+        _stop([f"sinfo: {listed.stderr.strip()}"])
+    if here.partition is not None and (wrong := [name for name in here.partition.split(",") if name not in known]):
+        _stop([f"site.yaml: partition: Slurm has no {wrong[0]!r}{hint(wrong[0], known)}"])
+
+
+def _stop(problems: Iterable[str]) -> NoReturn:
+    print("\n".join(problems), file=sys.stderr)
+    sys.exit(2)
+
+
+def require_gpus(plan: Plan) -> None:
+    """Exit with 2 where jobs that are about to run on this machine need a GPU and it shows none at all."""
+    if plan.config.experiment.runtime.device == "cuda" and not visible_gpus():
+        why = "nvidia-smi lists none, or is not installed"
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            why = f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}"
+        _stop([f"runtime.device: 'cuda', but this machine shows no GPU ({why})"])
+
+
+class Rules:
+    """Functions for the rules. ``pattern`` is a job's folder below the experiment's, with wildcards in braces.
+
+    ``image``: what steps run in; ``in_image``: whether they do. ``cluster``: whether jobs are Slurm's.
+    """
+
+    def __init__(self, plan: Plan, here: Site, image: Path, in_image: bool = False, cluster: bool = False):
+        self.plan, self.site, self.cluster = plan, here, cluster
+        self.container, self.in_image = str(image), in_image
+        self._several = plan.config.layout.ranks > 1
+        self._needs = cache(lambda name: resources.needs(plan, here, plan.jobs[name]))
+
+    @property
+    def no_container(self) -> str | None:
+        """For a step that runs where Snakemake does. Where nothing runs in an image the name means nothing, but
+        ``snakemake --lint`` wants every rule to have one."""
+        return None if self.in_image else self.container
+
+    @property
+    def container_of_ranks(self) -> str | None:
+        """The container of a step that loads a model: of several ranks, the launcher gives each one its own."""
+        return self.no_container if self._several else self.container
+
+    @property
+    def image_of_ranks(self) -> str | None:
+        """The image that a step names itself; as a parameter of its rule, another one makes it run again."""
+        return self.container if self._several and self.in_image else None
+
+    def launch(self, wildcards: Any, threads: int, resources: Any) -> str:
+        """Options of the launcher that decide no result, which Snakemake takes no notice of: they depend on threads."""
+        if not self._several:
+            return f"--threads {threads}"
+        # In a job Snakemake cuts threads down to one node's cores; the ranks have more nodes than that.
+        found = ["--nodes", str(resources.nodes)] if self.cluster else ["--threads", str(threads)]
+        return shlex.join([*found, *(["--image", self.container] if self.in_image else [])])
+
+    def resources(self, pattern: str) -> dict[str, Callable[..., int | str | None]]:
+        """What the job asks Slurm for; the local profile reads none of it."""
+
+        def value(key: str) -> Callable[..., int | str | None]:
+            return lambda wildcards, attempt: self._requested(self._job(pattern, wildcards), attempt)[key]
+
+        return {key: value(key) for key in resources.KEYS}
+
+    def inputs(self, pattern: str) -> Callable[[Any], list[str]]:
+        """The files that the job reads of other jobs."""
+        return lambda wildcards: [str(path) for path in self._job(pattern, wildcards).inputs]
+
+    def source(self, pattern: str) -> Callable[[Any], list[str]]:
+        """The source files that the job runs."""
+        return lambda wildcards: [_relative(path) for path in source_files(self._job(pattern, wildcards).spec)]
+
+    def spec(self, pattern: str) -> Callable[[Any], str]:
+        """The job's specification: a change in it, and only that, is a reason to run the job again."""
+        return lambda wildcards: canonical(self._job(pattern, wildcards).spec)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of all ranks of a step that loads a model."""
+        return self.plan.config.layout.ranks * self.plan.config.experiment.runtime.threads
+
+    def training_threads(self, cores: int | None) -> Callable[[Any], int]:
+        """As ``threads``, but on this machine every one of ``cores`` for the base model: nothing can run beside it."""
+        alone = None if self.cluster else cores
+        return lambda wildcards: alone if alone and wildcards.model == "base" else self.threads
+
+    @property
+    def accelerator(self) -> int:
+        """1 for a step that loads a model onto this machine's GPUs: two at a time would share one GPU's memory."""
+        return int(on_gpus(self.plan.config.experiment.runtime.device))
+
+    def _requested(self, job: Job, attempt: int) -> dict[str, int | str | None]:
+        try:
+            return resources.requested(self._needs(job.name), self.site, attempt)
+        except ValueError:
+            if self.cluster:
+                raise
+            return dict.fromkeys(resources.KEYS)  # this machine holds what the site's nodes would not
+
+    def _job(self, pattern: str, wildcards: Any) -> Job:
+        return self.plan.jobs[pattern.format(**dict(wildcards.items()))]
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A regular expression for exactly these names; for none of them, one that never matches."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def _relative(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,101 @@
+"""The whole workflow on two tensor-parallel ranks: from nothing to a report, then one changed setting."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARK = """
+name: tiny
+title: Tiny TOFU
+family: tofu
+source: {kind: synthetic, authors: 10, questions_per_author: 4, background_authors: 0, seed: 1}
+splits: {forget10: 4}
+"""
+EXPERIMENT = """
+name: tiny
+title: A cut-down mini
+benchmark: tiny
+split: forget10
+model: mini-llama
+layout: 2
+runtime: {device: cpu, timeout_seconds: 120}
+data: {max_length: 128}
+training:
+  target: &training
+    data: {full: 0.5, general: 0.5}
+    steps: 40
+    global_batch: 16
+    checkpoint_every: 15
+    optimizer: {learning_rate: 3e-3, clip_norm: 1.0}
+  retrain:
+    <<: *training
+    data: {retain: 0.5, general: 0.5}
+methods:
+  - idk-dpo
+  - {method: blur-npo, overrides: {rule: {gamma: 0.5}}}
+unlearning: {epochs: 3, global_batch: 4, warmup_epochs: 0, optimizer: {learning_rate: 1e-4}}
+evaluation: {options: {max_new_tokens: 8}}
+"""
+
+
+def run(folder: Path, *arguments: str) -> tuple[set[str], str]:
+    """The messages of the jobs that were run, and all that was printed."""
+    command = [sys.executable, "-m", "snakemake", "--profile", "workflow_configs/profiles/local", *arguments]
+    command += ["--directory", str(folder)]
+    options = [f"experiment={folder / 'experiments' / 'tiny.yaml'}", f"results={folder / 'results'}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--config", *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    return set(re.findall(r"^Job \d+: (.*)$", printed, re.MULTILINE)), printed
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_report_and_one_changed_setting(tmp_path: Path) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "tiny.yaml").write_text(BENCHMARK)
+    (tmp_path / "experiments" / "tiny.yaml").write_text(EXPERIMENT)
+
+    jobs, printed = run(tmp_path, "all")
+
+    assert len(jobs) == 12  # two sets need log-probabilities under target
+    root = tmp_path / "results" / "tiny"
+    with (root / "report" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == {"target", "retrain", "idk-dpo", "blur-npo"}
+    quality = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "forget_quality"}
+    assert quality["retrain"] == 1.0
+    assert "Model" in printed and "report: " in printed, "the table is printed at the end"
+    page = (root / "report" / "index.html").read_text()
+    assert all(title in page for title in ("Target", "Retrain", "IdkDPO", "BLUR-NPO", "<svg"))
+    blur = root / "unlearned" / "blur-npo" / "seed-0"
+    steps = [json.loads(line) for line in (blur / "steps.jsonl").read_text().splitlines()]
+    assert [step["forget_alignment"] for step in steps] == pytest.approx([0.5] * 3)
+    provenance = json.loads((blur / "provenance.json").read_text())
+    assert provenance["layout"]["tensor"] == 2
+    assert provenance["spec"]["rule"] == {"name": "blur", "gamma": 0.5}
+
+    file = tmp_path / "experiments" / "tiny.yaml"
+    file.write_text(file.read_text().replace("gamma: 0.5", "gamma: 0.25"))
+    jobs, _ = run(tmp_path, "all")
+
+    assert {job.partition(":")[0] for job in jobs} == {"unlearn", "evaluate", "report"}
+    assert {job for job in jobs if not job.startswith("report")} == {
+        "unlearn: blur-npo, seed 0",
+        "evaluate: blur-npo-seed-0",
+    }
+    steps = [json.loads(line) for line in (blur / "steps.jsonl").read_text().splitlines()]
+    assert [step["forget_alignment"] for step in steps] == pytest.approx([0.25] * 3)
+    assert run(tmp_path, "all")[0] == set(), "nothing is left to do"

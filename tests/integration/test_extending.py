@@ -1,0 +1,178 @@
+"""The made-up methods of docs/extending.md work as the page gives them: written to a copy of the project and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_ext.data.sequences import Sequences
+from tests.support import worlds
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "extending.md"
+
+
+def blocks() -> dict[str, str]:
+    """The page's fenced code blocks by what their first line, a comment, names."""
+    found = re.findall(r"^```\w+\n# (\S[^\n]*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return dict(found)
+
+
+FILES = {name: text for name, text in blocks().items() if "/" in name}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the page's files in it, and its experiment, made from `mini`."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("megatron_ext", "pipeline", "workflow_configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    for name, text in FILES.items():
+        assert not (folder / name).exists(), f"{name} exists: the page needs another name"
+        (folder / name).write_text(f"# {name}\n{text}")
+    mini = yaml.safe_load((folder / "workflow_configs/experiments/mini.yaml").read_text())
+    mini |= {"name": "trial", **yaml.safe_load(blocks()["methods of an experiment"])}
+    (folder / "workflow_configs/experiments/trial.yaml").write_text(yaml.safe_dump(mini))
+    return folder
+
+
+def python(project: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_every_code_block_of_the_page_is_a_file_or_the_experiment() -> None:
+    assert len(re.findall(r"^```\w", PAGE.read_text(), re.MULTILINE)) == len(blocks())
+    assert set(blocks()) - set(FILES) == {"methods of an experiment"}
+    folders = {Path(name).parent.as_posix() for name in FILES}
+    assert folders == {"megatron_ext/losses", "megatron_ext/updates", "workflow_configs/methods"}
+
+
+def test_the_page_is_kept_in_the_projects_style(project: Path) -> None:
+    sources = [name for name in FILES if name.endswith(".py")]
+    for command in (["ruff", "check", "--isolated", "--select=E,F,I,UP,B,SIM,RUF"], ["ruff", "format", "--check"]):
+        done = python(project, *command, "--line-length=120", *sources)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_experiment_with_the_pages_methods_is_valid(project: Path) -> None:
+    done = python(project, "pipeline", "validate", "trial")
+    assert done.returncode == 0, done.stderr
+    for name in ("surgery-npo", "pause", "hinge-wide"):
+        assert f"unlearned/{name}/seed-0" in done.stdout
+
+
+def test_a_hyper_parameter_out_of_range_is_an_error_that_names_its_key(project: Path) -> None:
+    experiment = project / "workflow_configs/experiments/trial.yaml"
+    wrong = yaml.safe_load(experiment.read_text())
+    wrong["methods"] = [{"method": "hinge", "overrides": {"forget": {"margin": -1.0}}}]
+    path = project / "wrong.yaml"
+    path.write_text(yaml.safe_dump(wrong))
+    done = python(project, "pipeline", "validate", path)
+    assert done.returncode == 2 and "margin" in done.stderr and "greater than 0" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target model, with the log-probabilities of forget and retain set."""
+    from megatron_ext.steps import reference, train
+
+    folder = tmp_path_factory.mktemp("world")
+    worlds.write_data(folder)
+    train.main([str(worlds.train_spec(folder))])
+    spec = worlds.reference_spec(folder)
+    reference.main([str(spec)])
+    retain = {**yaml.safe_load(spec.read_text()), "data": str(folder / "retain.npz"), "output": str(folder / "known")}
+    (folder / "known.yaml").write_text(yaml.safe_dump(retain))
+    reference.main([str(folder / "known.yaml")])
+    return folder
+
+
+def unlearn(project: Path, world: Path, method: str, **changes: Any) -> list[dict[str, Any]]:
+    """Unlearn with a method file of the page over the whole forget set a step; returns the step log.
+
+    Checks that the checkpoint is another model than the target.
+    """
+    given = yaml.safe_load((project / "workflow_configs/methods" / f"{method}.yaml").read_text())
+    topic = {
+        "forget_data": str(world / "forget.npz"),
+        "retain_data": str(world / "retain.npz"),
+        "reference": str(world / "reference/reference.npz"),
+        "retain_reference": str(world / "known/reference.npz"),
+    }
+    losses = {"forget_loss": given["forget"], "retain_loss": given["retain"], "rule": given["rule"]}
+    batching = {"global_batch": 30, "micro_batch": 8}
+    optimizer = {"learning_rate": 0.003}
+    spec = {"topics": [topic], **losses, "batching": batching, "optimizer": optimizer, "warmup_epochs": 0.0, **changes}
+    done = python(project, "megatron_ext.steps.unlearn", worlds.unlearn_spec(world, method, **spec))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((world / method / "summary.json").read_text())["flags"] == []
+    weights = [(world / name / "checkpoint/model.safetensors").read_bytes() for name in ("target", method)]
+    assert len(weights[0]) == len(weights[1]) and weights[0] != weights[1]
+    return [json.loads(line) for line in (world / method / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_loss_is_the_pages_formula(project: Path, world: Path) -> None:
+    import torch
+    import transformers
+
+    rows = unlearn(project, world, "hinge", epochs=10.0, optimizer={"learning_rate": 0.01})
+    target = transformers.AutoModelForCausalLM.from_pretrained(world / "target/checkpoint", dtype=torch.float32)
+    forget = Sequences.load(world / "forget.npz")
+    margin, hinges = 8.0, []
+    for i in range(len(forget)):
+        ids, prompt = forget.row(i)
+        tokens = torch.from_numpy(ids.astype(np.int64))
+        with torch.no_grad():
+            log_probs = target(tokens[None]).logits[0, :-1].log_softmax(-1)
+        answer = log_probs.gather(-1, tokens[1:, None])[prompt - 1 :, 0]
+        hinges.append(max(0.0, margin + float(answer.mean())))
+    assert rows[0]["forget_loss"] == pytest.approx(sum(hinges) / len(hinges), rel=1e-5)
+    assert rows[-1]["forget_loss"] < 0.5 * rows[0]["forget_loss"]
+
+
+@pytest.mark.slow
+def test_the_rule_takes_the_pages_direction(project: Path, world: Path) -> None:
+    rows = unlearn(project, world, "surgery-npo", epochs=6.0)
+    for row in rows:
+        f, r, cosine = row["forget_grad_norm"], row["retain_grad_norm"], row["grad_cosine"]
+        assert row["forget_alignment"] == pytest.approx(1 + max(0.0, cosine) * r / f, rel=1e-6)
+        square = (f + r * cosine - min(0.0, cosine) * r) ** 2 + r**2 * (1 - cosine**2)
+        assert row["update_norm"] == pytest.approx(square**0.5, rel=1e-6)
+    assert any(row["grad_cosine"] < 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_rule_with_a_state_keeps_it(project: Path, world: Path) -> None:
+    rows = unlearn(
+        project,
+        world,
+        "pause",
+        rule={"name": "pause", "slack": 1.0},  # so tight that batches differ by more
+        epochs=12.0,
+        optimizer={"learning_rate": 1e-4},
+    )
+    with np.load(world / "known/reference.npz") as file:
+        before = -file["log_probs"].sum() / Sequences.load(world / "retain.npz").label_counts.sum()
+    assert rows[0]["rule_state"] == {"bound": pytest.approx(before), "last": pytest.approx(before)}
+    for last, row in pairwise(rows):
+        assert row["rule_state"]["last"] == last["retain_loss"]
+    paused = [row["rule_state"]["last"] > row["rule_state"]["bound"] for row in rows]
+    assert set(paused) == {True, False}
+    assert [row["note"] for row in rows] == [
+        "paused: the retain loss is above its bound" if p else None for p in paused
+    ]

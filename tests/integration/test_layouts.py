@@ -1,0 +1,185 @@
+"""The same unlearning run at every layout: the same step log, and the same metrics of what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.distributed import free_ports, run_ranks
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp1": {},
+    "tp2": {"tensor": 2},
+    "tp2-sp": {"tensor": 2, "sequence_parallel": True},
+    "pp2": {"pipeline": 2},
+    "tp2-pp2": {"tensor": 2, "pipeline": 2},
+    "dp2": {"data": 2},
+    "pp2-dp2": {"pipeline": 2, "data": 2},  # tied embeddings, in a bucket of their own, over sharded gradients
+}
+STEPS = 20
+COMPARED = ("forget_loss", "retain_loss", "forget_grad_norm", "retain_grad_norm", "update_norm")
+SIGNED = ("grad_cosine", "retain_alignment")  # differences of terms of size one, which may cross zero
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,  # splits unevenly over two stages
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 701,  # needs padding over two ranks
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.02,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def runtime(layout: dict[str, Any]) -> dict[str, Any]:
+    return {"device": "cpu", "timeout_seconds": 60.0, "layout": layout}
+
+
+def run(program: str, folder: Path, name: str, spec: dict[str, Any]) -> None:
+    """Run one step's program in this process, as one of the ranks that the environment names."""
+    import importlib
+
+    path = folder / f"{name}-{os.environ.get('RANK', 0)}.yaml"
+    path.write_text(yaml.safe_dump({**spec, "output": str(folder / name)}))
+    importlib.import_module(program).main([str(path)])
+
+
+def make_world(folder: Path) -> None:
+    """Data, a trained target, its reference log-probabilities, and the evaluation of a stand-in for retrain."""
+    source = {"kind": "synthetic", "authors": 10, "questions_per_author": 6, "background_authors": 0, "seed": 0}
+    tokenizer = {"kind": "bpe", "vocab_size": MODEL["vocab_size"]}
+    run(
+        "pipeline.steps.prepare",
+        folder,
+        "data",
+        {
+            "step": "prepare",
+            "family": "tofu",
+            "source": source,
+            "forget_split": "forget10",
+            "sets": ["forget", "retain", "real_authors", "world_facts"],
+            "tokenizer": tokenizer,
+            "max_length": 128,
+        },
+    )
+    for name, data in {"target": "full", "retrain": "retain"}.items():
+        spec = {
+            "step": "train",
+            "model": {"config": MODEL, "tokenizer": str(folder / "data" / "tokenizer")},
+            "data": {str(folder / "data" / "train" / f"{data}.npz"): 1.0},
+            "optimizer_steps": 60,
+            "batching": {"global_batch": 16, "micro_batch": 16},
+            "optimizer": {"learning_rate": 0.003, "betas": [0.9, 0.98], "clip_norm": 1.0},
+            "runtime": runtime({}),
+        }
+        run("megatron_ext.steps.train", folder, name, spec)
+    forget = str(folder / "data" / "train" / "forget.npz")
+    checkpoint = str(folder / "target" / "checkpoint")
+    run(
+        "megatron_ext.steps.reference",
+        folder,
+        "reference",
+        {"step": "reference", "checkpoint": checkpoint, "data": forget},
+    )
+    evaluate(folder, "retrain", "retrain-evaluation", "retrain", {})
+
+
+def evaluate(folder: Path, model: str, name: str, model_id: str, layout: dict[str, Any]) -> None:
+    spec = {
+        "step": "evaluate",
+        "benchmark": "tiny",
+        "split": "forget10",
+        "model_id": model_id,
+        "checkpoint": str(folder / model / "checkpoint"),
+        "data": str(folder / "data"),
+        "retain_evaluation": None if model_id == "retrain" else str(folder / "retrain-evaluation"),
+        "options": {"family": "tofu", "max_new_tokens": 16},
+        "runtime": runtime(layout),
+    }
+    run("pipeline.steps.evaluate", folder, name, spec)
+
+
+def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports: list[int]) -> None:
+    """BLUR-NPO and its evaluation, on every rank; over data-parallel ranks with the distributed optimizer too."""
+    for sharded in (False, True)[: layout.get("data", 1)]:
+        run_name = f"{name}-sharded" if sharded else name
+        os.environ["MASTER_PORT"] = str(ports[2 * sharded])  # each program joins process groups of its own
+        data = folder / "data" / "train"
+        spec = {
+            "step": "unlearn",
+            "checkpoint": str(folder / "target" / "checkpoint"),
+            "topics": [
+                {
+                    "forget_data": str(data / "forget.npz"),
+                    "retain_data": str(data / "retain.npz"),
+                    "reference": str(folder / "reference" / "reference.npz"),
+                }
+            ],
+            "forget_loss": {"name": "npo", "beta": 0.1},
+            "retain_loss": {"name": "nll"},
+            "rule": {"name": "blur", "gamma": 0.5},
+            "epochs": float(STEPS),
+            "warmup_epochs": 2.0,
+            "batching": {"global_batch": 6, "micro_batch": 2},
+            "optimizer": {"learning_rate": 0.0001, "weight_decay": 0.01},
+            "runtime": runtime({**layout, "distributed_optimizer": sharded}),
+        }
+        run("megatron_ext.steps.unlearn", folder, run_name, spec)
+        os.environ["MASTER_PORT"] = str(ports[2 * sharded + 1])
+        evaluate(folder, run_name, f"{run_name}-evaluation", "blur-npo", layout)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layouts")
+    run_ranks(make_world, 1, folder)
+    for name, layout in LAYOUTS.items():
+        ranks = layout.get("tensor", 1) * layout.get("pipeline", 1) * layout.get("data", 1)
+        run_ranks(unlearn_and_evaluate, ranks, folder, name, layout, free_ports(4), timeout=240)
+    return folder
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+OTHERS = [name for name in LAYOUTS if name != "tp1"]
+OTHERS += [f"{name}-sharded" for name, layout in LAYOUTS.items() if layout.get("data", 1) > 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_steps_do_not_depend_on_the_layout(results: Path, name: str) -> None:
+    expected, got = steps(results / "tp1"), steps(results / name)
+    assert len(expected) == len(got) == STEPS
+    assert expected[-1]["forget_loss"] < 0.95 * expected[0]["forget_loss"], "the run does something"
+    for a, b in zip(expected, got, strict=True):
+        for key in COMPARED:
+            assert b[key] == pytest.approx(a[key], rel=1e-4), (name, a["step"], key)
+        for key in SIGNED:
+            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-5), (name, a["step"], key)
+        assert (b["learning_rate"], b["tokens"], b["epoch"]) == (a["learning_rate"], a["tokens"], a["epoch"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_metrics_do_not_depend_on_the_layout(results: Path, name: str) -> None:
+    expected, got = (
+        json.loads((results / f"{n}-evaluation" / "evaluation.json").read_text())["metrics"] for n in ("tp1", name)
+    )
+    assert set(got) == set(expected)
+    assert "forget_quality" in got and "model_utility" in got
+    for key, value in expected.items():
+        assert got[key] == pytest.approx(value, abs=1e-3, rel=1e-3), (name, key)

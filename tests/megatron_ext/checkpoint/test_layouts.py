@@ -1,0 +1,112 @@
+"""Every family, tied and untied, at every layout: transformers' logits, and a bit-exact round trip."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support import tiny
+from tests.support.at_layout import INITIALISED, check
+from tests.support.distributed import run_ranks
+
+LAYOUTS = {
+    "tp1": {},
+    "tp2": {"tensor": 2},
+    "pp2": {"pipeline": 2},
+    "dp2": {"data": 2},
+    "tp2pp2": {"tensor": 2, "pipeline": 2, "pipeline_split": [1, 2]},
+}
+STORIES_LOSS = 0.100137
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stories(shared_data) -> Path | None:
+    folder = shared_data / "models" / "stories260K"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[] if name == "tp1" else pytest.mark.slow) for name in LAYOUTS]
+)
+def run(request, models, stories, tmp_path_factory):
+    """The facts that each rank of a layout returned, and the folder it wrote."""
+    layout = LAYOUTS[request.param]
+    out = tmp_path_factory.mktemp(request.param)
+    ranks = math.prod(layout.get(axis, 1) for axis in ("tensor", "pipeline", "data"))
+    if ranks == 1:
+        return [check(models, out, layout, stories)], out
+    return run_ranks(check, ranks, models, out, layout, stories), out
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_logits_are_those_of_transformers(run, name):
+    facts = [rank[name] for rank in run[0] if "difference" in rank[name]]
+    assert facts
+    assert max(fact["difference"] for fact in facts) < 2e-5
+    assert all(fact["padding_logit"] == -math.inf for fact in facts)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_round_trip_is_bit_exact(run, models, name, precision):
+    assert_equal(run[1] / precision / name, models / precision / name)
+    config = json.loads((run[1] / precision / name / "config.json").read_text())
+    before = json.loads((models / precision / name / "config.json").read_text())
+    assert config == {**before, "torch_dtype": before["dtype"]}
+
+
+def test_rows_that_pad_the_vocabulary_are_zero(run):
+    padding = [
+        value for rank in run[0] for facts in rank.values() for key, value in facts.items() if "padding of" in key
+    ]
+    assert set(padding) <= {0.0}
+
+
+@pytest.mark.parametrize("name", [name for name in tiny.MODELS if name.endswith("-tied")])
+def test_both_copies_of_a_tied_embedding_are_equal(run, name):
+    copies = [rank[name] for rank in run[0]]
+    first = {facts.get("embedding.word_embeddings.weight") for facts in copies} - {None}
+    last = {facts.get("output_layer.weight") for facts in copies} - {None}
+    assert first
+    assert not last or last == first
+
+
+@pytest.mark.parametrize("name", INITIALISED)
+def test_initial_values_do_not_depend_on_the_layout(run, models, name):
+    """Checked against the values drawn one by one, as the documentation of ``InitialValues`` says."""
+    from megatron_ext.checkpoint.reading import read_config
+    from megatron_ext.checkpoint.tensor_sources import InitialValues
+
+    source = InitialValues(read_config(models / "fp32" / name), seed=3)
+    written = load_file(run[1] / "initial" / name / "model.safetensors")
+    assert set(written) == set(source.shapes)
+    for key, value in written.items():
+        assert value.equal(source.read(key, ()))
+
+
+def test_stories_scores_its_check_sentence(run, stories):
+    if stories is None:
+        pytest.skip("no models/stories260K in the shared data folder")
+    losses = [rank["stories"]["loss"] for rank in run[0] if "stories" in rank]
+    assert losses
+    assert losses == pytest.approx([STORIES_LOSS] * len(losses), abs=1e-5)
+
+
+def assert_equal(given: Path, expected: Path) -> None:
+    """Two folders hold the same tensors: names, types, shapes, bytes."""
+    first, second = load_file(given / "model.safetensors"), load_file(expected / "model.safetensors")
+    assert set(first) == set(second)
+    for name, value in second.items():
+        assert first[name].dtype == value.dtype
+        assert first[name].equal(value), name

@@ -1,0 +1,123 @@
+"""Batches: the same rows at every layout, every row once an epoch, and what is labelled."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from megatron_ext.data.collate import Pool
+from megatron_ext.data.sampling import Mixture, Pairs
+from megatron_ext.data.sequences import Sequences
+
+
+def sequences(count: int, seed: int = 0) -> Sequences:
+    rng = np.random.default_rng(seed)
+    return Sequences.pack(
+        [(rng.integers(3, 500, size=int(rng.integers(4, 30))).tolist(), int(rng.integers(1, 4))) for _ in range(count)]
+    )
+
+
+@pytest.mark.parametrize("count", [1, 7, 16, 19])
+@pytest.mark.parametrize("data", [1, 2, 3])
+def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -> None:
+    pool = Pool([sequences(40)])
+    rows = list(range(count))
+    shares = [pool.micro_batches(rows, 4, rank, data) for rank in range(data)]
+    assert len({len(share) for share in shares}) == 1, "ranks would wait for one another"
+    dealt = [row for share in shares for batch in share for row in batch]
+    assert sorted(row for row in dealt if row >= 0) == rows
+    assert all(len(batch) == 4 for share in shares for batch in share)
+
+
+def test_collate_labels_every_token_after_the_prompt() -> None:
+    import torch
+
+    pool = Pool([Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference=np.array([-1.5, -2.5]))
+    batch = pool.collate([0, 1, -1], torch.device("cpu"))
+    assert batch.tokens.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0], [0, 0, 0, 0]]
+    assert batch.targets.tolist() == [7, 8, 10]
+    # predicted from positions 1 and 2 of row 0 and position 0 of row 1, in hidden states [s, b] with b = 3
+    assert batch.index.tolist() == [3, 6, 1]
+    assert batch.sequence.tolist() == [0, 0, 1]
+    assert batch.real.tolist() == [True, True, False]
+    assert batch.reference is not None and batch.reference.tolist() == [-1.5, -2.5, 0.0]
+
+
+def test_pool_numbers_rows_through_its_files() -> None:
+    a, b = sequences(3, 1), sequences(4, 2)
+    pool = Pool([a, b])
+    assert len(pool) == 7
+    np.testing.assert_array_equal(pool.row(4)[0], b.row(1)[0])
+    assert pool.lengths[4] == b.lengths[1]
+
+
+def test_an_epoch_is_one_pass_over_the_forget_set() -> None:
+    pairs = Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=0)
+    assert (pairs.steps_per_epoch, pairs.steps) == (3, 9)
+    for epoch in range(3):
+        rows = [row for step in range(3) for row in pairs.rows(epoch * 3 + step)[0]]
+        assert sorted(rows) == list(range(10))
+    assert [pairs.epoch(i) for i in range(3)] == pytest.approx([0.4, 0.8, 1.0])
+    orders = {tuple(pairs.rows(3 * epoch)[0]) for epoch in range(3)}
+    assert len(orders) == 3, "epochs are shuffled anew"
+
+
+def test_pairs_follow_from_seed_and_step_alone() -> None:
+    pairs = Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
+    later = Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
+    assert [later.rows(i) for i in (7, 2)] == [pairs.rows(i) for i in (7, 2)]
+    assert Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=2).rows(2) != pairs.rows(2)
+    assert all(len(set(retain)) == len(forget) for forget, retain in map(pairs.rows, range(9)))
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_mixture_keeps_shares_and_walks_each_source_in_passes(window: int) -> None:
+    sizes, shares = {"a": 5, "b": 50, "c": 8}, {"a": 0.25, "b": 0.6, "c": 0.15}
+    mixture = Mixture(sizes, shares, batch=10, window=window, seed=0)
+    lengths = np.random.default_rng(0).integers(3, 40, size=63)
+    batches = [mixture.rows(step, lengths) for step in range(100)]
+    assert all(len(batch) == 10 for batch in batches)
+    counts = Counter(row for batch in batches for row in batch)
+    assert sum(counts[row] for row in range(5)) == 250
+    assert sum(counts[row] for row in range(55, 63)) == 150
+    assert {counts[row] for row in range(5)} == {50}
+    assert {counts[row] for row in range(5, 55)} == {12}
+
+
+def test_a_length_window_saves_padding_and_changes_no_count() -> None:
+    lengths = np.random.default_rng(0).integers(3, 200, size=400)
+    plain, sorted_ = (Mixture({"a": 400}, {"a": 1.0}, 20, window, 3) for window in (1, 10))
+    padded = {
+        m.window: sum(20 * int(lengths[m.rows(step, lengths)].max()) for step in range(20)) for m in (plain, sorted_)
+    }
+    assert padded[10] < 0.7 * padded[1]
+    assert sorted(r for s in range(20) for r in sorted_.rows(s, lengths)) == list(range(400))
+
+
+def test_a_batch_too_small_for_its_sources_is_refused() -> None:
+    with pytest.raises(ValueError, match="global batch of 2"):
+        Mixture({"a": 5, "b": 5, "c": 5}, {"a": 0.3, "b": 0.3, "c": 0.4}, batch=2, window=1, seed=0)
+
+
+def test_sequences_without_a_label_are_refused_with_their_row() -> None:
+    with pytest.raises(ValueError, match="row 1"):
+        Sequences.pack([([1, 2], 1), ([3, 4], 2)])
+
+
+def test_sequences_that_a_model_cannot_read_are_named() -> None:
+    data = Sequences.pack([([1, 2, 3], 1), ([4, 99, 5, 6], 1)])
+    data.check("x", vocabulary=100, context=4)
+    with pytest.raises(ValueError, match="x, row 1: token id 99, the model's vocabulary is 99"):
+        data.check("x", vocabulary=99, context=4)
+    with pytest.raises(ValueError, match="x, row 1: 4 tokens, the model's context is 3"):
+        data.check("x", vocabulary=100, context=3)
+
+
+def test_sequences_survive_the_disk(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    original = sequences(9)
+    original.save(tmp_path / "a.npz")
+    loaded = Sequences.load(tmp_path / "a.npz")
+    assert loaded.sha256() == original.sha256()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]

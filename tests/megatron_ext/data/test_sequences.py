@@ -1,0 +1,73 @@
+"""Parts of a file of sequences, and training on one."""
+
+import json
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from megatron_ext.data.sequences import Sequences
+from megatron_ext.specs import TrainSpec, read
+from megatron_ext.steps import train
+from tests.support import worlds
+
+
+def rows(sequences: Sequences) -> list[tuple[list[int], int]]:
+    return [(ids.tolist(), prompt) for ids, prompt in map(sequences.row, range(len(sequences)))]
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 37), (0.5, 18), (0.2, 7), (0.001, 1)])
+def test_a_part_is_a_share_of_the_rows_in_their_order(share: float, count: int) -> None:
+    whole = worlds.sequences(37, 0)
+    part = rows(Sequences.part(whole, share, seed=5))
+    places = [rows(whole).index(row) for row in part]
+    assert len(part) == count and places == sorted(set(places))
+
+
+def test_a_part_follows_from_the_seed_and_grows_with_the_share() -> None:
+    whole = worlds.sequences(200, 0)
+    small, again, other = (Sequences.part(whole, 0.1, seed) for seed in (1, 1, 2))
+    assert small.sha256() == again.sha256() != other.sha256()
+    large = rows(Sequences.part(whole, 0.3, 1))
+    assert all(row in large for row in rows(small))
+    # Not the first ones, and not the rows that batches of the same seed begin with.
+    assert rows(small) != rows(whole)[:20]
+    first = np.random.default_rng([1, 2, 0, 0]).permutation(200)[:20]
+    assert rows(small) != rows(Sequences.pack(rows(whole)[i] for i in sorted(first)))
+
+
+def test_training_on_a_part_is_training_on_a_file_of_its_rows(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    worlds.write_data(tmp_path)
+    forget, retain, part = (tmp_path / f"{name}.npz" for name in ("forget", "retain", "part"))
+    Sequences.part(Sequences.load(forget), 0.2, seed=4).save(part)
+    assert len(Sequences.load(part)) == 6
+    common = {"seed": 4, "optimizer_steps": 5}
+    for name, changes in (
+        ("of a part", {"data": {str(forget): 0.5, str(retain): 0.5}, "parts": {str(forget): 0.2}}),
+        ("of its file", {"data": {str(part): 0.5, str(retain): 0.5}}),
+        ("of all", {"data": {str(forget): 0.5, str(retain): 0.5}}),
+    ):
+        train.main([str(worlds.train_spec(tmp_path, name, **common, **changes))])
+    logs, weights = {}, {}
+    for name in ("of a part", "of its file", "of all"):
+        lines = (tmp_path / name / "steps.jsonl").read_text().splitlines()
+        logs[name] = [json.loads(line)["loss"] for line in lines]
+        weights[name] = load_file(tmp_path / name / "checkpoint" / "model.safetensors")
+    assert logs["of a part"] == logs["of its file"] != logs["of all"]
+    assert all(value.equal(weights["of its file"][name]) for name, value in weights["of a part"].items())
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [
+        ({"other.npz": 0.5}, "parts: 'other.npz' is not in 'data'; allowed: "),
+        ({"forget.npz": 0.0}, "greater than 0"),
+        ({"forget.npz": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_parts_that_are_none_are_refused(tmp_path, parts: dict[str, float], error: str) -> None:  # type: ignore[no-untyped-def]
+    path = worlds.train_spec(tmp_path, data={"forget.npz": 1.0})
+    values = read(path, TrainSpec).model_dump()
+    with pytest.raises(ValidationError, match=error):
+        TrainSpec.model_validate({**values, "parts": parts})

@@ -1,0 +1,148 @@
+"""What a rank makes of the environment that its launcher gave it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_ext.config import Layout, Runtime
+from megatron_ext.distributed import process_groups
+from megatron_ext.training import loop
+from tests.support.distributed import free_ports
+
+COMPLETE = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20000"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*COMPLETE, "MASTER_HOST", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def give(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process_groups.launched() == (0, 1)
+    give(monkeypatch, **COMPLETE)
+    assert process_groups.launched() == (1, 4)
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_variable_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    give(monkeypatch, **{key: value for key, value in COMPLETE.items() if key != name})
+    with pytest.raises(ValueError, match=f"but not {name}: a launcher of several ranks sets all of them"):
+        process_groups.launched()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RANK": "one"}, "RANK is 'one'"),
+        ({"WORLD_SIZE": "-4"}, "WORLD_SIZE is '-4'"),
+        ({"MASTER_PORT": ""}, "MASTER_PORT is ''"),
+        ({"RANK": "4"}, "RANK is 4, LOCAL_RANK 1 and WORLD_SIZE 4"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK 2"),
+        ({"MASTER_HOST": "n17"}, "MASTER_ADDR is 127.0.0.1, the address of n17 for itself only, and rank 1 runs on"),
+        ({"MASTER_HOST": "n17", "MASTER_ADDR": "localhost"}, "MASTER_ADDR is localhost"),
+        ({"MASTER_HOST": "n17", "MASTER_ADDR": "::1"}, "MASTER_ADDR is ::1"),
+    ],
+)
+def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str) -> None:
+    give(monkeypatch, **(COMPLETE | changes))
+    with pytest.raises(ValueError) as error:
+        process_groups.launched()
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"MASTER_HOST": socket.gethostname()}, {"MASTER_HOST": "n17", "MASTER_ADDR": "n17"}]
+)
+def test_a_loopback_address_serves_the_ranks_of_its_own_host(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+) -> None:
+    give(monkeypatch, **(COMPLETE | changes))
+    assert process_groups.launched() == (1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_whose_others_do_not_come_says_where_it_waited(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    (port,) = free_ports(1)
+    give(monkeypatch, **(COMPLETE | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": str(port)}))
+    began = time.monotonic()
+    with (
+        pytest.raises(RuntimeError) as error,
+        process_groups.start(Runtime(layout=Layout(tensor=2), device="cpu", timeout_seconds=2.0)),
+    ):
+        raise AssertionError("started")
+    assert (
+        f"rank {rank} of 2 on {socket.gethostname()}: the ranks did not all meet at 127.0.0.1 port {port} within 2 s"
+        in (str(error.value))
+    )
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    ("local", "visible", "on_node", "expected"),
+    [("0", 8, "8", 0), ("5", 8, None, 5), ("0", 1, "4", 0), ("3", 1, "4", 0)],
+)
+def test_a_rank_takes_the_gpu_of_its_local_rank(
+    monkeypatch: pytest.MonkeyPatch, local: str, visible: int, on_node: str | None, expected: int
+) -> None:
+    show(monkeypatch, local, visible, on_node)
+    assert process_groups._device("cuda") == torch.device("cuda", expected)
+
+
+@pytest.mark.parametrize("on_node", [None, "1"])
+def test_two_ranks_never_share_a_gpu(monkeypatch: pytest.MonkeyPatch, on_node: str | None) -> None:
+    show(monkeypatch, "1", 1, on_node)
+    with pytest.raises(
+        ValueError, match=r"local rank 1 has no GPU of its own: 1 are visible on .*CUDA_VISIBLE_DEVICES: 0"
+    ):
+        process_groups._device("cuda")
+
+
+def show(monkeypatch: pytest.MonkeyPatch, local: str, visible: int, on_node: str | None) -> None:
+    give(monkeypatch, LOCAL_RANK=local, CUDA_VISIBLE_DEVICES="0")
+    if on_node:
+        give(monkeypatch, SLURM_GPUS_ON_NODE=on_node)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+
+
+@pytest.mark.parametrize("number", loop.REQUESTS)
+def test_a_request_to_stop_that_comes_twice_is_one(number: int) -> None:
+    class Asked:
+        stop_requested = False
+
+    asked: Any = Asked()
+    before = [signal.getsignal(request) for request in loop.REQUESTS]
+    with loop.stoppable(asked):
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+    assert asked.stop_requested
+    assert [signal.getsignal(request) for request in loop.REQUESTS] == before
+
+
+def test_a_request_that_came_before_is_not_lost() -> None:
+    class Asked:
+        stop_requested = False
+
+    asked: Any = Asked()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
+    try:
+        signal.raise_signal(signal.SIGURG)  # to this thread: other tests may have left some that do not hold it back
+        with loop.stoppable(asked):
+            assert asked.stop_requested
+        assert signal.SIGURG in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,160 @@
+import gc
+
+import pytest
+import torch
+from megatron.core.inference.contexts import StaticInferenceContext
+
+from megatron_ext.checkpoint import reading
+from megatron_ext.distributed.vocab_parallel import VocabularyShards
+from megatron_ext.inference import generation
+from megatron_ext.inference.generation import GenerateRequest, generate
+from tests.support import inference_cases as cases
+from tests.support import tiny
+
+
+@pytest.fixture(scope="module")
+def model(inference, alone):
+    return reading.load(inference[0] / cases.MODELS[0], alone)
+
+
+def of(prompts, new, stops=()):
+    return [GenerateRequest(prompt, new, stops) for prompt in prompts]
+
+
+@pytest.fixture
+def passes(model):
+    """Shapes ``(rows, tokens)`` of the ids of each forward pass."""
+    shapes = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    yield shapes
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", cases.MODELS)
+@pytest.mark.parametrize("token_budget", [1, 200, 100_000])
+def test_tokens_are_those_of_transformers_in_prompt_order(name, token_budget, inference, alone):
+    folder, expected = inference
+    model = reading.load(folder / name, alone)
+    end_ids = expected[name]["end_ids"]
+    new = generate(model, alone, of(cases.prompts(), cases.NEW_TOKENS), end_ids, token_budget, progress=False)
+    assert new == expected[name]["new"]
+
+
+def test_a_token_costs_one_single_token_pass_after_one_prefill(model, alone, passes):
+    prompts = [[5] * 7, [6] * 5, [5] * 7]
+    assert [len(row) for row in generate(model, alone, of(prompts, 9), [], 1000, progress=False)] == [9, 9, 9]
+    assert passes == [(2, 7)] + [(2, 1)] * 8
+
+
+def test_a_key_is_rotated_once(model, alone, monkeypatch):
+    from megatron_ext.model import layers
+
+    rotated, rotate = [], layers.apply_rotary_pos_emb
+    monkeypatch.setattr(
+        layers, "apply_rotary_pos_emb", lambda t, *rest, **more: rotated.append(t.size(0)) or rotate(t, *rest, **more)
+    )
+    generate(model, alone, of([[5] * 7, [6] * 5], 4), [], 1000, progress=False)
+    layers = model.config.num_layers
+    assert rotated == [7] * (2 * layers) + [1] * (2 * layers * 3)  # queries and keys of the prompts, then of each token
+
+
+def test_no_pass_follows_when_every_row_has_ended(model, alone, passes):
+    (free,) = generate(model, alone, of([[5, 6, 7]], 9), [], 1000, progress=False)
+    passes.clear()
+    end = free[4]
+    assert generate(model, alone, of([[5, 6, 7]], 9), [end], 1000, progress=False) == [free[: free.index(end)]]
+    assert len(passes) == 1 + free.index(end)
+
+
+def test_rows_that_have_ended_leave_the_batch(model, inference, alone, passes):
+    expected = inference[1][cases.MODELS[0]]
+    pairs = [(p, new) for p, new in zip(cases.prompts(), expected["new"], strict=True) if len(p) < 20]
+    prompts = [p for p, _ in pairs]
+    out = generate(model, alone, of(prompts, cases.NEW_TOKENS), expected["end_ids"], 10_000, progress=False)
+    assert out == [new for _, new in pairs]
+    for step, (rows, _) in enumerate(passes[1:], 1):
+        assert generation.ALIVE * rows < 1 + sum(len(new) >= step for _, new in pairs)
+    assert passes[0][0] == len(pairs) > passes[-1][0]
+
+
+def test_logits_exist_for_the_last_position_only(model, alone, monkeypatch):
+    shapes, logits = [], model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: shapes.append(tuple(hidden.shape)) or logits(hidden))
+    generate(model, alone, of([[5] * 7, [6] * 5], 3), [], 1000, progress=False)
+    assert shapes == [(2, 64)] * 3
+
+
+def test_cache_positions_of_a_batch_stay_within_the_budget(model, alone, passes):
+    generate(model, alone, of([[5 + i] * 6 for i in range(5)], 4), [], 20, progress=False)
+    assert [shape for shape in passes if shape[1] > 1] == [(2, 6), (2, 6), (1, 6)]
+
+
+def test_the_cache_is_freed_and_the_models_mode_restored(model, alone):
+    model.train()
+    generate(model, alone, of([[5, 6]], 3), [], 1000, progress=False)
+    assert model.training
+    gc.collect()
+    assert not any(isinstance(thing, StaticInferenceContext) for thing in gc.get_objects())
+
+
+def test_there_may_be_nothing_to_generate(model, alone):
+    assert generate(model, alone, of([], 3), [], 10) == []
+
+
+def test_progress_is_shown_when_asked_for(model, alone, capsys):
+    generate(model, alone, of([[5]], 2), [], 10, progress=False)
+    assert capsys.readouterr().err == ""
+    generate(model, alone, of([[5]], 2), [], 10)
+    assert "generating: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], r"prompt 1: no tokens"),
+        ([5] * 65, r"prompt 1: 65 tokens, the model's context is 64"),
+        ([tiny.VOCABULARY], r"prompt 1: token id 517 is not in the model's vocabulary of 517"),
+    ],
+)
+def test_a_prompt_that_cannot_be_continued_is_named(prompt, message, model, alone):
+    with pytest.raises(ValueError, match=message):
+        generate(model, alone, of([[5], prompt], 3), [], 10)
+
+
+def test_a_stop_ends_its_own_row(model, alone, passes):
+    prompts = [[5, 6, 7], [9, 4]]
+    free = generate(model, alone, of(prompts, 9), [], 1000, progress=False)
+    place = next(i for i, token in enumerate(free[0]) if i > 1 and token not in free[0][:i] and token not in free[1])
+    requests = [GenerateRequest(prompts[0], 9, (str(free[0][place]),)), GenerateRequest(prompts[1], 4)]
+    passes.clear()
+    out = generate(model, alone, requests, [], 1000, stopped=cases.stopped, progress=False)
+    assert out == [free[0][: place + 1], free[1][:4]]
+    assert len(passes) == max(place + 1, 4)
+    with pytest.raises(ValueError, match="prompt 0: has stops, but nothing tells where they appear"):
+        generate(model, alone, requests, [], 1000)
+
+
+def test_requests_that_differ_in_length_or_stops_are_different(model, alone, passes):
+    requests = [GenerateRequest([5, 6], n, stops) for n, stops in ((3, ()), (5, ()), (5, ("x",)), (3, ()))]
+    out = generate(model, alone, requests, [], 1000, stopped=cases.stopped, progress=False)
+    assert [len(row) for row in out] == [3, 5, 5, 3]
+    assert passes[0] == (3, 2)
+
+
+def test_at_least_one_token_must_be_asked_for(model, alone):
+    with pytest.raises(ValueError, match=r"prompt 0: max_new_tokens: 0; at least 1"):
+        generate(model, alone, of([[5]], 0), [], 10)
+
+
+def test_the_mask_forbids_padding_and_the_future_to_every_token():
+    padding = torch.tensor([0, 2])
+    prefill = generation._mask(padding, 0, 4)[:, 0]
+    assert torch.equal(prefill[0], ~torch.ones(4, 4, dtype=torch.bool).tril())
+    assert prefill[1].int().tolist() == [[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 0, 0]]
+    decode = generation._mask(padding, 4, 1)[:, 0]
+    assert decode.int().tolist() == [[[0, 0, 0, 0, 0]], [[1, 1, 0, 0, 0]]]
+    assert generation._mask(torch.tensor([0, 0]), 0, 4) is None
+
+
+def test_the_lowest_of_equal_logits_wins(alone):
+    assert VocabularyShards(alone.tensor_group, 6).argmax(torch.tensor(cases.TIES)).tolist() == cases.TIES_ARGMAX

@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from megatron_ext.checkpoint import reading
+from megatron_ext.inference import scoring
+from megatron_ext.inference.scoring import ScoreRequest, score
+from tests.support import inference_cases as cases
+from tests.support import tiny
+
+
+@pytest.fixture(scope="module")
+def model(inference, alone):
+    return reading.load(inference[0] / cases.MODELS[0], alone)
+
+
+@pytest.fixture
+def logits_made(model, monkeypatch):
+    """How many rows each call of ``model.logits`` was for."""
+    rows, logits = [], model.logits
+    monkeypatch.setattr(model, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
+    return rows
+
+
+@pytest.mark.parametrize("name", cases.MODELS)
+@pytest.mark.parametrize("token_budget", [1, 200, 100_000])
+def test_scores_are_those_of_transformers_in_request_order(name, token_budget, inference, alone):
+    folder, expected = inference
+    requests = [ScoreRequest(*pair) for pair in cases.requests()]
+    scores = score(reading.load(folder / name, alone), alone, requests, token_budget, progress=False)
+    assert [s.log_prob for s in scores] == pytest.approx(expected[name]["log_probs"], rel=0, abs=1e-4)
+    assert [s.tokens for s in scores] == [len(target) for _, target in cases.requests()]
+
+
+@pytest.mark.parametrize("name", cases.MODELS)
+def test_numbers_of_every_token_are_those_of_transformers(name, inference, alone):
+    folder, expected = inference
+    model = reading.load(folder / name, alone)
+    requests = [ScoreRequest(*pair, tokenwise=i % 3 > 0) for i, pair in enumerate(cases.requests())]
+    scores = score(model, alone, requests, 200, progress=False)
+    assert [s.tokenwise is None for s in scores] == [not r.tokenwise for r in requests]
+    for ours, theirs in zip(scores, expected[name]["tokenwise"], strict=True):
+        assert ours.greedy == all(theirs[3])
+        if ours.tokenwise:
+            own = cases.as_lists(ours)
+            assert own[3] == theirs[3]
+            for numbers, wanted in zip(own[:3], theirs[:3], strict=True):
+                assert numbers == pytest.approx(wanted, rel=0, abs=1e-4)
+            assert sum(own[0]) == pytest.approx(ours.log_prob, abs=1e-5)
+
+
+def test_a_target_that_is_the_most_likely_one_is_greedy(model, alone):
+    from megatron_ext.inference.generation import GenerateRequest, generate
+
+    (new,) = generate(model, alone, [GenerateRequest([5, 6], 4)], [], 100, progress=False)
+    likely, other = score(model, alone, [ScoreRequest([5, 6], new), ScoreRequest([5, 6], [*new[:3], 9])], 100)
+    assert (likely.greedy, other.greedy) == (True, new[3] == 9)
+
+
+def test_a_real_model_scores_its_check_sentence(alone, shared_data):
+    folder = shared_data / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    (result,) = score(reading.load(folder, alone), alone, [ScoreRequest(cases.STORY[:1], cases.STORY[1:])], 100)
+    assert -result.log_prob / result.tokens == pytest.approx(0.100137, abs=1e-5)
+
+
+def test_logits_exist_only_where_they_predict_a_target_token_of_a_distinct_request(model, alone, logits_made):
+    requests = [ScoreRequest([5] * 30, [7, 8]), ScoreRequest([5] * 20, [9]), ScoreRequest([5] * 30, [7, 8])]
+    first, _, third = score(model, alone, requests, 1000, progress=False)
+    assert logits_made == [3]
+    assert first == third
+
+
+def test_what_differs_in_its_last_token_alone_is_read_once(model, alone, monkeypatch):
+    read, inputs = [], scoring._inputs
+    monkeypatch.setattr(scoring, "_inputs", lambda texts: read.append(len(texts)) or inputs(texts))
+    requests = [ScoreRequest([5, 6, 7], [i], tokenwise=i == 9) for i in (8, 9, 10, 11)]
+    requests += [ScoreRequest([5], [6, 7, 8]), ScoreRequest([5, 6], [7])]
+    together = score(model, alone, requests, 1000, progress=False)
+    assert read == [2]
+    for ours, request in zip(together, requests, strict=True):
+        (apart,) = score(model, alone, [request], 1000, progress=False)
+        assert ours.log_prob == pytest.approx(apart.log_prob, abs=1e-5) and ours.greedy == apart.greedy
+        assert (ours.tokenwise is None) == (not request.tokenwise)
+    assert together[1].tokenwise.log_probs == pytest.approx([together[1].log_prob], abs=1e-6)
+
+
+def test_logits_of_many_positions_are_made_in_pieces(model, alone, logits_made, monkeypatch):
+    request = [ScoreRequest([5], list(range(10, 33)))]
+    (whole,) = score(model, alone, request, 1000, progress=False)
+    monkeypatch.setattr(scoring, "LOGITS", 8 * model.vocab_size)
+    (pieces,) = score(model, alone, request, 1000, progress=False)
+    assert logits_made == [23, 8, 8, 7]
+    assert pieces.log_prob == pytest.approx(whole.log_prob, abs=1e-5)
+
+
+def test_the_models_mode_is_restored(model, alone):
+    model.train()
+    score(model, alone, [ScoreRequest([5], [6])], 10, progress=False)
+    assert model.training
+    model.eval()
+    score(model, alone, [ScoreRequest([5], [6])], 10, progress=False)
+    assert not model.training
+
+
+def test_a_model_can_be_trained_on_after_scoring(model, alone):
+    score(model, alone, [ScoreRequest([5] * 10, [6] * 7)], 100, progress=False)
+    ids = torch.full((1, 16), 5)
+    model(ids, None, None).square().mean().backward()
+    gradients = [parameter.grad for parameter in model.decoder.parameters()]
+    model.zero_grad()
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_there_may_be_nothing_to_score(model, alone):
+    assert score(model, alone, [], 10) == []
+
+
+def test_progress_is_shown_when_asked_for(model, alone, capsys):
+    score(model, alone, [ScoreRequest([5], [6])], 10, progress=False)
+    assert capsys.readouterr().err == ""
+    score(model, alone, [ScoreRequest([5], [6])], 10)
+    assert "scoring: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "message"),
+    [
+        ([], [5], r"request 1: prompt: no tokens"),
+        ([5], [], r"request 1: target: no tokens"),
+        ([5] * 60, [6] * 6, r"request 1: 65 tokens, the model's context is 64"),
+        ([5], [6, tiny.VOCABULARY], r"request 1: target: token id 517 is not in the model's vocabulary of 517"),
+        ([-1], [6], r"request 1: prompt: token id -1 is not in"),
+    ],
+)
+def test_a_request_that_cannot_be_scored_is_named(prompt, target, message, model, alone):
+    with pytest.raises(ValueError, match=message):
+        score(model, alone, [ScoreRequest([5], [6]), ScoreRequest(prompt, target)], 10)

@@ -1,0 +1,320 @@
+"""Every method, as its file says it, against its formula in plain torch: losses, gradients and steps at every layout.
+
+A run takes two steps over whole sets, so that in the second the model is no longer the one before unlearning: there
+every term of every formula counts. Each layout runs all methods in the same processes, through the real program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_ext.config import Loader, Runtime
+from megatron_ext.losses import LOSSES
+from megatron_ext.specs import UnlearnSpec, needed_files
+from megatron_ext.updates import RULES
+from tests.support import formula_steps, formulas, worlds
+from tests.support.distributed import free_ports, run_ranks
+from tests.support.method_world import ROWS, World
+
+FILES = sorted((Path(__file__).resolve().parents[3] / "workflow_configs" / "methods").glob("*.yaml"))
+MICRO_BATCH = 3  # of seven rows: the last micro-batch is not full, and at two data-parallel ranks one is empty
+MOVED = 0.05  # how far the first step goes, as a share of the norm of the weights it trains
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "tp2": {"layout": {"tensor": 2}},
+    "pp2": {"layout": {"pipeline": 2}},
+    "dp2": {"layout": {"data": 2}},
+    "tp2-sequence": {"layout": {"tensor": 2, "sequence_parallel": True}, "recompute": True},
+    "dp2-sharded": {"layout": {"data": 2, "distributed_optimizer": True}},  # with AdamW, as it takes no other
+}
+
+BEYOND = ("tp2-sequence", "dp2-sharded")  # run what differs in how it reads the model, its data or its gradients
+FEW = [
+    *("blur-tied", "ce-u", "graddiff-kl", "idk-dpo", "ngdiff", "npo-tied", "ofmu", "pdu", "pdu-open-unlearning"),
+    *("rmu-topics", "undial"),
+]
+MEASURED = ("one", "pp2")  # keep the two gradients apart, to log norms and angles
+ALWAYS = ("forget_loss", "retain_loss", "update_norm", "learning_rate", "state.")
+
+# How far a number of the log and a tensor (in the Euclidean norm) may be off, relatively.
+PLAIN = 1e-5, 2e-5
+ADAMW = 1e-5, 5e-5  # u / (|u| + epsilon) makes more of rounding where u is small
+DIFFERENCES = 2e-3, 2e-3  # where second derivatives are differences of fp32 gradients
+BF16 = 0.03  # of the first step's losses and norms
+
+# What is changed of a method's file: numbers under which a mistake shows, and what fits a model of three layers.
+TRAINED = re.compile(r"model\.layers\.[01]\.(mlp\.down_proj|self_attn\.[qkv]_proj)\.weight")
+SCOPE = {"layer": 1, "train_layers": [0, 1], "matrices": ["qkv_proj", "down_proj"]}
+SHARPER: dict[str, dict[str, Any]] = {
+    "weighted-sum": {"forget_weight": 0.7, "retain_weight": 1.3},
+    "blur": {"gamma": 0.6},
+    "primal-dual": {"dual": 0.8, "dual_rate": 0.2, "epsilon": 2.0, "warmup_epochs": 0},
+    "ofmu": {"inner_steps": 1, "inner_rate": 0.5, "penalty": 0.02},
+    "simnpo": {"beta": 0.4, "delta": 3.0},
+    "rmu-retain": {"weight": 1.7},
+    "undial": {"beta": 3.0},
+    "wga": {"beta": 0.7},
+    "satimp": {"beta1": 0.9, "beta2": 1.5},
+}
+
+# Methods with settings that replace those of the file named first.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ngdiff-auto": (  # with these rows, the retain loss is convex along the first direction
+        "ngdiff-auto",
+        {"topics": ["bio"], "rule": {"automatic_rate": {"every": 2, "lowest": 1e-3, "highest": 100.0}}},
+    ),
+    "npo-tied": ("npo", {"tied": True}),
+    "blur-tied": ("blur-npo", {"tied": True}),
+    "pdu-epoch": ("pdu", {"rule": {"dual_update": "epoch", "forget_weight": 0.7}}),
+    "pdu-tolerance": ("pdu", {"rule": {"epsilon": None, "tolerance": 0.1, "warmup_epochs": 1}}),
+    "rmu-topics": (
+        "rmu-wmdp",
+        {
+            "topics": ["bio", "cyber"],
+            "forget": {"steering": {"bio": 3.0, "cyber": 5.0}, "seed": 3},
+            "retain": {"weight": {"bio": 0.5, "cyber": 2.0}},
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method to be run: plain settings, as its file has them."""
+
+    forget: dict[str, Any]
+    retain: dict[str, Any] | None
+    rule: dict[str, Any]
+    scope: dict[str, Any] | None
+    topics: tuple[str, ...]
+    model: str
+
+    @classmethod
+    def of(cls, method: dict[str, Any], changes: dict[str, Any]) -> Case:
+        def settings(key: str) -> Any:
+            given = method.get(key)
+            return given and {**given, **SHARPER.get(given["name"], {}), **changes.get(key, {})}
+
+        scope = SCOPE if method.get("scope") else None
+        model = "tied" if changes.get("tied") else "untied"
+        return cls(*map(settings, PARTS), scope, changes.get("topics", ("forget",)), model)
+
+    def formula(self) -> formula_steps.Method:
+        """For the other side: every setting by name, the trained tensors by their Hugging Face names."""
+
+        def filled(kinds: dict[str, Any], settings: dict[str, Any] | None) -> Any:
+            return settings and kinds[settings["name"]].model_validate(settings).model_dump()
+
+        parts = [filled(kinds, part) for kinds, part in zip((LOSSES, LOSSES, RULES), self.parts, strict=True)]
+        if self.scope is None:
+            return formula_steps.Method(*parts)
+        return formula_steps.Method(*parts, layer=self.scope["layer"], trained=TRAINED.fullmatch)
+
+    @property
+    def parts(self) -> list[dict[str, Any] | None]:
+        return [self.forget, self.retain, self.rule]
+
+
+PARTS = ("forget", "retain", "rule")
+METHODS = {path.stem: yaml.load(path.read_text(), Loader) for path in FILES}
+CASES = {name: Case.of(method, {}) for name, method in METHODS.items()}
+CASES |= {name: Case.of(METHODS[file], changes) for name, (file, changes) in VARIANTS.items()}
+
+
+def cases(layout: str) -> list[str]:
+    return FEW if layout in BEYOND else list(CASES)
+
+
+def measured(name: str, layout: str) -> bool:
+    """Whether a run is to log norms and angles."""
+    return layout in MEASURED and CASES[name].rule.get("dual_update") != "micro-batch"
+
+
+@dataclass(frozen=True)
+class Expected:
+    rate: float
+    epsilon: float | None
+    log: list[dict[str, float]]
+    displacements: dict[str, Any]
+
+
+class Expectations:
+    """What the formulas say of each case, computed once for each optimizer."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._known = world, {}  # type: ignore[var-annotated]
+
+    def of(self, name: str, layout: str) -> Expected:
+        data = LAYOUTS[layout].get("layout", {})
+        parts = MICRO_BATCH * data.get("data", 1) if CASES[name].rule.get("dual_update") == "micro-batch" else ROWS
+        adamw = "distributed_optimizer" in data
+        key = name, adamw, parts
+        if key not in self._known:
+            self._known[key] = self._compute(CASES[name], adamw, parts)
+        return self._known[key]
+
+    def _compute(self, case: Case, adamw: bool, micro_batch: int) -> Expected:
+        method = case.formula()
+        topics = [self._topic(name, method) for name in case.topics]
+        run = formula_steps.Run(method, self._world.folder / case.model, topics, micro_batch)
+        u = run.step(0, rate=0.01)[1]
+        run.state.clear()
+        epsilon = float(f"{u.square().mean().sqrt():.2g}") if adamw else None
+        length = (u if epsilon is None else u / (u.abs() + epsilon)).norm()
+        rate = float(f"{MOVED * run.theta.weights().norm() / length:.2g}")
+        return Expected(rate, epsilon, *run.take(2, rate, epsilon))
+
+    def _topic(self, name: str, method: formula_steps.Method) -> formula_steps.Topic:
+        steering = None
+        if method.forget["name"] == "rmu":
+            from megatron_ext.losses.rmu import direction
+
+            length = method.forget["steering"]
+            length = length[name] if isinstance(length, dict) else length
+            steering = length * direction(method.forget["seed"], name, worlds.CONFIG["hidden_size"]).double()
+        sets = [self._world.rows(name, key) for key in ("forget_data", "retain_data", "alternatives")]
+        return formula_steps.Topic(name, *sets, steering)
+
+    def spec(self, name: str, layout: str) -> UnlearnSpec:
+        case, expected = CASES[name], self.of(name, layout)
+        needed = needed_files(LOSSES[case.forget["name"]](**case.forget), RULES[case.rule["name"]](**case.rule))
+        optimizer = {"name": "sgd", "learning_rate": expected.rate}
+        if expected.epsilon is not None:
+            optimizer |= {"name": "adamw", "betas": [0.0, 0.0], "epsilon": expected.epsilon}
+        spec = {
+            "checkpoint": str(self._world.folder / case.model),
+            "topics": [self._world.topic(topic, case.model, needed) for topic in case.topics],
+            "forget_loss": case.forget,
+            "retain_loss": case.retain,
+            "rule": case.rule,
+            "scope": case.scope,
+            "epochs": 2.0,
+            "max_steps": 2,
+            "batching": {"global_batch": ROWS, "micro_batch": MICRO_BATCH},
+            "optimizer": optimizer,
+            "diagnostics": measured(name, layout),
+            "runtime": {"device": "cpu", "timeout_seconds": 60.0, **LAYOUTS[layout]},
+            "output": str(self._world.folder / "runs" / layout / name),
+        }
+        return UnlearnSpec.model_validate(spec)
+
+
+def runs(specs: dict[str, list[UnlearnSpec]], ports: list[int]) -> None:
+    """Every layout's runs, one after the other, on the ranks that there are, which meet at a port for each layout."""
+    from megatron_ext.distributed import process_groups
+
+    for of_layout, port in zip(specs.values(), ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        with process_groups.start(of_layout[0].runtime) as ranks:
+            take(ranks, of_layout)
+
+
+def take(ranks: Any, specs: list[UnlearnSpec]) -> None:
+    from megatron_ext.steps import unlearning
+    from megatron_ext.summary import Clock
+
+    for spec in specs:
+        unlearning.unlearn(spec, ranks, Clock())
+
+
+@pytest.fixture(scope="module")
+def expectations(tmp_path_factory: pytest.TempPathFactory) -> Expectations:
+    return Expectations(World(tmp_path_factory.mktemp("methods")))
+
+
+@pytest.fixture(scope="module")
+def one_process(expectations: Expectations) -> Expectations:
+    from megatron_ext.distributed import process_groups
+
+    with process_groups.start(Runtime(device="cpu")) as ranks:
+        take(ranks, [expectations.spec(name, "one") for name in CASES])
+    return expectations
+
+
+@pytest.fixture(scope="module")
+def two_processes(expectations: Expectations) -> Expectations:
+    layouts = [layout for layout in LAYOUTS if layout != "one"]
+    specs = {layout: [expectations.spec(name, layout) for name in cases(layout)] for layout in layouts}
+    run_ranks(runs, 2, specs, free_ports(len(specs)), timeout=600.0)
+    return expectations
+
+
+def check(expectations: Expectations, name: str, layout: str) -> None:
+    """The step log and the written tensors of a run against the formulas'."""
+    from safetensors.torch import load_file
+
+    expected, spec = expectations.of(name, layout), expectations.spec(name, layout)
+    numbers, tensors = ADAMW if expected.epsilon else PLAIN
+    if spec.rule.name == "ofmu":
+        numbers, tensors = DIFFERENCES
+    lines = (spec.output / "steps.jsonl").read_text().splitlines()
+    for number, (line, wanted) in enumerate(zip(lines, expected.log, strict=True)):
+        given = json.loads(line)
+        given |= {f"state.{key}": value for key, value in (given.pop("rule_state") or {}).items()}
+        for key, value in wanted.items():
+            if given.get(key) is None:
+                assert not (key.startswith(ALWAYS) or measured(name, layout)), f"step {number}: {key} is not logged"
+            else:
+                assert given[key] == pytest.approx(value, rel=numbers, abs=0.1 * numbers), f"step {number}: {key}"
+    before = load_file(spec.checkpoint / "model.safetensors")
+    after = load_file(spec.output / "checkpoint" / "model.safetensors")
+    assert set(after) == set(before)
+    for key, tensor in before.items():
+        if key not in expected.displacements:
+            assert after[key].equal(tensor), key
+            continue
+        wanted = expected.displacements[key]
+        error = (after[key].double() - tensor.double() - wanted).norm()
+        rounding = 2**-24 * tensor.norm()
+        assert error <= tensors * wanted.norm() + rounding, f"{key}: {error / wanted.norm():.1e}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_on_one_process_is_its_formula(one_process: Expectations, name: str) -> None:
+    check(one_process, name, "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "name"), [(layout, name) for layout in LAYOUTS for name in cases(layout) if layout != "one"]
+)
+def test_a_method_on_two_processes_is_its_formula(two_processes: Expectations, layout: str, name: str) -> None:
+    check(two_processes, name, layout)
+
+
+@pytest.mark.slow
+def test_every_method_runs_in_bf16_near_its_formula(expectations: Expectations) -> None:
+    """Each loss and rule on bf16 logits, hidden states and frozen models: the log of the first step to rounding."""
+    from megatron_ext.distributed import process_groups
+
+    specs = {}
+    for name in CASES:
+        plain = expectations.spec(name, "one")
+        runs_in = plain.runtime.model_copy(update={"precision": "bf16"})
+        spec = plain.model_copy(update={"runtime": runs_in, "output": plain.output.parents[1] / "bf16" / name})
+        if not any(problem.startswith("runtime.precision") for problem in spec.method_problems()):
+            specs[name] = spec
+    assert {"ofmu", "ngdiff-auto"} == set(CASES) - set(specs)
+    with process_groups.start(Runtime(device="cpu", precision="bf16")) as ranks:
+        take(ranks, list(specs.values()))
+    for name, spec in specs.items():
+        first, *_ = map(json.loads, (spec.output / "steps.jsonl").read_text().splitlines())
+        wanted = expectations.of(name, "one").log[0]
+        for key in ("forget_loss", "retain_loss", "forget_grad_norm", "update_norm"):
+            if key in wanted and first[key] is not None:
+                assert first[key] == pytest.approx(wanted[key], rel=BF16, abs=BF16), f"{name}: {key}"
+
+
+def test_every_loss_and_rule_has_a_formula_and_a_case() -> None:
+    parts = [part["name"] for case in CASES.values() for part in (case.forget, case.retain) if part]
+    assert set(formulas.LOSSES) == set(LOSSES) == set(parts)
+    assert set(formula_steps.RULES) == set(RULES) == {case.rule["name"] for case in CASES.values()}

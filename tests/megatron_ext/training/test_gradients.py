@@ -1,0 +1,250 @@
+"""The same step at every layout, with and without recomputation, in one or several micro-batches: the same numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_ext.config import Layout, Optimizer, Runtime, Scope
+from megatron_ext.data.collate import Pool
+from megatron_ext.losses.nll import NLL
+from megatron_ext.losses.npo import NPO
+from megatron_ext.losses.rmu import RMU
+from megatron_ext.updates.blur import Blur
+from megatron_ext.updates.weighted_sum import WeightedSum
+from tests.support.distributed import free_ports, run_ranks
+from tests.support.worlds import CONFIG, sequences
+
+FORGET, RETAIN = sequences(10, 1), sequences(40, 2)
+REFERENCE = np.linspace(-60.0, -20.0, 10)
+FORGET_ROWS, RETAIN_ROWS = [0, 3, 4, 7, 9], [1, 5, 8, 20, 33]
+MODELS: dict[str, dict[str, Any]] = {
+    # norms of queries and keys, whose weights see only a rank's heads; the embedding is on both pipeline ends
+    "tied": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    # biases
+    "untied": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False},
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2": {"tensor": 2},
+    "tp2-sp": {"tensor": 2, "sequence_parallel": True},
+    "pp2": {"pipeline": 2},
+    "dp2": {"data": 2},
+    "dp2-sharded": {"data": 2, "distributed_optimizer": True},
+    "tp2-pp2": {"tensor": 2, "pipeline": 2},
+    "tp2-sp-pp2": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
+    "tp2-sp-dp2-sharded": {"tensor": 2, "data": 2, "sequence_parallel": True, "distributed_optimizer": True},
+}
+# Of the cosine absolutely; relatively, of the other numbers and of each tensor's change (in bf16, of the tensor). Seen:
+# in fp32 7e-8, 5e-7 (the product of the two gradients, which is the smallest, 2e-6) and 4e-6; in bf16, whose numbers
+# are 8e-3 apart, 1e-3, 1e-2 and 4e-2, the last of biases, which began at zero, 1e-2 of all others.
+TOLERANCE = {"fp32": (1e-6, 1e-5, 1e-5), "bf16": (5e-3, 2e-2, 1e-1)}
+Case = tuple[str, str, bool, int]  # precision, model, recomputation, micro-batch
+CASES: list[Case] = [
+    *itertools.product(["fp32"], MODELS, [False], [1, 2, 4]),
+    *itertools.product(["fp32"], MODELS, [True], [2]),
+    *itertools.product(["bf16"], MODELS, [False], [2]),
+]
+
+
+def steps(ranks: Any, case: Case) -> dict[str, Any]:
+    """Two BLUR-NPO steps: what they report, and of every Hugging Face tensor this rank's share of its change; in bf16,
+    whose rounding is relative to the weight, of the tensor itself."""
+    import torch
+
+    from megatron_ext.checkpoint import mapping, reading
+    from megatron_ext.training.trainer import Term, Trainer
+
+    precision, name, recompute, micro = case
+    ranks = dataclasses.replace(ranks, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    training = Runtime(layout=ranks.layout, recompute=recompute)
+    model = reading.initialise({**CONFIG, **MODELS[name]}, ranks, seed=3, training=training)
+    # With so large an epsilon Adam's update is smooth where a gradient is near zero.
+    trainer = Trainer(model, ranks, Optimizer(learning_rate=0.05, epsilon=0.1), micro)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    terms = [
+        Term("forget_loss", NPO(beta=0.1), Pool([FORGET], REFERENCE), FORGET_ROWS),
+        Term("retain_loss", NLL(), Pool([RETAIN]), RETAIN_ROWS),
+    ]
+    reports = []
+    for _ in range(2):
+        taken = trainer.step(terms, Blur(gamma=0.5), rate=0.05)
+        p = taken.products
+        assert p is not None
+        reports.append([p.ff, p.fr, p.rr, taken.update_norm, *taken.losses.values()])
+    tensors, after = [], dict(model.named_parameters())
+    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank):
+        value = entry.find(after).detach().float()
+        if precision == "fp32":
+            value = value - entry.find(before)
+        for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
+            tensors.append((part.name, part.index, part.place(value).reshape(-1).numpy()))
+    return {"reports": np.array(reports), "tensors": tensors, "shapes": mapping.tensor_shapes(model.hf_config)}
+
+
+def all_steps(layouts: list[dict[str, Any]], ports: list[int]) -> list[list[dict[str, Any]]]:
+    """Every case at every layout of as many ranks, in one start of the processes."""
+    from megatron_ext.distributed import process_groups
+
+    found = []
+    for layout in layouts:
+        os.environ["MASTER_PORT"] = str(ports.pop())  # process groups of their own
+        with process_groups.start(Runtime(device="cpu", layout=Layout(**layout))) as ranks:
+            found.append([steps(ranks, case) for case in CASES])
+    return found
+
+
+@pytest.fixture(scope="module")
+def single(alone: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """One process's numbers, by precision and model, and its tensors by name."""
+    found = {}
+    for precision, name in itertools.product(["fp32", "bf16"], MODELS):
+        result = steps(alone, (precision, name, False, 2))
+        hf = result["shapes"]
+        whole = {tensor: np.empty(shape, np.float32) for tensor, shape in hf.items()}
+        for tensor, index, values in result["tensors"]:
+            whole[tensor][index] = values.reshape(whole[tensor][index].shape)
+        found[precision, name] = {"reports": result["reports"], "tensors": whole}
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranked() -> dict[tuple[str, Case], list[dict[str, Any]]]:
+    """By layout and case, what each rank found."""
+    found: dict[tuple[str, Case], list[dict[str, Any]]] = {}
+    for count in (2, 4):
+        names = [name for name, layout in LAYOUTS.items() if Layout(**layout).ranks == count]
+        layouts = [LAYOUTS[name] for name in names]
+        results = run_ranks(all_steps, count, layouts, free_ports(len(names)), timeout=300)
+        for (i, name), (j, case) in itertools.product(enumerate(names), enumerate(CASES)):
+            found[name, case] = [rank[i][j] for rank in results]
+    return found
+
+
+def worst_tensor(result: list[dict[str, Any]], whole: dict[str, np.ndarray]) -> float:
+    """The largest relative error of a tensor, over tensors and ranks; every element is somewhere."""
+    errors, seen = [], dict.fromkeys(whole, 0)
+    for rank in result:
+        for name, index, values in rank["tensors"]:
+            expected = whole[name][index].reshape(-1)
+            errors.append(np.linalg.norm(values - expected) / np.linalg.norm(expected))
+            seen[name] += values.size
+    assert all(seen[name] >= tensor.size for name, tensor in whole.items())
+    return float(max(errors))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_steps_equal_the_single_processs(layout: str, case: Case, ranked: Any, single: Any) -> None:
+    expected, result = single[case[:2]], ranked[layout, case]
+    for rank in result:
+        assert (rank["reports"] == result[0]["reports"]).all(), "the same bits on every rank"
+    got, true = result[0]["reports"], expected["reports"]
+    cosine, numbers, tensors = TOLERANCE[case[0]]
+    scale = np.sqrt(true[:, 0] * true[:, 2])
+    assert got[:, 1] / scale == pytest.approx(true[:, 1] / scale, abs=cosine)
+    assert np.delete(got, 1, axis=1) == pytest.approx(np.delete(true, 1, axis=1), rel=numbers)
+    if case[0] == "fp32":
+        assert got[:, 1] == pytest.approx(true[:, 1], rel=numbers)
+    assert worst_tensor(result, expected["tensors"]) < tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_recomputation_changes_no_bit(layout: str, ranked: Any) -> None:
+    for precision, name, recompute, micro in CASES:
+        if recompute:
+            plain = ranked[layout, (precision, name, False, micro)]
+            for a, b in zip(plain, ranked[layout, (precision, name, True, micro)], strict=True):
+                assert (a["reports"] == b["reports"]).all()
+                assert all((x[2] == y[2]).all() for x, y in zip(a["tensors"], b["tensors"], strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputation_runs_each_block_twice(recompute: bool, alone: Any) -> None:
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training.trainer import Term, Trainer
+
+    model = reading.initialise(CONFIG, alone, seed=3, training=Runtime(recompute=recompute))
+    runs = []
+    for layer in model.decoder.layers:
+        layer.self_attention.register_forward_hook(lambda *_: runs.append(1))
+    trainer = Trainer(model, alone, Optimizer(learning_rate=0.05), 2)
+    trainer.step([Term("retain_loss", NLL(), Pool([RETAIN]), RETAIN_ROWS)], WeightedSum(), rate=0.05)
+    micro_batches, blocks = 3, 3
+    assert len(runs) == micro_batches * blocks * (1 + recompute)
+
+
+def test_recomputation_reaches_the_first_trained_block_of_a_scope(alone: Any) -> None:
+    """Nothing below it needs a gradient, its input neither."""
+    from megatron_ext.checkpoint import reading, tensor_sources
+    from megatron_ext.model import build as model
+    from megatron_ext.training.trainer import Term, Trainer
+
+    scope, found = Scope(layer=2, train_layers=[1, 2]), []
+    for recompute in (False, True):
+        built = model.build(CONFIG, alone, scope, Runtime(recompute=recompute))
+        reading.fill(built, alone, tensor_sources.InitialValues(CONFIG, 3))
+        trainer = Trainer(built, alone, Optimizer(learning_rate=0.05), 2)
+        trainer.accumulate([Term("forget_loss", RMU(), Pool([FORGET]), FORGET_ROWS, topic="all")], [1.0])
+        found.append([p.main_grad for p in built.parameters() if p.requires_grad])
+    assert len(found[0]) == 2
+    for plain, again in zip(*found, strict=True):
+        assert plain.any() and (plain == again).all()
+
+
+def test_parameters_are_found_between_padding(alone: Any) -> None:
+    """The distributed optimizer aligns each to 64 elements; here norms have 32."""
+    import torch
+
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training.trainer import Term, Trainer
+
+    ranks = dataclasses.replace(alone, layout=Layout(distributed_optimizer=True))
+    model = reading.initialise({**CONFIG, **MODELS["untied"]}, ranks, seed=3)
+    trainer = Trainer(model, ranks, Optimizer(learning_rate=0.05), 2)
+    space = trainer.space
+    assert sum(piece.numel() for piece in space.held) > sum(p.numel() for p in model.parameters())
+    trainer.accumulate([Term("forget_loss", NPO(), Pool([FORGET], REFERENCE), FORGET_ROWS)], [1.0])
+    squared = sum(float(p.main_grad.double().square().sum()) for p in model.parameters())
+    assert space.products([space.held]).item() == pytest.approx(squared, rel=1e-12)
+
+    before = [p.detach().clone() for p in model.parameters()]
+    with space.moved(space.copy(), 0.5) as visits:
+        for scale in visits:
+            for p, old in zip(model.parameters(), before, strict=True):
+                torch.testing.assert_close(p.detach(), old + scale * p.main_grad)
+    assert all((p == old).all() for p, old in zip(model.parameters(), before, strict=True))
+
+
+def test_inner_products_of_vanishing_gradients(alone: Any) -> None:
+    """The squares of such numbers are none in fp32."""
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training.trainer import Trainer
+
+    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).space
+    for piece in space.held:
+        piece.fill_(1e-30)
+    numbers = sum(piece.numel() for piece in space.held)
+    assert space.products([space.held]).item() == pytest.approx(numbers * 1e-60, rel=1e-6)
+
+
+def test_memory_of_a_vector_is_used_again(alone: Any) -> None:
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training.trainer import Trainer
+
+    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).space
+    first = space.copy()
+    second = space.copy()
+    assert first[0].data_ptr() != second[0].data_ptr()
+    places = [piece.data_ptr() for piece in first]
+    space.release(first)
+    space.held[0].fill_(7.0)
+    third = space.copy()
+    assert [piece.data_ptr() for piece in third] == places
+    assert (third[0] == 7.0).all()

@@ -1,0 +1,156 @@
+"""A run that is killed and started again ends as if nothing had happened; a run that cannot go on says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support import worlds
+from tests.support.distributed import ROOT
+
+TIMES = ("seconds", "peak_memory_bytes")  # what differs between two runs of the same steps
+
+
+def command(program: str, spec: Path, ranks: int = 1) -> list[str]:
+    module = ["-m", f"megatron_ext.{program}", str(spec)]
+    if ranks == 1:
+        return [sys.executable, *module]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *module]
+
+
+def start(program: str, spec: Path, ranks: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(program, spec, ranks),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(program: str, spec: Path, ranks: int = 1) -> str:
+    process = start(program, spec, ranks)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(process: subprocess.Popen[str], log: Path, step: int) -> None:
+    end = time.monotonic() + 120
+    while not log.exists() or log.read_bytes().count(b"\n") < step:
+        assert process.poll() is None, f"ended before step {step}:\n{process.communicate()[0]}"
+        assert time.monotonic() < end, f"step {step} was never reached"
+        time.sleep(0.005)
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "checkpoint" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data and a target, trained once, and the reference log-probabilities."""
+    folder = tmp_path_factory.mktemp("world")
+    worlds.write_data(folder)
+    finish("train", worlds.train_spec(folder))
+    finish("reference", worlds.reference_spec(folder))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before the first state", "anywhere"])
+def test_training_killed_and_started_again_is_bit_identical(world: Path, when: str) -> None:
+    kill_at = 3 if when != "anywhere" else random.SystemRandom().randrange(10, 70)
+    print(f"killed after step {kill_at}")
+    changes = {"optimizer_steps": 80, "checkpoint_every": 9}
+    whole, cut = (worlds.train_spec(world, f"{name}-{kill_at}", **changes) for name in ("whole", "cut"))
+    finish("train", whole)
+    process = start("train", cut)
+    output = world / f"cut-{kill_at}"
+    wait_for_step(process, output / "resume" / "steps.jsonl", kill_at)
+    process.kill()
+    process.communicate()
+    assert not (output / "checkpoint").exists(), "nothing unfinished has its final name"
+
+    said = finish("train", cut)
+
+    if when == "anywhere":
+        assert "going on after step" in said
+    assert weights(output) == weights(world / f"whole-{kill_at}")
+    assert steps(output) == steps(world / f"whole-{kill_at}")
+    assert not (output / "resume").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "layout"),
+    [
+        ("fp32", {"data": 2, "distributed_optimizer": True}),
+        ("bf16", {"data": 2, "distributed_optimizer": True}),
+        ("bf16", {"pipeline": 2}),
+    ],
+)
+def test_unlearning_on_two_ranks_survives_the_death_of_one(world: Path, precision: str, layout: dict[str, Any]) -> None:
+    runtime = {"device": "cpu", "timeout_seconds": 60.0, "precision": precision, "layout": layout}
+    changes = {"epochs": 20.0, "checkpoint_every": 7, "runtime": runtime}
+    ends = [world / f"{end}-{precision}-{'-'.join(layout)}" for end in ("whole", "cut")]
+    whole, cut = (worlds.unlearn_spec(world, end.name, **changes) for end in ends)
+    finish("unlearn", whole, ranks=2)
+    process = start("unlearn", cut, ranks=2)
+    wait_for_step(process, ends[1] / "resume" / "steps.jsonl", 30)
+    ranks = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "megatron_ext.steps.unlearn" in p.cmdline()
+    ]
+    assert len(ranks) == 2
+    ranks[-1].kill()
+    begin = time.monotonic()
+    process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert time.monotonic() - begin < 60, "the other rank waited longer than the time-out"
+
+    assert "going on after step" in finish("unlearn", cut, ranks=2)
+
+    assert weights(ends[1]) == weights(ends[0]) != weights(world / "target")
+    assert steps(ends[1]) == steps(ends[0])
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_state_and_ends_in_order(world: Path) -> None:
+    spec = worlds.unlearn_spec(world, "asked", epochs=20.0)  # writes no states by itself
+    process = start("unlearn", spec)
+    wait_for_step(process, world / "asked" / "resume" / "steps.jsonl", 10)
+    for number in (signal.SIGTERM, signal.SIGURG, signal.SIGTERM):  # as a scheduler, a container and a launcher send it
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert "asked to stop" in output
+    assert "going on after step" in finish("unlearn", spec)
+    assert [line["step"] for line in steps(world / "asked")] == list(range(80))
+
+
+@pytest.mark.slow
+def test_a_state_of_another_configuration_is_dropped_aloud(world: Path) -> None:
+    first = worlds.train_spec(world, "other", optimizer_steps=500, checkpoint_every=5)
+    process = start("train", first)
+    wait_for_step(process, world / "other" / "resume" / "steps.jsonl", 8)
+    process.kill()
+    process.communicate()
+    changed = worlds.train_spec(world, "other", optimizer_steps=20, checkpoint_every=5)
+    assert "another configuration" in finish("train", changed)
+    assert len(steps(world / "other")) == 20

@@ -1,0 +1,226 @@
+"""Update rules as geometry: what the direction's inner products with the gradients must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pydantic import ValidationError
+
+from megatron_ext.specs import UnlearnSpec, read
+from megatron_ext.updates import Direction, Products
+from megatron_ext.updates.blur import Blur
+from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
+from megatron_ext.updates.ofmu import OFMU
+from megatron_ext.updates.primal_dual import PrimalDual
+from megatron_ext.updates.task_vector import TaskVector
+from megatron_ext.updates.weighted_sum import WeightedSum
+from tests.support import worlds
+
+RNG = np.random.default_rng(0)
+F, R = RNG.normal(size=50), RNG.normal(size=50) * 3 + 0.5
+
+# Gradients of very different lengths, at any angle to each other.
+VECTORS = st.builds(
+    lambda v, exponent: v * 10.0**exponent, arrays(np.float64, 5, elements=st.floats(-1, 1)), st.integers(-12, 6)
+)
+POSITIVE = st.floats(1e-3, 1e3)
+ANY_TIME = settings(deadline=None)  # a busy machine is no failure
+
+
+def products(f: np.ndarray, r: np.ndarray) -> Products:
+    return Products(ff=f @ f, fr=f @ r, rr=r @ r)
+
+
+def vector(u: Direction, f: np.ndarray = F, r: np.ndarray = R) -> np.ndarray:
+    return u.forget * f + u.retain * r
+
+
+@pytest.mark.parametrize("gamma", [0.1, 1.0, 2.5])
+def test_blur_is_equation_14(gamma: float) -> None:
+    u = vector(Blur(gamma=gamma).direction(products(F, R)))
+    np.testing.assert_allclose(u, gamma * F + R - (F @ R) / (F @ F) * F)
+
+
+@ANY_TIME
+@given(VECTORS, VECTORS, POSITIVE)
+def test_blur_keeps_gamma_of_the_forget_gradient_and_adds_what_is_orthogonal(
+    f: np.ndarray, r: np.ndarray, gamma: float
+) -> None:
+    """Whatever the angle between the gradients."""
+    assume(f @ f > 1e-40 * max(1.0, r @ r))
+    u = vector(Blur(gamma=gamma).direction(products(f, r)), f, r)
+    rounding = 1e-12 * (gamma * (f @ f) + np.linalg.norm(f) * np.linalg.norm(r))
+    assert u @ f == pytest.approx(gamma * (f @ f), abs=rounding)
+    assert (u - gamma * f) @ f == pytest.approx(0.0, abs=rounding)
+
+
+def test_blur_projects_agreeing_gradients_too() -> None:
+    agreeing = products(F, F + 0.01 * R)
+    assert agreeing.fr > 0
+    assert Blur(gamma=1.0).direction(agreeing).forget != pytest.approx(1.0)
+
+
+def test_blur_without_a_forget_gradient_steps_along_the_retain_gradient_and_says_so() -> None:
+    u = Blur().direction(products(np.zeros(50), R))
+    assert (u.forget, u.retain) == (0.0, 1.0)
+    assert u.note and "zero" in u.note
+
+
+def test_blur_does_not_trust_a_forget_gradient_of_a_few_bits() -> None:
+    assert Blur().direction(products(F * 1e-31, R)).forget == 0.0
+    assert Blur().direction(products(F * 1e-15, R)).forget != 0.0
+
+
+@ANY_TIME
+@given(VECTORS, VECTORS, POSITIVE, POSITIVE)
+def test_ngdiff_has_the_length_of_two_unit_vectors_and_no_scale(
+    f: np.ndarray, r: np.ndarray, scale_f: float, scale_r: float
+) -> None:
+    assume(min(f @ f, r @ r) > 1e-40)
+    p = products(f, r)
+    u = vector(NGDiff().direction(p), f, r)
+    assert p.cosine is not None
+    assert u @ u == pytest.approx(2 + 2 * p.cosine, abs=1e-12)
+    assert NGDiff().direction(p).note is None
+    scaled = vector(NGDiff().direction(products(scale_f * f, scale_r * r)), scale_f * f, scale_r * r)
+    np.testing.assert_allclose(scaled, u, atol=1e-12)
+
+
+def test_ngdiff_leaves_a_zero_gradient_out_and_says_so() -> None:
+    for f, r, left, note in (
+        (F * 0, R, R / np.linalg.norm(R), "the forget gradient is zero"),
+        (F, R * 0, F / np.linalg.norm(F), "the retain gradient is zero"),
+        (F * 0, R * 0, F * 0, "the forget gradient is zero and the retain gradient is zero"),
+    ):
+        u = NGDiff().direction(products(f, r))
+        np.testing.assert_allclose(vector(u, f, r), left)
+        assert u.note == note
+
+
+@ANY_TIME
+@given(st.floats(-9, 9), st.floats(0.1, 10), st.floats(0.1, 1))
+def test_the_automatic_rate_is_a_parabolas_lowest_point(lowest: float, curvature: float, rate: float) -> None:
+    assume(abs(lowest) > 0.01)
+    behind, here, ahead = (3 + curvature * (x - lowest) ** 2 for x in (-rate, 0.0, rate))
+    found = AutomaticRate(lowest=0.1, highest=5.0).next(rate, ahead, here, behind)
+    assert found == (pytest.approx(min(5.0, max(0.1, lowest))) if lowest > 0 else rate)
+
+
+def test_the_automatic_rate_stays_without_a_lowest_point_ahead() -> None:
+    rate = AutomaticRate(lowest=1e-3, highest=1.0)
+    assert rate.next(0.1, ahead=1.0, here=2.0, behind=2.5) == 0.1  # curves down
+    assert rate.next(0.1, ahead=3.0, here=2.0, behind=2.0) == 0.1  # uphill
+    assert rate.next(0.1, ahead=2.0, here=2.0, behind=2.0) == 0.1  # flat
+
+
+def test_weighted_sum() -> None:
+    u = WeightedSum(forget_weight=0.5, retain_weight=2.0).direction(Products.unknown())
+    assert (u.forget, u.retain) == (0.5, 2.0)
+
+
+def test_derived_numbers_equal_those_of_the_vectors() -> None:
+    p, u = products(F, R), Direction(0.7, -1.3)
+    v = vector(u)
+    assert p.norm_of(u) == pytest.approx(np.linalg.norm(v))
+    assert p.cosine == pytest.approx(F @ R / np.linalg.norm(F) / np.linalg.norm(R))
+    assert p.forget_alignment(u) == pytest.approx(F @ v / (F @ F))
+    assert p.retain_alignment(u) == pytest.approx(R @ v / (R @ R))
+
+
+def test_pdu_starts_from_the_bound_it_is_given_or_from_the_retain_loss_before() -> None:
+    assert PrimalDual(dual=2.0, dual_rate=1.0, epsilon=0.5).start(None) == {"dual": 2.0, "epsilon": 0.5}
+    measured = PrimalDual(dual=2.0, dual_rate=1.0, tolerance=0.1)
+    assert measured.needs_retain_reference
+    assert measured.start(3.0) == {"dual": 2.0, "epsilon": pytest.approx(3.3)}
+    with pytest.raises(ValueError, match="tolerance"):
+        measured.start(None)
+
+
+PDU: dict[str, Any] = {"dual": 1.0, "dual_rate": 1.0, "epsilon": 1.0}
+MEASURED = {"name": "primal-dual", "dual": 1.0, "dual_rate": 1.0, "tolerance": 0.1}
+MICRO = {"name": "primal-dual", **PDU, "dual_update": "micro-batch"}
+EPOCH = {**MICRO, "dual_update": "epoch"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "key", "values"),
+    [
+        (Blur, "gamma", {"gamma": 0.0}),
+        (WeightedSum, "retain_weight", {"retain_weight": -1.0}),
+        (TaskVector, "alpha", {"alpha": 0.0}),
+        (PrimalDual, "dual", {**PDU, "dual": -1.0}),
+        (PrimalDual, "dual_rate", {**PDU, "dual_rate": 0.0}),
+        (PrimalDual, "epsilon", {**PDU, "tolerance": 0.1}),
+        (PrimalDual, "epsilon", {"dual": 1.0, "dual_rate": 1.0}),
+        (PrimalDual, "tolerance", {"dual": 1.0, "dual_rate": 1.0, "tolerance": -0.1}),
+        (PrimalDual, "warmup_epochs", {**PDU, "warmup_epochs": -1}),
+        (PrimalDual, "dual_update", {**PDU, "dual_update": "never"}),
+        (NGDiff, "every", {"automatic_rate": {"every": 0}}),
+        (NGDiff, "lowest", {"automatic_rate": {"lowest": 1.0}}),
+        (OFMU, "beta", {"beta": -0.1}),
+        (OFMU, "inner_steps", {"inner_steps": 0}),
+        (OFMU, "inner_rate", {"inner_rate": 0.0}),
+        (OFMU, "penalty", {"penalty": 0.0}),
+        (OFMU, "growth", {"growth": 0.9}),
+        (OFMU, "highest_penalty", {"penalty": 2.0, "highest_penalty": 1.0}),
+        (OFMU, "difference", {"difference": 0.0}),
+    ],
+)
+def test_hyper_parameters_out_of_range_are_refused(rule: type, key: str, values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=key):
+        rule(**values)
+
+
+AUTOMATIC: dict[str, Any] = {"rule": {"name": "ngdiff", "automatic_rate": {}}, "warmup_epochs": 0.0}
+SGD = {"name": "sgd", "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("diagnostics: true", {"rule": MICRO, "diagnostics": True}),
+        ("dual_update: 'epoch' with 2 topics", {"rule": EPOCH, "topics": 2}),
+        ("'retain_reference' is missing", {"rule": MEASURED}),
+        ("optimizer.name: 'adamw'", AUTOMATIC),
+        ("optimizer.weight_decay: 0.1", {**AUTOMATIC, "optimizer": {**SGD, "weight_decay": 0.1}}),
+        ("optimizer.clip_norm: 1.0", {**AUTOMATIC, "optimizer": {**SGD, "clip_norm": 1.0}}),
+        ("optimizer.schedule.kind: 'linear'", {**AUTOMATIC, "optimizer": {**SGD, "schedule": {"kind": "linear"}}}),
+        ("optimizer.schedule.warmup_steps: 2", {**AUTOMATIC, "optimizer": {**SGD, "schedule": {"warmup_steps": 2}}}),
+        ("warmup_epochs: 1.0", {**AUTOMATIC, "optimizer": SGD, "warmup_epochs": 1.0}),
+        ("runtime.precision: 'bf16'", {**AUTOMATIC, "optimizer": SGD, "runtime": {"precision": "bf16"}}),
+        ("runtime.precision: 'bf16'", {"rule": {"name": "ofmu"}, "runtime": {"precision": "bf16"}}),
+        ("inner_steps: 3 with 2 topics", {"rule": {"name": "ofmu"}, "topics": 2}),
+        ("retain_loss: is missing", {"rule": {"name": "ofmu"}, "retain_loss": None}),
+        ("forget_loss: 'npo'", {"rule": {"name": "task-vector"}, "retain_loss": None}),
+        ("retain_loss: 'nll'", {"rule": {"name": "task-vector"}, "forget_loss": {"name": "nll"}}),
+    ],
+)
+def test_what_a_rule_does_not_work_with_is_refused(message: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as refused:
+        read(spec(tmp_path, changes), UnlearnSpec)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rule": MICRO},
+        {**AUTOMATIC, "optimizer": SGD},
+        {"rule": {"name": "ofmu", "inner_steps": 2}, "topics": 2},
+        {"rule": {"name": "task-vector"}, "forget_loss": {"name": "nll"}, "retain_loss": None},
+    ],
+)
+def test_what_a_rule_works_with_is_not(changes: dict[str, Any], tmp_path: Path) -> None:
+    assert read(spec(tmp_path, changes), UnlearnSpec).rule.name == changes["rule"]["name"]
+
+
+def spec(folder: Path, changes: dict[str, Any]) -> Path:
+    paths = {"forget_data": "f.npz", "retain_data": "r.npz", "reference": "reference.npz"}
+    topics = [{"name": f"topic {i}", **paths} for i in range(changes.get("topics", 1))]
+    return worlds.unlearn_spec(folder, "spec", **{**changes, "topics": topics})

@@ -1,0 +1,60 @@
+"""That the benchmarks run and compare like with like; their figures belong to a quiet machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perf import __main__ as program
+from perf.common import Options, in_turns, result
+
+GIVEN = Options(size="tiny", threads=1, steps=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in program.PLAN}))
+def test_a_benchmark_runs(name: str) -> None:
+    (found,) = program.measured(name, "--size", "tiny", "--steps", "2")
+    assert (found["benchmark"], found["size"], found["threads"], found["steps"]) == (name, "tiny", 1, 2)
+    assert len(found["seconds"]) == 2 and min(found["seconds"].values()) > 0
+    assert 0 < found["spread"][0] <= found["ratio"] <= found["spread"][1]
+
+
+def test_variants_take_turns_and_the_first_round_is_not_timed() -> None:
+    taken: list[tuple[str, int]] = []
+
+    def variant(name: str) -> Any:
+        def step(i: int) -> list[float]:
+            taken.append((name, i))
+            return [float(i), 0.0]
+
+        return step
+
+    seconds = in_turns({"a": variant("a"), "b": variant("b")}, GIVEN)
+
+    assert taken == [("a", 0), ("b", 0), ("b", 0), ("a", 0), ("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_variants_with_other_losses_are_not_compared() -> None:
+    with pytest.raises(AssertionError, match=r"step 0: losses \[\[1.0\], \[1.01\]\]"):
+        in_turns({"a": lambda i: [1.0], "b": lambda i: [1.01]}, GIVEN)
+
+
+def test_the_ratio_is_the_median_of_ratios() -> None:
+    found = result("x", GIVEN, {"a": [1.0, 4.0, 3.0], "b": [2.0, 4.0, 1.0]}, bound=0.99)
+    assert found["seconds"] == {"a": 3.0, "b": 2.0}
+    assert (found["ratio"], found["spread"], found["met"]) == (1.0, [0.5, 3.0], False)
+
+
+@pytest.mark.parametrize(("bound", "status", "said"), [(0.6, 0, "met"), (0.4, 1, "exceeded")])
+def test_the_exit_status_says_whether_bounds_are_met(
+    bound: float, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = result("x", GIVEN, {"a": [1.0], "b": [2.0]}, bound)
+    monkeypatch.setattr(program, "measured", lambda *_: [found])
+    assert program.main(["--size", "10M"]) == status
+    table = capsys.readouterr().out
+    assert table.count("| x | tiny | a 1.00, b 2.00 | 0.500 (0.500, 0.500) |") == 4
+    assert said in table

@@ -1,0 +1,92 @@
+"""Every hyper-parameter of every loss and rule: a value out of its range is a mistake that names its key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_ext.config import Scope
+from megatron_ext.losses import LOSSES
+from megatron_ext.schema import Strict
+from megatron_ext.updates import RULES
+from pipeline.config.checks import CONFIGS, load
+from pipeline.config.located_yaml import ConfigError
+from pipeline.config.schema import Unlearning
+
+Key = tuple[str | int, ...]
+NONSENSE = "nonsense"
+BOUNDS = {
+    "minimum": lambda bound: bound - 1,
+    "exclusiveMinimum": lambda bound: bound,
+    "maximum": lambda bound: bound + 1,
+    "exclusiveMaximum": lambda bound: bound,
+}
+
+
+def wrong_values(schema: dict[str, Any], kinds: dict[str, Any], key: Key) -> Iterator[tuple[Key, Any]]:
+    """Values outside every bound that a JSON schema states; a number without a bound has none but infinity."""
+    schema = kinds[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    for part in schema.get("anyOf", []):
+        yield from wrong_values(part, kinds, key)
+    for name, part in schema.get("properties", {}).items():
+        if "const" not in part:
+            yield from wrong_values(part, kinds, (*key, name))
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from wrong_values(schema["additionalProperties"], kinds, (*key, "forget"))
+    for i, part in enumerate(schema.get("prefixItems", [schema["items"]] if "items" in schema else [])):
+        yield from wrong_values(part, kinds, (*key, i))
+    if schema.get("type") in ("number", "integer"):
+        for bound, outside in BOUNDS.items():
+            if bound in schema:
+                yield key, outside(schema[bound])
+        yield key, math.inf
+    elif "enum" in schema or schema.get("type") == "boolean":
+        yield key, NONSENSE
+
+
+def cases() -> Iterator[Any]:
+    """(method to change, overrides, key that the message must name)."""
+    parts: list[tuple[str, str, str | None, type[Strict]]] = [
+        *(("npo", "forget", name, kind) for name, kind in LOSSES.items()),
+        *(("npo", "rule", name, kind) for name, kind in RULES.items()),
+        ("rmu", "scope", None, Scope),
+        ("npo", "training", None, Unlearning),
+    ]
+    for method, section, name, kind in parts:
+        schema = kind.model_json_schema()
+        for key, value in wrong_values(schema, schema.get("$defs", {}), ()):
+            overrides: Any = value
+            for part in reversed(key):
+                overrides = [overrides] * (part + 1) if isinstance(part, int) else {part: overrides}
+            named = {"name": name} if name else {}
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key)
+            label = f"{name or section}{where}={value}"
+            yield pytest.param(method, {section: {**named, **overrides}}, f"{section}{where}", id=label)
+
+
+@pytest.mark.parametrize(("method", "overrides", "key"), cases())
+def test_a_value_out_of_range_names_its_key(method: str, overrides: dict[str, Any], key: str, tmp_path: Path) -> None:
+    content = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content | {"methods": [{"method": method, "overrides": overrides}]}))
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    wanted = f"methods[0].overrides.{key}: "
+    assert any(
+        wanted in problem and ("not allowed" in problem or "unknown value" in problem)
+        for problem in error.value.problems
+    ), error.value.problems
+
+
+@pytest.mark.parametrize("kind", [*LOSSES.values(), *RULES.values(), Scope, Unlearning], ids=lambda kind: kind.__name__)
+def test_every_number_has_a_bound(kind: type[Strict]) -> None:
+    schema = kind.model_json_schema()
+    found: dict[Key, list[Any]] = {}
+    for key, value in wrong_values(schema, schema.get("$defs", {}), ()):
+        found.setdefault(key, []).append(value)
+    assert [key for key, values in found.items() if values == [math.inf]] == []

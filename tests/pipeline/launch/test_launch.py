@@ -1,0 +1,193 @@
+"""Starting a step: its specification on disk, its threads, its ranks, its exit status and its provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_ext.config import Layout, Runtime
+from megatron_ext.specs import ReferenceSpec, TrainSpec, UnlearnSpec, read
+from pipeline.data.settings import BpeTokenizer, SyntheticSource
+from pipeline.launch import __main__ as launch
+from pipeline.launch import provenance
+from pipeline.specs import FetchSpec, PrepareSpec
+from pipeline.workflow.plan import canonical
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> PrepareSpec:
+    return PrepareSpec(
+        family="tofu",
+        forget_split="forget10",
+        sets=["forget", "retain"],
+        source=SyntheticSource(authors=10, questions_per_author=2, background_authors=1, seed=3),
+        tokenizer=BpeTokenizer(vocab_size=300),
+        max_length=256,
+        output=tmp_path / "data",
+    )
+
+
+def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.launch", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_a_step_leaves_its_specification_and_provenance(prepare: PrepareSpec) -> None:
+    path = prepare.output / "spec.yaml"
+    done = start(str(path), canonical(prepare))
+    assert done.returncode == 0, done.stderr
+    assert PrepareSpec.model_validate(yaml.safe_load(path.read_text())) == prepare
+    found = json.loads((prepare.output / "provenance.json").read_text())
+    assert found["step"] == "prepare"
+    assert found["spec"] == prepare.model_dump(mode="json")
+    assert found["spec_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found["data"][str(prepare.output / "manifest.json")]["train"]["full"]["sha256"]
+    assert found["summary"]["work_seconds"] > 0
+    assert found["started"] <= found["ended"]
+    assert not list(prepare.output.glob(".*"))
+
+
+def test_a_step_runs_again_from_its_specification_alone(prepare: PrepareSpec, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(launch.as_yaml(prepare))
+    before = path.read_bytes()
+    assert start(str(path)).returncode == 0
+    assert path.read_bytes() == before
+
+
+def test_standard_input(prepare: PrepareSpec, tmp_path: Path) -> None:
+    done = start(str(tmp_path / "spec.yaml"), "-", input=canonical(prepare))
+    assert done.returncode == 0, done.stderr
+    assert (prepare.output / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("text", ["{", '{"step": "nothing"}', '{"step": "prepare", "colour": "red"}'])
+def test_a_wrong_specification_is_refused_and_not_written(tmp_path: Path, text: str) -> None:
+    done = start(str(tmp_path / "spec.yaml"), text)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "spec.yaml" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_step_fails_and_leaves_no_provenance(prepare: PrepareSpec) -> None:
+    spec = prepare.model_copy(update={"max_length": 8})  # every row is longer
+    done = start(str(prepare.output / "spec.yaml"), canonical(spec))
+    assert done.returncode == 1
+    assert not (prepare.output / "provenance.json").exists()
+
+
+def reference(folder: Path, ranks: int = 1, threads: int = 1) -> ReferenceSpec:
+    runtime = Runtime(layout=Layout(tensor=ranks), device="cpu", threads=threads)
+    return ReferenceSpec(checkpoint=folder / "none", data=folder / "none.npz", runtime=runtime, output=folder)
+
+
+@pytest.mark.parametrize(("ranks", "given", "each"), [(1, 4, 4), (2, 4, 2), (4, 2, 1), (1, None, 3)])
+def test_threads_are_shared_by_the_ranks(tmp_path: Path, ranks: int, given: int | None, each: int) -> None:
+    path = tmp_path / "spec.yaml"
+    spec = launch._specification(path, canonical(reference(tmp_path, ranks, threads=3)), given)
+    assert spec.runtime.threads == each
+    assert yaml.safe_load(path.read_text())["runtime"]["threads"] == each
+
+
+def test_a_number_that_was_edited_by_hand_is_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    text = launch.as_yaml(reference(tmp_path, threads=3))
+    path.write_text(text.replace("timeout_seconds: 600.0", "timeout_seconds: 6e2"))
+    assert path.read_text() != text
+    assert launch._specification(path, None, None).runtime.timeout_seconds == 600.0
+    assert read(path, ReferenceSpec).runtime.timeout_seconds == 600.0
+
+
+@pytest.mark.parametrize(("text", "expected"), [("step: reference", "checkpoint\n  Field required"), ("a: [", "while")])
+def test_a_program_names_what_is_wrong_with_its_specification(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as error:
+        read(path, ReferenceSpec)
+    assert str(error.value).startswith(f"{path}: ") and expected in str(error.value)
+
+
+def test_the_environment_follows_the_specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "99")
+    launch.environment(reference(tmp_path, threads=3))
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("3", "3")
+    assert os.environ["PYTHONHASHSEED"] == "0"
+
+
+def test_secrets_reach_only_what_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{prefix}{name}" for prefix in ("", "APPTAINERENV_") for name in launch.SECRETS]
+    for name in ("HF_HUB_OFFLINE", *names):
+        monkeypatch.setenv(name, "0")
+    launch.environment(FetchSpec(hub="a/b", output=tmp_path))
+    assert [os.environ.get(name) for name in names] == ["0"] * len(names)
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    launch.environment(reference(tmp_path))
+    assert [os.environ.get(name) for name in names] == [None] * len(names)
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_what_a_step_prints_is_in_the_log_of_its_attempt(prepare: PrepareSpec, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "data.log"
+    bad = canonical(prepare.model_copy(update={"max_length": 8}))
+    done = start(str(prepare.output / "spec.yaml"), bad, "--log", str(log))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"{prepare.output / 'spec.yaml'}: failed, exit status 1. Log: {log}.\n"
+    first = log.read_text()
+    assert first.startswith("attempt 1 at ") and "max_length" in first
+    log.unlink()  # as Snakemake does before it starts a job again
+    done = start(str(prepare.output / "spec.yaml"), canonical(prepare), "--log", str(log))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert log.read_text().startswith("attempt 2 at ")
+    assert (log.parent / "attempts" / "data.1.log").read_text() == first
+    assert sorted(path.name for path in (log.parent / "attempts").iterdir()) == ["data.1.log", "data.2.log"]
+
+
+def test_a_wrong_specification_is_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "data.log"
+    done = start(str(tmp_path / "spec.yaml"), "{", "--log", str(log))
+    assert done.returncode == 2 and str(log) in done.stderr
+    assert "spec.yaml: " in log.read_text() and "Traceback" not in log.read_text()
+
+
+def test_a_log_that_cannot_be_opened_is_named(prepare: PrepareSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = start(str(prepare.output / "spec.yaml"), canonical(prepare), "--log", str(tmp_path / "file" / "data.log"))
+    assert done.returncode == 2
+    assert f"--log {tmp_path / 'file' / 'data.log'}: " in done.stderr and "Traceback" not in done.stderr
+    assert not prepare.output.exists()
+
+
+def test_where_a_step_runs_is_not_in_its_specification(tmp_path: Path) -> None:
+    """A resumed run is the same run on other nodes, in another image, with other threads."""
+    runtime = set(Runtime.model_fields) - {"threads", "timeout_seconds"}  # what a state's identity leaves out
+    assert runtime == {"layout", "device", "precision", "recompute"}
+    for kind in (TrainSpec, UnlearnSpec):
+        assert not {"image", "nodes", "threads", "log"} & set(kind.model_fields)
+
+
+def test_provenance_knows_image_and_job_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"path": "UNLEARN_IMAGE", "sha256": "UNLEARN_IMAGE_SHA256"}
+    for name in names.values():
+        monkeypatch.delenv(name, raising=False)
+    assert provenance._given(**names) is None
+    monkeypatch.setenv("UNLEARN_IMAGE", "a.sif")
+    assert provenance._given(**names) == {"path": "a.sif", "sha256": None}
+
+
+def test_provenance_names_the_packages_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = ["numpy>=2", "pydantic<3,>=2.10", 'pytest>=8; extra == "dev"', "nothing-like-this"]
+    requirements += ['torch>=2; extra == "steps"', 'ruff[all]>=0.12; extra == "gpu"']
+    requirements += ['transformer-engine-of-none; extra == "gpu"']
+    monkeypatch.setattr(provenance.importlib.metadata, "requires", lambda _: requirements)
+    assert set(provenance._packages()) == {"numpy", "pydantic", "ruff", "torch"}

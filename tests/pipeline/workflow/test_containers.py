@@ -1,0 +1,151 @@
+"""The environment of containers: what they see of the machine, and nothing that another node left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.checks import load
+from pipeline.config.located_yaml import ConfigError
+from pipeline.config.site import ROOT, Site
+from pipeline.launch import image, ranks
+from pipeline.workflow import containers
+from pipeline.workflow.plan import Plan
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory, with nothing of the caller's own settings."""
+    for name in [*os.environ]:
+        if name.startswith(("APPTAINER", "SLURM", "NCCL", "CUDA")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(containers.tempfile, "gettempdir", lambda: "/tmp")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("hf", "work", "outer/results"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def plan(results: Path) -> Plan:
+    return Plan(load("mini"), results)
+
+
+def test_what_is_bound_is_there_once_and_absolute(here: Path) -> None:
+    (here / "data").mkdir()
+    given = ["/nonexistent", str(here / "data"), str(here / "hf"), f"{here}/data:/d:ro", "/nonexistent:/x", "/"]
+    found = containers.binds(Site(binds=given), plan(here / "outer" / "results"))
+    named = {str(ROOT), f"{here}/work", f"{here}/outer/results", f"{here}/hf", f"{here}/data", f"{here}/data:/d:ro"}
+    assert set(found) == named and len(found) == len(named)
+
+
+def test_results_that_are_not_there_yet_are_bound_by_the_folder_that_will_hold_them(here: Path) -> None:
+    assert str(here / "outer") in containers.binds(Site(), plan(Path("../outer/new/results")))
+
+
+def test_a_link_is_bound_with_its_target(here: Path) -> None:
+    (here / "work" / "results").symlink_to(here / "outer" / "results")
+    found = containers.binds(Site(), plan(Path("results")))
+    assert str(here / "outer" / "results") in found
+    assert str(here / "work" / "results") not in found, "is in the working directory, which is bound"
+
+
+def test_the_callers_own_binds_stay(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "site").mkdir()
+    monkeypatch.setenv("APPTAINER_BIND", f"{here}/site,{here}/site:/other")
+    first = containers.binds(Site(), plan(here / "outer"))
+    assert {f"{here}/site", f"{here}/site:/other"} <= set(first)
+    monkeypatch.setenv("APPTAINER_BIND", ",".join(first))
+    assert sorted(containers.binds(Site(), plan(here / "outer"))) == sorted(first), "a job starts with its parent's"
+
+
+def test_the_users_data_are_bound(here: Path) -> None:
+    (here / "tofu").mkdir()
+    for name in ("full", "forget10", "retain90", "holdout10"):
+        (here / "tofu" / f"{name}.json").write_text("{}\n")
+    for name in ("forget10", "retain", "real_authors", "world_facts"):
+        (here / "tofu" / f"{name}_perturbed.json").write_text("{}\n")
+    made = Plan(load("tofu-small", here / "tofu"), here / "outer")
+    assert str(here / "tofu") in containers.binds(Site(), made)
+
+
+def test_a_folder_that_a_bind_cannot_name(here: Path) -> None:
+    (here / "a,b").mkdir()
+    with pytest.raises(ConfigError, match="a,b/results': Apptainer cannot bind a folder whose name has ',' or ':'"):
+        (here / "a,b" / "results").mkdir()
+        containers.binds(Site(), plan(here / "a,b" / "results"))
+
+
+def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "DRIVER", here / "none")
+    monkeypatch.setattr(containers.os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("SECRET", "not for steps")
+    image = here / "a.sif"
+    image.with_suffix(".json").write_text(json.dumps({"sha256": "abc"}))
+    found = containers.environment(Site(hf_home=here / "hf"), plan(here / "outer"), image)
+    wanted = {
+        "APPTAINER_CLEANENV": "1",
+        "APPTAINERENV_HF_HOME": f"{here}/hf",
+        "APPTAINERENV_HF_HUB_OFFLINE": "1",
+        "APPTAINERENV_PYTHONNOUSERSITE": "1",
+        "APPTAINERENV_TMPDIR": "/tmp",
+        "APPTAINERENV_CUDA_VISIBLE_DEVICES": "2,3",
+        "APPTAINERENV_SLURM_JOB_ID": "17",
+        "APPTAINERENV_NCCL_SOCKET_IFNAME": "ib0",
+        "APPTAINERENV_NCCL_DEBUG": "WARN",
+        "APPTAINERENV_UNLEARN_IMAGE": str(image),
+        "APPTAINERENV_UNLEARN_IMAGE_SHA256": "abc",
+    }
+    assert wanted.items() <= found.items()
+    assert not {"APPTAINER_NV", "APPTAINER_USERNS", "APPTAINERENV_SECRET"} & found.keys()
+    assert f"{here}/hf" in found["APPTAINER_BIND"].split(",")
+    assert found["PATH"] == ranks.shielded(os.environ["PATH"])
+    assert {name.removeprefix("APPTAINERENV_") for name in found if name.startswith("APPTAINERENV_")} <= {
+        *containers.SET,
+        *containers.PASSED,
+        "NCCL_SOCKET_IFNAME",
+        "NCCL_DEBUG",
+    }
+
+
+def test_gpus_are_given_where_there_is_a_driver_and_root_gets_a_user_namespace(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "DRIVER", here)
+    monkeypatch.setattr(containers.os, "geteuid", lambda: 0)
+    found = containers.environment(Site(), plan(here / "outer"), here / "a.sif")
+    assert (found["APPTAINER_NV"], found["APPTAINER_USERNS"]) == ("1", "1")
+    assert "APPTAINERENV_UNLEARN_IMAGE_SHA256" not in found, "an image from elsewhere has no digest beside it"
+
+
+def test_what_another_node_left_goes() -> None:
+    environ = {
+        "APPTAINER_NV": "1",
+        "APPTAINERENV_CUDA_VISIBLE_DEVICES": "7",
+        "APPTAINERENV_NCCL_SOCKET_IFNAME": "eth9",
+        "APPTAINERENV_UNLEARN_IMAGE_SHA256": "old",
+        "APPTAINERENV_MINE": "kept",
+        "OTHER": "kept",
+    }
+    containers.enter({"APPTAINER_CLEANENV": "1", "APPTAINERENV_NCCL_DEBUG": "WARN"}, environ)
+    assert environ == {
+        "APPTAINERENV_MINE": "kept",
+        "OTHER": "kept",
+        "APPTAINER_CLEANENV": "1",
+        "APPTAINERENV_NCCL_DEBUG": "WARN",
+    }
+
+
+def test_an_image_is_named_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "IMAGES", tmp_path)
+    link = tmp_path / "unlearn-cpu.sif"
+    link.symlink_to("unlearn-cpu-111111111111.sif")
+    assert image.image(Site(), gpus=False) == tmp_path / "unlearn-cpu-111111111111.sif"
+    assert image.image(Site(), gpus=True) == tmp_path / "unlearn-gpu.sif", "not built: the name says which one"
+    assert image.image(Site(image=link), gpus=True).name == "unlearn-cpu-111111111111.sif"

@@ -1,0 +1,234 @@
+"""The judge as a step of an experiment: off unless asked for, a job a model, its key kept from other steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import benchmarks
+from pipeline.benchmarks.base import Judged
+from pipeline.config import checks
+from pipeline.config.checks import load
+from pipeline.config.located_yaml import ConfigError
+from pipeline.judging.settings import JudgeSettings
+from pipeline.launch import __main__ as launch
+from pipeline.specs import FetchSpec, JudgeSpec, PrepareSpec
+from pipeline.workflow import snakemake_rules
+from pipeline.workflow.plan import Plan
+from tests.pipeline.steps.test_judge import EXAMPLES, evaluation
+
+ROOT = Path(__file__).parents[3]
+MINI = ROOT / "workflow_configs/experiments/mini.yaml"
+KEY = "sk-verysecretindeed0123456789"
+ADDRESS = "https://host/v1"
+
+
+def experiment(folder: Path, judge: Any) -> Path:
+    """Mini with one method and this ``judge``."""
+    values = yaml.safe_load(MINI.read_text()) | {"name": "judged", "judge": judge}
+    values["methods"] = [entry for entry in values["methods"] if entry["method"] == "npo"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "judged.yaml").write_text(yaml.safe_dump(values))
+    return folder / "judged.yaml"
+
+
+def problems(folder: Path, judge: Any) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(experiment(folder, judge))
+    return str(error.value)
+
+
+def test_it_is_off_by_default() -> None:
+    plan = Plan(load("mini"), Path("out"))
+    assert plan.judged == [] and not any(name.startswith("judge") for name in plan.jobs)
+    assert all(entry.judgement is None for entry in plan.jobs["report"].spec.entries)
+
+
+def test_every_evaluated_model_is_judged_and_reported(tmp_path: Path) -> None:
+    settings = {"base_url": ADDRESS, "model": "judge", "api_key_env": "MY_JUDGE_KEY", "max_examples": 7}
+    plan = Plan(load(experiment(tmp_path, settings)), Path("out"))
+    assert plan.judged == ["retrain", "target", "npo-seed-0"]
+    job = plan.jobs["judge/npo-seed-0/mini"]
+    evaluated = plan.jobs["evaluation/npo-seed-0/mini"].spec.output
+    assert job.inputs == (evaluated / "evaluation.json", evaluated / "examples.jsonl")
+    assert job.spec == JudgeSpec(
+        benchmark="mini",
+        split="forget10",
+        model_id="npo-seed-0",
+        seed=0,
+        evaluation=evaluated,
+        sets={"forget": "forget", "retain": "retain"},
+        settings=JudgeSettings(**settings),
+        cache=Path("out/cache/judge"),
+        output=Path("out/judged/judge/npo-seed-0/mini"),
+    )
+    report = plan.jobs["report"]
+    assert {entry.model_id: entry.judgement for entry in report.spec.entries} == {
+        model: plan.jobs[f"judge/{model}/mini"].spec.output for model in plan.judged
+    }
+    for name in ("judgement.json", "summary.json", "provenance.json"):
+        assert job.spec.output / name in report.inputs
+    assert plan.describe(job.name) == "at most 7 answers of each of two sets, by judge"
+    # With and without it, everything else is the same.
+    without = Plan(load(experiment(tmp_path, None)), Path("out")).jobs
+    assert {name: job.spec for name, job in without.items() if name != "report"} == {
+        name: job.spec for name, job in plan.jobs.items() if name != "report" and not name.startswith("judge/")
+    }
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ({"base_url": ADDRESS}, "judge.model: is missing"),
+        ({"base_url": ADDRESS, "model": "m", "api_key": KEY}, "judge.api_key: unknown key; did you mean 'api_key_env'"),
+        ({"base_url": ADDRESS, "model": "m", "api_key_env": KEY}, "judge.api_key_env: must be the NAME of an env"),
+        ({"base_url": f"{ADDRESS}?key={KEY}", "model": "m"}, "judge.base_url: must hold neither user, password, query"),
+        ({"base_url": "host", "model": "m"}, "judge.base_url: must be an address such as https://host/v1"),
+        ({"base_url": ADDRESS, "model": "m", "retries": -1}, "judge.retries: -1 is not allowed"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_named_and_a_key_in_the_wrong_place_not_repeated(
+    tmp_path: Path, judge: dict[str, Any], message: str
+) -> None:
+    found = problems(tmp_path, judge)
+    assert f"judged.yaml:{_line(tmp_path, message)}: {message}" in found and KEY not in found
+
+
+def _line(folder: Path, message: str) -> int:
+    """The line that a message is about: of its key, or of ``judge`` where the key is missing."""
+    key = message.split(":")[0].removeprefix("judge.")
+    lines = (folder / "judged.yaml").read_text().splitlines()
+    own = [i for i, line in enumerate(lines, 1) if line.strip().startswith(f"{key}:") and line.startswith("  ")]
+    judge = lines.index("judge:") + 1
+    return next((i for i in own if i > judge), judge) if "is missing" not in message else judge
+
+
+def test_a_family_without_answers_cannot_be_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"base_url": ADDRESS, "model": "judge"}
+    tofu = type(benchmarks.family("tofu"))
+    monkeypatch.setattr(tofu, "judged", lambda self, options: {})
+    assert "judge: with its options, 'mini' generates no answers to be judged" in problems(tmp_path, settings)
+    others = [name for name in benchmarks.families() if name != "tofu" and isinstance(benchmarks.family(name), Judged)]
+    monkeypatch.setattr(checks, "family", lambda name: Mute() if name == "tofu" else benchmarks.family(name))
+    message = f"judge: answers of the family 'tofu' cannot be judged; allowed: {', '.join(others) or 'none'}"
+    assert message in problems(tmp_path, settings)
+
+
+class Mute:
+    """TOFU without what a judge needs."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "judged":
+            raise AttributeError(name)
+        return getattr(benchmarks.family("tofu"), name)
+
+
+def test_what_families_give_to_be_judged_are_sets_of_theirs() -> None:
+    for name in benchmarks.families():
+        family = benchmarks.family(name)
+        if isinstance(family, Judged):
+            options = family.options(family=name)
+            assert set(family.judged(options).values()) <= set(family.sets(options))
+
+
+def test_the_key_reaches_the_judge_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("MY_JUDGE_KEY", "HF_TOKEN")
+
+    def seen(spec: Any) -> list[str]:
+        for name in names:
+            monkeypatch.setenv(name, KEY)
+            monkeypatch.setenv(f"APPTAINERENV_{name}", KEY)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        launch.environment(spec)
+        return [name for name in names if KEY in (os.environ.get(name), os.environ.get(f"APPTAINERENV_{name}"))]
+
+    plan = Plan(
+        load(experiment(tmp_path, {"base_url": ADDRESS, "model": "m", "api_key_env": "MY_JUDGE_KEY"})), tmp_path
+    )
+    monkeypatch.setenv(launch.SECRET_NAMES, "")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    snakemake_rules.set_environment(plan, snakemake_rules.Site(), None)
+    assert os.environ[launch.SECRET_NAMES] == "MY_JUDGE_KEY"
+    judge = plan.jobs["judge/target/mini"].spec
+    assert seen(judge) == ["MY_JUDGE_KEY"]
+    assert seen(FetchSpec(hub="a/b", output=tmp_path)) == ["HF_TOKEN"]
+    assert seen(next(job.spec for job in plan.jobs.values() if isinstance(job.spec, PrepareSpec))) == []
+    # Of a judge that is opened by the hub's token, nothing else is.
+    hub = judge.model_copy(update={"settings": judge.settings.model_copy(update={"api_key_env": "HF_TOKEN"})})
+    assert seen(hub) == ["HF_TOKEN"]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Gives every answer the best score."""
+
+    protocol_version = "HTTP/1.1"
+    keys: list[str | None] = []
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.keys.append(self.headers["Authorization"])
+        score = 0 if "gives away" in request["messages"][0]["content"] else 2
+        message = {"role": "assistant", "content": json.dumps({"score": score})}
+        body = json.dumps({"model": "m", "choices": [{"message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    Handler.keys.clear()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_the_rule_runs_with_the_key_and_not_without(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a finished evaluation alone; in results, logs and output the key is nowhere."""
+    path = experiment(tmp_path, {"base_url": address, "model": "m", "api_key_env": "MY_JUDGE_KEY"})
+    root = tmp_path / "results" / "judged"
+    folder = evaluation(root / "evaluation" / "target" / "mini", EXAMPLES)
+    found = json.loads((folder / "evaluation.json").read_text()) | {"model": "target"}
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("MY_JUDGE_KEY", raising=False)
+    target = root / "judge" / "target" / "mini" / "judgement.json"
+    profile = ROOT / "workflow_configs/profiles/local"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--profile", str(profile)]
+    command += [str(target), "--allowed-rules", "judge_model", "--config", f"experiment={path}"]
+    command += [f"results={tmp_path / 'results'}"]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    refused = run()
+    assert refused.returncode != 0 and "MY_JUDGE_KEY is not set" in refused.stderr and not Handler.keys
+    monkeypatch.setenv("MY_JUDGE_KEY", KEY)
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    judgement = json.loads(target.read_text())
+    assert judgement["metrics"]["judge_hm"] == 1.0 and judgement["counts"]["asked"] == len(Handler.keys) == 12
+    assert set(Handler.keys) == {f"Bearer {KEY}"}
+    assert json.loads(target.with_name("provenance.json").read_text())["step"] == "judge"
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert KEY not in done.stdout + done.stderr + "".join(file.read_text(errors="replace") for file in files)

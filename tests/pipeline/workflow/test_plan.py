@@ -1,0 +1,466 @@
+"""An experiment becomes jobs whose specifications are complete and whose inputs other jobs write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from megatron_ext.config import Layout
+from megatron_ext.data.sampling import Alternation, Pairs
+from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
+from pipeline.benchmarks.tofu.data import DATA
+from pipeline.config.checks import CONFIGS, load
+from pipeline.config.sizing import (
+    Shape,
+    layout_problems,
+    scope_parameters,
+    stage_parameters,
+    training_bytes,
+    unlearning_bytes,
+)
+from pipeline.data.settings import BpeTokenizer, FetchedSource, FolderTokenizer, SyntheticSource
+from pipeline.specs import FetchDataSpec, FetchSpec, PrepareSpec, StepSpec
+from pipeline.steps.prepare import prepare
+from pipeline.workflow.plan import Plan, canonical
+
+
+def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> Plan:
+    if changes is None:
+        return Plan(load(name, **options), Path("out"))
+    content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text()) | changes
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return Plan(load(path, **options), Path("out"))
+
+
+def tofu_files() -> list[str]:
+    return [name for (name,) in plan("tofu-small").data_files]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Plan:
+    """TOFU from a local folder, unlearned from a local checkpoint; beside their files lie others that nobody reads."""
+    data, model = tmp_path / "data", tmp_path / "model"
+    data.mkdir()
+    for name in (*tofu_files(), "forget05"):
+        (data / f"{name}.jsonl").write_text("{}\n" * 70)
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "notes.md"):
+        (model / name).write_text("{}")
+    values = yaml.safe_load((CONFIGS / "models" / "tofu-small-llama.yaml").read_text())
+    values["checkpoints"] = {"target": {"folder": str(model)}}
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tofu-small-llama.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "experiments").mkdir()
+    changes = {"training": {}, "evaluation": {"options": {"privleak": False}}}  # which would need retrain
+    return plan("tofu-small", changes, tmp_path / "experiments", data_root=data)
+
+
+def test_files_of_the_user_are_inputs(local: Plan, tmp_path: Path) -> None:
+    """A change in them is a reason to run the jobs that read them again."""
+    model = {tmp_path / "model" / name for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    assert set(local.jobs["models/target"].inputs) == model
+    data = {tmp_path / "data" / f"{name}.jsonl" for name in tofu_files()}
+    assert set(local.jobs["data/tofu"].inputs) == data | {Path("out/tofu-small/models/target/checkpoint")}
+
+
+def test_steps_are_counted_as_the_program_counts_them(local: Plan) -> None:
+    for made in (local, plan()):  # 70 rows in batches of 32, 80 in batches of 8
+        spec = made.jobs["unlearned/npo/seed-0"].spec
+        rows = {local: 70}.get(made, 80)
+        for epochs in (0.1, 1, 2.5, 10):
+            changed = spec.model_copy(update={"epochs": epochs})
+            assert made.unlearning_steps(changed) == Pairs(rows, rows, spec.batching.global_batch, epochs, 0).steps
+    assert local.describe("unlearned/npo/seed-0") == "10 epochs, 30 steps of 32"
+    assert plan("tofu-small").describe("unlearned/npo/seed-0") == "10 epochs, about 130 steps of 32"
+
+
+@pytest.mark.parametrize("background", [0, 3])
+def test_tokenised_sets_are_those_that_prepare_writes(background: int, tmp_path: Path) -> None:
+    source = SyntheticSource(authors=4, questions_per_author=2, background_authors=background)
+    tokenizer = BpeTokenizer(vocab_size=400)
+    told = {"family": "tofu", "source": source, "forget_split": "forget10", "sets": ["forget"], "tokenizer": tokenizer}
+    prepare(PrepareSpec(**told, max_length=160, output=tmp_path))
+    assert {path.stem for path in (tmp_path / "train").iterdir()} == set(DATA.tokenised_sets(source))
+
+
+def test_mini_has_the_whole_path() -> None:
+    names, methods = list(plan().jobs), [run.id for run in plan().config.runs]
+    assert {"ga", "graddiff", "npo", "simnpo", "ngdiff", "rmu", "blur-npo", "blur-rmu", "pdu", "ofmu"} == set(methods)
+    assert names[:4] == ["data/mini", "models/base", "models/target", "models/retrain"]
+    assert set(names[4:6]) == {"reference/forget", "reference/retain"}
+    assert names[6:16] == [f"unlearned/{m}/seed-0" for m in methods]
+    evaluated = {"target", "retrain", *(f"{m}-seed-0" for m in methods)}
+    assert set(names[16:28]) == {f"evaluation/{m}/mini" for m in evaluated}
+    assert names[28:] == ["report"]
+
+
+def test_mini_all_is_mini_with_every_method_and_two_seeds() -> None:
+    mini, all_ = plan().config, plan("mini-all").config
+    assert {run.id for run in all_.runs} == {file.stem for file in (CONFIGS / "methods").glob("*.yaml")}
+    assert all_.experiment.seeds == [0, 1]
+    for key in type(mini.experiment).model_fields:
+        if key not in ("name", "title", "seeds", "methods"):
+            assert getattr(mini.experiment, key) == getattr(all_.experiment, key), key
+    methods = {run.id: run.method for run in all_.runs}
+    for run in mini.runs:
+        assert methods[run.id] == run.method
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b"])
+def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
+    written: list[Path] = []
+    for job in plan(name).jobs.values():
+        assert job.spec.output == Path("out") / name / job.name
+        for path in job.inputs:  # the shipped experiments read no files of the user
+            assert any(path.is_relative_to(folder) for folder in written), (job.name, path)
+        written.append(job.spec.output)
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b", None])
+def test_every_path_of_a_specification_is_a_declared_input(name: str | None, local: Plan) -> None:
+    """A file that a job reads and Snakemake does not know of would not make the job run again."""
+    for job in (plan(name) if name else local).jobs.values():
+        if job.spec.step == "report":
+            continue  # reads three or four files of each of its folders
+        values = job.spec.model_dump(mode="json", exclude={"output", "cache"})
+        paths = {Path(text) for text in _texts(values) if text.startswith(("out/", "/"))}
+        for path in paths:
+            assert any(file.is_relative_to(path) for file in job.inputs), (job.name, path)
+        for file in job.inputs:
+            assert any(file.is_relative_to(path) for path in paths), (job.name, file)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in _texts(part)]
+    if isinstance(value, list):
+        return [text for part in value for text in _texts(part)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b"])
+def test_specifications_survive_their_journey(name: str) -> None:
+    for job in plan(name).jobs.values():
+        read = TypeAdapter(StepSpec).validate_python(json.loads(canonical(job.spec)))
+        assert read == job.spec
+        assert canonical(read) == canonical(job.spec)
+        assert yaml.safe_load(yaml.safe_dump(read.model_dump(mode="json"))) == read.model_dump(mode="json")
+
+
+def test_blur_of_mini() -> None:
+    spec = plan().jobs["unlearned/blur-npo/seed-0"].spec
+    assert isinstance(spec, UnlearnSpec)
+    assert (spec.rule.name, spec.rule.gamma, spec.forget_loss.beta) == ("blur", 0.3, 0.1)
+    assert (spec.optimizer.learning_rate, spec.optimizer.clip_norm, spec.optimizer.weight_decay) == (3e-4, None, 0.0)
+    assert (spec.epochs, spec.warmup_epochs, spec.batching.global_batch, spec.diagnostics) == (10, 1, 8, True)
+    assert spec.optimizer.schedule.kind == "constant"
+
+
+def test_published_settings_are_the_methods_own() -> None:
+    for method in ("ga", "graddiff", "npo", "blur-npo"):
+        spec = plan("tofu-llama-3.2-1b").jobs[f"unlearned/{method}/seed-0"].spec
+        assert (spec.optimizer.learning_rate, spec.optimizer.weight_decay) == (1e-5, 0.01)
+        assert (spec.epochs, spec.warmup_epochs, spec.batching.global_batch) == (10, 1, 32)
+        assert spec.optimizer.schedule.kind == "linear"
+        assert spec.optimizer.clip_norm == (None if method == "blur-npo" else 1.0)
+
+
+def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: Path) -> None:
+    jobs = plan("mini-all").jobs
+    forget, idk, retain = (Path(f"out/mini-all/reference/{name}/reference.npz") for name in ("forget", "idk", "retain"))
+    for method, needed in (("ga", set()), ("npo", {forget}), ("idk-dpo", {forget, idk}), ("pdu", {retain})):
+        job = jobs[f"unlearned/{method}/seed-0"]
+        assert {forget, idk, retain} & set(job.inputs) == needed
+        (topic,) = job.spec.topics
+        given = {topic.reference, topic.alternatives_reference, topic.retain_reference} - {None}
+        assert given == needed
+    assert jobs["unlearned/idk-dpo/seed-0"].spec.topics[0].alternatives == Path("out/mini-all/data/mini/train/idk.npz")
+    assert jobs["reference/idk"].spec.data == Path("out/mini-all/data/mini/train/idk.npz")
+    for methods, wanted in ((["ga"], set()), (["ga", "npo"], {"reference/forget"})):
+        jobs = plan("mini", {"methods": methods}, tmp_path).jobs
+        assert {name for name in jobs if name.startswith("reference")} == wanted
+
+
+def test_recomputation_and_sequence_parallelism_reach_every_training(tmp_path: Path) -> None:
+    changes = {
+        "layout": {"tensor": 2, "sequence_parallel": True},
+        "runtime": {"device": "cpu", "precision": "fp32", "recompute": True},
+    }
+    jobs = plan("mini", changes, tmp_path).jobs
+    for name in ("models/base", "unlearned/npo/seed-0"):
+        runtime = jobs[name].spec.runtime
+        assert (runtime.recompute, runtime.layout.sequence_parallel) == (True, True)
+
+
+def test_steps_can_be_bounded(tmp_path: Path) -> None:
+    uses = [{"method": "npo", "overrides": {"training": {"max_steps": 7}}}]
+    made = plan("mini", {"methods": uses}, tmp_path)
+    spec = made.jobs["unlearned/npo/seed-0"].spec
+    assert spec.max_steps == 7
+    pairs = Pairs(80, 720, spec.batching.global_batch, spec.epochs, 0)
+    assert made.unlearning_steps(spec) == Alternation((pairs,), spec.max_steps).steps == 7
+    assert made.unlearning_steps(spec.model_copy(update={"max_steps": 101})) == 100
+
+
+def test_memory_of_what_is_built_and_trained() -> None:
+    """Counted by hand for the tofu-llama-3.2-1b model: 16 layers of width 2048, 8192 inside."""
+    jobs, shape = plan("tofu-llama-3.2-1b").jobs, load("tofu-llama-3.2-1b").shape
+    spec = jobs["unlearned/rmu/seed-0"].spec
+    down = 2048 * 8192
+    built = 8 * shape.layer_parameters + shape.embedding_parameters
+    scope = spec.scope.model_copy(update={"train_layers": [5, 6, 7], "matrices": ["down_proj"]})
+    spec = spec.model_copy(update={"scope": scope, "diagnostics": False})
+    # bf16: weights; gradient, two moments and a master copy, all fp32; and the frozen matrices in bf16
+    assert unlearning_bytes(spec, shape, gpus=False) == 2 * built + 3 * down * (4 + 12 + 2)
+    spread = Layout(tensor=2, pipeline=2, pipeline_split=[8, 8])
+    assert scope_parameters(spread, shape, scope) == (
+        (4 * shape.layer_parameters + shape.embedding_parameters) // 2,
+        3 * down // 2,
+    )
+    whole = jobs["unlearned/npo/seed-0"].spec
+    assert unlearning_bytes(whole, shape, gpus=True) == training_bytes(Layout(), shape, "bf16", 1)
+    kept = plan("mini-all").jobs["unlearned/graddiff-kl/seed-0"].spec
+    mini = load("mini-all").shape
+    alone = training_bytes(Layout(), mini, "fp32", 1)
+    assert unlearning_bytes(kept, mini, gpus=False) - alone == 4 * stage_parameters(Layout(), mini)
+    assert unlearning_bytes(kept, mini, gpus=True) == alone, "a GPU's copy lies in host memory"
+    vector, none = plan("mini-all").jobs["unlearned/task-vector/seed-0"].spec, training_bytes(Layout(), mini, "fp32", 0)
+    for gpus in (False, True):
+        aside = unlearning_bytes(vector, mini, gpus) - none
+        assert aside == 4 * stage_parameters(Layout(), mini), "extrapolated weights are scored in place of the step's"
+
+
+@pytest.mark.parametrize(
+    ("method", "vectors"),
+    [
+        ("ga", 0),
+        ("npo", 1),
+        ("blur-npo", 1),
+        ("ngdiff", 1),
+        ("ngdiff-auto", 3),
+        ("pdu-open-unlearning", 0),
+        ("ofmu", 6),
+    ],
+)
+def test_memory_of_a_methods_gradient_vectors(method: str, vectors: int) -> None:
+    """As docs/methods.md has them; mini-all measures both gradients for rules that do not need them."""
+    shape = load("mini-all").shape
+    spec = plan("mini-all").jobs[f"unlearned/{method}/seed-0"].spec
+    assert unlearning_bytes(spec, shape, gpus=False) == (16 + 4 * vectors) * stage_parameters(Layout(), shape)
+    spread = spec.runtime.model_copy(update={"layout": Layout(data=2, distributed_optimizer=True)})
+    spec = spec.model_copy(update={"runtime": spread})
+    assert unlearning_bytes(spec, shape, gpus=False) == (8 + 4 + 2 * vectors) * stage_parameters(Layout(), shape)
+
+
+def test_models_from_scratch_and_from_the_base() -> None:
+    jobs = plan().jobs
+    base, target = jobs["models/base"].spec, jobs["models/target"].spec
+    assert isinstance(base, TrainSpec) and isinstance(target, TrainSpec)
+    assert base.model.checkpoint is None and base.model.config["hidden_size"] == 128
+    assert base.model.tokenizer == Path("out/mini/data/mini/tokenizer")
+    assert target.model.checkpoint == Path("out/mini/models/base/checkpoint")
+    assert target.data == {
+        "out/mini/data/mini/train/full.npz": 0.56,
+        "out/mini/data/mini/train/full_rephrased.npz": 0.24,
+        "out/mini/data/mini/train/general.npz": 0.2,
+    }
+    assert Path("out/mini/data/mini/train/full.npz") not in jobs["models/retrain"].inputs
+
+
+def test_published_checkpoints_are_fetched() -> None:
+    jobs = plan("tofu-llama-3.2-1b").jobs
+    target = jobs["models/target"].spec
+    assert isinstance(target, FetchSpec) and target.hub == "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"
+    assert jobs["models/retrain"].spec.hub.endswith("_retain90")
+    assert jobs["data/tofu"].spec.tokenizer == FolderTokenizer(path=target.output / "checkpoint")
+    assert "models/base" not in jobs
+
+
+def test_a_hub_data_set_is_fetched_and_then_read_from_the_experiments_folder(local: Plan) -> None:
+    made = plan("tofu-llama-3.2-1b")
+    folder = Path("out/tofu-llama-3.2-1b/source/tofu")
+    fetch = made.jobs["source/tofu"]
+    assert isinstance(fetch.spec, FetchDataSpec) and fetch.inputs == ()
+    assert (fetch.spec.repository, fetch.spec.revision, fetch.spec.output) == ("locuslab/TOFU", "main", folder)
+    assert fetch.spec.files == [[name] for name in tofu_files()]
+    assert {"full", "forget10", "retain90", "forget10_perturbed", "world_facts_perturbed"} <= set(tofu_files())
+    assert made.jobs["data/tofu"].spec.source == FetchedSource(path=folder)
+    assert {folder / "files", folder / "manifest.json"} <= set(made.jobs["data/tofu"].inputs)
+    assert made.fetches_data and made.fetched == ["target", "retrain"]
+    for other in (plan(), local):
+        assert not other.fetches_data and not any(name.startswith("source/") for name in other.jobs)
+
+
+def test_variants_and_seeds_get_folders_of_their_own(tmp_path: Path) -> None:
+    uses = ["npo", {"method": "npo", "variant": "mild", "overrides": {"forget": {"beta": 0.01}}}]
+    jobs = plan("mini", {"methods": uses, "seeds": [0, 3]}, tmp_path).jobs
+    runs = [name for name in jobs if name.startswith("unlearned/")]
+    assert runs == [f"unlearned/{run}/seed-{seed}" for run in ("npo", "npo-mild") for seed in (0, 3)]
+    assert (jobs[runs[0]].spec.forget_loss.beta, jobs[runs[2]].spec.forget_loss.beta) == (0.1, 0.01)
+    assert [jobs[name].spec.seed for name in runs] == [0, 3, 0, 3]
+    entries = jobs["report"].spec.entries
+    assert [(e.method, e.variant, e.seed) for e in entries[2:]] == [
+        ("npo", None, 0),
+        ("npo", None, 3),
+        ("npo", "mild", 0),
+        ("npo", "mild", 3),
+    ]
+    assert all(f"evaluation/{entry.model_id}/mini" in jobs for entry in entries)
+
+
+def test_retrain_is_what_all_others_are_compared_with() -> None:
+    jobs = plan().jobs
+    folder = Path("out/mini/evaluation/retrain/mini")
+    assert jobs["evaluation/retrain/mini"].spec.retain_evaluation is None
+    for name in ("target", "npo-seed-0"):
+        job = jobs[f"evaluation/{name}/mini"]
+        assert job.spec.retain_evaluation == folder
+        assert {folder / "evaluation.json", folder / "examples.jsonl"} <= set(job.inputs)
+
+
+def test_published_numbers_are_those_of_model_and_split() -> None:
+    assert plan("tofu-small").jobs["report"].spec.published == []
+    numbers = plan("tofu-llama-3.2-1b").jobs["report"].spec.published
+    assert {(n.model, n.split) for n in numbers} == {("llama-3.2-1b-instruct", "forget10")}
+    found = {(n.method, n.metric): (n.value, n.source) for n in numbers}
+    assert len(found) == len(numbers)
+    assert found["blur-npo", "forget_quality"] == (0.91, "BLUR (arXiv 2506.08164), Table 2")
+    assert found["rmu", "model_utility"] == (0.59, "open-unlearning (docs/repro.md at d3d7cf9)")
+    assert found["pdu", "model_utility"][0] == 0.592 and "not PDU's authors" in found["pdu", "model_utility"][1]
+
+
+def test_micro_batch_is_a_ranks_share_by_default(tmp_path: Path) -> None:
+    jobs = plan("mini", {"layout": {"data": 2}}, tmp_path).jobs
+    assert jobs["models/base"].spec.batching.micro_batch == 32
+    assert jobs["models/base"].ranks == 2
+    assert jobs["data/mini"].ranks == 1
+
+
+def test_sizes_of_a_model_are_those_of_its_tensors() -> None:
+    shape = load("tofu-llama-3.2-1b").shape
+    assert shape.parameters == 1_235_814_400  # Llama-3.2-1B
+    qwen = Shape.of(
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        }
+    )
+    assert qwen.parameters == 494_032_768  # Qwen2.5-0.5B
+    layout = load("tofu-llama-3.2-1b").layout
+    assert layout_problems(layout, shape) == []
+    assert stage_parameters(layout, shape) == shape.parameters - shape.hidden  # all but the last norm
+    assert training_bytes(layout, shape, "bf16") == 18 * stage_parameters(layout, shape)
+    assert training_bytes(layout, shape, "fp32", 1) == 20 * stage_parameters(layout, shape)
+
+
+RELEARN = {"share": 0.25, "steps": 6, "global_batch": 8, "seed": 3, "optimizer": {"learning_rate": 1e-4}}
+
+
+def test_every_evaluated_model_is_attacked_and_evaluated_again(tmp_path: Path) -> None:
+    attacks = {"relearn": RELEARN, "quantise": ["int8", {"scheme": "int4", "variant": "fine", "group": 32}]}
+    changes = {"robustness": attacks, "methods": ["ga", "npo"], "seeds": [0, 1], "layout": 2}
+    made, plain = plan("mini", changes, tmp_path), plan("mini", {**changes, "robustness": {}}, tmp_path)
+    models = ["retrain", "target", *(f"{method}-seed-{seed}" for method in ("ga", "npo") for seed in (0, 1))]
+    names = ["relearn", "int8", "int4-fine"]
+    assert made.attacked == [f"{model}.{name}" for model in models for name in names]
+    assert made.model_ids == [*models, *made.attacked]
+    added = {f"robustness/{model}/{name}" for model in models for name in names}
+    added |= {f"evaluation/{name}/mini" for name in made.attacked}
+    assert set(made.jobs) - set(plain.jobs) == added
+    for name in set(plain.jobs) - {"report"}:
+        assert made.jobs[name].spec == plain.jobs[name].spec
+
+    relearn, quantise = made.jobs["robustness/npo-seed-1/relearn"], made.jobs["robustness/npo-seed-1/int4-fine"]
+    checkpoint, forget = Path("out/mini/unlearned/npo/seed-1/checkpoint"), Path("out/mini/data/mini/train/forget.npz")
+    assert isinstance(relearn.spec, TrainSpec) and relearn.inputs == (checkpoint, forget)
+    assert relearn.spec.model.checkpoint == checkpoint
+    assert (relearn.spec.data, relearn.spec.parts) == ({str(forget): 1.0}, {str(forget): 0.25})
+    assert (relearn.spec.optimizer_steps, relearn.spec.seed, relearn.spec.optimizer.learning_rate) == (6, 3, 1e-4)
+    assert (relearn.spec.batching.global_batch, relearn.ranks, quantise.ranks) == (8, 2, 1)
+    assert isinstance(quantise.spec, QuantiseSpec) and quantise.inputs == (checkpoint,)
+    assert (quantise.spec.scheme, quantise.spec.group, quantise.spec.backend) == ("int4", 32, "builtin")
+
+    before = made.jobs["evaluation/npo-seed-1/mini"].spec
+    after = made.jobs["evaluation/npo-seed-1.relearn/mini"].spec
+    changed = {"model_id": "npo-seed-1.relearn", "checkpoint": relearn.spec.output / "checkpoint"}
+    changed["output"] = Path("out/mini/evaluation/npo-seed-1.relearn/mini")
+    assert after == before.model_copy(update=changed)
+    retrain = made.jobs["evaluation/retrain.int8/mini"].spec
+    assert retrain.retain_evaluation == Path("out/mini/evaluation/retrain/mini")
+
+
+def test_the_report_has_attacked_models_apart(tmp_path: Path) -> None:
+    changes = {"robustness": {"relearn": RELEARN, "quantise": ["int8", "nf4"]}, "methods": ["npo"]}
+    made, plain = plan("mini", changes, tmp_path), plan("mini", {"methods": ["npo"]}, tmp_path)
+    spec = made.jobs["report"].spec
+    assert spec.entries == plain.jobs["report"].spec.entries and plain.jobs["report"].spec.attacked == []
+    assert [(attack.name, attack.kind) for attack in spec.attacks] == [
+        ("relearn", "relearn"),
+        ("int8", "quantise"),
+        ("nf4", "quantise"),
+    ]
+    assert [attack.about for attack in spec.attacks] == [
+        "Fine-tuned on 25 % of the forget set: 6 steps of 8, adamw, learning rate 0.0001",
+        "Matrices of the decoder blocks rounded to int8, a scale a row",
+        "Matrices of the decoder blocks rounded to nf4, a scale for every 64 weights",
+    ]
+    assert [entry.model_id for entry in spec.attacked] == [
+        f"{model}.{attack}" for model in ("target", "retrain", "npo-seed-0") for attack in ("relearn", "int8", "nf4")
+    ]
+    last = spec.attacked[-1]
+    assert (last.kind, last.method, last.seed, last.attack) == ("unlearned", "npo", 0, "nf4")
+    assert last.run == made.jobs["robustness/npo-seed-0/nf4"].spec.output
+    inputs = {str(path) for path in made.jobs["report"].inputs}
+    for folder in ("evaluation/npo-seed-0.nf4/mini", "robustness/npo-seed-0/nf4", "robustness/target/relearn"):
+        assert f"out/mini/{folder}/summary.json" in inputs
+    assert "out/mini/evaluation/npo-seed-0.nf4/mini/evaluation.json" in inputs
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "planned"),
+    [
+        ("cpu", "auto", "builtin"),
+        ("cpu", "bitsandbytes", "bitsandbytes"),
+        ("auto", "auto", "auto"),
+        ("auto", "builtin", "builtin"),
+    ],
+)
+def test_an_experiment_on_cpus_rounds_on_them(tmp_path: Path, device: str, backend: str, planned: str) -> None:
+    runtime = {"device": device, "precision": "fp32"}
+    quantise = [{"scheme": "fp4", "backend": backend}]
+    made = plan("mini", {"robustness": {"quantise": quantise}, "runtime": runtime}, tmp_path)
+    assert made.jobs["robustness/target/fp4"].spec.backend == planned
+
+
+def test_several_ways_to_relearn(tmp_path: Path) -> None:
+    ways = [RELEARN, {**RELEARN, "variant": "longer", "steps": 60}]
+    made = plan("mini", {"robustness": {"relearn": ways}, "methods": ["npo"]}, tmp_path)
+    found = {name: made.jobs[f"robustness/npo-seed-0/{name}"].spec for name in ("relearn", "relearn-longer")}
+    assert [spec.optimizer_steps for spec in found.values()] == [6, 60]
+
+
+def test_every_topic_is_relearned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    topics = {"one": ("forget", "retain"), "other": ("retain", "forget")}
+    monkeypatch.setattr(Plan, "topics", topics)
+    spec = (
+        plan("mini", {"robustness": {"relearn": RELEARN}, "methods": ["npo"]}, tmp_path)
+        .jobs["robustness/npo-seed-0/relearn"]
+        .spec
+    )
+    paths = [f"out/mini/data/mini/train/{name}.npz" for name in ("forget", "retain")]
+    assert spec.data == dict.fromkeys(paths, 0.5) and spec.parts == dict.fromkeys(paths, 0.25)

@@ -1,0 +1,133 @@
+"""Several requests to forget in a plan: which model each starts from, what is read, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_ext.specs import ReferenceSpec, UnlearnSpec
+from pipeline.config.checks import CONFIGS, load
+from pipeline.config.located_yaml import ConfigError
+from pipeline.specs import EvaluateSpec, PrepareSpec, ReportSpec
+from pipeline.workflow.plan import Plan
+
+ROOT = Path("out/mini-muse-folds")
+
+
+def plan(folder: Path, name: str = "mini-muse-folds", **changes: Any) -> Plan:
+    content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text()) | changes
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return Plan(load(path), Path("out"))
+
+
+def refused(folder: Path, name: str = "mini-muse-folds", **changes: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plan(folder, name, **changes)
+    return str(caught.value)
+
+
+def unlearned(found: Plan) -> dict[str, UnlearnSpec]:
+    return {job.name: job.spec for job in found.jobs.values() if isinstance(job.spec, UnlearnSpec)}
+
+
+def checkpoint(name: str) -> Path:
+    return ROOT / name / "checkpoint"
+
+
+def test_one_after_the_other(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    specs = unlearned(found)
+    for method in ("graddiff", "npo"):
+        starts = [checkpoint("models/target"), checkpoint(f"unlearned/{method}/seed-0")]
+        starts += [checkpoint(f"unlearned/{method}.sust-{k}/seed-0") for k in (2, 3)]
+        names = [f"unlearned/{method}/seed-0", *(f"unlearned/{method}.sust-{k}/seed-0" for k in (2, 3, 4))]
+        assert [specs[name].checkpoint for name in names] == starts
+        sets = [specs[name].topics[0].forget_data for name in names]
+        assert sets == [found.tokens(name) for name in ("forget", "sust-2", "sust-3", "sust-4")]
+        assert {specs[name].topics[0].retain_data for name in names} == {found.tokens("retain")}
+    # Log-probabilities are those of the model that the request starts from.
+    for k, start in ((2, "unlearned/npo/seed-0"), (3, "unlearned/npo.sust-2/seed-0")):
+        spec = specs[f"unlearned/npo.sust-{k}/seed-0"]
+        reference = next(
+            job.spec
+            for job in found.jobs.values()
+            if isinstance(job.spec, ReferenceSpec) and job.spec.output / "reference.npz" == spec.topics[0].reference
+        )
+        assert (reference.checkpoint, reference.data) == (checkpoint(start), found.tokens(f"sust-{k}"))
+    assert all(specs[f"unlearned/graddiff.sust-{k}/seed-0"].topics[0].reference is None for k in (2, 3, 4))
+
+
+def test_growing(tmp_path: Path) -> None:
+    found = plan(tmp_path, folds={"kind": "scalability", "count": 3})
+    specs = unlearned(found)
+    assert {spec.checkpoint for spec in specs.values()} == {checkpoint("models/target")}
+    assert [found.unlearning_steps(specs[f"unlearned/npo{k}/seed-0"]) for k in ("", ".scal-2", ".scal-3")] == [
+        40,
+        80,
+        120,
+    ]
+    assert found.references == ["forget", "scal-2", "scal-3"]
+    assert specs["unlearned/npo.scal-3/seed-0"].topics[0].reference == found.reference("scal-3")
+
+
+@pytest.mark.parametrize("kind", ["sustainability", "scalability"])
+def test_every_input_is_written_by_an_earlier_job(kind: str, tmp_path: Path) -> None:
+    found = plan(tmp_path, folds={"kind": kind, "count": 4}, seeds=[0, 1])
+    written: list[Path] = []
+    for job in found.jobs.values():
+        for path in job.inputs:
+            assert any(folder in path.parents for folder in written), (job.name, path)
+        written.append(job.spec.output)
+    assert len(set(written)) == len(written)
+    prepare = next(job.spec for job in found.jobs.values() if isinstance(job.spec, PrepareSpec))
+    assert prepare.folds == list(found.config.folds[1:]) and set(prepare.folds) < set(found.tokenised_sets)
+    # The rules find each job by a run and a seed, a model, or a set.
+    runs = {name.split("/")[1] for name in unlearned(found)}
+    assert runs == set(found.run_ids)
+    names = [job.spec.output.name for job in found.jobs.values() if isinstance(job.spec, ReferenceSpec)]
+    assert names == found.reference_names
+
+
+def test_all_requests_are_evaluated_on_the_same_data(tmp_path: Path) -> None:
+    found = plan(tmp_path)
+    specs = [job.spec for job in found.jobs.values() if isinstance(job.spec, EvaluateSpec)]
+    assert len(specs) == 2 + 2 * 4 and len({(spec.data, spec.split) for spec in specs}) == 1
+    assert {spec.retain_evaluation for spec in specs if spec.model_id != "retrain"} == {
+        ROOT / "evaluation" / "retrain" / "mini-muse-folds"
+    }
+
+
+def test_the_report_has_further_requests_apart(tmp_path: Path) -> None:
+    found = plan(tmp_path, seeds=[0, 1])
+    spec = found.jobs["report"].spec
+    assert isinstance(spec, ReportSpec) and spec.folds == "sustainability"
+    assert [entry.model_id for entry in spec.entries] == [
+        "target",
+        "retrain",
+        *(f"{method}-seed-{seed}" for method in ("graddiff", "npo") for seed in (0, 1)),
+    ]
+    assert len(spec.folded) == 2 * 2 * 3
+    for entry in spec.folded:
+        own = f"{entry.method}.sust-{entry.fold}"
+        assert entry.model_id == f"{own}-seed-{entry.seed}"
+        assert found.jobs[f"unlearned/{own}/seed-{entry.seed}"].spec.output == entry.run
+        assert found.jobs[f"evaluation/{entry.model_id}/mini-muse-folds"].spec.output == entry.evaluation
+    shown = {path.parent for path in found.jobs["report"].inputs}
+    assert {entry.run for entry in spec.folded} | {entry.evaluation for entry in spec.folded} < shown
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    assert "folds: the family 'tofu' has one request to forget only" in refused(
+        tmp_path, "mini", folds={"kind": "scalability"}
+    )
+    assert "folds.count: 5; the family 'muse' has 4" in refused(tmp_path, folds={"kind": "scalability", "count": 5})
+    message = refused(tmp_path, "mini-muse", folds={"kind": "sustainability", "count": 2})
+    assert "folds.count: 2; the source of 'mini-muse' makes no 'sust-2'" in message
+    assert "split: 'sust-2'; the first of several requests is 'forget'" in refused(tmp_path, split="sust-2")
+    message = refused(tmp_path, methods=["idk-dpo"])
+    assert "alternatives: the family 'muse' has no set 'idk' of other answers" in message
+    assert "folds.kind" in refused(tmp_path, folds={"kind": "sequential"})
