@@ -20,7 +20,7 @@ class Layout(Strict):
     pipeline_split: list[Annotated[int, Field(ge=1)]] | None = Field(
         None,
         description="decoder layers of each pipeline stage, first to last; the default spreads them evenly, "
-        "as is done with the layers of a ``scope`` in any case",
+        "as is done with the layers up to ``trainable_layers.up_to`` in any case",
     )
     distributed_optimizer: bool = Field(
         False, description="shard optimizer state and reduced gradients over data-parallel ranks"
@@ -48,7 +48,7 @@ class Runtime(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(1, ge=1, description="CPU threads of each rank")
     timeout_seconds: float = Field(600.0, gt=0, description="a collective that takes longer fails on every rank")
-    recompute: bool = Field(
+    recompute_activations: bool = Field(
         False, description="in training, keep only each block's input and compute its activations again for backward"
     )
 
@@ -78,27 +78,27 @@ class Batching(Strict):
     micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank")
 
 
-class Scope(Strict):
+class TrainableLayers(Strict):
     """For losses on hidden states: what of the model is built, and which of its matrices are trained."""
 
-    layer: int = Field(ge=0, description="decoder block, from 0, whose output the losses see; later ones are not built")
-    train_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="decoder blocks that are trained; default: ``layer`` and up to two before it"
+    up_to: int = Field(ge=0, description="decoder block, from 0, whose output the losses see; later ones are not built")
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="decoder blocks that are trained; default: ``up_to`` and up to two before it"
     )
-    matrices: list[Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]] = Field(
+    target_modules: list[Literal["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]] = Field(
         ["down_proj"], min_length=1, description="matrices that are trained in each of them"
     )
 
     @property
     def trained_layers(self) -> list[int]:
-        return self.train_layers or list(range(max(0, self.layer - 2), self.layer + 1))
+        return self.layers_to_transform or list(range(max(0, self.up_to - 2), self.up_to + 1))
 
     @model_validator(mode="after")
-    def _trained(self) -> Scope:
-        if max(self.trained_layers) > self.layer:
-            allowed = f"allowed: 0 to {self.layer}"
-            raise ValueError(f"train_layers: {self.trained_layers} goes beyond layer {self.layer}; {allowed}")
-        for key, values in (("train_layers", self.trained_layers), ("matrices", self.matrices)):
+    def _trained(self) -> TrainableLayers:
+        if max(self.trained_layers) > self.up_to:
+            allowed = f"allowed: 0 to {self.up_to}"
+            raise ValueError(f"layers_to_transform: {self.trained_layers} goes beyond up_to: {self.up_to}; {allowed}")
+        for key, values in (("layers_to_transform", self.trained_layers), ("target_modules", self.target_modules)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: {values} names one twice")
         return self

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from megatron_ext import losses, updates
-from megatron_ext.config import Batching, Layout, Loader, Optimizer, Runtime, Scope
+from megatron_ext.config import Batching, Layout, Loader, Optimizer, Runtime, TrainableLayers
 from megatron_ext.schema import Strict
 
 
@@ -43,7 +43,7 @@ class ModelSource(Strict):
 class TrainSpec(Strict):
     """Minimise the token-mean negative log-likelihood: from scratch, or fine-tuning."""
 
-    step: Literal["train"] = "train"
+    program: Literal["train"] = "train"
     model: ModelSource
     data: dict[str, float] = Field(description="tokenised file -> share of every batch; shares sum to 1", min_length=1)
     parts: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
@@ -103,7 +103,7 @@ class Quantisation(Strict):
 class QuantiseSpec(Quantisation):
     """Round a checkpoint's matrices to few bits, and write what they then are into a checkpoint of the same types."""
 
-    step: Literal["quantise"] = "quantise"
+    program: Literal["quantise"] = "quantise"
     checkpoint: Path = Field(strict=False)
     output: Path = Field(strict=False, description="folder that receives checkpoint/ and summary.json")
 
@@ -111,7 +111,7 @@ class QuantiseSpec(Quantisation):
 class ReferenceSpec(Strict):
     """Compute the log-probability of every sequence of ``data`` under ``checkpoint`` once."""
 
-    step: Literal["reference"] = "reference"
+    program: Literal["reference"] = "reference"
     checkpoint: Path = Field(strict=False)
     data: Path = Field(strict=False)
     token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
@@ -122,18 +122,18 @@ class ReferenceSpec(Strict):
 class Topic(Strict):
     """A forget and a retain set that belong together, with what was computed of them under the checkpoint.
 
-    ``reference`` and ``alternatives_reference``: log-probabilities of ``forget_data`` and ``alternatives``;
-    ``alternatives``: other answers to the forget set's prompts, equally many of each row, row by row;
-    ``retain_reference``: log-probabilities of ``retain_data``, of which rules learn its loss before unlearning.
+    ``reference_logps`` and ``preferred_answers_logps``: log-probabilities of ``forget_data`` and ``preferred_answers``;
+    ``preferred_answers``: other answers to the forget set's prompts, equally many of each row, row by row;
+    ``retain_reference_logps``: log-probabilities of ``retain_data``, of which rules learn its loss before unlearning.
     """
 
     name: str = "forget"
     forget_data: Path = Field(strict=False)
     retain_data: Path = Field(strict=False)
-    reference: Path | None = Field(None, strict=False)
-    alternatives: Path | None = Field(None, strict=False)
-    alternatives_reference: Path | None = Field(None, strict=False)
-    retain_reference: Path | None = Field(None, strict=False)
+    reference_logps: Path | None = Field(None, strict=False)
+    preferred_answers: Path | None = Field(None, strict=False)
+    preferred_answers_logps: Path | None = Field(None, strict=False)
+    retain_reference_logps: Path | None = Field(None, strict=False)
 
 
 class Validation(Strict):
@@ -168,13 +168,13 @@ class UnlearnSpec(Strict):
     Several topics take turns, a step each.
     """
 
-    step: Literal["unlearn"] = "unlearn"
+    program: Literal["unlearn"] = "unlearn"
     checkpoint: Path = Field(strict=False)
     topics: list[Topic] = Field(min_length=1)
     forget_loss: losses.AnyLoss
     retain_loss: losses.AnyLoss | None = None
     rule: updates.AnyRule
-    scope: Scope | None = None
+    trainable_layers: TrainableLayers | None = None
     epochs: float = Field(gt=0, description="passes over the forget set")
     max_steps: int | None = Field(None, ge=1, description="bound on the optimizer steps, over all topics")
     batching: Batching
@@ -200,8 +200,10 @@ class UnlearnSpec(Strict):
             missing = [key for key in needed_files(self.forget_loss, self.rule) if getattr(topic, key) is None]
             if missing:
                 raise ValueError(f"topics: {topic.name!r}: {missing[0]!r} is missing, which the method needs")
-            if topic.alternatives is not None and not self.forget_loss.needs_alternatives:
-                raise ValueError(f"topics: {topic.name!r}: the loss {self.forget_loss.name!r} reads no 'alternatives'")
+            if topic.preferred_answers is not None and not self.forget_loss.needs_preferred_answers:
+                raise ValueError(
+                    f"topics: {topic.name!r}: the loss {self.forget_loss.name!r} reads no 'preferred_answers'"
+                )
         problems = self.method_problems()
         if problems:
             raise ValueError("; ".join(problems))
@@ -210,26 +212,26 @@ class UnlearnSpec(Strict):
 
     def method_problems(self) -> list[str]:
         """What does not fit together in the method and its settings: messages that begin with the key."""
-        found = method_problems(self.forget_loss, self.retain_loss, self.rule, self.scope)
+        found = method_problems(self.forget_loss, self.retain_loss, self.rule, self.trainable_layers)
         names = [topic.name for topic in self.topics]
         for key, loss in (("forget_loss", self.forget_loss), ("retain_loss", self.retain_loss)):
             found += [f"{key}.{text}" for text in loss.problems(names)] if loss is not None else []
-        if self.validation is not None and self.scope is not None:
-            built = f"only the model's layers 0 to {self.scope.layer}, which give no probabilities; allowed: null"
-            found.append(f"validation: is given, but the method's 'scope' builds {built}")
+        if self.validation is not None and self.trainable_layers is not None:
+            built = f"layers 0 to {self.trainable_layers.up_to} only, which give no probabilities; allowed: null"
+            found.append(f"validation: is given, but the method's 'trainable_layers' builds {built}")
         return found + self.rule.problems(self)
 
 
 def needed_files(forget: losses.Loss, rule: updates.Rule) -> list[str]:
     """The optional entries of a topic that a method needs."""
-    found = ["reference"] if forget.needs_reference else []
-    if forget.needs_alternatives:
-        found += ["alternatives"] + (["alternatives_reference"] if forget.needs_reference else [])
-    return found + (["retain_reference"] if rule.needs_retain_reference else [])
+    found = ["reference_logps"] if forget.needs_reference_logps else []
+    if forget.needs_preferred_answers:
+        found += ["preferred_answers"] + (["preferred_answers_logps"] if forget.needs_reference_logps else [])
+    return found + (["retain_reference_logps"] if rule.needs_retain_reference_logps else [])
 
 
 def method_problems(
-    forget: losses.Loss, retain: losses.Loss | None, rule: updates.Rule, scope: Scope | None
+    forget: losses.Loss, retain: losses.Loss | None, rule: updates.Rule, trainable_layers: TrainableLayers | None
 ) -> list[str]:
     """What does not fit together in a method: messages that begin with the key."""
     found = []
@@ -238,15 +240,15 @@ def method_problems(
     for key, loss in (("forget_loss", forget), ("retain_loss", retain)):
         if loss is None:
             continue
-        if loss.sees == "hidden" and scope is None:
-            found.append(f"scope: is missing, and the loss {loss.name!r} needs it")
-        if loss.sees == "logits" and scope is not None:
+        if loss.sees == "hidden" and trainable_layers is None:
+            found.append(f"trainable_layers: is missing, and the loss {loss.name!r} needs it")
+        if loss.sees == "logits" and trainable_layers is not None:
             found.append(
                 f"{key}: {loss.name!r} needs the whole model; with a scope, allowed are losses on hidden states"
             )
-        if key == "retain_loss" and (loss.needs_reference or loss.needs_alternatives):
+        if key == "retain_loss" and (loss.needs_reference_logps or loss.needs_preferred_answers):
             found.append(f"{key}: {loss.name!r} is a forget loss: it needs what is made of the forget set only")
-    if rule.needs_retain_reference and (retain is None or retain.name != "nll"):
+    if rule.needs_retain_reference_logps and (retain is None or retain.name != "nll"):
         found.append(f"retain_loss: must be 'nll' where the rule {rule.name!r} measures it before unlearning")
     return found
 

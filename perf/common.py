@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_ext.config import Optimizer, Runtime, Scope
+from megatron_ext.config import Optimizer, Runtime, TrainableLayers
 from megatron_ext.data.sequences import Sequences
 from megatron_ext.losses import Loss
 
 if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
     from megatron_ext.model.build import LanguageModel
-    from megatron_ext.training.trainer import Term
+    from megatron_ext.training.trainer import LossTerm
 
 VOCABULARY = 8192
 MICRO_BATCH = 8
@@ -104,12 +104,12 @@ def run(
         print(json.dumps(result), flush=True)
 
 
-def build(size: Size, ranks: Ranks, scope: Scope | None = None) -> LanguageModel:
+def build(size: Size, ranks: Ranks, trainable_layers: TrainableLayers | None = None) -> LanguageModel:
     """The model of this size, always with the same values."""
     from megatron_ext.checkpoint import reading, tensor_sources
     from megatron_ext.model import build as model
 
-    built = model.build(size.config, ranks, scope)
+    built = model.build(size.config, ranks, trainable_layers)
     reading.fill(built, ranks, tensor_sources.InitialValues(size.config, seed=0))
     return built
 
@@ -142,11 +142,11 @@ class Batches:
     """The forget and retain rows of every step; ``reference``: the forget rows' log-probabilities, where given."""
 
     def __init__(self, given: Options, reference: np.ndarray | None = None) -> None:
-        from megatron_ext.data.collate import Pool
+        from megatron_ext.data.collate import SequenceDataset
 
         self.batch = given.model.batch
         self.forget, self.retain = (sequences(self.batch * given.steps, seed) for seed in (1, 2))
-        self.forget_pool, self.retain_pool = Pool([self.forget], reference), Pool([self.retain])
+        self.forget_pool, self.retain_pool = SequenceDataset([self.forget], reference), SequenceDataset([self.retain])
 
     def with_references(self, given: Options, model: LanguageModel, ranks: Ranks) -> Batches:
         """The same, with the log-probabilities under ``model``: what ``megatron_ext.steps.reference`` computes once."""
@@ -160,13 +160,13 @@ class Batches:
     def rows(self, step: int) -> range:
         return range(step * self.batch, (step + 1) * self.batch)
 
-    def terms(self, step: int, forget: Loss, retain: Loss) -> list[Term]:
-        from megatron_ext.training.trainer import Term
+    def terms(self, step: int, forget: Loss, retain: Loss) -> list[LossTerm]:
+        from megatron_ext.training.trainer import LossTerm
 
         rows = self.rows(step)
         return [
-            Term("forget_loss", forget, self.forget_pool, rows),
-            Term("retain_loss", retain, self.retain_pool, rows),
+            LossTerm("forget_loss", forget, self.forget_pool, rows),
+            LossTerm("retain_loss", retain, self.retain_pool, rows),
         ]
 
 

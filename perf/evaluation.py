@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron_ext.distributed.process_groups import Ranks
-    from pipeline.benchmarks.requests import Item
+    from pipeline.benchmarks.requests import Instance
 
 BOUND = 0.5
 BATCH = 32  # of open-unlearning's evaluation of TOFU
@@ -71,7 +71,7 @@ class Work:
     log_probs: list[float] = field(default_factory=list)
 
 
-Evaluate = Callable[[Sequence["Item"], Work], None]
+Evaluate = Callable[[Sequence["Instance"], Work], None]
 
 
 def measure(given: Options) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def measure(given: Options) -> list[dict[str, Any]]:
     return [found]
 
 
-def _length(item: Item) -> int:
+def _length(item: Instance) -> int:
     """Tokens of an item's answer: as many as the true one has, end token included."""
     assert item.generate is not None
     return min(len(item.targets["answer"][1]), item.generate.max_new_tokens)
@@ -143,7 +143,7 @@ def _ours(scale: Scale, ranks: Ranks, tokenizer: Tokenizer) -> Evaluate:
     def ended(ids: list[int], stops: tuple[str, ...]) -> bool:
         return len(ids) == int(stops[0])
 
-    def evaluate(items: Sequence[Item], work: Work) -> None:
+    def evaluate(items: Sequence[Instance], work: Work) -> None:
         requests = [ScoreRequest(*pair) for item in items for pair in item.targets.values()]
         work.log_probs += [s.log_prob for s in score(model, ranks, requests, TOKEN_BUDGET, progress=False)]
         prompts = [
@@ -191,7 +191,7 @@ def _theirs(scale: Scale, tokenizer: Tokenizer) -> Evaluate:
                 losses = cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
             yield from (-losses.sum(dim=1)).tolist()
 
-    def generate(items: Sequence[Item]) -> Iterator[list[int]]:
+    def generate(items: Sequence[Instance]) -> Iterator[list[int]]:
         for first in range(0, len(items), BATCH):
             some = [(item.generate, _length(item)) for item in items[first : first + BATCH] if item.generate]
             longest = max(len(request.prompt) for request, _ in some)
@@ -211,7 +211,7 @@ def _theirs(scale: Scale, tokenizer: Tokenizer) -> Evaluate:
                 )[:, longest:].tolist()
             yield from (row[:length] for row, (_, length) in zip(rows, some, strict=True))
 
-    def evaluate(items: Sequence[Item], work: Work) -> None:
+    def evaluate(items: Sequence[Instance], work: Work) -> None:
         # One set after the other, of each one answer after the other: each is a pass over the data.
         for name in dict.fromkeys(item.set for item in items):
             own = [item for item in items if item.set == name]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron_ext.distributed.process_groups import Ranks
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
     from megatron_ext.training.trainer import Trainer
 
 BOUND = 0.90
@@ -35,11 +35,11 @@ BOUND = 0.90
 class ResidentNPO(NPO):
     """NPO that computes its reference in every step, by a forward pass of the model before unlearning."""
 
-    needs_reference: ClassVar[bool] = False
-    needs_frozen: ClassVar[bool] = True
+    needs_reference_logps: ClassVar[bool] = False
+    needs_reference_model: ClassVar[bool] = True
 
-    def __call__(self, scores: Scores) -> Tensor:
-        log_probs = scores.vocabulary.target_log_probs(scores.frozen_logits, scores.targets)
+    def __call__(self, scores: LossInputs) -> Tensor:
+        log_probs = scores.vocabulary.target_log_probs(scores.reference_logits, scores.targets)
         scores.batch = dataclasses.replace(scores.batch, reference=scores.per_sequence(log_probs))
         return super().__call__(scores)
 
@@ -48,7 +48,7 @@ def measure(given: Options) -> list[dict[str, Any]]:
     # First, and in processes that start afresh: a child's peak is never below its parent's size at that moment. There
     # glibc gives back at once what is freed, so that resident memory is memory in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").SequenceDataset(1, maxtasksperchild=1) as pool:
         cached, resident = pool.starmap(_peak, [(given, NPO), (given, ResidentNPO)], chunksize=1)
     with process_groups.start(given.runtime) as ranks:
         trainer = _trainer(given, ranks, resident=True)
@@ -70,11 +70,11 @@ def measure(given: Options) -> list[dict[str, Any]]:
 
 
 def _trainer(given: Options, ranks: Ranks, resident: bool) -> Trainer:
-    from megatron_ext.training.reference_model import FrozenModel
+    from megatron_ext.training.reference_model import OffloadedReferenceModel
     from megatron_ext.training.trainer import Trainer
 
-    frozen = FrozenModel(build(given.model, ranks), ranks) if resident else None
-    return Trainer(build(given.model, ranks), ranks, OPTIMIZER, MICRO_BATCH, frozen)
+    reference_model = OffloadedReferenceModel(build(given.model, ranks), ranks) if resident else None
+    return Trainer(build(given.model, ranks), ranks, OPTIMIZER, MICRO_BATCH, reference_model)
 
 
 def _variant(trainer: Trainer, batches: Batches, forget: NPO) -> Callable[[int], Losses]:
@@ -90,7 +90,7 @@ def _peak(given: Options, forget: type[NPO]) -> int:
     import numpy as np
 
     with process_groups.start(given.runtime) as ranks:
-        trainer = _trainer(given, ranks, resident=forget.needs_frozen)
+        trainer = _trainer(given, ranks, resident=forget.needs_reference_model)
         batches = Batches(given, np.zeros(given.model.batch * given.steps))
         for i in range(2):
             _variant(trainer, batches, forget())(i % given.steps)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from megatron_ext.config import Scope
-from megatron_ext.data.collate import Pool
+from megatron_ext.config import TrainableLayers
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.distributed import process_groups
 from megatron_ext.losses.rmu import RMU, direction
 from megatron_ext.losses.rmu_retain import RMURetain
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from megatron_ext.data.collate import MicroBatch
 
 BOUND = 0.35
-SCOPE = Scope(layer=1, train_layers=[0, 1], matrices=["down_proj"])
+SCOPE = TrainableLayers(up_to=1, layers_to_transform=[0, 1], target_modules=["down_proj"])
 FORGET, RETAIN = RMU(steering=6.5), RMURetain(weight=100.0)
 
 
@@ -47,7 +47,7 @@ class Full:
         import torch
 
         self.model, self.batches = model.requires_grad_(False), batches
-        self.frozen = copy.deepcopy(model).eval()
+        self.reference_model = copy.deepcopy(model).eval()
         trained = [model.model.layers[i].mlp.down_proj.weight for i in SCOPE.trained_layers]
         for weight in trained:
             weight.requires_grad_(True)
@@ -67,7 +67,9 @@ class Full:
         for pool, weight in ((self.batches.forget_pool, 1.0), (self.batches.retain_pool, RETAIN.weight)):
             total, tokens = 0.0, int(pool.lengths[list(rows)].sum())
             for batch in _micro_batches(pool, rows):
-                wanted = vector if pool is self.batches.forget_pool else self._hidden(self.frozen, batch).detach()
+                wanted = (
+                    vector if pool is self.batches.forget_pool else self._hidden(self.reference_model, batch).detach()
+                )
                 squares = (self._hidden(self.model, batch) - wanted).square().mean(dim=-1)
                 loss = weight * squares.sum() / tokens
                 loss.backward()
@@ -86,7 +88,7 @@ class Full:
         return kept[0].transpose(0, 1).flatten(0, 1)[batch.index]
 
 
-def _micro_batches(pool: Pool, rows: range) -> list[MicroBatch]:
+def _micro_batches(pool: SequenceDataset, rows: range) -> list[MicroBatch]:
     import torch
 
     dealt = pool.micro_batches(rows, MICRO_BATCH, data_rank=0, data_size=1)
@@ -95,12 +97,12 @@ def _micro_batches(pool: Pool, rows: range) -> list[MicroBatch]:
 
 def measure(given: Options) -> list[dict[str, Any]]:
     with process_groups.start(given.runtime) as ranks:
-        from megatron_ext.training.reference_model import FrozenMatrices
+        from megatron_ext.training.reference_model import ReferenceMatrices
         from megatron_ext.training.trainer import Trainer
 
         batches = Batches(given)
         model = build(given.model, ranks, SCOPE)
-        trainer = Trainer(model, ranks, OPTIMIZER, MICRO_BATCH, FrozenMatrices(model, ranks))
+        trainer = Trainer(model, ranks, OPTIMIZER, MICRO_BATCH, ReferenceMatrices(model, ranks))
 
         def ours(i: int) -> Losses:
             taken = trainer.step(batches.terms(i, FORGET, RETAIN), WeightedSum(), OPTIMIZER.learning_rate)

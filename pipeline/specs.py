@@ -16,8 +16,8 @@ from megatron_ext.specs import QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSp
 from pipeline.benchmarks import AnyOptions
 from pipeline.data.settings import (
     BadRows,
-    FoldKind,
     LocalSource,
+    RequestOrder,
     TemplateName,
     Tokenizer,
 )
@@ -27,13 +27,15 @@ from pipeline.judging.settings import JudgeSettings
 class PrepareSpec(Strict):
     """Benchmark text to tokenised splits."""
 
-    step: Literal["prepare"] = "prepare"
+    program: Literal["prepare"] = "prepare"
     family: str
     source: LocalSource
     forget_split: str
     sets: list[str] = Field(description="evaluation sets that are written")
     training: bool = Field(True, description="whether training sets are written too")
-    folds: list[str] = Field([], description="other forget splits, whose forget sets are training sets by their names")
+    requests: list[str] = Field(
+        [], description="other forget splits, whose forget sets are training sets by their names"
+    )
     tokenizer: Tokenizer
     template: TemplateName = "plain"
     max_length: int = Field(ge=8, description="tokens of a sequence, prompt and end token included")
@@ -48,7 +50,7 @@ class FetchSpec(Strict):
     ``expected``: entries that its ``config.json`` must have, because the plan was checked against them.
     """
 
-    step: Literal["fetch"] = "fetch"
+    program: Literal["fetch"] = "fetch"
     hub: str | None = None
     revision: str | None = None
     folder: Path | None = Field(None, strict=False)
@@ -59,7 +61,7 @@ class FetchSpec(Strict):
 class FetchDataSpec(Strict):
     """A data set's files, from the hub to a folder of this experiment, which the prepare step reads."""
 
-    step: Literal["fetch_data"] = "fetch_data"
+    program: Literal["fetch_data"] = "fetch_data"
     repository: str
     revision: str
     files: list[list[str]] = Field(
@@ -71,7 +73,7 @@ class FetchDataSpec(Strict):
 class FetchDatasetsSpec(Strict):
     """Whole data sets of the hub, into its local cache, where an evaluation reads them."""
 
-    step: Literal["fetch_datasets"] = "fetch_datasets"
+    program: Literal["fetch_datasets"] = "fetch_datasets"
     datasets: dict[str, str] = Field(min_length=1, description="repository -> revision")
     output: Path = Field(strict=False)
 
@@ -82,7 +84,7 @@ RETRAIN = "retrain"  # the id of the model that never saw the forget set, with w
 class EvaluateSpec(Strict):
     """One model on one benchmark: raw scores of every example, and the metrics made from them."""
 
-    step: Literal["evaluate"] = "evaluate"
+    program: Literal["evaluate"] = "evaluate"
     options: AnyOptions = Field(description="the benchmark family and its settings")
     benchmark: str
     split: str
@@ -104,7 +106,7 @@ class JudgeSpec(Strict):
     ``sets``: which set's answers should have been forgotten and which kept. ``cache``: folder of answers by content.
     """
 
-    step: Literal["judge"] = "judge"
+    program: Literal["judge"] = "judge"
     benchmark: str
     split: str
     model_id: str
@@ -135,7 +137,7 @@ class ReportEntry(Strict):
     attack: str | None = Field(
         None, description="what was done to the model, one of the report's attacks; null: nothing"
     )
-    fold: int | None = Field(None, ge=2, description="which request to forget it was asked last; null: the first")
+    request: int | None = Field(None, ge=2, description="which request to forget it was asked last; null: the first")
     evaluation: Path = Field(strict=False, description="folder with evaluation.json and examples.jsonl")
     run: Path | None = Field(None, strict=False, description="folder with summary.json, provenance.json and logs")
     judgement: Path | None = Field(None, strict=False, description="folder with judgement.json, where there is one")
@@ -161,7 +163,7 @@ class Published(Strict):
 
 
 class ReportSpec(Strict):
-    step: Literal["report"] = "report"
+    program: Literal["report"] = "report"
     options: AnyOptions = Field(description="the benchmark family and its settings")
     experiment: str
     benchmark: str
@@ -170,8 +172,10 @@ class ReportSpec(Strict):
     entries: list[ReportEntry] = Field(min_length=1)
     attacks: list[Attack] = []
     attacked: list[ReportEntry] = Field([], description="the entries' models, each after one of the attacks")
-    folds: FoldKind | None = None
-    folded: list[ReportEntry] = Field([], description="the entries' methods after each further request to forget")
+    requests: RequestOrder | None = None
+    later_requests: list[ReportEntry] = Field(
+        [], description="the entries' methods after each further request to forget"
+    )
     steps: dict[str, Annotated[Path, Field(strict=False)]] = Field(
         default_factory=dict, description="name -> folder of other steps whose times are listed: data, base, reference"
     )
@@ -203,5 +207,5 @@ StepSpec = Annotated[
     | EvaluateSpec
     | JudgeSpec
     | ReportSpec,
-    Field(discriminator="step"),
+    Field(discriminator="program"),
 ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_ext.config import Layout, Scope
+from megatron_ext.config import Layout, TrainableLayers
 from megatron_ext.model.build import pipeline_split
 from megatron_ext.model.families import Family, family_of
 
@@ -92,14 +92,16 @@ def grouped(groups: int) -> Kind:
     return partial(_interleaved, groups=groups)
 
 
-def entries(hf: Mapping[str, Any], layout: Layout, stage: int, scope: Scope | None = None) -> list[Entry]:
+def entries(
+    hf: Mapping[str, Any], layout: Layout, stage: int, trainable_layers: TrainableLayers | None = None
+) -> list[Entry]:
     """The parameters of pipeline stage ``stage`` of a Hugging Face config, in the order of the layers; with a
-    ``scope``, of the part that it builds.
+    ``trainable_layers``, of the part that it builds.
 
     ``stored`` is false for the last stage's own copy of a tied embedding, which is read but not written.
     """
     family = family_of(hf)
-    split = pipeline_split(hf["num_hidden_layers"], layout, scope)
+    split = pipeline_split(hf["num_hidden_layers"], layout, trainable_layers)
     hidden, rows = hf["hidden_size"], (hf["vocab_size"], hf["hidden_size"])
     tied = bool(hf.get("tie_word_embeddings", False))
     found = []
@@ -107,7 +109,7 @@ def entries(hf: Mapping[str, Any], layout: Layout, stage: int, scope: Scope | No
         found.append(Entry(("embedding.word_embeddings.weight",), vocabulary, {EMBEDDING: rows}))
     for index in range(split[stage]):
         found += _layer(hf, family, f"decoder.layers.{index}.", f"model.layers.{sum(split[:stage]) + index}.")
-    if stage == layout.pipeline - 1 and scope is None:
+    if stage == layout.pipeline - 1 and trainable_layers is None:
         found.append(Entry(("decoder.final_layernorm.weight",), replicated, {"model.norm.weight": (hidden,)}))
         if not tied:
             found.append(Entry(("output_layer.weight",), vocabulary, {OUTPUT: rows}))

@@ -11,17 +11,19 @@ import torch
 
 from megatron_ext.checkpoint import mapping
 from megatron_ext.checkpoint.tensor_sources import InitialValues, SafetensorsFolder, Source
-from megatron_ext.config import Runtime, Scope
+from megatron_ext.config import Runtime, TrainableLayers
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel, build
 
 SHOWN = 5
 
 
-def load(folder: Path, ranks: Ranks, scope: Scope | None = None, training: Runtime | None = None) -> LanguageModel:
+def load(
+    folder: Path, ranks: Ranks, trainable_layers: TrainableLayers | None = None, training: Runtime | None = None
+) -> LanguageModel:
     """This rank's stage of the model in a Hugging Face folder, in ``ranks.dtype``. No collectives.
 
-    ``scope``, ``training``: see ``model.build``.
+    ``trainable_layers``, ``training``: see ``model.build``.
 
     Raises ``FileNotFoundError`` for a folder without config or safetensors, and ``ValueError`` for a model that is not
     supported or whose tensors are not those of its config.
@@ -30,7 +32,7 @@ def load(folder: Path, ranks: Ranks, scope: Scope | None = None, training: Runti
     config = read_config(folder)
     source = SafetensorsFolder(folder)
     try:
-        model = build(config, ranks, scope, training)
+        model = build(config, ranks, trainable_layers, training)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     fill(model, ranks, source)
@@ -52,7 +54,7 @@ def fill(model: LanguageModel, ranks: Ranks, source: Source) -> None:
     """
     _check(model.hf_config, source)
     left = dict(model.named_parameters())
-    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.scope):
+    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.trainable_layers):
         local = entry.find(left)
         if entry.kind is mapping.vocabulary:
             local.zero_()
@@ -71,7 +73,7 @@ def extrapolate(model: LanguageModel, ranks: Ranks, folder: Path, factor: float)
     Reads one parameter's slices at a time. No collectives.
     """
     source, parameters = SafetensorsFolder(folder), dict(model.named_parameters())
-    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.scope):
+    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.trainable_layers):
         for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
             place = part.place(entry.find(parameters))
             origin = source.read(part.name, part.index).to(place.device, torch.float32).reshape(place.shape)

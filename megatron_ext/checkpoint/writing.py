@@ -145,7 +145,7 @@ def tensors_of(
     parameters = dict(model.named_parameters())
     stages = dist.get_process_group_ranks(ranks.pipeline_group)
     for stage in range(ranks.layout.pipeline):
-        for entry in entries(model.hf_config, ranks.layout, stage, model.scope):
+        for entry in entries(model.hf_config, ranks.layout, stage, model.trainable_layers):
             if not wanted(stage, entry):
                 continue
             if stage == ranks.pipeline_rank:

@@ -24,7 +24,7 @@ class MicroBatch:
     ``tokens``: int64 ``[b, s]``. ``index``: int64 ``[n]``, positions in the flattened hidden states ``[s * b]``.
     ``targets``: int64 ``[n]``, the tokens that are predicted there, or the last token itself where none follows.
     ``sequence``: int64 ``[n]``, the row of each position. ``real``: bool ``[b]``, false for rows that only fill the
-    batch. ``reference``: fp32 ``[b]`` or None.
+    batch. ``reference_logps``: fp32 ``[b]`` or None.
     """
 
     tokens: torch.Tensor
@@ -32,18 +32,18 @@ class MicroBatch:
     targets: torch.Tensor
     sequence: torch.Tensor
     real: torch.Tensor
-    reference: torch.Tensor | None = None
+    reference_logps: torch.Tensor | None = None
 
 
-class Pool:
+class SequenceDataset:
     """Sequences of one or several files under one row numbering, with an optional reference log-probability each."""
 
-    def __init__(self, parts: Sequence[Sequences], reference: np.ndarray | None = None) -> None:
+    def __init__(self, parts: Sequence[Sequences], reference_logps: np.ndarray | None = None) -> None:
         self.parts = list(parts)
         self.starts = np.cumsum([0, *(len(p) for p in parts)])
         self.lengths = np.concatenate([p.lengths for p in parts])
         self.label_counts = np.concatenate([p.label_counts for p in parts])
-        self.reference = reference
+        self.reference_logps = reference_logps
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -86,12 +86,12 @@ class Pool:
             index.append(positions * len(rows) + place)
             targets.append(ids[np.minimum(positions + 1, len(ids) - 1)].astype(np.int64))
             sequence.append(np.full(len(positions), place, np.int64))
-        reference = None
-        if self.reference is not None:
-            values = [float(self.reference[row]) if row >= 0 else 0.0 for row in rows]
-            reference = torch.tensor(values, dtype=torch.float32, device=device)
+        reference_logps = None
+        if self.reference_logps is not None:
+            values = [float(self.reference_logps[row]) if row >= 0 else 0.0 for row in rows]
+            reference_logps = torch.tensor(values, dtype=torch.float32, device=device)
         return MicroBatch(
             *(torch.from_numpy(a).to(device) for a in (tokens, *map(np.concatenate, (index, targets, sequence)))),
             real=torch.tensor([row >= 0 for row in rows], device=device),
-            reference=reference,
+            reference_logps=reference_logps,
         )

@@ -61,7 +61,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ForgetRetainSampler:
     """Batches of forget rows, each beside as many retain rows drawn at random.
 
     An epoch is one shuffled pass over the forget set; its last batch may be smaller.
@@ -99,13 +99,13 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Alternation:
+class TopicRoundRobin:
     """Topics in turn: step ``i`` takes the next batch of topic ``i mod n``; the shortest topic ends the run.
 
     ``limit`` bounds the number of steps. One topic is the plain case.
     """
 
-    topics: tuple[Pairs, ...]
+    topics: tuple[ForgetRetainSampler, ...]
     limit: int | None = None
 
     @property

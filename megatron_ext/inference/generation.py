@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron_ext.distributed.process_groups import Ranks
-    from megatron_ext.inference.pipeline_forward import Stages
-    from megatron_ext.inference.response_cache import Answers
+    from megatron_ext.inference.pipeline_forward import PipelineForward
+    from megatron_ext.inference.response_cache import ResponseCache
     from megatron_ext.model.build import LanguageModel
 
 
@@ -41,7 +41,7 @@ def generate(
     token_budget: int,
     stopped: Stopped | None = None,
     progress: bool = True,
-    answers: Answers | None = None,
+    answers: ResponseCache | None = None,
 ) -> list[list[int]]:
     """The most likely next token, again and again, after each prompt; in request order, on every rank.
 
@@ -83,7 +83,7 @@ def generate(
 
     # Ids are stored one higher, so that zero means "nothing here".
     new = torch.zeros(len(distinct), max([limits[i] for i in left], default=0), dtype=torch.int64, device=ranks.device)
-    stages = pipeline_forward.Stages(model, ranks)
+    stages = pipeline_forward.PipelineForward(model, ranks)
     with pipeline_forward.evaluating(model):
         for batch in pipeline_forward.mine(batches, ranks, "generating", progress):
             rows = _generate(stages, [distinct[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
@@ -100,7 +100,11 @@ def generate(
 
 
 def _generate(
-    stages: Stages, requests: list[GenerateRequest], limits: list[int], end_ids: set[int], stopped: Stopped | None
+    stages: PipelineForward,
+    requests: list[GenerateRequest],
+    limits: list[int],
+    end_ids: set[int],
+    stopped: Stopped | None,
 ) -> list[list[int]]:
     """New ids of each request of one batch, on every stage: one prefill, then one-token passes."""
     import torch

@@ -20,7 +20,7 @@ from megatron_ext.inference.scoring import ScoreRequest
 from megatron_ext.model.build import LanguageModel
 
 if TYPE_CHECKING:
-    from megatron_ext.inference.response_cache import Answers
+    from megatron_ext.inference.response_cache import ResponseCache
 
 # Replicated over tensor-parallel ranks, each of which sees only its own heads' part of the gradient.
 _OF_HEADS = ("q_layernorm.weight", "k_layernorm.weight")
@@ -31,7 +31,7 @@ def gradient_norms(
     ranks: Ranks,
     requests: Sequence[ScoreRequest],
     progress: bool = True,
-    answers: Answers | None = None,
+    answers: ResponseCache | None = None,
 ) -> list[float]:
     """Of each request the mean, over the model's parameter tensors, of the 2-norm of the gradient of the target's mean
     negative log-likelihood given the prompt: in request order, on every rank.

@@ -72,7 +72,7 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
         model.train(training)
 
 
-class Stages:
+class PipelineForward:
     """The forward pass of a batch through the pipeline; this rank's part of it."""
 
     def __init__(self, model: LanguageModel, ranks: Ranks) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
 
 
-class Answers:
+class ResponseCache:
     """A table from keys to JSON values, in ``folder``; in memory only where that is ``None``.
 
     ``identity``: everything that the values depend on beside their keys (model, precision, layout); what a folder of
@@ -99,7 +99,7 @@ def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def recall(answers: Answers | None, kind: str, requests: Iterable[Sequence[Any]]) -> tuple[list[str], list[Any]]:
+def recall(answers: ResponseCache | None, kind: str, requests: Iterable[Sequence[Any]]) -> tuple[list[str], list[Any]]:
     """The key of each request, and what is known of it or ``None``; without ``answers`` there is nothing."""
     if answers is None:
         return [], [None for _ in requests]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron_ext.distributed.process_groups import Ranks
-    from megatron_ext.inference.response_cache import Answers
+    from megatron_ext.inference.response_cache import ResponseCache
     from megatron_ext.model.build import LanguageModel
 
 # Logits held at a time, on each rank: 256 MiB in fp32.
@@ -57,7 +57,7 @@ def score(
     requests: Sequence[ScoreRequest],
     token_budget: int,
     progress: bool = True,
-    answers: Answers | None = None,
+    answers: ResponseCache | None = None,
 ) -> list[Score]:
     """``sum_t log p(target[t] | prompt, target[:t])`` of each request, in request order, on every rank.
 
@@ -102,7 +102,7 @@ def score(
             places[i] = slice(total, total + len(distinct[i].target))
             total += len(distinct[i].target)
     every = torch.zeros(4, total, device=ranks.device)
-    stages = pipeline_forward.Stages(model, ranks)
+    stages = pipeline_forward.PipelineForward(model, ranks)
     with pipeline_forward.evaluating(model):
         for batch in pipeline_forward.mine(batches, ranks, "scoring", progress):
             hidden = stages.forward(_inputs(batch).to(ranks.device))

@@ -12,32 +12,33 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class Loss(Named):
     """A differentiable function of a micro-batch's scores.
 
-    Losses never see a rank: collectives over vocabulary shards happen in ``vocab_parallel``, through ``scores``. Files
+    Losses never see a rank: collectives over vocabulary shards happen in ``vocab_parallel``, through ``inputs``. Files
     here import torch inside functions, because plans are checked where torch is not installed.
 
     ``unit``: what ``__call__`` sums over; the caller divides by the number of those units in the global batch.
     ``sees``: "logits", or "hidden" for a loss on the hidden states that leave the last block which is built (see
-    ``specs.Scope``). ``needs_reference``: the log-probability of each sequence under the model before unlearning, one
-    cached number. ``needs_frozen``: that model's logits or hidden states, from a second forward pass.
-    ``needs_alternatives``: beside each sequence, another answer to the same prompt.
+    ``config.TrainableLayers``).
+    ``needs_reference_logps``: the log-probability of each sequence under the model before unlearning, one
+    cached number. ``needs_reference_model``: that model's logits or hidden states, from a second forward pass.
+    ``needs_preferred_answers``: beside each sequence, another answer to the same prompt.
     """
 
     name: str
     unit: ClassVar[Literal["token", "sequence"]]
     sees: ClassVar[Literal["logits", "hidden"]] = "logits"
-    needs_reference: ClassVar[bool] = False
-    needs_frozen: ClassVar[bool] = False
-    needs_alternatives: ClassVar[bool] = False
+    needs_reference_logps: ClassVar[bool] = False
+    needs_reference_model: ClassVar[bool] = False
+    needs_preferred_answers: ClassVar[bool] = False
 
     @property
     def where(self) -> Positions:
-        """Which positions ``scores`` holds: those that predict a labelled token (the only ones with targets and
+        """Which positions ``inputs`` holds: those that predict a labelled token (the only ones with targets and
         log-probabilities), those whose own token is labelled, or all of a sequence's."""
         return "predicting"
 
@@ -51,6 +52,6 @@ class Loss(Named):
         """What does not fit these topics: messages that begin with the loss's own key."""
         return []
 
-    def __call__(self, scores: Scores) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         """The sum over the micro-batch's units: a scalar, fp32, to be minimised."""
         raise TypeError(f"{type(self).__name__} is abstract")

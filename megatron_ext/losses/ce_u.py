@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class CEU(Loss):
@@ -23,7 +23,7 @@ class CEU(Loss):
     def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:
         return int((labels - 1).sum())
 
-    def __call__(self, scores: Scores) -> Tensor:
-        teacher = scores.vocabulary.shifted_at(scores.logits.detach(), scores.targets, float("-inf"))
-        per_token = scores.vocabulary.soft_cross_entropy(teacher, scores.logits)
-        return per_token[~scores.first].sum()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        teacher = inputs.vocabulary.shifted_at(inputs.logits.detach(), inputs.targets, float("-inf"))
+        per_token = inputs.vocabulary.soft_cross_entropy(teacher, inputs.logits)
+        return per_token[~inputs.first].sum()

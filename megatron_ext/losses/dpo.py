@@ -11,7 +11,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class DPO(Loss):
@@ -24,15 +24,15 @@ class DPO(Loss):
 
     name: Literal["dpo"] = "dpo"
     unit: ClassVar[Literal["sequence"]] = "sequence"
-    needs_reference: ClassVar[bool] = True
-    needs_alternatives: ClassVar[bool] = True
+    needs_reference_logps: ClassVar[bool] = True
+    needs_preferred_answers: ClassVar[bool] = True
 
     beta: float = Field(0.1, gt=0, description="inverse temperature")
 
-    def __call__(self, scores: Scores) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        loser, winner = (scores.sequence_log_probs - scores.reference).chunk(2)
-        real, _ = scores.real.chunk(2)
+        loser, winner = (inputs.sequence_log_probs - inputs.reference_logps).chunk(2)
+        real, _ = inputs.real.chunk(2)
         per_pair = softplus(-self.beta * (winner - loser)) * (2 / self.beta)
         return per_pair[real].sum()

@@ -9,7 +9,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class GA(Loss):
@@ -18,5 +18,5 @@ class GA(Loss):
     name: Literal["ga"] = "ga"
     unit: ClassVar[Literal["token"]] = "token"
 
-    def __call__(self, scores: Scores) -> Tensor:
-        return scores.log_probs.sum()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return inputs.log_probs.sum()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 Coefficient = Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]]
 
@@ -46,11 +46,11 @@ class OnHidden(Strict):
             return len(labels)
         return int((lengths if self.positions == "all" else labels).sum())
 
-    def total(self, scores: Scores, wanted: Tensor) -> Tensor:
+    def total(self, inputs: LossInputs, wanted: Tensor) -> Tensor:
         """The sum over units of the mean square of ``hidden - wanted``, in fp32; ``wanted``: ``[n, h]`` or ``[h]``."""
-        squares = (scores.hidden.float() - wanted.float()).square().mean(dim=-1)
+        squares = (inputs.hidden.float() - wanted.float()).square().mean(dim=-1)
         if self.reduction == "sequence":
-            squares = scores.per_sequence(squares) / scores.counts
+            squares = inputs.per_sequence(squares) / inputs.counts
         return squares.sum()
 
 

@@ -12,7 +12,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class KL(Loss):
@@ -24,7 +24,7 @@ class KL(Loss):
 
     name: Literal["kl"] = "kl"
     unit: ClassVar[Literal["token"]] = "token"
-    needs_frozen: ClassVar[bool] = True
+    needs_reference_model: ClassVar[bool] = True
 
     positions: Literal["labelled", "all"] = Field(
         "labelled", description="compare the distributions that predict a labelled token, or those after every token"
@@ -34,5 +34,5 @@ class KL(Loss):
     def where(self) -> Positions:
         return "predicting" if self.positions == "labelled" else "all"
 
-    def __call__(self, scores: Scores) -> Tensor:
-        return scores.vocabulary.kl(scores.frozen_logits, scores.logits).sum()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return inputs.vocabulary.kl(inputs.reference_logits, inputs.logits).sum()

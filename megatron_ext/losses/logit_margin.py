@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class LogitMargin(Loss):
@@ -41,8 +41,8 @@ class LogitMargin(Loss):
     def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:
         return int(labels.sum()) if self.reduction == "token" else len(labels)
 
-    def __call__(self, scores: Scores) -> Tensor:
-        squares = scores.vocabulary.margin(scores.logits) ** 2
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        squares = inputs.vocabulary.margin(inputs.logits) ** 2
         if self.reduction == "token":
             return squares.sum()
-        return (scores.per_sequence(squares) / scores.counts).sum()
+        return (inputs.per_sequence(squares) / inputs.counts).sum()

@@ -11,7 +11,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class NPO(Loss):
@@ -20,13 +20,13 @@ class NPO(Loss):
 
     name: Literal["npo"] = "npo"
     unit: ClassVar[Literal["sequence"]] = "sequence"
-    needs_reference: ClassVar[bool] = True
+    needs_reference_logps: ClassVar[bool] = True
 
     beta: float = Field(0.1, gt=0, description="inverse temperature; towards 0 the loss becomes gradient ascent")
 
-    def __call__(self, scores: Scores) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        rho = scores.sequence_log_probs - scores.reference
+        rho = inputs.sequence_log_probs - inputs.reference_logps
         per_sequence = softplus(self.beta * rho) * (2 / self.beta)
-        return per_sequence[scores.real].sum()
+        return per_sequence[inputs.real].sum()

@@ -12,7 +12,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class NPOMuseLogits(Loss):
@@ -26,7 +26,7 @@ class NPOMuseLogits(Loss):
 
     name: Literal["npo-muse-logits"] = "npo-muse-logits"
     unit: ClassVar[Literal["token"]] = "token"
-    needs_frozen: ClassVar[bool] = True
+    needs_reference_model: ClassVar[bool] = True
 
     beta: float = Field(0.1, gt=0, description="inverse temperature")
     positions: Literal["labelled", "all"] = Field(
@@ -37,10 +37,10 @@ class NPOMuseLogits(Loss):
     def where(self) -> Positions:
         return "predicting" if self.positions == "labelled" else "all"
 
-    def __call__(self, scores: Scores) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        shards = scores.vocabulary
-        change = shards.real(scores.logits).float() - shards.real(scores.frozen_logits)
+        shards = inputs.vocabulary
+        change = shards.real(inputs.logits).float() - shards.real(inputs.reference_logits)
         per_token = shards.sum(softplus(self.beta * change)) / shards.size
         return per_token.sum() * (2 / self.beta)

@@ -15,12 +15,13 @@ from megatron_ext.losses.hidden import Coefficient, OnHidden, of_topic, topic_pr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class RMU(OnHidden, Loss):
     """``mean_{t,i} (h_i(t) - v_i)^2`` with ``v = c u / |u|``, ``u`` uniform in ``[0, 1)^h`` and drawn once a topic
-    (RMU, arXiv 2403.03218, section 4; BLUR, arXiv 2506.08164, eq. 20b). ``h(t)`` leaves the block ``scope.layer``.
+    (RMU, arXiv 2403.03218, section 4; BLUR, arXiv 2506.08164, eq. 20b). ``h(t)`` leaves the block
+    ``trainable_layers.up_to``.
 
     RMU's own code averages over all positions (``all``, ``token``; padding, which it counts too, is left out here),
     open-unlearning's over those with a label, sequence by sequence (``labelled``, ``sequence``).
@@ -34,9 +35,9 @@ class RMU(OnHidden, Loss):
     def problems(self, topics: Sequence[str]) -> list[str]:
         return topic_problems("steering", self.steering, topics)
 
-    def __call__(self, scores: Scores) -> Tensor:
-        u = direction(self.seed, scores.topic, scores.hidden.size(-1)).to(scores.hidden.device)
-        return self.total(scores, of_topic(self.steering, scores.topic) * u)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        u = direction(self.seed, inputs.topic, inputs.hidden.size(-1)).to(inputs.hidden.device)
+        return self.total(inputs, of_topic(self.steering, inputs.topic) * u)
 
 
 @lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ from megatron_ext.losses.hidden import Coefficient, OnHidden, of_topic, topic_pr
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class RMURetain(OnHidden, Loss):
@@ -24,12 +24,12 @@ class RMURetain(OnHidden, Loss):
     """
 
     name: Literal["rmu-retain"] = "rmu-retain"
-    needs_frozen: ClassVar[bool] = True
+    needs_reference_model: ClassVar[bool] = True
 
     weight: Coefficient = Field(1.0, description="alpha; one number, or one for each topic")
 
     def problems(self, topics: Sequence[str]) -> list[str]:
         return topic_problems("weight", self.weight, topics)
 
-    def __call__(self, scores: Scores) -> Tensor:
-        return of_topic(self.weight, scores.topic) * self.total(scores, scores.frozen_hidden)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return of_topic(self.weight, inputs.topic) * self.total(inputs, inputs.reference_hidden)

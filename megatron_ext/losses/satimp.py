@@ -11,7 +11,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class SatImp(Loss):
@@ -24,8 +24,8 @@ class SatImp(Loss):
     beta1: float = Field(5.0, ge=0, description="exponent of p")
     beta2: float = Field(1.0, ge=0, description="exponent of 1 - p")
 
-    def __call__(self, scores: Scores) -> Tensor:
-        fixed = scores.log_probs.detach()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        fixed = inputs.log_probs.detach()
         # 1 - p, exact also where p is close to 1
         weights = (self.beta1 * fixed).exp() * (-fixed.expm1()) ** self.beta2
-        return (weights * scores.log_probs).sum()
+        return (weights * inputs.log_probs).sum()

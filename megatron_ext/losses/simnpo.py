@@ -11,7 +11,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class SimNPO(Loss):
@@ -24,9 +24,9 @@ class SimNPO(Loss):
     beta: float = Field(4.5, gt=0, description="inverse temperature")
     delta: float = Field(0.0, ge=0, description="margin in nats a token; the paper's alpha is beta * delta")
 
-    def __call__(self, scores: Scores) -> Tensor:
+    def __call__(self, inputs: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        margin = -scores.sequence_log_probs / scores.counts - self.delta
+        margin = -inputs.sequence_log_probs / inputs.counts - self.delta
         per_sequence = softplus(-self.beta * margin) * (2 / self.beta)
-        return per_sequence[scores.real].sum()
+        return per_sequence[inputs.real].sum()

@@ -11,7 +11,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class Undial(Loss):
@@ -24,10 +24,10 @@ class Undial(Loss):
 
     name: Literal["undial"] = "undial"
     unit: ClassVar[Literal["token"]] = "token"
-    needs_frozen: ClassVar[bool] = True
+    needs_reference_model: ClassVar[bool] = True
 
     beta: float = Field(10.0, gt=0, description="how far the labelled token's logit is lowered")
 
-    def __call__(self, scores: Scores) -> Tensor:
-        teacher = scores.vocabulary.shifted_at(scores.frozen_logits, scores.targets, -self.beta)
-        return scores.vocabulary.soft_cross_entropy(teacher, scores.logits).sum()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        teacher = inputs.vocabulary.shifted_at(inputs.reference_logits, inputs.targets, -self.beta)
+        return inputs.vocabulary.soft_cross_entropy(teacher, inputs.logits).sum()

@@ -11,7 +11,7 @@ from megatron_ext.losses.base import Loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
 
 class WGA(Loss):
@@ -23,6 +23,6 @@ class WGA(Loss):
 
     beta: float = Field(1.0, ge=0, description="exponent of the weight; at 0 the loss is gradient ascent")
 
-    def __call__(self, scores: Scores) -> Tensor:
-        weights = (self.beta * scores.log_probs.detach()).exp()
-        return (weights * scores.log_probs).sum()
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        weights = (self.beta * inputs.log_probs.detach()).exp()
+        return (weights * inputs.log_probs).sum()

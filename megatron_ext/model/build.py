@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from megatron_ext.config import Layout, Runtime, Scope
+from megatron_ext.config import Layout, Runtime, TrainableLayers
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.families import family_of, rope_parameters
@@ -39,7 +39,7 @@ class LanguageModel(GPTModel):
     """
 
     hf_config: dict[str, Any]
-    scope: Scope | None = None
+    trainable_layers: TrainableLayers | None = None
 
     def at(self, hidden: Tensor, index: Tensor) -> Tensor:
         """``[n, h]``: the places ``index`` (int64 ``[n]``) of the last stage's hidden states, flattened from
@@ -78,19 +78,25 @@ def padded_vocabulary(vocabulary: int, tensor: int) -> int:
     return math.ceil(vocabulary / tensor) * tensor
 
 
-def pipeline_split(layers: int, layout: Layout, scope: Scope | None = None) -> list[int]:
+def pipeline_split(layers: int, layout: Layout, trainable_layers: TrainableLayers | None = None) -> list[int]:
     """Decoder layers of each stage: the layout's own, or as even as possible with the longer stages first.
 
-    With a ``scope``, of the layers up to its own, always evenly. Raises ``ValueError`` where the layout's own is not
-    one number a stage that sum to ``layers``, or where the model has no such layer or fewer layers than stages.
+    With ``trainable_layers``, of the layers up to ``up_to``, always evenly. Raises ``ValueError`` where the
+    layout's own is not one number a stage that sum to ``layers``, or where the model
+    has no such layer or fewer layers than stages.
     """
     split = layout.pipeline_split
-    if scope is not None:
-        if scope.layer >= layers:
-            raise ValueError(f"scope: layer {scope.layer} is not one of the model's {layers} (0 to {layers - 1})")
-        if scope.layer + 1 < layout.pipeline:
-            raise ValueError(f"scope: {scope.layer + 1} layers are built, too few for {layout.pipeline} stages")
-        split, layers = None, scope.layer + 1
+    if trainable_layers is not None:
+        if trainable_layers.up_to >= layers:
+            raise ValueError(
+                f"trainable_layers.up_to: {trainable_layers.up_to} is none of the model's {layers} layers "
+                f"(0 to {layers - 1})"
+            )
+        if trainable_layers.up_to + 1 < layout.pipeline:
+            raise ValueError(
+                f"trainable_layers: {trainable_layers.up_to + 1} layers are built, too few for {layout.pipeline} stages"
+            )
+        split, layers = None, trainable_layers.up_to + 1
     if split is not None:
         if len(split) != layout.pipeline or sum(split) != layers:
             raise ValueError(f"pipeline_split: {split} must be {layout.pipeline} numbers that sum to {layers} layers")
@@ -103,7 +109,7 @@ def transformer_config(
     hf: Mapping[str, Any],
     layout: Layout,
     dtype: torch.dtype,
-    scope: Scope | None = None,
+    trainable_layers: TrainableLayers | None = None,
     training: Runtime | None = None,
 ) -> TransformerConfig:
     """Megatron's description of a Hugging Face config at a layout. Raises ``ValueError`` for what is not supported.
@@ -112,7 +118,7 @@ def transformer_config(
     """
     family = family_of(hf)
     heads = hf["num_attention_heads"]
-    split = pipeline_split(hf["num_hidden_layers"], layout, scope)
+    split = pipeline_split(hf["num_hidden_layers"], layout, trainable_layers)
     stages = [["decoder"] * count for count in split]
     stages[0].insert(0, "embedding")
     stages[-1].append("loss")
@@ -171,26 +177,30 @@ def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
 
 
 def build(
-    hf: Mapping[str, Any], ranks: Ranks, scope: Scope | None = None, training: Runtime | None = None
+    hf: Mapping[str, Any],
+    ranks: Ranks,
+    trainable_layers: TrainableLayers | None = None,
+    training: Runtime | None = None,
 ) -> LanguageModel:
     """This rank's stage of the model, with memory allocated and values not set; ``weights`` fills it.
 
-    With a ``scope``: the model up to the scope's layer, without final norm and output layer, of which only the scope's
+    With ``trainable_layers``: the model up to its layer ``up_to``, without final norm and output layer, of
+    which only its
     matrices require a gradient. ``training``: the runtime of a run that needs gradients; without it, sequence
     parallelism and recomputation are off.
     """
-    config = transformer_config(hf, ranks.layout, ranks.dtype, scope, training)
+    config = transformer_config(hf, ranks.layout, ranks.dtype, trainable_layers, training)
     rope = rope_parameters(hf)
     with cpu.construction(ranks.on_cpu):
         model = LanguageModel(
             config=config,
-            transformer_layer_spec=_spec(config, ranks, scope),
+            transformer_layer_spec=_spec(config, ranks, trainable_layers),
             vocab_size=padded_vocabulary(hf["vocab_size"], ranks.layout.tensor),
             max_sequence_length=hf["max_position_embeddings"],
             pre_process=ranks.is_first_stage,
-            post_process=ranks.is_last_stage and scope is None,
+            post_process=ranks.is_last_stage and trainable_layers is None,
             parallel_output=True,
-            share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)) and scope is None,
+            share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)) and trainable_layers is None,
             position_embedding_type="rope",
             rotary_base=rope["rope_theta"],
         )
@@ -204,12 +214,12 @@ def build(
     if config.sequence_parallel and model.post_process:
         # ``at`` has gathered what the output layer multiplies.
         model.output_layer.sequence_parallel, model.output_layer.allreduce_dgrad = False, True
-    if scope is not None:
-        _freeze(model, scope)
-    if training is not None and training.recompute:
+    if trainable_layers is not None:
+        _freeze(model, trainable_layers)
+    if training is not None and training.recompute_activations:
         for layer in model.decoder.layers:
             _recompute(layer)
-    model.hf_config, model.scope = dict(hf), scope
+    model.hf_config, model.trainable_layers = dict(hf), trainable_layers
     model.rotary_pos_emb.inv_freq = rotary_frequencies(hf, config.kv_channels).to(ranks.device)
     model.to(ranks.device)
     return model
@@ -238,16 +248,18 @@ MATRICES = {
 }
 
 
-def _freeze(model: LanguageModel, scope: Scope) -> None:
-    ends = tuple(MATRICES[name] for name in scope.matrices)
+def _freeze(model: LanguageModel, trainable_layers: TrainableLayers) -> None:
+    ends = tuple(MATRICES[name] for name in trainable_layers.target_modules)
     model.requires_grad_(False)
     for layer in model.decoder.layers:
-        if layer.layer_number - 1 in scope.trained_layers:
+        if layer.layer_number - 1 in trainable_layers.trained_layers:
             for name, parameter in layer.named_parameters():
                 parameter.requires_grad_(name in ends)
 
 
-def _spec(config: TransformerConfig, ranks: Ranks, scope: Scope | None) -> ModuleSpec | TransformerBlockSubmodules:
+def _spec(
+    config: TransformerConfig, ranks: Ranks, trainable_layers: TrainableLayers | None
+) -> ModuleSpec | TransformerBlockSubmodules:
     # In fp32, Transformer Engine's matrix products are TF32's: then torch's own layers compute what was asked for.
     if HAVE_TE and not ranks.on_cpu and ranks.dtype != torch.float32:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
@@ -262,6 +274,6 @@ def _spec(config: TransformerConfig, ranks: Ranks, scope: Scope | None) -> Modul
     attention.core_attention = Attention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
-    layout = ranks.layout if scope is None else ranks.layout.model_copy(update={"pipeline_split": None})
+    layout = ranks.layout if trainable_layers is None else ranks.layout.model_copy(update={"pipeline_split": None})
     layers = pipeline_split(config.num_layers, layout)[ranks.pipeline_rank]
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from megatron_ext.model.build import LanguageModel
 
 
-class Scores:
+class LossInputs:
     """Lazily made from the hidden states at the loss's ``n`` positions; equal on every tensor-parallel rank, except
-    that ``logits`` and ``frozen_logits`` are this rank's vocabulary shard ``[n, v / tp]``, -inf in padding columns.
+    that ``logits`` and ``reference_logits`` are this rank's vocabulary shard ``[n, v / tp]``, -inf in padding columns.
 
-    A property that a loss does not read is never computed. ``hidden`` ``[n, h]``; ``frozen_hidden`` ``[n, h]``, the
+    A property that a loss does not read is never computed. ``hidden`` ``[n, h]``; ``reference_hidden`` ``[n, h]``, the
     same of the model before unlearning, without gradient, for losses that need it. ``vocabulary``: functions of logits
     over all shards. ``topic``: the name of the batch's topic.
     """
@@ -31,11 +31,11 @@ class Scores:
         model: LanguageModel,
         vocabulary: VocabularyShards,
         topic: str = "",
-        frozen_hidden: Tensor | None = None,
-        frozen: LanguageModel | None = None,
+        reference_hidden: Tensor | None = None,
+        reference_model: LanguageModel | None = None,
     ) -> None:
         self.hidden, self.batch, self.vocabulary, self.topic = hidden, batch, vocabulary, topic
-        self._model, self._frozen_hidden, self._frozen = model, frozen_hidden, frozen
+        self._model, self._reference_hidden, self._reference_model = model, reference_hidden, reference_model
 
     @cached_property
     def logits(self) -> Tensor:
@@ -78,21 +78,21 @@ class Scores:
         return self.batch.real
 
     @property
-    def reference(self) -> Tensor:
+    def reference_logps(self) -> Tensor:
         """fp32 ``[b]``: each sequence's log-probability under the model before unlearning."""
-        if self.batch.reference is None:
+        if self.batch.reference_logps is None:
             raise ValueError("this loss needs reference log-probabilities, and the run has none")
-        return self.batch.reference
+        return self.batch.reference_logps
 
     @property
-    def frozen_hidden(self) -> Tensor:
-        if self._frozen_hidden is None:
+    def reference_hidden(self) -> Tensor:
+        if self._reference_hidden is None:
             raise ValueError("this loss needs the model before unlearning, and the run has none")
-        return self._frozen_hidden
+        return self._reference_hidden
 
     @cached_property
-    def frozen_logits(self) -> Tensor:
-        if self._frozen is None:
+    def reference_logits(self) -> Tensor:
+        if self._reference_model is None:
             raise ValueError("this loss needs the logits of the model before unlearning, and the run has none")
         with torch.no_grad():
-            return self._frozen.logits(self.frozen_hidden)
+            return self._reference_model.logits(self.reference_hidden)

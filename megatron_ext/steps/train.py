@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         # After start(), which settles device and warnings before megatron-core is imported.
         from megatron_ext.checkpoint import reading, writing
         from megatron_ext.checkpoint.fingerprint import model_fingerprint
-        from megatron_ext.data.collate import Pool
+        from megatron_ext.data.collate import SequenceDataset
         from megatron_ext.data.sampling import Mixture
         from megatron_ext.data.sequences import Sequences
         from megatron_ext.losses.nll import NLL
@@ -32,13 +32,13 @@ def main(argv: list[str] | None = None) -> None:
         from megatron_ext.training import loop
         from megatron_ext.training.resume import Resume
         from megatron_ext.training.schedule import learning_rate
-        from megatron_ext.training.trainer import Term, Trainer
+        from megatron_ext.training.trainer import LossTerm, Trainer
         from megatron_ext.updates.weighted_sum import WeightedSum
 
         parts = {name: Sequences.load(Path(name)) for name in spec.data}
         for name, share in spec.parts.items():
             parts[name] = Sequences.part(parts[name], share, spec.seed)
-        pool = Pool(list(parts.values()))
+        pool = SequenceDataset(list(parts.values()))
         batching = spec.batching
         mixture = Mixture(
             {name: len(part) for name, part in parts.items()},
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         clock.mark("startup")
 
         def step(i: int) -> tuple[dict[str, Any], int, bool]:
-            term = Term("loss", NLL(), pool, mixture.rows(i, pool.lengths))
+            term = LossTerm("loss", NLL(), pool, mixture.rows(i, pool.lengths))
             schedule = spec.optimizer.schedule
             rate = learning_rate(spec.optimizer, i, spec.optimizer_steps, schedule.warmup_steps)
             result = trainer.step([term], WeightedSum(), rate)

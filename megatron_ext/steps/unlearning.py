@@ -17,19 +17,19 @@ import torch
 from megatron_ext.atomic_files import write_text
 from megatron_ext.checkpoint import patching, reading, writing
 from megatron_ext.checkpoint.fingerprint import model_fingerprint
-from megatron_ext.data.sampling import Alternation
+from megatron_ext.data.sampling import TopicRoundRobin
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.losses.nll import NLL
 from megatron_ext.model.build import LanguageModel
 from megatron_ext.specs import UnlearnSpec
 from megatron_ext.summary import Clock
 from megatron_ext.training import loop, validation
-from megatron_ext.training.reference_model import Frozen, FrozenMatrices, FrozenModel
+from megatron_ext.training.reference_model import OffloadedReferenceModel, ReferenceMatrices, ReferenceModel
 from megatron_ext.training.resume import Resume
 from megatron_ext.training.schedule import learning_rate
-from megatron_ext.training.step import Place, Step
+from megatron_ext.training.step import Step, StepPosition
 from megatron_ext.training.topics import TopicData
-from megatron_ext.training.trainer import Term, Trainer
+from megatron_ext.training.trainer import LossTerm, Trainer
 from megatron_ext.training.validation import Validator
 
 SHOWN = 10
@@ -41,10 +41,10 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
     fingerprint, hf_config = model_fingerprint(spec.checkpoint), reading.read_config(spec.checkpoint)
     topics = [TopicData(topic, spec, fingerprint, hf_config) for topic in spec.topics]
     flags = _overlaps(topics, ranks)
-    order = Alternation(tuple(topic.pairs for topic in topics), spec.max_steps)
+    order = TopicRoundRobin(tuple(topic.pairs for topic in topics), spec.max_steps)
     warmup = spec.optimizer.schedule.warmup_steps + round(spec.warmup_epochs * order.steps_per_epoch)
-    model = reading.load(spec.checkpoint, ranks, spec.scope, training=spec.runtime)
-    trainer = Trainer(model, ranks, spec.optimizer, spec.batching.micro_batch, _frozen(spec, model, ranks))
+    model = reading.load(spec.checkpoint, ranks, spec.trainable_layers, training=spec.runtime)
+    trainer = Trainer(model, ranks, spec.optimizer, spec.batching.micro_batch, _reference_model(spec, model, ranks))
     before = trainer.checksum()
     state = spec.rule.start(_retain_loss(topics))
     identity = {
@@ -54,7 +54,7 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
     }
     validator = Validator(spec, trainer, topics, order) if spec.validation is not None else None
     resume = Resume(spec.output, identity, trainer, state, validator)
-    check = CollapseCheck(spec, trainer, topics[0]) if spec.scope is None else None
+    check = CollapseCheck(spec, trainer, topics[0]) if spec.trainable_layers is None else None
     clock.mark("startup")
 
     def step(i: int) -> tuple[dict[str, Any], int, bool]:
@@ -62,7 +62,7 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
         topic = topics[which]
         terms = topic.terms(own)
         rate = learning_rate(spec.optimizer, i, order.steps, warmup)
-        place = Place(i, i // order.steps_per_epoch, order.ends_epoch(i))
+        place = StepPosition(i, i // order.steps_per_epoch, order.ends_epoch(i))
         begun = dict(state)
         taken = trainer.step(terms, spec.rule, rate, spec.diagnostics, state, place, topic.retain_term)
         notes = [taken.note] if taken.note else []
@@ -95,7 +95,7 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
         after = check.measure() if check else None
         clock.mark("work")
         trainer.refuse_broken_weights()
-        if spec.scope is None:
+        if spec.trainable_layers is None:
             writing.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
         else:
             patching.save_changed(model, ranks, spec.output / "checkpoint", spec.checkpoint)
@@ -119,7 +119,7 @@ class CollapseCheck:
 
     def __init__(self, spec: UnlearnSpec, trainer: Trainer, topic: TopicData) -> None:
         rows = list(range(min(len(topic.retain), spec.batching.global_batch)))
-        self._term, self._trainer = Term("retain_nll", NLL(), topic.retain_pool, rows), trainer
+        self._term, self._trainer = LossTerm("retain_nll", NLL(), topic.retain_pool, rows), trainer
         self._bound = math.log(trainer.model.hf_config["vocab_size"])
 
     def measure(self) -> float:
@@ -156,12 +156,12 @@ def _record(
     }
 
 
-def _frozen(spec: UnlearnSpec, model: LanguageModel, ranks: Ranks) -> Frozen | None:
-    if not any(loss is not None and loss.needs_frozen for loss in (spec.forget_loss, spec.retain_loss)):
+def _reference_model(spec: UnlearnSpec, model: LanguageModel, ranks: Ranks) -> ReferenceModel | None:
+    if not any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss)):
         return None
-    if spec.scope is not None:
-        return FrozenMatrices(model, ranks)
-    return FrozenModel(reading.load(spec.checkpoint, ranks), ranks)
+    if spec.trainable_layers is not None:
+        return ReferenceMatrices(model, ranks)
+    return OffloadedReferenceModel(reading.load(spec.checkpoint, ranks), ranks)
 
 
 def _retain_loss(topics: list[TopicData]) -> float | None:

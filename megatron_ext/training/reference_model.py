@@ -19,7 +19,7 @@ from megatron_ext.inference import pipeline_forward
 from megatron_ext.model.build import LanguageModel
 
 
-class Frozen(Protocol):
+class ReferenceModel(Protocol):
     """Where hidden states of the model before unlearning come from."""
 
     @property
@@ -31,7 +31,7 @@ class Frozen(Protocol):
         the pipeline."""
 
 
-class FrozenModel:
+class OffloadedReferenceModel:
     """A second copy of the model. On a GPU (``offload``, by default there) its weights are in pinned host memory, and
     each module's are on the device only while the module runs.
 
@@ -53,7 +53,7 @@ class FrozenModel:
         return _hidden(self._model, self._ranks, batches)
 
 
-class FrozenMatrices:
+class ReferenceMatrices:
     """The trained model itself, with the original values of the few parameters that training changes.
 
     Costs one copy of those parameters and a forward pass.
@@ -89,7 +89,7 @@ def _point(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Te
 
 @torch.no_grad()
 def _hidden(model: LanguageModel, ranks: Ranks, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
-    stages = pipeline_forward.Stages(model, ranks)
+    stages = pipeline_forward.PipelineForward(model, ranks)
     found: list[Tensor | None] = []
     for batch in batches:
         hidden = stages.forward(batch.tokens)

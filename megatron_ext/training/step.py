@@ -14,11 +14,11 @@ from megatron_ext.training.gradients import Vector
 from megatron_ext.updates import Direction, Products, State
 
 if TYPE_CHECKING:
-    from megatron_ext.training.trainer import Term, Trainer
+    from megatron_ext.training.trainer import LossTerm, Trainer
 
 
 @dataclass(frozen=True)
-class Place:
+class StepPosition:
     """Where in the run a step stands: its number, the pass over the forget set that it belongs to (from 0), and
     whether that pass ends with it."""
 
@@ -38,12 +38,12 @@ class Step:
     def __init__(
         self,
         trainer: Trainer,
-        terms: Sequence[Term],
+        terms: Sequence[LossTerm],
         rate: float,
         separate: bool,
         state: State,
-        place: Place,
-        whole_retain: Callable[[], Term] | None = None,
+        place: StepPosition,
+        whole_retain: Callable[[], LossTerm] | None = None,
     ) -> None:
         self.trainer, self.terms, self.space = trainer, list(terms), trainer.space
         self.rate, self.separate, self.state, self.place = rate, separate, state, place

@@ -17,17 +17,17 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_ext.config import Optimizer
-from megatron_ext.data.collate import MicroBatch, Pool
+from megatron_ext.data.collate import MicroBatch, SequenceDataset
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.collectives import over_data_ranks
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
 from megatron_ext.losses import Loss
 from megatron_ext.model.build import LanguageModel
-from megatron_ext.model.loss_inputs import Scores
+from megatron_ext.model.loss_inputs import LossInputs
 from megatron_ext.training.gradients import GradientSpace
-from megatron_ext.training.reference_model import Frozen
-from megatron_ext.training.step import Place, Step
+from megatron_ext.training.reference_model import ReferenceModel
+from megatron_ext.training.step import Step, StepPosition
 from megatron_ext.updates import Rule, State
 
 
@@ -36,14 +36,14 @@ class NonFinite(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Term:
-    """One loss over its rows of the global batch; ``partners``: the row of each row's alternative answer."""
+class LossTerm:
+    """One loss over its rows of the global batch; ``preferred_rows``: the row of each row's alternative answer."""
 
     name: str
     loss: Loss
-    pool: Pool
+    pool: SequenceDataset
     rows: Sequence[int]
-    partners: Mapping[int, int] | None = None
+    preferred_rows: Mapping[int, int] | None = None
     topic: str = ""
 
     @property
@@ -62,14 +62,14 @@ class Term:
     @property
     def widest(self) -> int:
         """Tokens of the longest sequence."""
-        return int(self.pool.lengths[[*self.rows, *(self.partners or {}).values()]].max())
+        return int(self.pool.lengths[[*self.rows, *(self.preferred_rows or {}).values()]].max())
 
     def micro_batches(self, size: int, ranks: Ranks) -> list[list[int]]:
         """This data-parallel rank's rows, micro-batch by micro-batch; alternatives follow the rows they belong to."""
         batches = self.pool.micro_batches(self.rows, size, ranks.data_rank, ranks.layout.data)
-        if self.partners is None:
+        if self.preferred_rows is None:
             return batches
-        return [[*rows, *(self.partners.get(row, -1) for row in rows)] for rows in batches]
+        return [[*rows, *(self.preferred_rows.get(row, -1) for row in rows)] for rows in batches]
 
 
 class Trainer:
@@ -86,10 +86,10 @@ class Trainer:
         ranks: Ranks,
         spec: Optimizer,
         micro_batch: int,
-        frozen: Frozen | None = None,
+        reference_model: ReferenceModel | None = None,
     ) -> None:
         self.model, self.ranks, self.spec, self.micro_batch = model, ranks, spec, micro_batch
-        self.frozen = frozen
+        self.reference_model = reference_model
         self.vocabulary = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
         self.length_multiple = ranks.layout.tensor if model.config.sequence_parallel else 1
         config = model.config
@@ -130,13 +130,13 @@ class Trainer:
 
     def step(
         self,
-        terms: Sequence[Term],
+        terms: Sequence[LossTerm],
         rule: Rule,
         rate: float,
         separate: bool = False,
         state: State | None = None,
-        place: Place = Place(),  # noqa: B008
-        whole_retain: Callable[[], Term] | None = None,
+        place: StepPosition = StepPosition(),  # noqa: B008
+        whole_retain: Callable[[], LossTerm] | None = None,
     ) -> Step:
         """Take one optimizer step along ``rule``'s direction; collective over all ranks.
 
@@ -158,7 +158,7 @@ class Trainer:
         return step
 
     def accumulate(
-        self, terms: Sequence[Term], weights: Sequence[float], adapt: Callable[[float], float] | None = None
+        self, terms: Sequence[LossTerm], weights: Sequence[float], adapt: Callable[[float], float] | None = None
     ) -> tuple[list[Tensor], float]:
         """Leave the reduced gradient of ``sum_i weight_i * mean loss_i`` in the buffers.
 
@@ -169,7 +169,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return self._pass(terms, weights, adapt, forward_only=False)
 
-    def mean_loss(self, term: Term) -> float:
+    def mean_loss(self, term: LossTerm) -> float:
         """The mean loss of ``term`` over its rows, without gradients; one all-reduce."""
         with torch.no_grad():
             (total,), _ = self._pass([term], [1.0], None, forward_only=True)
@@ -180,7 +180,7 @@ class Trainer:
 
     def _pass(
         self,
-        terms: Sequence[Term],
+        terms: Sequence[LossTerm],
         weights: Sequence[float],
         adapt: Callable[[float], float] | None,
         forward_only: bool,
@@ -194,13 +194,15 @@ class Trainer:
         def batch_of(i: int, rows: list[int]) -> MicroBatch:
             return terms[i].pool.collate(rows, ranks.device, terms[i].loss.where, self.length_multiple)
 
-        frozen: list[Tensor | None] = [None] * len(work)
-        needing = [k for k, (i, _) in enumerate(work) if terms[i].loss.needs_frozen]
+        reference_model: list[Tensor | None] = [None] * len(work)
+        needing = [k for k, (i, _) in enumerate(work) if terms[i].loss.needs_reference_model]
         if needing:
-            if self.frozen is None:
+            if self.reference_model is None:
                 raise ValueError("a loss needs the model before unlearning, and the trainer has none")
-            for k, hidden in zip(needing, self.frozen.hidden([batch_of(*work[k]) for k in needing]), strict=True):
-                frozen[k] = hidden
+            for k, hidden in zip(
+                needing, self.reference_model.hidden([batch_of(*work[k]) for k in needing]), strict=True
+            ):
+                reference_model[k] = hidden
 
         def batches() -> Iterator[tuple[int, int, MicroBatch]]:
             for k, (i, rows) in enumerate(work):
@@ -208,17 +210,17 @@ class Trainer:
 
         def loss_of(k: int, i: int, batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
             term = terms[i]
-            scores = Scores(
+            scores = LossInputs(
                 model.at(hidden, batch.index),
                 batch,
                 model,
                 self.vocabulary,
                 term.topic,
-                frozen[k],
-                self.frozen.model if self.frozen is not None else None,
+                reference_model[k],
+                self.reference_model.model if self.reference_model is not None else None,
             )
             value = term.loss(scores)
-            frozen[k] = None
+            reference_model[k] = None
             if ranks.tensor_rank == 0:
                 totals[i] += value.detach().double()
             weighted = value * scales[i]

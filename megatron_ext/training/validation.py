@@ -22,11 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ext.checkpoint import reading, tensor_sources, writing
-from megatron_ext.data.collate import Pool
-from megatron_ext.data.sampling import Alternation
+from megatron_ext.data.collate import SequenceDataset
+from megatron_ext.data.sampling import TopicRoundRobin
 from megatron_ext.distributed.collectives import over_data_ranks
 from megatron_ext.inference import pipeline_forward
-from megatron_ext.model.loss_inputs import Scores
+from megatron_ext.model.loss_inputs import LossInputs
 from megatron_ext.specs import UnlearnSpec, Validation
 from megatron_ext.training.resume import StepLog, folder_of
 from megatron_ext.training.topics import TopicData
@@ -63,7 +63,9 @@ class Validator:
     longest ``micro_batch`` sequences. Every method is collective over all ranks.
     """
 
-    def __init__(self, spec: UnlearnSpec, trainer: Trainer, topics: Sequence[TopicData], order: Alternation) -> None:
+    def __init__(
+        self, spec: UnlearnSpec, trainer: Trainer, topics: Sequence[TopicData], order: TopicRoundRobin
+    ) -> None:
         assert spec.validation is not None
         self._spec: Validation = spec.validation
         self._trainer, self._ranks, self._order = trainer, trainer.ranks, order
@@ -74,7 +76,7 @@ class Validator:
         self._before: float | None = None  # the retain probability before the first step
         self._best: tuple[float, int] | None = None
         self._best_of_state: int | None = None
-        self._pool = Pool([*(topic.forget for topic in topics), *(topic.retain for topic in topics)])
+        self._pool = SequenceDataset([*(topic.forget for topic in topics), *(topic.retain for topic in topics)])
         drawn = []
         for purpose, sets in ((_FORGET, [t.forget for t in topics]), (_RETAIN, [t.retain for t in topics])):
             for i, found in enumerate(sets):
@@ -220,7 +222,7 @@ class Validator:
         trainer, ranks = self._trainer, self._ranks
         model = trainer.model
         sums = torch.zeros(2, len(self._rows), dtype=torch.float64, device=ranks.device)
-        stages = pipeline_forward.Stages(model, ranks)
+        stages = pipeline_forward.PipelineForward(model, ranks)
         batches = pipeline_forward.plan(self._pool.lengths[self._rows].tolist(), self._budget, ranks)
         for batch in pipeline_forward.mine(batches, ranks, "validation", progress=False):
             rows = [self._rows[i] for i in batch]
@@ -228,7 +230,7 @@ class Validator:
             hidden = stages.forward(found.tokens)
             if hidden is None:
                 continue
-            scores = Scores(model.at(hidden, found.index), found, model, trainer.vocabulary)
+            scores = LossInputs(model.at(hidden, found.index), found, model, trainer.vocabulary)
             right = trainer.vocabulary.argmax(scores.logits) == scores.targets
             each = torch.stack([scores.log_probs.double(), right.double()])
             sums[:, batch] = torch.stack([scores.per_sequence(values) for values in each])

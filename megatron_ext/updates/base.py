@@ -92,7 +92,7 @@ class Rule(Named):
         return 0
 
     @property
-    def needs_retain_reference(self) -> bool:
+    def needs_retain_reference_logps(self) -> bool:
         """Whether ``start`` needs the retain loss of the model before unlearning."""
         return False
 

@@ -48,7 +48,7 @@ class PrimalDual(Rule):
         return self
 
     @property
-    def needs_retain_reference(self) -> bool:
+    def needs_retain_reference_logps(self) -> bool:
         return self.tolerance is not None
 
     @property

@@ -60,7 +60,7 @@ class Options(Strict):
         return self
 
 
-class Ask(Protocol):
+class LM(Protocol):
     """A loaded model that answers. Every rank calls it with the same arguments and gets every answer.
 
     ``tokenizer``: of the data. ``context``: most tokens that the model reads.
@@ -82,7 +82,7 @@ class Ask(Protocol):
 
 
 # What a family asks of a model, with everything that it needs read and checked: examples, the same on every rank.
-Questions = Callable[[Ask], list[dict[str, Any]]]
+Requests = Callable[[LM], list[dict[str, Any]]]
 
 
 class Family(Protocol):
@@ -106,13 +106,13 @@ class Family(Protocol):
     def amount(self, options: Any, forget_rows: int) -> tuple[int, int, int]:
         """Sequences that are scored, answers that are generated and new tokens of each, at most: for estimates."""
 
-    def questions(self, data: Path, options: Any, tokenizer: Tokenizer, vocabulary: int) -> Questions:
+    def questions(self, data: Path, options: Any, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         """What to ask, from the folder that the prepare step wrote, of a model with so many token ids.
 
         Raises ``DataError`` that names file and line of what will not do.
         """
 
-    def recompute(
+    def compute_metrics(
         self, examples: Sequence[Example], options: Any, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
         """Metrics of the examples; those that compare with retrain only where its examples are given.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.benchmarks.base import Ask
+from pipeline.benchmarks.base import LM
 from pipeline.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Amounts:
     cut_generations: int = 0
 
 
-class Engine(Ask):
+class Engine(LM):
     """A model that counts what it is asked, and forgets its answers on disk when they are no longer needed.
 
     ``find_scores``, ``find_continuations`` and ``gradient_norms`` do the work.
@@ -89,7 +89,7 @@ def megatron_engine(
         from megatron_ext.checkpoint import reading
         from megatron_ext.checkpoint.fingerprint import model_fingerprint
         from megatron_ext.inference.generation import generate
-        from megatron_ext.inference.response_cache import Answers
+        from megatron_ext.inference.response_cache import ResponseCache
         from megatron_ext.inference.scoring import score
         from megatron_ext.model.families import family_of
 
@@ -101,7 +101,7 @@ def megatron_engine(
             "device": ranks.device.type,
             "tokenizer": tokenizer.sha256,
         }
-        known = Answers(answers, identity, ranks)
+        known = ResponseCache(answers, identity, ranks)
 
         class Megatron(Engine):
             def find_scores(self, requests: Sequence[ScoreRequest]) -> list[Score]:

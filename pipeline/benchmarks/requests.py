@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.base import Ask, Questions, where
+from pipeline.benchmarks.base import LM, Requests, where
 from pipeline.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ TOKENWISE = ("log_probs", "means", "variances", "correct")
 
 
 @dataclass(frozen=True)
-class Item:
+class Instance:
     """One example of a set, as token ids.
 
     ``texts``: what the example says of it beside answers, as it stands. ``targets``: name -> (prompt, target), whose
@@ -39,7 +39,7 @@ class Item:
     cuts: Mapping[str, int] = field(default_factory=dict)
 
 
-def questions(items: Sequence[Item], data: Path, vocabulary: int) -> Questions:
+def questions(items: Sequence[Instance], data: Path, vocabulary: int) -> Requests:
     """Asks for every item's targets and generation. Raises ``DataError`` for an id that the model does not have.
 
     Of an item the example has ``texts``; ``scores``: target name -> ``log_prob`` (nats, summed over its tokens, end
@@ -57,13 +57,13 @@ def questions(items: Sequence[Item], data: Path, vocabulary: int) -> Questions:
                 f"{data}: set {item.set!r}, example {item.index}: id {max(ids)}, but the model has {vocabulary}"
             )
 
-    def ask(model: Ask) -> list[dict[str, Any]]:
+    def ask(model: LM) -> list[dict[str, Any]]:
         return _ask(items, model)
 
     return ask
 
 
-def _ask(items: Sequence[Item], model: Ask) -> list[dict[str, Any]]:
+def _ask(items: Sequence[Instance], model: LM) -> list[dict[str, Any]]:
     from megatron_ext.inference.scoring import ScoreRequest
 
     wanted = [(item, name) for item in items for name in item.targets]

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(given: argparse.Namespace) -> int:
     """Print the metrics as JSON. The exit status: 0, 1 for examples that will not do, 2 for wrong arguments."""
     try:
-        values = recompute(given)
+        values = compute_metrics(given)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -40,7 +40,7 @@ def main(given: argparse.Namespace) -> int:
     return 0
 
 
-def recompute(given: argparse.Namespace) -> dict[str, float]:
+def compute_metrics(given: argparse.Namespace) -> dict[str, float]:
     """Metrics of ``given.examples``, compared with those of ``given.retain``; retrain's are compared with themselves.
 
     Needs neither the model nor the data. Raises ``DataError`` that names file and row.
@@ -55,7 +55,7 @@ def recompute(given: argparse.Namespace) -> dict[str, float]:
     elif evaluation is not None and evaluation.get("model") == RETRAIN:
         retain = examples
     try:
-        return family(options.family).recompute(examples, options, retain)
+        return family(options.family).compute_metrics(examples, options, retain)
     except DataError as error:
         raise DataError(f"{given.examples}: {error}") from None
     except KeyError as error:

@@ -56,7 +56,7 @@ def summary(config: Config) -> list[str]:
         + ", ".join(f"{key} {value}" for key, value in source.items()),
         f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
-        + (", recomputed activations" if runtime.recompute else ""),
+        + (", recomputed activations" if runtime.recompute_activations else ""),
     ]
 
 
@@ -67,8 +67,8 @@ def jobs(plan: Plan, site: Site | None = None) -> list[str]:
     """
     rows = [["step", "folder", "ranks", "memory/rank", *(["nodes", "memory/node", "time"] if site else []), "work"]]
     for job in plan.jobs.values():
-        asked = _asked(resources.needs(plan, site, job), site, job.spec.step) if site else []
-        rows.append([job.spec.step, job.name, str(job.ranks), _memory(plan, job.spec, site), *asked])
+        asked = _asked(resources.needs(plan, site, job), site, job.spec.program) if site else []
+        rows.append([job.spec.program, job.name, str(job.ranks), _memory(plan, job.spec, site), *asked])
         rows[-1].append(plan.describe(job.name))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]

@@ -30,7 +30,7 @@ from pipeline.config.schema import (
 )
 from pipeline.config.site import Site
 from pipeline.config.sizing import Shape
-from pipeline.data.prepared import DataFamily, Folded
+from pipeline.data.prepared import DataFamily, HasRequests
 from pipeline.data.settings import DataSource, FolderSource, HubSource
 from pipeline.hub import local_files
 
@@ -83,12 +83,16 @@ class Config:
         return counted is not None and self.experiment.data.bad_rows == "error"
 
     @property
-    def folds(self) -> tuple[str, ...]:
+    def requests(self) -> tuple[str, ...]:
         """The forget splits of every request to forget, the experiment's own first; none where there is but one."""
-        folds = self.experiment.folds
-        return self.data.folds(folds.kind)[: folds.count] if folds and isinstance(self.data, Folded) else ()
+        requests = self.experiment.requests
+        return (
+            self.data.requests(requests.order)[: requests.count]
+            if requests and isinstance(self.data, HasRequests)
+            else ()
+        )
 
-    def fold_rows(self, split: str) -> int:
+    def request_rows(self, split: str) -> int:
         """As ``forget_rows``, of another split."""
         counted = self.data.rows(self.source, split)
         return self.benchmark.splits.get(split, self.forget_rows) if counted is None else counted
@@ -164,7 +168,7 @@ class _Checker:
         if options:
             self._judge(options)
         if benchmark and source:
-            self._folds(benchmark, source)
+            self._requests(benchmark, source)
         if shape and options:
             *_, new = family(options.family).amount(options, 1)
             if new >= shape.context:
@@ -176,8 +180,8 @@ class _Checker:
         if benchmark and self.experiment.split in data_family(benchmark.family).splits:
             self._relearning(len(data_family(benchmark.family).topics(self.experiment.split)))
         robustness = self.experiment.robustness
-        if self.experiment.folds is not None and (robustness.relearned or robustness.quantised):
-            self.problem(("robustness",), "does not go with 'folds': attacks are made for one request to forget")
+        if self.experiment.requests is not None and (robustness.relearned or robustness.quantised):
+            self.problem(("robustness",), "does not go with 'requests': attacks are made for one request to forget")
         self._methods(layout or Layout(), shape, runs)
         if benchmark and source:
             self._alternatives(benchmark, source, runs)
@@ -282,29 +286,31 @@ class _Checker:
             message = f"with its options, {self.experiment.benchmark!r} generates no answers to be judged"
             self.problem(("judge",), message)
 
-    def _folds(self, benchmark: Benchmark, source: DataSource) -> None:
+    def _requests(self, benchmark: Benchmark, source: DataSource) -> None:
         """Whether the benchmark has as many requests to forget as the experiment asks for."""
-        wanted, data = self.experiment.folds, data_family(benchmark.family)
+        wanted, data = self.experiment.requests, data_family(benchmark.family)
         if wanted is None:
             return
-        if not isinstance(data, Folded):
-            self.problem(("folds",), f"the family {benchmark.family!r} has one request to forget only")
+        if not isinstance(data, HasRequests):
+            self.problem(("requests",), f"the family {benchmark.family!r} has one request to forget only")
             return
-        folds = data.folds(wanted.kind)
-        if wanted.count > len(folds):
-            self.problem(("folds", "count"), f"{wanted.count}; the family {benchmark.family!r} has {len(folds)}")
+        requests = data.requests(wanted.order)
+        if wanted.count > len(requests):
+            self.problem(("requests", "count"), f"{wanted.count}; the family {benchmark.family!r} has {len(requests)}")
             return
         if self.experiment.split != data.splits[0]:
             message = f"{self.experiment.split!r}; the first of several requests is {data.splits[0]!r}"
             self.problem(("split",), message)
-        others = folds[1 : wanted.count]
+        others = requests[1 : wanted.count]
         if isinstance(source, FolderSource):
             self.problems += [
-                f"folds: {message}" for message in local_files.missing_data(source.path, data.fold_files(others))
+                f"requests: {message}" for message in local_files.missing_data(source.path, data.request_files(others))
             ]
-        for fold in others:
-            if not isinstance(source, HubSource | FolderSource) and data.rows(source, fold) == 0:
-                self.problem(("folds", "count"), f"{wanted.count}; the source of {benchmark.name!r} makes no {fold!r}")
+        for request in others:
+            if not isinstance(source, HubSource | FolderSource) and data.rows(source, request) == 0:
+                self.problem(
+                    ("requests", "count"), f"{wanted.count}; the source of {benchmark.name!r} makes no {request!r}"
+                )
                 return
 
     def _published(self, benchmark: Benchmark, document: Document, options: Options) -> None:
@@ -437,10 +443,10 @@ class _Checker:
         """Whether the benchmark has the other answers that methods need."""
         known = data_family(benchmark.family).tokenised_sets(source)
         for merged, run in runs:
-            name = run.method.alternatives
+            name = run.method.preferred_answers
             if name is not None and name not in known:
                 message = f"the family {benchmark.family!r} has no set {name!r} of other answers"
-                self.problems.append(merged.problem(("alternatives",), message))
+                self.problems.append(merged.problem(("preferred_answers",), message))
 
     def _relearned(self) -> list[tuple[tuple[str | int, ...], Relearn]]:
         """The attacks that train, with their keys."""

@@ -12,7 +12,12 @@ from pipeline.config.sizing import Shape
 
 Key = tuple[str, ...]
 # Where a specification's entries stand in a method file.
-_KEYS = {"forget_loss": ("forget",), "retain_loss": ("retain",), "rule": ("rule",), "scope": ("scope",)}
+_KEYS = {
+    "forget_loss": ("forget",),
+    "retain_loss": ("retain",),
+    "rule": ("rule",),
+    "trainable_layers": ("trainable_layers",),
+}
 _EXPERIMENT = ("runtime", "layout")  # entries that the experiment file gives
 
 
@@ -32,7 +37,7 @@ def settings(method: Method, runtime: Runtime) -> dict[str, Any]:
         "forget_loss": method.forget,
         "retain_loss": method.retain,
         "rule": method.rule,
-        "scope": method.scope,
+        "trainable_layers": method.trainable_layers,
         "epochs": training.epochs,
         "max_steps": training.max_steps,
         "batching": batching(training, runtime.layout),
@@ -57,12 +62,14 @@ def problems(method: Method, runtime: Runtime, shape: Shape | None) -> list[tupl
         **settings(method, runtime),
     )
     found = [_located(text, method) for text in spec.method_problems()]
-    needs = method.forget.needs_alternatives
-    if needs and method.alternatives is None:
-        found.append((("alternatives",), f"is missing, and the loss {method.forget.name!r} needs it; allowed: idk"))
-    if method.alternatives is not None and not needs:
-        message = f"{method.alternatives!r} is given, but the loss {method.forget.name!r} reads none"
-        found.append((("alternatives",), message))
+    needs = method.forget.needs_preferred_answers
+    if needs and method.preferred_answers is None:
+        found.append(
+            (("preferred_answers",), f"is missing, and the loss {method.forget.name!r} needs it; allowed: idk")
+        )
+    if method.preferred_answers is not None and not needs:
+        message = f"{method.preferred_answers!r} is given, but the loss {method.forget.name!r} reads none"
+        found.append((("preferred_answers",), message))
     return found + _scope(method, runtime.layout, shape)
 
 
@@ -83,17 +90,17 @@ def _located(text: str, method: Method) -> tuple[Key, str]:
 
 
 def _scope(method: Method, layout: Layout, shape: Shape | None) -> list[tuple[Key, str]]:
-    if method.scope is None or shape is None:
+    if method.trainable_layers is None or shape is None:
         return []
-    layer = method.scope.layer
+    layer = method.trainable_layers.up_to
     if layer >= shape.layers:
         return [
             (
-                ("scope", "layer"),
+                ("trainable_layers", "up_to"),
                 f"{layer} is none of the model's {shape.layers} layers; allowed: 0 to {shape.layers - 1}",
             )
         ]
     if layer + 1 < layout.pipeline:
         message = f"{layer}: layers 0 to {layer} are built, fewer than the layout's {layout.pipeline} pipeline stages"
-        return [(("scope", "layer"), message)]
+        return [(("trainable_layers", "up_to"), message)]
     return []

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from megatron_ext.config import Layout, Optimizer, Scope
+from megatron_ext.config import Layout, Optimizer, TrainableLayers
 from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Strict
 from megatron_ext.specs import Quantisation, Scheme, Validation
 from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import families
 from pipeline.config.located_yaml import hint
-from pipeline.data.settings import BadRows, BpeTokenizer, DataSource, FoldKind, TemplateName
+from pipeline.data.settings import BadRows, BpeTokenizer, DataSource, RequestOrder, TemplateName
 from pipeline.judging.settings import JudgeSettings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
@@ -58,7 +58,7 @@ class Unlearning(Batches):
 class Method(Strict):
     """A method file, with the experiment's ``unlearning`` and the method's own ``overrides`` laid on it.
 
-    ``alternatives``: the tokenised set of other answers to the forget set's prompts, for losses that need them.
+    ``preferred_answers``: the tokenised set of other answers to the forget set's prompts, for losses that need them.
     """
 
     name: Name
@@ -67,8 +67,8 @@ class Method(Strict):
     forget: AnyLoss
     retain: AnyLoss | None = None
     rule: AnyRule
-    scope: Scope | None = None
-    alternatives: Literal["idk"] | None = None
+    trainable_layers: TrainableLayers | None = None
+    preferred_answers: Literal["idk"] | None = None
     training: Unlearning
 
 
@@ -176,7 +176,7 @@ class RuntimeSettings(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(1, ge=1)
     timeout_seconds: float = Field(600.0, gt=0)
-    recompute: bool = False
+    recompute_activations: bool = False
 
 
 def _kind(value: Any) -> str:
@@ -234,14 +234,14 @@ class Robustness(Strict):
         return self
 
 
-class Folds(Strict):
+class UnlearningRequests(Strict):
     """Several requests to forget, for every method and seed; the first is the experiment's own split.
 
     ``sustainability``: each is forgotten by the model that has forgotten those before it. ``scalability``: each holds
     the one before it, and is forgotten by the target.
     """
 
-    kind: FoldKind
+    order: RequestOrder
     count: int = Field(4, ge=2)
 
 
@@ -262,7 +262,7 @@ class Experiment(Strict):
     evaluation: Evaluation = Evaluation()
     judge: JudgeSettings | None = None
     robustness: Robustness = Robustness()
-    folds: Folds | None = None
+    requests: UnlearningRequests | None = None
     runtime: RuntimeSettings = RuntimeSettings()
 
     @field_validator("seeds")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from megatron_ext.config import Layout, Runtime, Scope
+from megatron_ext.config import Layout, Runtime, TrainableLayers
 from megatron_ext.model.families import family_of
 from megatron_ext.specs import UnlearnSpec
 from pipeline.config.site import Site
@@ -126,16 +126,16 @@ def stage_parameters(layout: Layout, shape: Shape) -> int:
     return -(-max(sizes) // layout.tensor)
 
 
-def scope_parameters(layout: Layout, shape: Shape, scope: Scope) -> tuple[int, int]:
+def trainable_parameters(layout: Layout, shape: Shape, trainable_layers: TrainableLayers) -> tuple[int, int]:
     """Of the layers that a scope builds, split evenly: parameters of the largest rank, and how many it trains."""
-    short, longer = divmod(scope.layer + 1, layout.pipeline)
+    short, longer = divmod(trainable_layers.up_to + 1, layout.pipeline)
     counts = [short + (stage < longer) for stage in range(layout.pipeline)]
-    each = sum(shape.matrices[name] for name in scope.matrices)
+    each = sum(shape.matrices[name] for name in trainable_layers.target_modules)
     sizes = []
     for stage, count in enumerate(counts):
         layers = range(sum(counts[:stage]), sum(counts[: stage + 1]))
         built = count * shape.layer_parameters + (stage == 0) * shape.embedding_parameters
-        sizes.append((built, each * len(set(scope.trained_layers) & set(layers))))
+        sizes.append((built, each * len(set(trainable_layers.trained_layers) & set(layers))))
     built, trained = (max(column) for column in zip(*sizes, strict=True))
     return -(-built // layout.tensor), -(-trained // layout.tensor)
 
@@ -160,19 +160,19 @@ def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
     layout, precision = spec.runtime.layout, spec.runtime.precision
     # Without a retain loss there is one gradient, which is measured where it lies.
     vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
-    frozen = keeps_frozen(spec)
-    if spec.scope is None:
+    reference_model = keeps_frozen(spec)
+    if spec.trainable_layers is None:
         aside = spec.validation is not None and spec.rule.extrapolation != 1.0
-        copies = (frozen and not gpus) + aside
+        copies = (reference_model and not gpus) + aside
         return training_bytes(layout, shape, precision, vectors) + copies * scoring_bytes(layout, shape, precision)
-    built, trained = scope_parameters(layout, shape, spec.scope)
+    built, trained = trainable_parameters(layout, shape, spec.trainable_layers)
     width = _width(precision)
-    return built * width + int(trained * (_training_bytes_each(layout, precision, vectors) + frozen * width))
+    return built * width + int(trained * (_training_bytes_each(layout, precision, vectors) + reference_model * width))
 
 
 def keeps_frozen(spec: UnlearnSpec) -> bool:
     """Whether a run needs the model before unlearning."""
-    return any(loss is not None and loss.needs_frozen for loss in (spec.forget_loss, spec.retain_loss))
+    return any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss))
 
 
 def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from megatron_ext.atomic_files import write_text
 from pipeline.data.errors import DataError
-from pipeline.data.settings import FoldKind
+from pipeline.data.settings import RequestOrder
 
 if TYPE_CHECKING:
     from megatron_ext.data.sequences import Sequences
@@ -38,7 +38,7 @@ class Content(Protocol):
     def texts(self, template: Template) -> Iterator[str]:
         """What a tokenizer made for this data is trained on: the training sets' text, each once."""
 
-    def encode(self, encoder: Encoder, tables: Tables) -> None:
+    def encode(self, encoder: Encoder, tables: PreparedWriter) -> None:
         """Write every set. Raises ``DataError`` naming the file and row that will not do."""
 
     def flags(self) -> list[str]:
@@ -115,23 +115,25 @@ class DataFamily(Protocol):
 
 
 @runtime_checkable
-class Folded(Protocol):
+class HasRequests(Protocol):
     """A data family with several requests to forget."""
 
-    def folds(self, kind: FoldKind) -> tuple[str, ...]:
+    def requests(self, kind: RequestOrder) -> tuple[str, ...]:
         """The forget splits of several requests: one after the other, each to be forgotten by the model that has
         forgotten those before it (sustainability), or growing, each by itself (scalability). The first is the
         benchmark's own."""
 
-    def fold_files(self, folds: Sequence[str]) -> list[Names]:
+    def request_files(self, requests: Sequence[str]) -> list[Names]:
         """The files of these splits' forget sets."""
 
-    def load(self, source: Any, split: str, sets: Sequence[str], training: bool, folds: Sequence[str] = ()) -> Content:
-        """As ``DataFamily.load``, with the forget sets of ``folds`` as training sets of those names."""
+    def load(
+        self, source: Any, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()
+    ) -> Content:
+        """As ``DataFamily.load``, with the forget sets of ``requests`` as training sets of those names."""
 
 
 @dataclass
-class Tables:
+class PreparedWriter:
     """The files of a prepared folder as they are written: ``entries`` is what the manifest says of them.
 
     ``sets``: the evaluation sets that are wanted; ``training``: whether training sets are.

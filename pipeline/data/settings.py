@@ -45,12 +45,12 @@ class SyntheticSource(Strict):
 class SyntheticNewsSource(Strict):
     """Our own seeded generator of invented news; every story is three articles.
 
-    ``folds``: requests to forget, of ``forget_stories`` each; the first is what the evaluation asks about.
+    ``requests``: requests to forget, of ``forget_stories`` each; the first is what the evaluation asks about.
     """
 
     kind: Literal["synthetic_news"] = "synthetic_news"
     forget_stories: int = Field(20, ge=3)
-    folds: int = Field(1, ge=1)
+    requests: int = Field(1, ge=1)
     retain_stories: int = Field(40, ge=3)
     background_stories: int = Field(80, ge=8)
     seed: int = Field(0, ge=0)
@@ -97,4 +97,4 @@ TemplateName = Literal["plain", "llama-2", "llama-3", "zephyr"]
 BadRows = Literal["error", "drop"]
 
 
-FoldKind = Literal["sustainability", "scalability"]
+RequestOrder = Literal["sustainability", "scalability"]

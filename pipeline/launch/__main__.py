@@ -186,7 +186,7 @@ def environment(spec: Strict) -> None:
     if runtime and runtime.layout.tensor > 1:
         # megatron-core's order of kernels, in which communication starts before the product that hides it.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    fetches = spec.step.startswith("fetch")
+    fetches = spec.program.startswith("fetch")
     if not fetches:
         # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -34,7 +34,7 @@ def record(spec: Strict, path: Path, started: datetime) -> dict[str, Any]:
     summary = Path(spec.output) / "summary.json"
     return {
         "schema": SCHEMA,
-        "step": spec.step,
+        "step": spec.program,
         "git": _git(),
         "spec": values,
         "spec_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -44,28 +44,33 @@ def write(path: Path, clock: Clock) -> None:
     from pipeline.judging.rubric import definitions
     from pipeline.report import figures, page, robustness, tables
     from pipeline.report import read as results
-    from pipeline.report import requests as folds
+    from pipeline.report import requests as unlearning_requests
     from pipeline.specs import ReportSpec
 
     spec: ReportSpec = read(path, ReportSpec)
     clock.mark("startup")
 
-    groups, attacked, folded = results.load(spec), results.attacked(spec), results.folded(spec)
+    groups, attacked, later_requests = results.load(spec), results.attacked(spec), results.later_requests(spec)
     judges = results.judges(groups)
     benchmark = family(spec.options.family)
     metrics = (*benchmark.metrics(spec.options), *(definitions(judges) if judges else ()))
-    requests = folds.tables(groups, folded, metrics)
-    drawn = [*figures.draw(groups, metrics, benchmark.trade_offs(spec.options)), *folds.draw(groups, requests)]
-    stages = results.stages(spec, [*groups, *attacked, *folded])
+    requests = unlearning_requests.tables(groups, later_requests, metrics)
+    drawn = [
+        *figures.draw(groups, metrics, benchmark.trade_offs(spec.options)),
+        *unlearning_requests.draw(groups, requests),
+    ]
+    stages = results.stages(spec, [*groups, *attacked, *later_requests])
     ratios = robustness.with_ratios(spec, groups, attacked, metrics)
     changes = robustness.tables(spec, groups, attacked, metrics)
     files = {
-        "table.csv": tables.as_csv(spec, [*groups, *ratios, *folded], metrics),
+        "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests], metrics),
         "table.md": tables.as_markdown(spec, groups, metrics)
         + robustness.as_markdown(changes)
-        + folds.as_markdown(spec, requests),
+        + unlearning_requests.as_markdown(spec, requests),
         **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
-        "index.html": page.render(spec, groups, metrics, drawn, stages, [*attacked, *folded], changes, requests),
+        "index.html": page.render(
+            spec, groups, metrics, drawn, stages, [*attacked, *later_requests], changes, requests
+        ),
     }
     clock.mark("work")
 

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.benchmarks.base import Metric
 from pipeline.report.curves import COMPARED, PANELS
-from pipeline.report.read import Group, Stage, judges
+from pipeline.report.read import Group, StepTiming, judges
 from pipeline.report.requests import Table as Requests
 from pipeline.report.requests import legend_of
 from pipeline.report.robustness import Table as Changes
@@ -37,7 +37,7 @@ def render(
     groups: Sequence[Group],
     metrics: Sequence[Metric],
     figures: Sequence[Figure],
-    stages: Sequence[Stage],
+    stages: Sequence[StepTiming],
     attacked: Sequence[Group] = (),
     changes: Sequence[Changes] = (),
     requests: Sequence[Requests] = (),
@@ -142,18 +142,18 @@ def _undrawn(figures: Sequence[Figure], section: str, titles: Iterable[str]) -> 
     return [title for title in titles if not _of(figures, section, title)]
 
 
-def _kinds(stages: Sequence[Stage]) -> list[tuple[str, int, Stage]]:
+def _kinds(stages: Sequence[StepTiming]) -> list[tuple[str, int, StepTiming]]:
     """(kind, how many, their times summed) of the steps, in the order in which they run."""
-    kinds: dict[str, list[Stage]] = {}
+    kinds: dict[str, list[StepTiming]] = {}
     for stage in stages:
         kinds.setdefault(stage.step, []).append(stage)
     return [(kind, len(found), _sum(kind, found)) for kind, found in kinds.items()]
 
 
-def _sum(kind: str, stages: Sequence[Stage]) -> Stage:
+def _sum(kind: str, stages: Sequence[StepTiming]) -> StepTiming:
     flags = tuple(sorted({flag for stage in stages for flag in stage.flags}))
     seconds = [math.fsum(getattr(stage, part) for stage in stages) for part in ("startup", "work", "write")]
-    return Stage(kind, kind, *seconds, flags)
+    return StepTiming(kind, kind, *seconds, flags)
 
 
 def _facts(spec: ReportSpec, groups: Sequence[Group]) -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ DIGITS = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 @dataclass(frozen=True)
-class Stage:
+class StepTiming:
     """Seconds of one step: before its work (imports, process groups, loading), its work, and writing its output."""
 
     name: str
@@ -88,7 +88,7 @@ class Result:
     reasons: tuple[str, ...]
     steps: Mapping[str, Sequence[float]] | None
     said: tuple[Note, ...]
-    stages: tuple[Stage, ...]
+    stages: tuple[StepTiming, ...]
     provenance: Mapping[str, Mapping[str, Any]]
     judge: str | None = None
     trajectory: Trajectory | None = None
@@ -117,9 +117,9 @@ class Group:
         return self.results[0].entry.attack
 
     @property
-    def fold(self) -> int:
+    def request(self) -> int:
         """Which request to forget it was asked last, from 1."""
-        return self.results[0].entry.fold or 1
+        return self.results[0].entry.request or 1
 
     @property
     def title(self) -> str:
@@ -183,15 +183,15 @@ def attacked(spec: ReportSpec) -> list[Group]:
     return _groups(spec, spec.attacked)
 
 
-def folded(spec: ReportSpec) -> list[Group]:
+def later_requests(spec: ReportSpec) -> list[Group]:
     """As ``load``, the models after each further request to forget."""
-    return _groups(spec, spec.folded)
+    return _groups(spec, spec.later_requests)
 
 
 def _groups(spec: ReportSpec, entries: Sequence[ReportEntry]) -> list[Group]:
     groups: dict[tuple[str | int | None, ...], list[Result]] = {}
     for entry in sorted(entries, key=lambda entry: KINDS.index(entry.kind)):
-        key = (entry.kind, entry.method, entry.variant, entry.attack, entry.fold)
+        key = (entry.kind, entry.method, entry.variant, entry.attack, entry.request)
         groups.setdefault(key, []).append(_result(spec, entry))
     return [Group(tuple(found)) for found in groups.values()]
 
@@ -201,7 +201,7 @@ def judges(groups: Sequence[Group]) -> list[str]:
     return sorted({result.judge for group in groups for result in group.results if result.judge is not None})
 
 
-def stages(spec: ReportSpec, groups: Sequence[Group]) -> list[Stage]:
+def stages(spec: ReportSpec, groups: Sequence[Group]) -> list[StepTiming]:
     """Times of every step that the report knows of, in the order in which they run."""
     found = [_stage(folder / "summary.json", name, name.partition("/")[0]) for name, folder in spec.steps.items()]
     found += [stage for group in groups for result in group.results for stage in result.stages]
@@ -270,10 +270,10 @@ def _measured(
     return values, {key: _number(path, found, key, "metrics.") for key in found}
 
 
-def _stage(path: Path, name: str, step: str) -> Stage:
+def _stage(path: Path, name: str, step: str) -> StepTiming:
     summary = read_object(path)
     seconds = [_number(path, summary, f"{part}_seconds", null=False) for part in ("startup", "work", "write")]
-    return Stage(name, step, *seconds, _texts(path, summary, "flags"))
+    return StepTiming(name, step, *seconds, _texts(path, summary, "flags"))
 
 
 def _steps(path: Path) -> tuple[dict[str, list[float]], tuple[Note, ...]]:

@@ -35,16 +35,16 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def tables(groups: Sequence[Group], folded: Sequence[Group], metrics: Sequence[Metric]) -> list[Table]:
+def tables(groups: Sequence[Group], later_requests: Sequence[Group], metrics: Sequence[Metric]) -> list[Table]:
     """A table a headline metric of which there is a value, a row an unlearned model, a column a request.
 
     ``groups``: the models after the first request, ``folded``: after each further one.
     """
-    if not folded:
+    if not later_requests:
         return []
-    last = max(group.fold for group in folded)
+    last = max(group.request for group in later_requests)
     series = [
-        (group, [group, *(_same(group, fold, folded) for fold in range(2, last + 1))])
+        (group, [group, *(_same(group, request, later_requests) for request in range(2, last + 1))])
         for group in groups
         if group.kind == "unlearned"
     ]
@@ -69,7 +69,7 @@ def draw(groups: Sequence[Group], found: Sequence[Table]) -> list[Figure]:
 
 
 def legend_of(spec: ReportSpec) -> str:
-    return f"{LEGEND[spec.folds]} {MEASURED}" if spec.folds else ""
+    return f"{LEGEND[spec.requests]} {MEASURED}" if spec.requests else ""
 
 
 def as_markdown(spec: ReportSpec, found: Sequence[Table]) -> str:
@@ -84,10 +84,10 @@ def as_markdown(spec: ReportSpec, found: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def _same(group: Group, fold: int, folded: Sequence[Group]) -> Group:
+def _same(group: Group, request: int, later_requests: Sequence[Group]) -> Group:
     """The models of the same method and variant after another request."""
-    key = (group.method, group.variant, fold)
-    return next(other for other in folded if (other.method, other.variant, other.fold) == key)
+    key = (group.method, group.variant, request)
+    return next(other for other in later_requests if (other.method, other.variant, other.request) == key)
 
 
 def _figure(groups: Sequence[Group], table: Table) -> Figure:

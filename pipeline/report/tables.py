@@ -93,7 +93,7 @@ def by_seed(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]
 def published(spec: ReportSpec, group: Group, key: str) -> Published | None:
     """The published number of a metric for this model, split and method; a variant, an attacked model and one after
     further requests have none."""
-    if group.variant is not None or group.attack is not None or group.fold > 1:
+    if group.variant is not None or group.attack is not None or group.request > 1:
         return None
     found = [
         p
@@ -120,7 +120,7 @@ def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
                 value, number = result.metrics[key], published(spec, group, key)
                 where = (spec.experiment, spec.benchmark, spec.split, spec.model)
                 seed = "" if result.entry.seed is None else result.entry.seed
-                request = group.fold if group.fold > 1 else ""
+                request = group.request if group.request > 1 else ""
                 who = (group.method, group.variant or "", seed, group.attack or "", request)
                 paper = ("", "") if number is None else (repr(number.value), number.source)
                 lines.writerow((*where, *who, key, "" if value is None else repr(float(value)), *paper))

@@ -54,7 +54,7 @@ def evaluate(
         if engine.rank == 0:
             # Retrain is what the others are compared with; its own comparison is with itself.
             reference = examples if retain is None and spec.model_id == RETRAIN else retain
-            metrics = benchmark.recompute(examples, options, reference)
+            metrics = benchmark.compute_metrics(examples, options, reference)
             reasons = benchmark.collapse(examples, options, metrics)
             clock.mark("work", "metrics")
             evaluation = _write(spec, examples, metrics, hashes)

@@ -24,7 +24,7 @@ from pipeline.benchmarks import data_family
 from pipeline.data import cache
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.errors import DataError
-from pipeline.data.prepared import Content, Folded, Tables
+from pipeline.data.prepared import Content, HasRequests, PreparedWriter
 from pipeline.data.settings import FolderTokenizer
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenise import Encoder
@@ -111,18 +111,18 @@ def is_current(spec: PrepareSpec) -> bool:
 def _load(spec: PrepareSpec) -> Content:
     family = data_family(spec.family)
     given = (spec.source, spec.forget_split, spec.sets, spec.training)
-    if not spec.folds:
+    if not spec.requests:
         return family.load(*given)
-    if not isinstance(family, Folded):
-        raise DataError(f"folds: the family {spec.family!r} has none")
-    return family.load(*given, folds=spec.folds)
+    if not isinstance(family, HasRequests):
+        raise DataError(f"requests: the family {spec.family!r} has none")
+    return family.load(*given, requests=spec.requests)
 
 
 def _key(spec: PrepareSpec, loaded: Content) -> str:
     tokenizer = spec.tokenizer.model_dump(mode="json")
     if isinstance(spec.tokenizer, FolderTokenizer):
         tokenizer = {"kind": "folder", "sha256": tokenizers.digest(spec.tokenizer.path)}
-    named = {"family", "forget_split", "sets", "training", "folds", "template", "max_length", "bad_rows"}
+    named = {"family", "forget_split", "sets", "training", "requests", "template", "max_length", "bad_rows"}
     return cache.key(content=loaded.digest(), tokenizer=tokenizer, **spec.model_dump(mode="json", include=named))
 
 
@@ -136,7 +136,7 @@ def _build(spec: PrepareSpec, loaded: Content, folder: Path) -> dict[str, Any]:
         tokenizer = tokenizers.train(plain, spec.tokenizer.vocab_size, template, folder / "tokenizer")
     for name in ("train", "evaluation"):
         (folder / name).mkdir()
-    tables = Tables(folder, spec.sets, spec.training)
+    tables = PreparedWriter(folder, spec.sets, spec.training)
     loaded.encode(Encoder(tokenizer, template, spec.max_length, spec.bad_rows), tables)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {

@@ -43,7 +43,7 @@ SPECIFICATIONS = (
 
 def program(spec: Strict) -> str:
     """The module of a specification's program."""
-    return PROGRAMS[spec.step]
+    return PROGRAMS[spec.program]
 
 
 def source_files(spec: Strict) -> list[Path]:

@@ -20,7 +20,7 @@ from pipeline.benchmarks.base import Judged
 from pipeline.config import methods
 from pipeline.config.checks import Config, Run
 from pipeline.config.schema import Quantise, Relearn, Training, checkpoints, tokenizer_source
-from pipeline.data.prepared import Folded, Names
+from pipeline.data.prepared import HasRequests, Names
 from pipeline.data.settings import FetchedSource, FolderSource, FolderTokenizer, HubSource
 from pipeline.hub import local_files as files
 from pipeline.specs import (
@@ -74,7 +74,7 @@ class Plan:
     def jobs(self) -> dict[str, Job]:
         made = [*self._fetched(), *self._data(), *map(self._training, self.trained)]
         evaluations = list(self._evaluations())
-        made += [*self._references(), *self._unlearned(), *evaluations, *self._attacks(evaluations), *self._folds()]
+        made += [*self._references(), *self._unlearned(), *evaluations, *self._attacks(evaluations), *self._requests()]
         made += self._judgements(evaluations)
         return {job.name: job for job in [*made, self._report(made)]}
 
@@ -134,7 +134,7 @@ class Plan:
     def tokenised_sets(self) -> list[str]:
         named = self.config.data.tokenised_sets(self.config.source)
         topics = (name for pair in self.topics.values() for name in pair)
-        return list(dict.fromkeys([*named, *topics, *self.config.folds[1:]]))
+        return list(dict.fromkeys([*named, *topics, *self.config.requests[1:]]))
 
     @property
     def evaluation_sets(self) -> list[str]:
@@ -143,15 +143,15 @@ class Plan:
     @property
     def data_files(self) -> list[Names]:
         """The files of a hub repository or a folder that preparing the benchmark reads."""
-        data, folds = self.config.data, self.config.folds[1:]
+        data, requests = self.config.data, self.config.requests[1:]
         own = data.files(self.config.experiment.split, self.evaluation_sets, training=True)
-        return list(dict.fromkeys([*own, *(data.fold_files(folds) if isinstance(data, Folded) else ())]))
+        return list(dict.fromkeys([*own, *(data.request_files(requests) if isinstance(data, HasRequests) else ())]))
 
     @property
     def run_ids(self) -> list[str]:
         """The folders of unlearned models, each with a folder for every seed."""
         runs = [run.id for run in self.config.runs]
-        return [*runs, *(f"{run}.{fold}" for run in runs for fold in self.config.folds[1:])]
+        return [*runs, *(f"{run}.{request}" for run in runs for request in self.config.requests[1:])]
 
     @property
     def reference_names(self) -> list[str]:
@@ -162,8 +162,8 @@ class Plan:
     def references(self) -> list[str]:
         """The tokenised sets whose log-probabilities under target some method needs."""
         pairs = list(self.topics.values())
-        if self.config.experiment.folds and self.config.experiment.folds.kind == "scalability":
-            pairs += [(fold, retain) for fold in self.config.folds[1:] for _, retain in pairs[:1]]
+        if self.config.experiment.requests and self.config.experiment.requests.order == "scalability":
+            pairs += [(request, retain) for request in self.config.requests[1:] for _, retain in pairs[:1]]
         needed = {path for run in self.config.runs for pair in pairs for path in self._files(run, *pair).values()}
         return [name for name in self.tokenised_sets if self.reference(name) in needed]
 
@@ -194,12 +194,12 @@ class Plan:
             "fetch_datasets": ", ".join(getattr(spec, "datasets", ())),
             "report": f"{len(self.jobs)} jobs' results",
             "judge": self._judge_work(),
-        }.get(spec.step, "")
+        }.get(spec.program, "")
 
     def unlearning_steps(self, spec: UnlearnSpec) -> int:
         """Steps of an unlearning job, counted as ``megatron_ext.data.sampling.Alternation`` counts them."""
         split = Path(spec.topics[0].forget_data).stem
-        rows = self.config.fold_rows(split) if split in self.config.folds else self.config.forget_rows
+        rows = self.config.request_rows(split) if split in self.config.requests else self.config.forget_rows
         steps = max(1, round(spec.epochs * math.ceil(rows / spec.batching.global_batch)))
         return min(steps, spec.max_steps or steps)
 
@@ -254,7 +254,7 @@ class Plan:
             template=model.template,
             max_length=config.experiment.data.max_length,
             bad_rows=config.experiment.data.bad_rows,
-            folds=list(config.folds[1:]),
+            requests=list(config.requests[1:]),
             cache=self.cache,
             output=self.data,
         )
@@ -324,28 +324,28 @@ class Plan:
         )
         return Job(name, spec, (spec.checkpoint, *(path for own in files.values() for path in own.values())))
 
-    def _folds(self) -> Iterator[Job]:
+    def _requests(self) -> Iterator[Job]:
         """Every request to forget after the first: log-probabilities under the model that it starts from, where a
         method needs them, unlearning, and evaluation."""
-        folds = self.config.experiment.folds
-        if folds is None:
+        requests = self.config.experiment.requests
+        if requests is None:
             return
-        sequential = folds.kind == "sustainability"
+        sequential = requests.order == "sustainability"
         (_, retain), *_ = self.topics.values()
         for run in self.config.runs:
             for seed in self.config.experiment.seeds:
                 before = run.id
-                for fold in self.config.folds[1:]:
-                    own = f"{run.id}.{fold}"
+                for request in self.config.requests[1:]:
+                    own = f"{run.id}.{request}"
                     start = self.root / "unlearned" / before / f"seed-{seed}" / "checkpoint"
                     start = start if sequential else self.checkpoint("target")
                     place = f"{own}.seed-{seed}." if sequential else ""
-                    needed = self._files(run, fold, retain, place)
-                    sets = {"reference": fold, "retain_reference": retain}
+                    needed = self._files(run, request, retain, place)
+                    sets = {"reference_logps": request, "retain_reference_logps": retain}
                     if sequential:
                         for key in sets.keys() & needed.keys():
                             yield self._reference(f"{place}{sets[key]}", start, self.tokens(sets[key]))
-                    topic = {"forget_data": self.tokens(fold), "retain_data": self.tokens(retain), **needed}
+                    topic = {"forget_data": self.tokens(request), "retain_data": self.tokens(retain), **needed}
                     spec = UnlearnSpec(
                         checkpoint=start,
                         topics=[Topic(**topic)],
@@ -362,12 +362,12 @@ class Plan:
         the names of log-probabilities that are not target's."""
         method = run.method
         known = {
-            "reference": self.reference(f"{place}{forget}"),
-            "retain_reference": self.reference(f"{place}{retain}"),
+            "reference_logps": self.reference(f"{place}{forget}"),
+            "retain_reference_logps": self.reference(f"{place}{retain}"),
         }
-        if method.alternatives is not None:
-            known["alternatives"] = self.tokens(method.alternatives)
-            known["alternatives_reference"] = self.reference(method.alternatives)
+        if method.preferred_answers is not None:
+            known["preferred_answers"] = self.tokens(method.preferred_answers)
+            known["preferred_answers_logps"] = self.reference(method.preferred_answers)
         return {key: known[key] for key in needed_files(method.forget, method.rule)}
 
     def _evaluations(self) -> Iterator[Job]:
@@ -494,19 +494,19 @@ class Plan:
             for entry in entries
             for name in self.attacks
         ]
-        folded = [
+        later_requests = [
             entry.model_copy(
                 update={
-                    "model_id": f"{run}.{fold}-seed-{entry.seed}",
-                    "fold": k,
-                    "evaluation": evaluations / f"{run}.{fold}-seed-{entry.seed}" / benchmark.name,
-                    "run": self.root / "unlearned" / f"{run}.{fold}" / f"seed-{entry.seed}",
+                    "model_id": f"{run}.{request}-seed-{entry.seed}",
+                    "request": k,
+                    "evaluation": evaluations / f"{run}.{request}-seed-{entry.seed}" / benchmark.name,
+                    "run": self.root / "unlearned" / f"{run}.{request}" / f"seed-{entry.seed}",
                 }
             )
             for entry in entries
             if entry.kind == "unlearned"
             for run in [entry.model_id.removesuffix(f"-seed-{entry.seed}")]
-            for k, fold in enumerate(self.config.folds[1:], 2)
+            for k, request in enumerate(self.config.requests[1:], 2)
         ]
         judgements = {job.spec.model_id: job.spec.output for job in made if isinstance(job.spec, JudgeSpec)}
         entries = [entry.model_copy(update={"judgement": judgements.get(entry.model_id)}) for entry in entries]
@@ -522,19 +522,21 @@ class Plan:
             entries=entries,
             attacks=attacks,
             attacked=attacked,
-            folds=experiment.folds.kind if experiment.folds else None,
-            folded=folded,
+            requests=experiment.requests.order if experiment.requests else None,
+            later_requests=later_requests,
             steps={name: folder for name, folder in others.items() if folder in names},
             published=self._published_numbers(),
             config=self.config.resolved(),
             output=self.root / "report",
         )
         recorded = ("summary.json", "provenance.json")
-        shown = [*entries, *attacked, *folded]
+        shown = [*entries, *attacked, *later_requests]
         inputs = [entry.evaluation / name for entry in shown for name in ("evaluation.json", *recorded)]
         inputs += [entry.run / name for entry in shown for name in recorded]
         logs = ("steps.jsonl", "trajectory.jsonl")
-        inputs += [entry.run / name for entry in (*entries, *folded) if entry.kind == "unlearned" for name in logs]
+        inputs += [
+            entry.run / name for entry in (*entries, *later_requests) if entry.kind == "unlearned" for name in logs
+        ]
         judged = ("judgement.json", *recorded)
         inputs += [entry.judgement / name for entry in entries if entry.judgement for name in judged]
         return Job("report", spec, (*inputs, *(folder / "summary.json" for folder in spec.steps.values())))

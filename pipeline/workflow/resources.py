@@ -83,7 +83,7 @@ def needs(plan: Plan, site: Site, job: Job) -> Needs:
     if isinstance(spec, QuantiseSpec):
         return _quantising(plan, site, spec)
     if not isinstance(spec, TrainSpec | UnlearnSpec | ReferenceSpec | EvaluateSpec):
-        memory = OTHER_MEMORY.get(spec.step, 2 * GIB) + SUPERVISORS
+        memory = OTHER_MEMORY.get(spec.program, 2 * GIB) + SUPERVISORS
         return Needs(Nodes(1, 1, 0), 1, memory, START + OTHER, 0)
     nodes = sizing.spread(spec.runtime, site)
     gpus = bool(nodes.gpus)
@@ -148,7 +148,7 @@ def problems(plan: Plan, site: Site, where: str) -> list[str]:
     for job in plan.jobs.values():
         wanted = math.ceil(needs(plan, site, job).memory / 2**20)
         if wanted > limit:
-            worst[job.spec.step] = max(worst.get(job.spec.step, (0, "")), (wanted, job.name))
+            worst[job.spec.program] = max(worst.get(job.spec.program, (0, "")), (wanted, job.name))
     return [
         f"{where}: memory_per_node_mb: {limit}; {name} needs {wanted} on each node" for wanted, name in worst.values()
     ]
@@ -164,12 +164,12 @@ def rank_bytes(plan: Plan, spec: Any, gpus: bool) -> int:
         else:
             held = sizing.training_bytes(layout, shape, precision)
         tokens = spec.batching.micro_batch * length
-        return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute))
+        return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute_activations))
     held = sizing.scoring_bytes(layout, shape, precision)
     return held + (0 if gpus else scoring_activations(layout, shape, max(length, spec.token_budget)))
 
 
-def training_activations(layout: Layout, shape: Shape, tokens: int, recompute: bool) -> int:
+def training_activations(layout: Layout, shape: Shape, tokens: int, recompute_activations: bool) -> int:
     """Bytes of a micro-batch's activations on a CPU rank, in fp32, for the backward pass.
 
     Of each token a block keeps eight vectors of the hidden size and three of the feed-forward width (with
@@ -178,7 +178,7 @@ def training_activations(layout: Layout, shape: Shape, tokens: int, recompute: b
     """
     layers = max(layout.pipeline_split or [-(-shape.layers // layout.pipeline)])
     block = 8 * shape.hidden + 3 * shape.ffn
-    kept = layers * shape.hidden + block if recompute else layers * block
+    kept = layers * shape.hidden + block if recompute_activations else layers * block
     return 4 * tokens * (layout.pipeline * kept + LOGITS * shape.vocabulary) // layout.tensor
 
 
@@ -228,16 +228,16 @@ def operations(plan: Plan, spec: Any) -> float:
     if isinstance(spec, EvaluateSpec):
         sequences, answers, new = config.family.amount(spec.options, rows)
         return 2.0 * parameters * (sequences * length + answers * (length + new))
-    trained = 8 if spec.runtime.recompute else 6
+    trained = 8 if spec.runtime.recompute_activations else 6
     layout, batching = spec.runtime.layout, spec.batching
     micro = batching.global_batch // (layout.data * batching.micro_batch)
     idle = (micro + layout.pipeline - 1) / micro
     if isinstance(spec, TrainSpec):
         tokens = spec.optimizer_steps * batching.global_batch * length
         return idle * trained * parameters * tokens
-    if spec.scope is not None:
-        parameters, _ = sizing.scope_parameters(Layout(), config.shape, spec.scope)
-    batches = 1 + spec.forget_loss.needs_alternatives + (spec.retain_loss is not None)
+    if spec.trainable_layers is not None:
+        parameters, _ = sizing.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
+    batches = 1 + spec.forget_loss.needs_preferred_answers + (spec.retain_loss is not None)
     each = trained * spec.rule.gradients + 2 * sizing.keeps_frozen(spec)
     tokens = plan.unlearning_steps(spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length

@@ -23,7 +23,7 @@ USER = User("unlearn")
 NOT_HERE = 3  # exit status of install.sh on a machine that it is not for
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Instance]) -> None:
     """These tests install packages and start services: they run where ``-m`` asks for them by name."""
     if "cluster" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("cluster")]

@@ -65,7 +65,7 @@ def make_world(folder: Path) -> None:
         folder,
         "data",
         {
-            "step": "prepare",
+            "program": "prepare",
             "family": "tofu",
             "source": source,
             "forget_split": "forget10",
@@ -76,7 +76,7 @@ def make_world(folder: Path) -> None:
     )
     for name, data in {"target": "full", "retrain": "retain"}.items():
         spec = {
-            "step": "train",
+            "program": "train",
             "model": {"config": MODEL, "tokenizer": str(folder / "data" / "tokenizer")},
             "data": {str(folder / "data" / "train" / f"{data}.npz"): 1.0},
             "optimizer_steps": 60,
@@ -91,14 +91,14 @@ def make_world(folder: Path) -> None:
         "megatron_ext.steps.reference",
         folder,
         "reference",
-        {"step": "reference", "checkpoint": checkpoint, "data": forget},
+        {"program": "reference", "checkpoint": checkpoint, "data": forget},
     )
     evaluate(folder, "retrain", "retrain-evaluation", "retrain", {})
 
 
 def evaluate(folder: Path, model: str, name: str, model_id: str, layout: dict[str, Any]) -> None:
     spec = {
-        "step": "evaluate",
+        "program": "evaluate",
         "benchmark": "tiny",
         "split": "forget10",
         "model_id": model_id,
@@ -118,13 +118,13 @@ def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports:
         os.environ["MASTER_PORT"] = str(ports[2 * sharded])  # each program joins process groups of its own
         data = folder / "data" / "train"
         spec = {
-            "step": "unlearn",
+            "program": "unlearn",
             "checkpoint": str(folder / "target" / "checkpoint"),
             "topics": [
                 {
                     "forget_data": str(data / "forget.npz"),
                     "retain_data": str(data / "retain.npz"),
-                    "reference": str(folder / "reference" / "reference.npz"),
+                    "reference_logps": str(folder / "reference" / "reference.npz"),
                 }
             ],
             "forget_loss": {"name": "npo", "beta": 0.1},

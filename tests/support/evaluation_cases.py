@@ -89,7 +89,7 @@ def write_data(folder: Path) -> None:
         for file, some in ((name, questions[:4]), (f"{name}_icl", news.shots[:4])):
             rows = [{"question": one.question, "answer": one.answer} for one in some]
             _write(folder / "muse/knowmem" / f"{file}.jsonl", rows)
-    for name, texts in (("forget", news.folds[0]), ("holdout", news.holdout)):
+    for name, texts in (("forget", news.requests[0]), ("holdout", news.holdout)):
         _write(folder / "muse/privleak" / f"{name}.jsonl", [{"text": text} for text in texts[:5]])
 
     topics = SyntheticTopicsSource(things=8, paragraphs=1, seed=0)

@@ -143,7 +143,7 @@ def _at_layout(
     from megatron_ext.distributed import process_groups
     from megatron_ext.distributed.vocab_parallel import VocabularyShards
     from megatron_ext.inference.generation import GenerateRequest, generate
-    from megatron_ext.inference.response_cache import Answers
+    from megatron_ext.inference.response_cache import ResponseCache
     from megatron_ext.inference.scoring import ScoreRequest, score
 
     spec = Runtime.model_validate({"layout": layout, "device": "cpu", "timeout_seconds": 60})
@@ -154,7 +154,7 @@ def _at_layout(
             # One folder for the ranks of this layout: the second time everything is read from it.
             answers = folder / "-".join(["answers", name, *(f"{k}{n}" for k, n in layout.items())])
             for again in ("", "_again"):
-                known = Answers(answers, {"model": name}, ranks)
+                known = ResponseCache(answers, {"model": name}, ranks)
                 every = [ScoreRequest(*pair, tokenwise=i % 2 == 0) for i, pair in enumerate(requests())]
                 scores = score(model, ranks, every, TOKEN_BUDGET, answers=known)
                 prompts_ = [GenerateRequest(prompt, NEW_TOKENS) for prompt in prompts()]

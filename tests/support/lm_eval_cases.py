@@ -71,7 +71,7 @@ def at_layouts(folder: Path, layouts: dict[int, dict[str, int]]) -> list[dict[st
 
 def at_layout(folder: Path, layout: dict[str, int]) -> dict[str, Any]:
     from megatron_ext.config import Runtime
-    from pipeline.benchmarks.lm_eval.model import AskLM
+    from pipeline.benchmarks.lm_eval.model import HarnessLM
     from pipeline.benchmarks.megatron_lm import megatron_engine
     from pipeline.data.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ def at_layout(folder: Path, layout: dict[str, int]) -> dict[str, Any]:
     with megatron_engine(folder, runtime, Tokenizer.load(folder), TOKEN_BUDGET, None) as ask:
         results: dict[str, Any] = {"layout": layout}
         for kind in KINDS:
-            ours = AskLM(ask)
+            ours = HarnessLM(ask)
             results[kind] = getattr(ours, kind)(instances(kind))
             results[f"{kind}_cut"] = sorted(ours.cut)
         return results

@@ -12,8 +12,8 @@ from tests.support import formulas, worlds
 ROWS = 7  # of every set
 REFERENCES = {
     "forget_data": "reference",
-    "retain_data": "retain_reference",
-    "alternatives": "alternatives_reference",
+    "retain_data": "retain_reference_logps",
+    "preferred_answers": "preferred_answers_logps",
 }
 
 
@@ -61,7 +61,7 @@ class World:
         others = [
             (ids + rng.integers(2, worlds.VOCABULARY, int(rng.integers(1, 9))).tolist(), len(ids)) for ids in prompts
         ]
-        sets = {"forget_data": forget, "retain_data": retain, "alternatives": Sequences.pack(others)}
+        sets = {"forget_data": forget, "retain_data": retain, "preferred_answers": Sequences.pack(others)}
         for key, sequences in sets.items():
             sequences.save(folder / f"{key}.npz")
         for model in ("untied", "tied"):

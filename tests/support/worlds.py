@@ -47,7 +47,7 @@ def write_data(folder: Path) -> None:
 
 def train_spec(folder: Path, name: str = "target", **changes: Any) -> Path:
     spec: dict[str, Any] = {
-        "step": "train",
+        "program": "train",
         "model": {"config": CONFIG},
         "data": {str(folder / "forget.npz"): 0.25, str(folder / "retain.npz"): 0.75},
         "optimizer_steps": 12,
@@ -61,13 +61,13 @@ def train_spec(folder: Path, name: str = "target", **changes: Any) -> Path:
 
 def unlearn_spec(folder: Path, name: str, layout: dict[str, Any] | None = None, **changes: Any) -> Path:
     spec: dict[str, Any] = {
-        "step": "unlearn",
+        "program": "unlearn",
         "checkpoint": str(folder / "target" / "checkpoint"),
         "topics": [
             {
                 "forget_data": str(folder / "forget.npz"),
                 "retain_data": str(folder / "retain.npz"),
-                "reference": str(folder / "reference" / "reference.npz"),
+                "reference_logps": str(folder / "reference" / "reference.npz"),
             }
         ],
         "forget_loss": {"name": "npo", "beta": 0.1},
@@ -85,7 +85,7 @@ def unlearn_spec(folder: Path, name: str, layout: dict[str, Any] | None = None, 
 
 def reference_spec(folder: Path) -> Path:
     spec = {
-        "step": "reference",
+        "program": "reference",
         "checkpoint": str(folder / "target" / "checkpoint"),
         "data": str(folder / "forget.npz"),
         "runtime": {"device": "cpu"},

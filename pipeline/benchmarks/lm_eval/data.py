@@ -16,7 +16,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
 
 if TYPE_CHECKING:
-    from pipeline.data.prepared import Names, Tables
+    from pipeline.data.prepared import Names, PreparedWriter
     from pipeline.data.settings import DataSource, LocalSource
     from pipeline.data.sources import Files
     from pipeline.data.templates import Template
@@ -51,7 +51,7 @@ class TasksContent(SetsOfText):
                 yield from corpus.texts
                 yield from (asked + answer for asked, answer in corpus.asked)
 
-    def encode(self, encoder: Encoder, tables: Tables) -> None:
+    def encode(self, encoder: Encoder, tables: PreparedWriter) -> None:
         from megatron_ext.data.sequences import Sequences
         from pipeline.data.chunking import chunks
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.benchmarks.base import Ask, Example, Metric, Questions, where
+from pipeline.benchmarks.base import LM, Example, Metric, Requests, where
 from pipeline.benchmarks.lm_eval.options import CHOICE, TasksOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.multiple_choice import accuracy, accuracy_per_length
@@ -83,7 +83,7 @@ class Tasks:
         rows = others * ROWS + len(options.prepared) * 10 * forget_rows
         return 4 * min(rows, len(options.tasks) * (options.limit or ROWS)), 0, 0
 
-    def questions(self, data: Path, options: TasksOptions, tokenizer: Tokenizer, vocabulary: int) -> Questions:
+    def questions(self, data: Path, options: TasksOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         """Loads every task. Raises ``DataError`` that names the task for one that is not known, and for data that are
         not on this machine."""
         from pipeline.benchmarks.lm_eval import run as harness
@@ -92,13 +92,13 @@ class Tasks:
         with harness.quiet(shown=True):
             loaded = load(data, options)
 
-        def ask(model: Ask) -> list[dict[str, Any]]:
+        def ask(model: LM) -> list[dict[str, Any]]:
             with harness.quiet(shown=model.rank == 0):
                 return harness.ask(loaded, options, model)
 
         return ask
 
-    def recompute(
+    def compute_metrics(
         self, examples: Sequence[Example], options: TasksOptions, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
         """Scores of tasks, and of groups as the harness makes them of their tasks' scores."""

@@ -23,7 +23,7 @@ from pipeline.data.errors import DataError
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from pipeline.benchmarks.base import Ask
+    from pipeline.benchmarks.base import LM
 
 Pair = tuple[list[int], list[int]]
 MAX_NEW_TOKENS = 256  # where a task does not say: HFLM's
@@ -31,14 +31,14 @@ MAX_NEW_TOKENS = 256  # where a task does not say: HFLM's
 WITHOUT_EFFECT = {"temperature", "do_sample", "top_p", "top_k"}
 
 
-class AskLM(TemplateLM):
+class HarnessLM(TemplateLM):
     """One logical model: every rank runs the harness with the same requests, and ``ask`` shares them among the ranks.
 
     To the harness it is therefore one process, rank 0 of 1, on every rank. ``cut``: (task, document) of the requests
     whose context was longer than the model reads, and of which only the end was read.
     """
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: LM) -> None:
         super().__init__()
         self.ask = ask
         self.cut: set[tuple[str | None, int | None]] = set()

@@ -23,7 +23,7 @@ from pipeline.data.errors import DataError
 from pipeline.metrics.text import repeats_itself
 
 if TYPE_CHECKING:
-    from pipeline.benchmarks.base import Ask
+    from pipeline.benchmarks.base import LM
 
 
 def _metric_name(metric: str, chosen: str) -> str:
@@ -31,16 +31,16 @@ def _metric_name(metric: str, chosen: str) -> str:
     return metric if chosen == UNFILTERED else f"{metric},{chosen}"
 
 
-def ask(loaded: Loaded, options: TasksOptions, model: Ask) -> list[dict[str, Any]]:
+def ask(loaded: Loaded, options: TasksOptions, model: LM) -> list[dict[str, Any]]:
     """Examples of all documents, by task."""
     import numpy as np
     from lm_eval.evaluator import evaluate
 
-    from pipeline.benchmarks.lm_eval.model import AskLM
+    from pipeline.benchmarks.lm_eval.model import HarnessLM
 
     random.seed(0)
     np.random.seed(options.seed)
-    lm = AskLM(model)
+    lm = HarnessLM(model)
     results = evaluate(lm, {"tasks": loaded.tasks, "groups": {}}, limit=options.limit, bootstrap_iters=0)
     examples = []
     for name, task in loaded.tasks.items():

@@ -17,8 +17,8 @@ from pipeline.data.prepared import SetsOfText
 if TYPE_CHECKING:
     from megatron_ext.data.sequences import Sequences
     from pipeline.benchmarks.muse.synthetic import News, Question
-    from pipeline.data.prepared import Names, Tables
-    from pipeline.data.settings import DataSource, FoldKind, LocalSource, SyntheticNewsSource
+    from pipeline.data.prepared import Names, PreparedWriter
+    from pipeline.data.settings import DataSource, LocalSource, RequestOrder, SyntheticNewsSource
     from pipeline.data.sources import Files
     from pipeline.data.templates import Template
     from pipeline.data.tokenise import Encoder
@@ -70,7 +70,7 @@ class MuseContent(SetsOfText):
             if name in ("full", "background", "practice"):
                 yield from ("".join(text) if part.form == "asked" else text for text in part.texts)
 
-    def encode(self, encoder: Encoder, tables: Tables) -> None:
+    def encode(self, encoder: Encoder, tables: PreparedWriter) -> None:
         for name, part in self.training.items():
             sequences, dropped = _sequences(part, encoder)
             tables.train(name, sequences, part.origin, dropped)
@@ -112,12 +112,12 @@ class MuseData:
     def topics(self, split: str) -> dict[str, tuple[str, str]]:
         return {"forget": ("forget", "retain")}
 
-    def folds(self, kind: FoldKind) -> tuple[str, ...]:
+    def requests(self, kind: RequestOrder) -> tuple[str, ...]:
         """The first of them is ``forget`` by another name."""
         return tuple(f"{'sust' if kind == 'sustainability' else 'scal'}-{k}" for k in range(1, FOLDS + 1))
 
-    def fold_files(self, folds: Sequence[str]) -> list[Names]:
-        return [_forget(fold) for fold in folds]
+    def request_files(self, requests: Sequence[str]) -> list[Names]:
+        return [_forget(request) for request in requests]
 
     def rows(self, source: DataSource, split: str) -> int | None:
         """Raw text has as many sequences as a tokenizer makes of it; the articles of our generator are one each."""
@@ -125,17 +125,17 @@ class MuseData:
 
         if source.kind != "synthetic_news":
             return None
-        wanted = _fold_numbers(split)
-        return len(wanted) * source.forget_stories * synthetic.ARTICLES if max(wanted) <= source.folds else 0
+        wanted = _request_numbers(split)
+        return len(wanted) * source.forget_stories * synthetic.ARTICLES if max(wanted) <= source.requests else 0
 
     def all_rows(self, split: str, forget_rows: int) -> int:
         return 3 * forget_rows
 
     def load(
-        self, source: LocalSource, split: str, sets: Sequence[str], training: bool, folds: Sequence[str] = ()
+        self, source: LocalSource, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()
     ) -> MuseContent:
-        """``folds``: other splits, whose forget sets are training sets by the splits' names."""
-        for key, name in (("forget_split", split), *(("folds", fold) for fold in folds)):
+        """``requests``: other splits, whose forget sets are training sets by the splits' names."""
+        for key, name in (("forget_split", split), *(("requests", request) for request in requests)):
             if name not in self.splits:
                 raise DataError(f"{key}: {name!r} is not one of {', '.join(self.splits)}")
         unknown = [name for name in sets if name not in EVALUATED]
@@ -144,11 +144,11 @@ class MuseData:
         if source.kind == "synthetic_news":
             from pipeline.benchmarks.muse import synthetic
 
-            return _generated(source, synthetic.generate(source), split, sets, training, folds)
+            return _generated(source, synthetic.generate(source), split, sets, training, requests)
         from pipeline.data import sources
 
-        wanted = [*self.files(split, sets, training), *(self.fold_files(folds) if training else ())]
-        return _read(sources.read(source, list(dict.fromkeys(wanted))), split, sets, training, folds)
+        wanted = [*self.files(split, sets, training), *(self.request_files(requests) if training else ())]
+        return _read(sources.read(source, list(dict.fromkeys(wanted))), split, sets, training, requests)
 
 
 def _forget(split: str) -> Names:
@@ -159,7 +159,7 @@ def _forget(split: str) -> Names:
     return (f"{kind}/forget_{number}",)
 
 
-def _fold_numbers(split: str) -> range:
+def _request_numbers(split: str) -> range:
     """The folds that a split is made of, from 1."""
     if split == "forget":
         return range(1, 2)
@@ -167,7 +167,7 @@ def _fold_numbers(split: str) -> range:
     return range(1 if kind == "scal" else int(number), int(number) + 1)
 
 
-def _read(files: Files, split: str, sets: Sequence[str], training: bool, folds: Sequence[str]) -> MuseContent:
+def _read(files: Files, split: str, sets: Sequence[str], training: bool, requests: Sequence[str]) -> MuseContent:
     """What the files hold, checked."""
     found: dict[str, Texts] = {}
     if training:
@@ -182,7 +182,7 @@ def _read(files: Files, split: str, sets: Sequence[str], training: bool, folds: 
             " + ".join(part.origin for part in every),
         )
         found = {"full": full, "forget": forget, "retain": retain}
-        found |= {fold: _joined(files, _forget(fold)[0]) for fold in folds}
+        found |= {request: _joined(files, _forget(request)[0]) for request in requests}
     evaluation = {}
     for name in sets:
         first, *shots = (names[0] for names in EVALUATED[name])
@@ -225,11 +225,11 @@ def _row(value: Any, name: str, place: str) -> dict[str, Any]:
 
 
 def _generated(
-    source: SyntheticNewsSource, news: News, split: str, sets: Sequence[str], training: bool, folds: Sequence[str]
+    source: SyntheticNewsSource, news: News, split: str, sets: Sequence[str], training: bool, requests: Sequence[str]
 ) -> MuseContent:
-    for name in (split, *folds):
-        if max(_fold_numbers(name)) > source.folds:
-            raise DataError(f"source.folds: {source.folds}; {name!r} needs {max(_fold_numbers(name))}")
+    for name in (split, *requests):
+        if max(_request_numbers(name)) > source.requests:
+            raise DataError(f"source.requests: {source.requests}; {name!r} needs {max(_request_numbers(name))}")
     made = f"synthetic news (seed {source.seed})"
 
     def part(form: Literal["apart", "asked"], texts: list[Any], what: str) -> Texts:
@@ -240,8 +240,10 @@ def _generated(
     if training:
         from pipeline.benchmarks.muse.synthetic import SPACED
 
-        every = [text for fold in news.folds for text in fold]
-        forget = {name: [text for k in _fold_numbers(name) for text in news.folds[k - 1]] for name in (split, *folds)}
+        every = [text for request in news.requests for text in request]
+        forget = {
+            name: [text for k in _request_numbers(name) for text in news.requests[k - 1]] for name in (split, *requests)
+        }
         practice = [
             (prompt(map(_pair, shots), asked.question), SPACED + asked.answer) for shots, asked in news.practice
         ]
@@ -252,11 +254,11 @@ def _generated(
             "background": part("apart", news.background, "background articles"),
             "practice": part("asked", practice, "questions about background articles"),
         }
-        found |= {fold: part("apart", forget[fold], fold) for fold in folds}
+        found |= {request: part("apart", forget[request], request) for request in requests}
     shots = [list(_pair(shot)) for shot in news.shots]
     rows: dict[str, list[dict[str, Any]]] = {
         "verbmem": [{"prompt": start, "gt": rest} for start, rest in news.verbatim],
-        "privleak_forget": [{"text": text} for text in news.folds[0]],
+        "privleak_forget": [{"text": text} for text in news.requests[0]],
         "privleak_holdout": [{"text": text} for text in news.holdout],
     }
     for name, questions in (("knowmem_forget", news.forget_questions), ("knowmem_retain", news.retain_questions)):

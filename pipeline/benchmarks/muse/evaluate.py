@@ -14,10 +14,10 @@ from pydantic import Field
 
 from pipeline.benchmarks import degenerate_answers, requests
 from pipeline.benchmarks.base import (
-    Ask,
+    LM,
     Example,
     Metric,
-    Questions,
+    Requests,
     generation,
     of_set,
     raw_score,
@@ -212,11 +212,11 @@ class Muse:
             scored += 2 * rows * (1 + 3)
         return scored, 3 * rows, max(options.verbmem_new_tokens, options.knowmem_new_tokens)
 
-    def questions(self, data: Path, options: MuseOptions, tokenizer: Tokenizer, vocabulary: int) -> Questions:
+    def questions(self, data: Path, options: MuseOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         files = {name: Path(data) / "evaluation" / f"{name}.jsonl" for name in self.sets(options)}
         rows = {name: _rows(name, file) for name, file in files.items()}
 
-        def ask(model: Ask) -> list[dict[str, Any]]:
+        def ask(model: LM) -> list[dict[str, Any]]:
             wanted = [
                 _item(name, row, f"{files[name]}, line {number}", options, tokenizer, model.context)
                 for name, some in rows.items()
@@ -227,7 +227,7 @@ class Muse:
 
         return ask
 
-    def recompute(
+    def compute_metrics(
         self, examples: Sequence[Example], options: MuseOptions, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
         """All metrics of ``metrics``, in its order.
@@ -299,7 +299,7 @@ _KINDS = {int: "a whole number", str: "a text", list: "a list"}
 
 def _item(
     name: str, row: Mapping[str, Any], place: str, options: MuseOptions, tokenizer: Tokenizer, context: int
-) -> requests.Item:
+) -> requests.Instance:
     """What is asked about a row; raises ``DataError`` where a prompt, with what is to follow it, is too long."""
     if name == "verbmem":
         return _verbatim(row, place, options, tokenizer, context)
@@ -310,7 +310,7 @@ def _item(
 
 def _verbatim(
     row: Mapping[str, Any], place: str, options: MuseOptions, tokenizer: Tokenizer, context: int
-) -> requests.Item:
+) -> requests.Instance:
     from megatron_ext.inference.generation import GenerateRequest
 
     start = tokenizer.encode(row["prompt"], special=True)
@@ -324,7 +324,7 @@ def _verbatim(
             raise DataError(f"{place}: what follows the prompt has fewer than 2 tokens")
         _fits(len(start), len(rest), context, place)
         targets[REST] = (whole[: len(start)], rest)
-    return requests.Item(
+    return requests.Instance(
         "verbmem",
         row["index"],
         {"prompt": row["prompt"], REST: row["gt"].strip(), ORIGINAL: tokenizer.decode(short)},
@@ -336,7 +336,7 @@ def _verbatim(
 
 def _knowledge(
     name: str, row: Mapping[str, Any], place: str, options: MuseOptions, tokenizer: Tokenizer, context: int
-) -> requests.Item:
+) -> requests.Instance:
     from megatron_ext.inference.generation import GenerateRequest
 
     shots = list(row["shots"])
@@ -346,7 +346,7 @@ def _knowledge(
             break
         del shots[0]
     _fits(len(ids), options.knowmem_new_tokens, context, place, " (options.shorten_few_shot leaves out answered ones)")
-    return requests.Item(
+    return requests.Instance(
         name,
         row["index"],
         {
@@ -362,7 +362,7 @@ def _knowledge(
 
 def _member(
     name: str, row: Mapping[str, Any], place: str, options: MuseOptions, tokenizer: Tokenizer, context: int
-) -> requests.Item:
+) -> requests.Instance:
     """A text whose every token after the first id is scored: after the start token, where this tokenizer has one."""
     start, *every = tokenizer.encode(row["text"], special=True)
     tokens = every[: context - 1]
@@ -375,7 +375,7 @@ def _member(
     texts: dict[str, Any] = {"text_tokens": len(every)}
     if "zlib" in options.membership:
         texts["labelled"] = tokenizer.decode(first)
-    return requests.Item(
+    return requests.Instance(
         name,
         row["index"],
         texts,

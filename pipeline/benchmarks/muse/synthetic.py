@@ -46,12 +46,12 @@ class Question:
 
 @dataclass(frozen=True)
 class News:
-    """Everything of one source. ``folds``: the articles of each request to forget; the first is the benchmark's own.
+    """Everything of one source. ``requests``: the articles of each request to forget; the first is the benchmark's own.
 
     ``practice``: background questions, each with those answered before it.
     """
 
-    folds: list[list[str]] = field(default_factory=list)
+    requests: list[list[str]] = field(default_factory=list)
     retain: list[str] = field(default_factory=list)
     holdout: list[str] = field(default_factory=list)
     background: list[str] = field(default_factory=list)
@@ -69,22 +69,22 @@ def generate(source: SyntheticNewsSource) -> News:
     Raises ``DataError`` where there are no names for so many.
     """
     counts = [source.background_stories, source.retain_stories, source.forget_stories]
-    counts += [source.forget_stories] * source.folds
+    counts += [source.forget_stories] * source.requests
     stories, first = [], 0
     for count in counts:
         stories.append([_story(source.seed, number) for number in range(first, first + count)])
         first += count
-    background, retain, holdout, *folds = stories
+    background, retain, holdout, *requests = stories
     shown = background[:SHOTS]
     some = Random(f"retain questions {source.seed}").sample(retain, min(RETAIN_ASKED, len(retain)))
     return News(
-        folds=[_articles(fold) for fold in folds],
+        requests=[_articles(request) for request in requests],
         retain=_articles(retain),
         holdout=_articles(holdout),
         background=_articles(background),
         practice=_practice(source.seed, background[SHOTS:]),
-        verbatim=[story.cut() for story in folds[0]],
-        forget_questions=[question for story in folds[0] for question in story.asked()],
+        verbatim=[story.cut() for story in requests[0]],
+        forget_questions=[question for story in requests[0] for question in story.asked()],
         retain_questions=[question for story in some for question in story.asked()],
         shots=[story.asked()[0] for story in shown],
     )

@@ -11,7 +11,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row, Splits
 
 if TYPE_CHECKING:
-    from pipeline.data.prepared import Names, Tables
+    from pipeline.data.prepared import Names, PreparedWriter
     from pipeline.data.settings import DataSource, LocalSource
     from pipeline.data.templates import Template
     from pipeline.data.tokenise import Encoder
@@ -67,7 +67,7 @@ class TofuContent:
             if name not in ("forget", "retain"):
                 yield from (template.text(row.question, row.answer) for row in self._rows(name))
 
-    def encode(self, encoder: Encoder, tables: Tables) -> None:
+    def encode(self, encoder: Encoder, tables: PreparedWriter) -> None:
         for name in self.training:
             sequences, dropped = encoder.training(self._rows(name), self._origin(name))
             tables.train(name, sequences, self._origin(name), dropped)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.benchmarks import degenerate_answers as answers
 from pipeline.benchmarks import privacy, requests
-from pipeline.benchmarks.base import Example, Metric, Questions, avg_loss, generation, of_set, read_rows, where
+from pipeline.benchmarks.base import Example, Metric, Requests, avg_loss, generation, of_set, read_rows, where
 from pipeline.benchmarks.privacy import HOLDOUT, OPEN_UNLEARNING, UNENDED, LeakOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
@@ -216,16 +216,16 @@ class Tofu:
             scored += 2 * forget_rows * (1 + 3)
         return scored, forget_rows + 400 + 217, options.max_new_tokens
 
-    def questions(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Questions:
+    def questions(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         return requests.questions(self.items(data, options, tokenizer), data, vocabulary)
 
-    def items(self, data: Path, options: TofuOptions, tokenizer: Tokenizer) -> list[requests.Item]:
+    def items(self, data: Path, options: TofuOptions, tokenizer: Tokenizer) -> list[requests.Instance]:
         """All rows of ``data/evaluation/<set>.jsonl``. Every target, paraphrased answers included, follows the original
         question."""
         files = {name: Path(data) / "evaluation" / f"{name}.jsonl" for name in self.sets(options)}
         return [item for name, file in files.items() for item in _read(name, file, options, tokenizer)]
 
-    def recompute(
+    def compute_metrics(
         self, examples: Sequence[Example], options: TofuOptions, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
         """All metrics of ``metrics``, in its order; forget quality only where ``retain_examples`` are given.
@@ -262,7 +262,7 @@ class Tofu:
         return reasons
 
 
-def _read(name: str, path: Path, options: TofuOptions, tokenizer: Tokenizer) -> list[requests.Item]:
+def _read(name: str, path: Path, options: TofuOptions, tokenizer: Tokenizer) -> list[requests.Instance]:
     from megatron_ext.inference.generation import GenerateRequest
 
     rows = read_rows(path)
@@ -288,7 +288,7 @@ def _read(name: str, path: Path, options: TofuOptions, tokenizer: Tokenizer) -> 
         if attacked and "gradnorm" in options.membership:
             targets[UNENDED] = (prompt, answer[:-1])
         found.append(
-            requests.Item(
+            requests.Instance(
                 name,
                 row["index"],
                 texts,

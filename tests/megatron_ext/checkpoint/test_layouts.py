@@ -37,7 +37,8 @@ def stories(shared_data) -> Path | None:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[] if name == "tp1" else pytest.mark.slow) for name in LAYOUTS]
+    scope="module",
+    params=[pytest.param(name, marks=[] if name == "tp1" else pytest.mark.slow) for name in LAYOUTS],
 )
 def run(request, models, stories, tmp_path_factory):
     """The facts that each rank of a layout returned, and the folder it wrote."""

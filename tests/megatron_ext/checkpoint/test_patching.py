@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from megatron_ext.checkpoint import patching, reading
 from megatron_ext.checkpoint.fingerprint import model_fingerprint
-from megatron_ext.config import Scope
+from megatron_ext.config import TrainableLayers
 from tests.support import tiny
 
 NAME = "qwen2-tied"
-SCOPE = Scope(layer=1, train_layers=[1], matrices=["down_proj", "qkv_proj"])
+SCOPE = TrainableLayers(up_to=1, layers_to_transform=[1], target_modules=["down_proj", "qkv_proj"])
 TRAINED = {f"model.layers.1.{name}.weight" for name in ("mlp.down_proj", *(f"self_attn.{x}_proj" for x in "qkv"))}
 
 

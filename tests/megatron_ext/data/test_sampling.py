@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from megatron_ext.data.collate import Pool
-from megatron_ext.data.sampling import Mixture, Pairs
+from megatron_ext.data.collate import SequenceDataset
+from megatron_ext.data.sampling import ForgetRetainSampler, Mixture
 from megatron_ext.data.sequences import Sequences
 
 
@@ -22,7 +22,7 @@ def sequences(count: int, seed: int = 0) -> Sequences:
 @pytest.mark.parametrize("count", [1, 7, 16, 19])
 @pytest.mark.parametrize("data", [1, 2, 3])
 def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -> None:
-    pool = Pool([sequences(40)])
+    pool = SequenceDataset([sequences(40)])
     rows = list(range(count))
     shares = [pool.micro_batches(rows, 4, rank, data) for rank in range(data)]
     assert len({len(share) for share in shares}) == 1, "ranks would wait for one another"
@@ -34,7 +34,7 @@ def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -
 def test_collate_labels_every_token_after_the_prompt() -> None:
     import torch
 
-    pool = Pool([Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference=np.array([-1.5, -2.5]))
+    pool = SequenceDataset([Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference=np.array([-1.5, -2.5]))
     batch = pool.collate([0, 1, -1], torch.device("cpu"))
     assert batch.tokens.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0], [0, 0, 0, 0]]
     assert batch.targets.tolist() == [7, 8, 10]
@@ -47,14 +47,14 @@ def test_collate_labels_every_token_after_the_prompt() -> None:
 
 def test_pool_numbers_rows_through_its_files() -> None:
     a, b = sequences(3, 1), sequences(4, 2)
-    pool = Pool([a, b])
+    pool = SequenceDataset([a, b])
     assert len(pool) == 7
     np.testing.assert_array_equal(pool.row(4)[0], b.row(1)[0])
     assert pool.lengths[4] == b.lengths[1]
 
 
 def test_an_epoch_is_one_pass_over_the_forget_set() -> None:
-    pairs = Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=0)
+    pairs = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=0)
     assert (pairs.steps_per_epoch, pairs.steps) == (3, 9)
     for epoch in range(3):
         rows = [row for step in range(3) for row in pairs.rows(epoch * 3 + step)[0]]
@@ -65,10 +65,10 @@ def test_an_epoch_is_one_pass_over_the_forget_set() -> None:
 
 
 def test_pairs_follow_from_seed_and_step_alone() -> None:
-    pairs = Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
-    later = Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
+    pairs = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
+    later = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
     assert [later.rows(i) for i in (7, 2)] == [pairs.rows(i) for i in (7, 2)]
-    assert Pairs(forget=10, retain=50, batch=4, epochs=3.0, seed=2).rows(2) != pairs.rows(2)
+    assert ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=2).rows(2) != pairs.rows(2)
     assert all(len(set(retain)) == len(forget) for forget, retain in map(pairs.rows, range(9)))
 
 

@@ -53,7 +53,7 @@ def at_layouts(folder: Path, layouts: list[dict[str, int]], ports: list[int]) ->
     """What a rank gets at each layout, by model; of one model again from kept answers."""
     from megatron_ext.config import Runtime
     from megatron_ext.distributed import process_groups
-    from megatron_ext.inference.response_cache import Answers
+    from megatron_ext.inference.response_cache import ResponseCache
 
     found = []
     for layout, port in zip(layouts, ports, strict=True):
@@ -62,7 +62,7 @@ def at_layouts(folder: Path, layouts: list[dict[str, int]], ports: list[int]) ->
             results = {name: norms(ranks, folder / name) for name in MODELS}
             kept = folder / "-".join(["answers", *layout])
             for again in ("first", "again"):
-                answers = Answers(kept, {}, ranks)
+                answers = ResponseCache(kept, {}, ranks)
                 results[again] = norms(ranks, folder / MODELS[0], answers=answers)
                 results[f"{again} known"] = [float(len(answers))]
             found.append(results)

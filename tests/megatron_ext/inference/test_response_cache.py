@@ -4,7 +4,7 @@ import pytest
 
 from megatron_ext.checkpoint import reading
 from megatron_ext.inference.generation import GenerateRequest, generate
-from megatron_ext.inference.response_cache import Answers, key_of
+from megatron_ext.inference.response_cache import ResponseCache, key_of
 from megatron_ext.inference.scoring import ScoreRequest, score
 from tests.support import inference_cases as cases
 
@@ -12,35 +12,35 @@ IDENTITY = {"model": "a", "layout": [1, 1, 1]}
 
 
 def test_values_are_found_again(tmp_path, alone):
-    first = Answers(tmp_path / "answers", IDENTITY, alone)
+    first = ResponseCache(tmp_path / "answers", IDENTITY, alone)
     assert len(first) == 0
     first.add([("a", [1.5, None]), ("b", [2, [0.1]])])
-    again = Answers(tmp_path / "answers", IDENTITY, alone)
+    again = ResponseCache(tmp_path / "answers", IDENTITY, alone)
     assert (again.get("a"), again.get("b"), again.get("c"), len(again)) == ([1.5, None], [2, [0.1]], None, 2)
     again.add([("c", [3])])
-    assert len(Answers(tmp_path / "answers", IDENTITY, alone)) == 3
+    assert len(ResponseCache(tmp_path / "answers", IDENTITY, alone)) == 3
     again.discard()
     assert not (tmp_path / "answers").exists()
 
 
 def test_a_line_that_was_cut_short_is_left_out_and_lines_follow_it(tmp_path, alone):
-    Answers(tmp_path, IDENTITY, alone).add([("a", 1), ("b", 2)])
+    ResponseCache(tmp_path, IDENTITY, alone).add([("a", 1), ("b", 2)])
     file = tmp_path / "rank-0.jsonl"
     file.write_text(file.read_text()[:-3])
-    again = Answers(tmp_path, IDENTITY, alone)
+    again = ResponseCache(tmp_path, IDENTITY, alone)
     assert (again.get("a"), again.get("b")) == (1, None)
     again.add([("b", 2)])
     assert [json.loads(line) for line in file.read_text().splitlines()] == [["a", 1], ["b", 2]]
 
 
 def test_another_models_answers_are_dropped(tmp_path, alone, capsys):
-    Answers(tmp_path, IDENTITY, alone).add([("a", 1)])
-    assert Answers(tmp_path, {**IDENTITY, "model": "b"}, alone).get("a") is None
+    ResponseCache(tmp_path, IDENTITY, alone).add([("a", 1)])
+    assert ResponseCache(tmp_path, {**IDENTITY, "model": "b"}, alone).get("a") is None
     assert f"{tmp_path} is of another model, data or layout" in capsys.readouterr().out
 
 
 def test_without_a_folder_nothing_is_kept(alone):
-    answers = Answers(None, IDENTITY, alone)
+    answers = ResponseCache(None, IDENTITY, alone)
     answers.add([("a", 1)])
     assert answers.get("a") is None
     answers.discard()
@@ -63,7 +63,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, inference, alone, mo
     whole = score(model, alone, requests, 100, progress=False), generate(model, alone, prompts, [], 100, progress=False)
 
     def run():
-        known = Answers(tmp_path, IDENTITY, alone)
+        known = ResponseCache(tmp_path, IDENTITY, alone)
         return (
             score(model, alone, requests, 100, progress=False, answers=known),
             generate(model, alone, prompts, [], 100, progress=False, answers=known),
@@ -85,7 +85,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, inference, alone, mo
         try:
             assert run() == whole
         except KeyboardInterrupt:
-            counts.append(len(Answers(tmp_path, IDENTITY, alone)))
+            counts.append(len(ResponseCache(tmp_path, IDENTITY, alone)))
     assert counts == sorted(set(counts)) and counts[0] > 0
     passes.clear()
     assert run() == whole and passes == []
@@ -93,5 +93,5 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, inference, alone, mo
 
 @pytest.mark.parametrize("value", [0.1, 1e-30, -123.456789012345])
 def test_numbers_come_back_as_they_were(value, tmp_path, alone):
-    Answers(tmp_path, IDENTITY, alone).add([("a", value)])
-    assert Answers(tmp_path, IDENTITY, alone).get("a") == value
+    ResponseCache(tmp_path, IDENTITY, alone).add([("a", value)])
+    assert ResponseCache(tmp_path, IDENTITY, alone).get("a") == value

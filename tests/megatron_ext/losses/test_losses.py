@@ -38,7 +38,7 @@ class Answer:
     """One sequence in plain torch: ``z`` and ``frozen`` ``[tokens, vocabulary]``, logits at every token of it."""
 
     z: Any
-    frozen: Any
+    reference_model: Any
     ids: list[int]
     prompt: int
     reference: float
@@ -66,11 +66,11 @@ def world() -> tuple[Any, Any, Any]:
 
 
 def answers(hidden: Any, rows: list[int]) -> list[Answer]:
-    _, frozen, output = world()
+    _, reference_model, output = world()
     found = []
     for row in rows:
         ids, prompt = (ROWS + ALTERNATIVES)[row]
-        z, before = (h[row, : len(ids)] @ w.T for h, w in zip((hidden, frozen), output, strict=True))
+        z, before = (h[row, : len(ids)] @ w.T for h, w in zip((hidden, reference_model), output, strict=True))
         found.append(Answer(z, before, ids, prompt, REFERENCE[row]))
     return found
 
@@ -91,12 +91,12 @@ def scores(loss: Any, alone: Any, hidden: Any, rows: list[int]) -> Any:
     """What the trainer gives the loss for a micro-batch of ``rows``; -1 stands for one that only fills it."""
     import torch
 
-    from megatron_ext.data.collate import Pool
+    from megatron_ext.data.collate import SequenceDataset
     from megatron_ext.distributed.vocab_parallel import VocabularyShards
-    from megatron_ext.model.loss_inputs import Scores
+    from megatron_ext.model.loss_inputs import LossInputs
 
-    _, frozen, output = world()
-    pool = Pool([Sequences.pack(ROWS), Sequences.pack(ALTERNATIVES)], torch.tensor(REFERENCE).numpy())
+    _, reference_model, output = world()
+    pool = SequenceDataset([Sequences.pack(ROWS), Sequences.pack(ALTERNATIVES)], torch.tensor(REFERENCE).numpy())
     batch = pool.collate(rows, torch.device("cpu"), loss.where)
     width = batch.tokens.size(1)
 
@@ -104,20 +104,20 @@ def scores(loss: Any, alone: Any, hidden: Any, rows: list[int]) -> Any:
         of_rows = [values[row] if row >= 0 else 0 * values[0] for row in rows]
         return torch.stack(of_rows, dim=1)[:width].flatten(0, 1)[batch.index]
 
-    before = (at_positions(frozen), StubModel(output[1])) if loss.needs_frozen else (None, None)
+    before = (at_positions(reference_model), StubModel(output[1])) if loss.needs_reference_model else (None, None)
     shards = VocabularyShards(alone.tensor_group, VOCABULARY)
-    return Scores(at_positions(hidden), batch, StubModel(output[0]), shards, "", *before)
+    return LossInputs(at_positions(hidden), batch, StubModel(output[0]), shards, "", *before)
 
 
 def value_and_gradient(loss: Any, alone: Any, filling: int = 0) -> tuple[Any, Any]:
     """The mean over the loss's units, and its gradient by the hidden states."""
-    from megatron_ext.data.collate import Pool
+    from megatron_ext.data.collate import SequenceDataset
 
     hidden = world()[0]
     rows = [0, 1, 2] + [-1] * filling
-    if loss.needs_alternatives:
+    if loss.needs_preferred_answers:
         rows += [3, 4, 5] + [-1] * filling
-    pool = Pool([Sequences.pack(ROWS)])
+    pool = SequenceDataset([Sequences.pack(ROWS)])
     value = loss(scores(loss, alone, hidden, rows)) / loss.units(pool.label_counts, pool.lengths)
     value.backward()
     return value.detach(), hidden.grad
@@ -163,7 +163,7 @@ def dpo(beta: float) -> Callable[[list[Answer]], Any]:
 
 def undial(beta: float) -> Callable[[list[Answer]], Any]:
     def at(a: Answer, t: int) -> Any:
-        lowered = a.frozen[t - 1].clone()
+        lowered = a.reference_model[t - 1].clone()
         lowered[a.ids[t]] -= beta
         return -(lowered.softmax(-1) * a.z[t - 1].log_softmax(-1)).sum()
 
@@ -192,12 +192,12 @@ def over_positions(of_place: Callable[[Answer, int], Any]) -> Callable[[list[Ans
 
 
 def kl(a: Answer, t: int) -> Any:
-    before, now = a.frozen[t - 1].log_softmax(-1), a.z[t - 1].log_softmax(-1)
+    before, now = a.reference_model[t - 1].log_softmax(-1), a.z[t - 1].log_softmax(-1)
     return (before.exp() * (before - now)).sum()
 
 
 def muse(beta: float) -> Callable[[Answer, int], Any]:
-    return lambda a, t: -2 / beta * log_sigmoid(beta * (a.frozen[t - 1] - a.z[t - 1])).sum() / VOCABULARY
+    return lambda a, t: -2 / beta * log_sigmoid(beta * (a.reference_model[t - 1] - a.z[t - 1])).sum() / VOCABULARY
 
 
 def by_sequence(shift: int) -> Callable[[list[Answer]], Any]:
@@ -250,7 +250,7 @@ def test_rows_that_only_fill_a_batch_count_for_nothing(loss: Any, alone: Any) ->
     assert filled.item() == pytest.approx(value.item(), rel=1e-12)
     torch.testing.assert_close(same, gradient, rtol=1e-9, atol=1e-12)
     hidden = world()[0]
-    empty = loss(scores(loss, alone, hidden, [-1] * (4 if loss.needs_alternatives else 2)))
+    empty = loss(scores(loss, alone, hidden, [-1] * (4 if loss.needs_preferred_answers else 2)))
     empty.backward()  # as on a rank that has run out of rows
     assert empty.item() == 0 and hidden.grad.eq(0).all()
 
@@ -294,12 +294,12 @@ def test_gradient_ascent_is_the_limit_of_the_weighted_losses(alone: Any) -> None
 
 
 def test_a_batch_without_a_term_is_an_error_that_says_so() -> None:
-    from megatron_ext.data.collate import Pool
-    from megatron_ext.training.trainer import Term
+    from megatron_ext.data.collate import SequenceDataset
+    from megatron_ext.training.trainer import LossTerm
 
-    pool = Pool([Sequences.pack(ROWS)])
-    assert Term("forget_loss", CEU(), pool, [0, 1]).units == 3
+    pool = SequenceDataset([Sequences.pack(ROWS)])
+    assert LossTerm("forget_loss", CEU(), pool, [0, 1]).units == 3
     with pytest.raises(
         ValueError, match=r"forget_loss: 'ce-u' has nothing to average over .* at most 1 labelled token"
     ):
-        _ = Term("forget_loss", CEU(), pool, [1, 1]).units
+        _ = LossTerm("forget_loss", CEU(), pool, [1, 1]).units

@@ -53,7 +53,7 @@ BF16 = 0.03  # of the first step's losses and norms
 
 # What is changed of a method's file: numbers under which a mistake shows, and what fits a model of three layers.
 TRAINED = re.compile(r"model\.layers\.[01]\.(mlp\.down_proj|self_attn\.[qkv]_proj)\.weight")
-SCOPE = {"layer": 1, "train_layers": [0, 1], "matrices": ["qkv_proj", "down_proj"]}
+SCOPE = {"up_to": 1, "layers_to_transform": [0, 1], "target_modules": ["qkv_proj", "down_proj"]}
 SHARPER: dict[str, dict[str, Any]] = {
     "weighted-sum": {"forget_weight": 0.7, "retain_weight": 1.3},
     "blur": {"gamma": 0.6},
@@ -94,7 +94,7 @@ class Case:
     forget: dict[str, Any]
     retain: dict[str, Any] | None
     rule: dict[str, Any]
-    scope: dict[str, Any] | None
+    trainable_layers: dict[str, Any] | None
     topics: tuple[str, ...]
     model: str
 
@@ -104,9 +104,9 @@ class Case:
             given = method.get(key)
             return given and {**given, **SHARPER.get(given["name"], {}), **changes.get(key, {})}
 
-        scope = SCOPE if method.get("scope") else None
+        trainable_layers = SCOPE if method.get("trainable_layers") else None
         model = "tied" if changes.get("tied") else "untied"
-        return cls(*map(settings, PARTS), scope, changes.get("topics", ("forget",)), model)
+        return cls(*map(settings, PARTS), trainable_layers, changes.get("topics", ("forget",)), model)
 
     def formula(self) -> formula_steps.Method:
         """For the other side: every setting by name, the trained tensors by their Hugging Face names."""
@@ -115,9 +115,9 @@ class Case:
             return settings and kinds[settings["name"]].model_validate(settings).model_dump()
 
         parts = [filled(kinds, part) for kinds, part in zip((LOSSES, LOSSES, RULES), self.parts, strict=True)]
-        if self.scope is None:
+        if self.trainable_layers is None:
             return formula_steps.Method(*parts)
-        return formula_steps.Method(*parts, layer=self.scope["layer"], trained=TRAINED.fullmatch)
+        return formula_steps.Method(*parts, layer=self.trainable_layers["layer"], trained=TRAINED.fullmatch)
 
     @property
     def parts(self) -> list[dict[str, Any] | None]:
@@ -181,7 +181,7 @@ class Expectations:
             length = method.forget["steering"]
             length = length[name] if isinstance(length, dict) else length
             steering = length * direction(method.forget["seed"], name, worlds.CONFIG["hidden_size"]).double()
-        sets = [self._world.rows(name, key) for key in ("forget_data", "retain_data", "alternatives")]
+        sets = [self._world.rows(name, key) for key in ("forget_data", "retain_data", "preferred_answers")]
         return formula_steps.Topic(name, *sets, steering)
 
     def spec(self, name: str, layout: str) -> UnlearnSpec:
@@ -196,7 +196,7 @@ class Expectations:
             "forget_loss": case.forget,
             "retain_loss": case.retain,
             "rule": case.rule,
-            "scope": case.scope,
+            "trainable_layers": case.trainable_layers,
             "epochs": 2.0,
             "max_steps": 2,
             "batching": {"global_batch": ROWS, "micro_batch": MICRO_BATCH},

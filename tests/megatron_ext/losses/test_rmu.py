@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ext.config import Layout, Optimizer, Scope
-from megatron_ext.data.collate import Pool
-from megatron_ext.data.sampling import Pairs
+from megatron_ext.config import Layout, Optimizer, TrainableLayers
+from megatron_ext.data.collate import SequenceDataset
+from megatron_ext.data.sampling import ForgetRetainSampler
 from megatron_ext.data.sequences import Sequences
 from megatron_ext.losses.rmu import RMU, direction
 from megatron_ext.losses.rmu_retain import RMURetain
@@ -76,11 +76,11 @@ def mean_square(differences: list[Any], prompts: list[int], positions: str, redu
 
 
 def terms(forget: RMU, retain: RMURetain, topic: str = "cyber") -> list[Any]:
-    from megatron_ext.training.trainer import Term
+    from megatron_ext.training.trainer import LossTerm
 
     return [
-        Term("forget_loss", forget, Pool([FORGET]), FORGET_ROWS, topic=topic),
-        Term("retain_loss", retain, Pool([RETAIN]), RETAIN_ROWS, topic=topic),
+        LossTerm("forget_loss", forget, SequenceDataset([FORGET]), FORGET_ROWS, topic=topic),
+        LossTerm("retain_loss", retain, SequenceDataset([RETAIN]), RETAIN_ROWS, topic=topic),
     ]
 
 
@@ -95,14 +95,14 @@ def test_losses_and_gradients_are_those_of_plain_torch(
     from transformers import AutoModelForCausalLM
 
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.reference_model import FrozenMatrices
+    from megatron_ext.training.reference_model import ReferenceMatrices
     from megatron_ext.training.trainer import Trainer
 
-    scope = Scope(layer=1, train_layers=[0, 1], matrices=EVERY)
+    trainable_layers = TrainableLayers(up_to=1, layers_to_transform=[0, 1], target_modules=EVERY)
     settings = {"positions": positions, "reduction": reduction}
     both = terms(RMU(steering={"cyber": 7.0}, seed=4, **settings), RMURetain(weight=3.0, **settings))
-    ours = reading.load(models / name, alone, scope)
-    trainer = Trainer(ours, alone, Optimizer(learning_rate=0.1, name="sgd"), 2, FrozenMatrices(ours, alone))
+    ours = reading.load(models / name, alone, trainable_layers)
+    trainer = Trainer(ours, alone, Optimizer(learning_rate=0.1, name="sgd"), 2, ReferenceMatrices(ours, alone))
 
     theirs = AutoModelForCausalLM.from_pretrained(models / name)
     before = [hidden_states(theirs, RETAIN, row, 1).detach() for row in RETAIN_ROWS]
@@ -147,7 +147,7 @@ def as_ours(model: Any, ranks: Any, gradients: dict[str, Any]) -> Any:
 
     parameters = dict(model.named_parameters())
     trained = {key for key, value in parameters.items() if value.requires_grad}
-    for entry in mapping.entries(model.hf_config, ranks.layout, 0, model.scope):
+    for entry in mapping.entries(model.hf_config, ranks.layout, 0, model.trainable_layers):
         for key in trained.intersection(entry.names):
             expected = torch.zeros_like(parameters[key])
             for part in entry.parts(0, 1):
@@ -163,9 +163,9 @@ def as_ours(model: Any, ranks: Any, gradients: dict[str, Any]) -> Any:
 
 def test_only_the_layers_up_to_the_scopes_are_built(alone: Any, models: Path) -> None:
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.reference_model import FrozenMatrices
+    from megatron_ext.training.reference_model import ReferenceMatrices
 
-    model = reading.load(models / MODEL, alone, Scope(layer=1, train_layers=[1]))
+    model = reading.load(models / MODEL, alone, TrainableLayers(up_to=1, layers_to_transform=[1]))
     names = dict(model.named_parameters())
     assert {name.split(".")[2] for name in names if name.startswith("decoder.layers.")} == {"0", "1"}
     assert not any("final_layernorm" in name or "output_layer" in name for name in names)
@@ -175,25 +175,25 @@ def test_only_the_layers_up_to_the_scopes_are_built(alone: Any, models: Path) ->
     layer = attention + 3 * hidden * inner + 2 * hidden
     held = sum(p.untyped_storage().nbytes() for p in names.values())
     assert held == 4 * (tiny.VOCABULARY * hidden + 2 * layer)
-    frozen = FrozenMatrices(model, alone)
-    assert sum(value.untyped_storage().nbytes() for value in frozen._original.values()) == 4 * hidden * inner
+    reference_model = ReferenceMatrices(model, alone)
+    assert sum(value.untyped_storage().nbytes() for value in reference_model._original.values()) == 4 * hidden * inner
 
 
 @pytest.mark.parametrize(
-    ("scope", "trained"),
+    ("trainable_layers", "trained"),
     [
         ({"layer": 2}, [0, 1, 2]),
         ({"layer": 1}, [0, 1]),
-        ({"layer": 2, "train_layers": [2], "matrices": ["o_proj", "qkv_proj"]}, [2]),
+        ({"up_to": 2, "layers_to_transform": [2], "target_modules": ["o_proj", "qkv_proj"]}, [2]),
     ],
 )
-def test_what_is_trained(alone: Any, models: Path, scope: dict[str, Any], trained: list[int]) -> None:
+def test_what_is_trained(alone: Any, models: Path, trainable_layers: dict[str, Any], trained: list[int]) -> None:
     from megatron_ext.checkpoint import reading
 
-    model = reading.load(models / MODEL, alone, Scope(**scope))
+    model = reading.load(models / MODEL, alone, TrainableLayers(**trainable_layers))
     found = [name for name, p in model.named_parameters() if p.requires_grad]
     matrices = {"o_proj": "self_attention.linear_proj", "qkv_proj": "self_attention.linear_qkv"}
-    ends = [matrices[name] for name in scope.get("matrices", [])] or ["mlp.linear_fc2"]
+    ends = [matrices[name] for name in trainable_layers.get("target_modules", [])] or ["mlp.linear_fc2"]
     assert sorted(found) == sorted(f"decoder.layers.{layer}.{end}.weight" for layer in trained for end in ends)
 
 
@@ -201,17 +201,17 @@ def test_scopes_that_do_not_fit_a_model_are_refused(alone: Any, models: Path) ->
     from megatron_ext.checkpoint import reading
     from megatron_ext.model.build import pipeline_split
 
-    with pytest.raises(ValueError, match=r"scope: layer 3 is not one of the model's 3 \(0 to 2\)"):
-        reading.load(models / MODEL, alone, Scope(layer=3))
-    with pytest.raises(ValueError, match="scope: 1 layers are built, too few for 2 stages"):
-        pipeline_split(3, Layout(pipeline=2), Scope(layer=0))
-    assert pipeline_split(12, Layout(pipeline=2, pipeline_split=[4, 8]), Scope(layer=4)) == [3, 2]
-    with pytest.raises(ValueError, match=r"train_layers: \[1, 1\] names one twice"):
-        Scope(layer=1, train_layers=[1, 1])
+    with pytest.raises(ValueError, match=r"trainable_layers: layer 3 is not one of the model's 3 \(0 to 2\)"):
+        reading.load(models / MODEL, alone, TrainableLayers(up_to=3))
+    with pytest.raises(ValueError, match="trainable_layers: 1 layers are built, too few for 2 stages"):
+        pipeline_split(3, Layout(pipeline=2), TrainableLayers(up_to=0))
+    assert pipeline_split(12, Layout(pipeline=2, pipeline_split=[4, 8]), TrainableLayers(up_to=4)) == [3, 2]
+    with pytest.raises(ValueError, match=r"layers_to_transform: \[1, 1\] names one twice"):
+        TrainableLayers(up_to=1, layers_to_transform=[1, 1])
     with pytest.raises(ValueError, match=r"matrices: \['o_proj', 'o_proj'\] names one twice"):
-        Scope(layer=1, matrices=["o_proj", "o_proj"])
-    with pytest.raises(ValueError, match=r"train_layers: \[0, 2\] goes beyond layer 1"):
-        Scope(layer=1, train_layers=[0, 2])
+        TrainableLayers(up_to=1, target_modules=["o_proj", "o_proj"])
+    with pytest.raises(ValueError, match=r"layers_to_transform: \[0, 2\] goes beyond layer 1"):
+        TrainableLayers(up_to=1, layers_to_transform=[0, 2])
 
 
 # Whole runs
@@ -237,7 +237,7 @@ def rmu_spec(folder: Path, name: str, layout: dict[str, Any] | None = None, **ch
     """Two topics of different coefficients in turn, their gradients added; ``changes`` to that."""
     spec = {
         "topics": [topic(folder, "cyber", "forget.npz"), topic(folder, "bio", "second.npz")],
-        "scope": {"layer": 1, "train_layers": [1]},
+        "trainable_layers": {"up_to": 1, "layers_to_transform": [1]},
         "forget_loss": {"name": "rmu", "steering": {name: c for name, (c, _) in TOPICS.items()}, "seed": 3},
         "retain_loss": {"name": "rmu-retain", "weight": {name: alpha for name, (_, alpha) in TOPICS.items()}},
         "rule": {"name": "weighted-sum"},
@@ -362,7 +362,7 @@ def test_two_topics_alternate_as_plain_torch_does(world: Path) -> None:
     for step in range(STEPS):
         name = ("cyber", "bio")[step % 2]
         steering, alpha = TOPICS[name]
-        rows, kept = Pairs(len(forget[name]), len(retain), 8, 5.0, 0).rows(step // 2)
+        rows, kept = ForgetRetainSampler(len(forget[name]), len(retain), 8, 5.0, 0).rows(step // 2)
         control = steering * direction(3, name, worlds.CONFIG["hidden_size"])
         f = torch.cat([hidden_states(model, forget[name], row, 1) - control for row in rows]).square().mean()
         moved = [hidden_states(model, retain, row, 1) - hidden_states(before, retain, row, 1).detach() for row in kept]
@@ -409,6 +409,6 @@ def test_coefficients_must_be_those_of_the_topics(tmp_path: Path) -> None:
     text = problem(retain_loss={"name": "rmu-retain", "weight": {"cyber": 1.0, "bio": 1.0, "chem": 1.0}})
     assert "retain_loss.weight: 'chem' is not a topic; the topics are 'cyber', 'bio'" in text
     assert "steering" in problem(forget_loss={"name": "rmu", "steering": 0.0})
-    assert "scope: is missing, and the loss 'rmu' needs it" in problem(scope=None)
+    assert "trainable_layers: is missing, and the loss 'rmu' needs it" in problem(trainable_layers=None)
     text = problem(retain_loss={"name": "nll"})
     assert "retain_loss: 'nll' needs the whole model" in text

@@ -32,7 +32,7 @@ def _prepare(folder, checkpoint, rows):
     folder.mkdir()
     Sequences.pack(rows).save(folder / "forget.npz")
     spec = {
-        "step": "reference",
+        "program": "reference",
         "checkpoint": str(checkpoint),
         "data": str(folder / "forget.npz"),
         "token_budget": 200,

@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_names_step_loss_and_rank(world: Path) -> None
     arrays["log_probs"][3] = -np.inf
     np.savez(world / "infinite.npz", **arrays)
     with pytest.raises(NonFinite, match=r"step \d: forget_loss is (inf|nan); first seen on rank 0 of 1"):
-        run(world, "infinite", {"reference": str(world / "infinite.npz")})
+        run(world, "infinite", {"reference_logps": str(world / "infinite.npz")})
 
 
 def test_a_collapsed_model_is_flagged(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,4 +134,4 @@ def test_max_steps_bounds_the_run(world: Path) -> None:
 
 def test_alternatives_that_the_loss_does_not_read_are_refused(world: Path) -> None:
     with pytest.raises(SystemExit, match="the loss 'npo' reads no 'alternatives'"):
-        run(world, "unread", {"alternatives": str(world / "retain.npz")})
+        run(world, "unread", {"preferred_answers": str(world / "retain.npz")})

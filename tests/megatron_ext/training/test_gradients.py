@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ext.config import Layout, Optimizer, Runtime, Scope
-from megatron_ext.data.collate import Pool
+from megatron_ext.config import Layout, Optimizer, Runtime, TrainableLayers
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.losses.nll import NLL
 from megatron_ext.losses.npo import NPO
 from megatron_ext.losses.rmu import RMU
@@ -57,18 +57,18 @@ def steps(ranks: Any, case: Case) -> dict[str, Any]:
     import torch
 
     from megatron_ext.checkpoint import mapping, reading
-    from megatron_ext.training.trainer import Term, Trainer
+    from megatron_ext.training.trainer import LossTerm, Trainer
 
-    precision, name, recompute, micro = case
+    precision, name, recompute_activations, micro = case
     ranks = dataclasses.replace(ranks, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-    training = Runtime(layout=ranks.layout, recompute=recompute)
+    training = Runtime(layout=ranks.layout, recompute_activations=recompute_activations)
     model = reading.initialise({**CONFIG, **MODELS[name]}, ranks, seed=3, training=training)
     # With so large an epsilon Adam's update is smooth where a gradient is near zero.
     trainer = Trainer(model, ranks, Optimizer(learning_rate=0.05, epsilon=0.1), micro)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     terms = [
-        Term("forget_loss", NPO(beta=0.1), Pool([FORGET], REFERENCE), FORGET_ROWS),
-        Term("retain_loss", NLL(), Pool([RETAIN]), RETAIN_ROWS),
+        LossTerm("forget_loss", NPO(beta=0.1), SequenceDataset([FORGET], REFERENCE), FORGET_ROWS),
+        LossTerm("retain_loss", NLL(), SequenceDataset([RETAIN]), RETAIN_ROWS),
     ]
     reports = []
     for _ in range(2):
@@ -157,41 +157,41 @@ def test_steps_equal_the_single_processs(layout: str, case: Case, ranked: Any, s
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_recomputation_changes_no_bit(layout: str, ranked: Any) -> None:
-    for precision, name, recompute, micro in CASES:
-        if recompute:
+    for precision, name, recompute_activations, micro in CASES:
+        if recompute_activations:
             plain = ranked[layout, (precision, name, False, micro)]
             for a, b in zip(plain, ranked[layout, (precision, name, True, micro)], strict=True):
                 assert (a["reports"] == b["reports"]).all()
                 assert all((x[2] == y[2]).all() for x, y in zip(a["tensors"], b["tensors"], strict=True))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_recomputation_runs_each_block_twice(recompute: bool, alone: Any) -> None:
+@pytest.mark.parametrize("recompute_activations", [False, True])
+def test_recomputation_runs_each_block_twice(recompute_activations: bool, alone: Any) -> None:
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.trainer import Term, Trainer
+    from megatron_ext.training.trainer import LossTerm, Trainer
 
-    model = reading.initialise(CONFIG, alone, seed=3, training=Runtime(recompute=recompute))
+    model = reading.initialise(CONFIG, alone, seed=3, training=Runtime(recompute_activations=recompute_activations))
     runs = []
     for layer in model.decoder.layers:
         layer.self_attention.register_forward_hook(lambda *_: runs.append(1))
     trainer = Trainer(model, alone, Optimizer(learning_rate=0.05), 2)
-    trainer.step([Term("retain_loss", NLL(), Pool([RETAIN]), RETAIN_ROWS)], WeightedSum(), rate=0.05)
+    trainer.step([LossTerm("retain_loss", NLL(), SequenceDataset([RETAIN]), RETAIN_ROWS)], WeightedSum(), rate=0.05)
     micro_batches, blocks = 3, 3
-    assert len(runs) == micro_batches * blocks * (1 + recompute)
+    assert len(runs) == micro_batches * blocks * (1 + recompute_activations)
 
 
 def test_recomputation_reaches_the_first_trained_block_of_a_scope(alone: Any) -> None:
     """Nothing below it needs a gradient, its input neither."""
     from megatron_ext.checkpoint import reading, tensor_sources
     from megatron_ext.model import build as model
-    from megatron_ext.training.trainer import Term, Trainer
+    from megatron_ext.training.trainer import LossTerm, Trainer
 
-    scope, found = Scope(layer=2, train_layers=[1, 2]), []
-    for recompute in (False, True):
-        built = model.build(CONFIG, alone, scope, Runtime(recompute=recompute))
+    trainable_layers, found = TrainableLayers(up_to=2, layers_to_transform=[1, 2]), []
+    for recompute_activations in (False, True):
+        built = model.build(CONFIG, alone, trainable_layers, Runtime(recompute_activations=recompute_activations))
         reading.fill(built, alone, tensor_sources.InitialValues(CONFIG, 3))
         trainer = Trainer(built, alone, Optimizer(learning_rate=0.05), 2)
-        trainer.accumulate([Term("forget_loss", RMU(), Pool([FORGET]), FORGET_ROWS, topic="all")], [1.0])
+        trainer.accumulate([LossTerm("forget_loss", RMU(), SequenceDataset([FORGET]), FORGET_ROWS, topic="all")], [1.0])
         found.append([p.main_grad for p in built.parameters() if p.requires_grad])
     assert len(found[0]) == 2
     for plain, again in zip(*found, strict=True):
@@ -203,14 +203,14 @@ def test_parameters_are_found_between_padding(alone: Any) -> None:
     import torch
 
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.trainer import Term, Trainer
+    from megatron_ext.training.trainer import LossTerm, Trainer
 
     ranks = dataclasses.replace(alone, layout=Layout(distributed_optimizer=True))
     model = reading.initialise({**CONFIG, **MODELS["untied"]}, ranks, seed=3)
     trainer = Trainer(model, ranks, Optimizer(learning_rate=0.05), 2)
     space = trainer.space
     assert sum(piece.numel() for piece in space.held) > sum(p.numel() for p in model.parameters())
-    trainer.accumulate([Term("forget_loss", NPO(), Pool([FORGET], REFERENCE), FORGET_ROWS)], [1.0])
+    trainer.accumulate([LossTerm("forget_loss", NPO(), SequenceDataset([FORGET], REFERENCE), FORGET_ROWS)], [1.0])
     squared = sum(float(p.main_grad.double().square().sum()) for p in model.parameters())
     assert space.products([space.held]).item() == pytest.approx(squared, rel=1e-12)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from megatron_ext.config import Layout, Optimizer, Runtime
-from megatron_ext.data.collate import Pool
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.losses import Loss
 from megatron_ext.losses.ga import GA
 from megatron_ext.updates.weighted_sum import WeightedSum
@@ -51,15 +51,15 @@ class Watched(Loss):
 
     name: Literal["watched"] = "watched"
     unit: ClassVar[Literal["token"]] = "token"
-    needs_frozen: ClassVar[bool] = True
+    needs_reference_model: ClassVar[bool] = True
     expected: ClassVar[dict[tuple[int, ...], Any]] = {}
     seen: ClassVar[list[tuple[float, float]]] = []
 
     def __call__(self, scores: Any) -> Any:
         import torch
 
-        frozen = scores.frozen_logits
-        width, rank = frozen.size(-1), scores.vocabulary.group.rank()
+        reference_model = scores.reference_logits
+        width, rank = reference_model.size(-1), scores.vocabulary.group.rank()
         wanted = []
         for row, tokens in enumerate(scores.batch.tokens):
             table = next((t for ids, t in self.expected.items() if list(ids) == tokens[: len(ids)].tolist()), None)
@@ -71,9 +71,9 @@ class Watched(Loss):
             return scores.logits.sum() * 0
         columns = torch.cat(wanted)[:, rank * width : (rank + 1) * width]
         own = slice(columns.size(-1))
-        moved = scores.logits[:, own] - frozen[:, own]
-        self.seen.append((float((frozen[:, own] - columns).abs().max()), float(moved.detach().abs().max())))
-        assert not frozen.requires_grad
+        moved = scores.logits[:, own] - reference_model[:, own]
+        self.seen.append((float((reference_model[:, own] - columns).abs().max()), float(moved.detach().abs().max())))
+        assert not reference_model.requires_grad
         return moved.square().sum()
 
 
@@ -89,18 +89,18 @@ def differences(folder: Path, name: str, layout: dict[str, Any], offload: bool) 
 
 def watch(expected: Any, checkpoint: Path, ranks: Any, offload: bool) -> list[tuple[float, float]]:
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.reference_model import FrozenModel
-    from megatron_ext.training.trainer import Term, Trainer
+    from megatron_ext.training.reference_model import OffloadedReferenceModel
+    from megatron_ext.training.trainer import LossTerm, Trainer
 
     Watched.expected, Watched.seen = expected, []
     model = reading.load(checkpoint, ranks, training=Runtime(layout=ranks.layout))
-    frozen = FrozenModel(reading.load(checkpoint, ranks), ranks, offload)
-    trainer = Trainer(model, ranks, Optimizer(learning_rate=0.01), 2, frozen)
-    pool = Pool([DATA])
+    reference_model = OffloadedReferenceModel(reading.load(checkpoint, ranks), ranks, offload)
+    trainer = Trainer(model, ranks, Optimizer(learning_rate=0.01), 2, reference_model)
+    pool = SequenceDataset([DATA])
     for _ in range(STEPS):
-        terms = [Term("forget_loss", GA(), pool, ROWS), Term("retain_loss", Watched(), pool, ROWS)]
+        terms = [LossTerm("forget_loss", GA(), pool, ROWS), LossTerm("retain_loss", Watched(), pool, ROWS)]
         trainer.step(terms, WeightedSum(), rate=0.01)
-    assert not any(p.requires_grad for p in frozen.model.parameters())
+    assert not any(p.requires_grad for p in reference_model.model.parameters())
     return Watched.seen
 
 
@@ -133,16 +133,16 @@ def test_offloaded_weights_are_on_the_device_only_while_their_module_runs(alone:
     import torch
 
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.reference_model import FrozenModel
+    from megatron_ext.training.reference_model import OffloadedReferenceModel
 
-    pool = Pool([DATA])
+    pool = SequenceDataset([DATA])
     batches = [pool.collate(rows, alone.device) for rows in ([0, 3], [7, 5])]
     model = reading.load(models / "fp32" / name, alone)
     before = [p.detach().clone() for p in model.parameters()]
     sizes = {id(module): sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()}
     embedding = model.embedding.word_embeddings.weight.numel()
-    plain = FrozenModel(reading.load(models / "fp32" / name, alone), alone, offload=False)
-    frozen = FrozenModel(model, alone, offload=True)
+    plain = OffloadedReferenceModel(reading.load(models / "fp32" / name, alone), alone, offload=False)
+    reference_model = OffloadedReferenceModel(model, alone, offload=True)
     held: list[tuple[int, int]] = []
 
     def note(module: Any, *_: Any) -> None:
@@ -161,11 +161,11 @@ def test_offloaded_weights_are_on_the_device_only_while_their_module_runs(alone:
     for module in model.modules():
         if sizes[id(module)] or module is model.output_layer:
             module.forward = watch_forward(module)
-    for given, wanted in zip(frozen.hidden(batches), plain.hidden(batches), strict=True):
+    for given, wanted in zip(reference_model.hidden(batches), plain.hidden(batches), strict=True):
         assert given is not None and wanted is not None
         assert given.equal(wanted)
         with torch.no_grad():
-            assert frozen.model.logits(given).equal(plain.model.logits(wanted))
+            assert reference_model.model.logits(given).equal(plain.model.logits(wanted))
     assert len(held) > 20
     assert all(on_device == own for on_device, own in held)
     assert [p.numel() for p in model.parameters()] == [0] * len(before)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from megatron_ext.data.collate import Pool
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
-from megatron_ext.training.step import Place, Step
+from megatron_ext.training.step import Step, StepPosition
 from megatron_ext.updates import Rule
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
@@ -36,7 +36,7 @@ def flat(model: Any) -> Any:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).double()
 
 
-def take(t: Any, rule: Rule, state: dict[str, float], place: Place = Place()) -> tuple[Step, Any]:  # noqa: B008
+def take(t: Any, rule: Rule, state: dict[str, float], place: StepPosition = StepPosition()) -> tuple[Step, Any]:  # noqa: B008
     """One step of gradient ascent with an NLL retain loss, and the direction that the weights moved along."""
     before = flat(t.model)
     taken = t.step(terms(GA(), NLL()), rule, RATE, state=state, place=place)
@@ -48,7 +48,7 @@ def take(t: Any, rule: Rule, state: dict[str, float], place: Place = Place()) ->
 
 def by_micro_batch(model: Any, size: int) -> list[tuple[Any, int]]:
     """Summed NLL and tokens of each retain micro-batch, in the order in which they are worked on."""
-    pool = Pool([RETAIN])
+    pool = SequenceDataset([RETAIN])
     batches = [[row for row in rows if row >= 0] for rows in pool.micro_batches(RETAIN_ROWS, size, 0, 1)]
     return [
         (-sum(log_probs(model, RETAIN, row).sum() for row in rows), int(pool.label_counts[rows].sum()))
@@ -93,7 +93,7 @@ def test_the_dual_stays_during_warm_up(alone: Any) -> None:
         rule = PrimalDual(dual=0.1, dual_rate=1.0, epsilon=1.0, dual_update=how, warmup_epochs=2)
         for epoch, moves in ((0, False), (1, False), (2, True)):
             state = rule.start(None)
-            take(trainer(alone), rule, state, Place(step=7, epoch=epoch, ends_epoch=True))
+            take(trainer(alone), rule, state, StepPosition(step=7, epoch=epoch, ends_epoch=True))
             assert (state["dual"] != 0.1) == moves
 
 
@@ -118,12 +118,12 @@ def test_ngdiff_and_its_automatic_rate_equal_plain_autograd(alone: Any) -> None:
     assert 0 < expected < 10
     rule, state = NGDiff(automatic_rate=AutomaticRate(every=2, lowest=1e-7, highest=10.0)), {}
 
-    taken, moved = take(t, rule, state, Place(step=4))
+    taken, moved = take(t, rule, state, StepPosition(step=4))
 
     # A second difference: the losses' rounding weighs more in it than in them.
     assert taken.rate == state["rate"] == pytest.approx(expected, rel=1e-3)
     torch.testing.assert_close(moved, u, atol=2e-5 * float(u.norm()), rtol=1e-5)
-    again, _ = take(t, rule, state, Place(step=5))
+    again, _ = take(t, rule, state, StepPosition(step=5))
     assert again.rate == taken.rate, "between two looks the rate stays"
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_ext.config import Layout, Optimizer, Runtime
-from megatron_ext.data.collate import Pool
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.data.sequences import Sequences
 from megatron_ext.losses.nll import NLL
 from megatron_ext.losses.npo import NPO
@@ -104,15 +104,15 @@ def group_names(ranks: Any) -> dict[str, str]:
 def step_costs(ranks: Any, layers: int, method: str) -> Costs:
     """Of the second step, when what is kept from step to step is there."""
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.trainer import Term, Trainer
+    from megatron_ext.training.trainer import LossTerm, Trainer
 
     config = {**CONFIG, "hidden_size": 64, "num_hidden_layers": layers}
     model = reading.initialise(config, ranks, seed=3, training=Runtime(layout=ranks.layout))
     trainer = Trainer(model, ranks, Optimizer(learning_rate=0.01), micro_batch=8)
     rows, (rule, separate) = list(range(32)), METHODS[method]
     terms = [
-        Term("forget_loss", NPO(beta=0.1), Pool([SEQUENCES], np.zeros(32)), rows),
-        Term("retain_loss", NLL(), Pool([SEQUENCES]), rows),
+        LossTerm("forget_loss", NPO(beta=0.1), SequenceDataset([SEQUENCES], np.zeros(32)), rows),
+        LossTerm("retain_loss", NLL(), SequenceDataset([SEQUENCES]), rows),
     ]
     trainer.step(terms, rule, 0.01, separate)
     with Recorder(group_names(ranks)) as recorder:

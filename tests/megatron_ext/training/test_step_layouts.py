@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from megatron_ext.config import Layout, Optimizer, Runtime
-from megatron_ext.data.collate import Pool
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
-from megatron_ext.training.step import Place
+from megatron_ext.training.step import StepPosition
 from megatron_ext.updates import Products, Rule
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
@@ -153,20 +153,20 @@ def check_extrapolation(ranks: Any, folder: Path) -> None:
 def run_rule(rule: Rule, ranks: Any, micro: int) -> dict[str, Any]:
     """Two steps: what they report, the rule's state after each, and this rank's share of every weight's change."""
     from megatron_ext.checkpoint import mapping
-    from megatron_ext.training.trainer import Term
+    from megatron_ext.training.trainer import LossTerm
 
     t = make(ranks, micro)
     parameters = dict(t.model.named_parameters())
     before = {key: value.detach().clone() for key, value in parameters.items()}
-    retain = Pool([sequences(40, 2)])
+    retain = SequenceDataset([sequences(40, 2)])
     terms = [
-        Term("forget_loss", GA(), Pool([sequences(10, 1)]), [0, 3, 4, 7, 9]),
-        Term("retain_loss", NLL(), retain, [1, 5, 8, 20, 33]),
+        LossTerm("forget_loss", GA(), SequenceDataset([sequences(10, 1)]), [0, 3, 4, 7, 9]),
+        LossTerm("retain_loss", NLL(), retain, [1, 5, 8, 20, 33]),
     ]
-    everything = Term("all", NLL(), retain, range(40))
+    everything = LossTerm("all", NLL(), retain, range(40))
     state, states, reports = rule.start(None), [], []
     for i in range(2):
-        taken = t.step(terms, rule, 0.05, state=state, place=Place(i, i, True), whole_retain=lambda: everything)
+        taken = t.step(terms, rule, 0.05, state=state, place=StepPosition(i, i, True), whole_retain=lambda: everything)
         measured = [taken.forget_alignment, taken.retain_alignment, taken.products and taken.products.cosine]
         reports += [taken.update_norm, taken.rate, *taken.losses.values(), *(m for m in measured if m is not None)]
         states.append(dict(state))

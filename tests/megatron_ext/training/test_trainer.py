@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_ext.config import Optimizer
-from megatron_ext.data.collate import Pool
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.losses import Loss
 from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
@@ -36,10 +36,10 @@ def trainer(ranks: Any, **optimizer: Any) -> Any:
 
 
 def terms(forget: Loss, retain: Loss | None) -> list[Any]:
-    from megatron_ext.training.trainer import Term
+    from megatron_ext.training.trainer import LossTerm
 
-    both = [Term("forget_loss", forget, Pool([FORGET], REFERENCE), FORGET_ROWS)]
-    return both if retain is None else [*both, Term("retain_loss", retain, Pool([RETAIN]), RETAIN_ROWS)]
+    both = [LossTerm("forget_loss", forget, SequenceDataset([FORGET], REFERENCE), FORGET_ROWS)]
+    return both if retain is None else [*both, LossTerm("retain_loss", retain, SequenceDataset([RETAIN]), RETAIN_ROWS)]
 
 
 def log_probs(model: Any, data: Any, row: int) -> Any:
@@ -173,12 +173,12 @@ def test_without_clipping_the_direction_reaches_the_optimizer_whole(alone: Any) 
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(alone: Any) -> None:
-    from megatron_ext.training.trainer import NonFinite, Term
+    from megatron_ext.training.trainer import LossTerm, NonFinite
 
     t = trainer(alone)
     before = t.checksum()
     reference = np.full(10, -np.inf)
-    bad = [Term("forget_loss", NPO(), Pool([FORGET], reference), FORGET_ROWS), *terms(GA(), NLL())[1:]]
+    bad = [LossTerm("forget_loss", NPO(), SequenceDataset([FORGET], reference), FORGET_ROWS), *terms(GA(), NLL())[1:]]
     with pytest.raises(NonFinite, match="rank 0"):
         t.step(bad, Blur(), rate=0.1, separate=False)
     assert (t.checksum() == before).all()

@@ -315,8 +315,10 @@ def test_settings_that_will_not_do(tmp_path: Path, validation: dict[str, Any], m
 
 
 def test_a_part_of_a_model_cannot_be_validated(tmp_path: Path) -> None:
-    hidden = {"forget_loss": {"name": "rmu"}, "scope": {"layer": 1}, "optimizer": {"learning_rate": 0.001}}
-    good = yaml.safe_load(make(tmp_path, "scope", None, **hidden).read_text())
+    hidden = {"forget_loss": {"name": "rmu"}, "trainable_layers": {"up_to": 1}, "optimizer": {"learning_rate": 0.001}}
+    good = yaml.safe_load(make(tmp_path, "trainable_layers", None, **hidden).read_text())
     UnlearnSpec.model_validate(good)
-    with pytest.raises(ValidationError, match="validation: is given, but the method's 'scope' builds only the model's"):
+    with pytest.raises(
+        ValidationError, match="validation: is given, but the method's 'trainable_layers' builds only the model's"
+    ):
         UnlearnSpec.model_validate({**good, "validation": {"every_steps": 2}})

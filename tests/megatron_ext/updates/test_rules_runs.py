@@ -66,7 +66,7 @@ def test_a_dual_follows_each_steps_retain_loss_after_warm_up(world: Path) -> Non
     log = run(
         world,
         "pdu-step",
-        {"retain_reference": "retain-reference/reference.npz"},
+        {"retain_reference_logps": "retain-reference/reference.npz"},
         rule={**PDU, "tolerance": 0.02, "forget_weight": 0.3},
     )
     epsilon = end(world, "pdu-step")["epsilon"]
@@ -173,7 +173,7 @@ STATES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("method", STATES)
 def test_a_rules_state_survives_a_kill(world: Path, method: str) -> None:
     """Killed between states, and in the middle of a turn of four steps of OFMU and NGDiff."""
-    topic = {"retain_reference": "retain-reference/reference.npz"}
+    topic = {"retain_reference_logps": "retain-reference/reference.npz"}
     changes = {"epochs": 8.0, "checkpoint_every": 5, **STATES[method]}
     log = run(world, f"whole-{method}", topic, **changes)
     cut = make(world, f"cut-{method}", topic, **changes)

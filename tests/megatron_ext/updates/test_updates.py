@@ -136,7 +136,7 @@ def test_derived_numbers_equal_those_of_the_vectors() -> None:
 def test_pdu_starts_from_the_bound_it_is_given_or_from_the_retain_loss_before() -> None:
     assert PrimalDual(dual=2.0, dual_rate=1.0, epsilon=0.5).start(None) == {"dual": 2.0, "epsilon": 0.5}
     measured = PrimalDual(dual=2.0, dual_rate=1.0, tolerance=0.1)
-    assert measured.needs_retain_reference
+    assert measured.needs_retain_reference_logps
     assert measured.start(3.0) == {"dual": 2.0, "epsilon": pytest.approx(3.3)}
     with pytest.raises(ValueError, match="tolerance"):
         measured.start(None)
@@ -186,7 +186,7 @@ SGD = {"name": "sgd", "learning_rate": 0.1}
     [
         ("diagnostics: true", {"rule": MICRO, "diagnostics": True}),
         ("dual_update: 'epoch' with 2 topics", {"rule": EPOCH, "topics": 2}),
-        ("'retain_reference' is missing", {"rule": MEASURED}),
+        ("'retain_reference_logps' is missing", {"rule": MEASURED}),
         ("optimizer.name: 'adamw'", AUTOMATIC),
         ("optimizer.weight_decay: 0.1", {**AUTOMATIC, "optimizer": {**SGD, "weight_decay": 0.1}}),
         ("optimizer.clip_norm: 1.0", {**AUTOMATIC, "optimizer": {**SGD, "clip_norm": 1.0}}),

@@ -163,8 +163,8 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"robustness": {"relearn": {**RELEARN, "micro_batch": 3}}}, "robustness.relearn.global_batch: 8 is not a mul"),
         ({"robustness": {"relearn": [{**RELEARN, "micro_batch": 3}]}}, "robustness.relearn[0].global_batch: 8 is not"),
         (
-            {"robustness": {"quantise": ["int8"]}, "folds": {"kind": "scalability"}},
-            "robustness: does not go with 'folds': attacks are made for one request to forget",
+            {"robustness": {"quantise": ["int8"]}, "requests": {"kind": "scalability"}},
+            "robustness: does not go with 'requests': attacks are made for one request to forget",
         ),
         ({"robustness": {"quantise": ["int5"]}}, "robustness.quantise[0]: unknown value 'int5'; did you mean 'int"),
         ({"robustness": {"quantise": ["nf4", "nf4"]}}, "robustness.quantise: 'nf4' is there twice; give one of them"),
@@ -186,39 +186,43 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
     return {"method": method, "overrides": overrides}
 
 
-FIRST_BLOCK = {"layer": 0, "train_layers": [0]}
+FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
 
 
 @pytest.mark.parametrize(
     ("use", "changes", "expected"),
     [
-        (_use("rmu"), {}, "scope.layer: 7 is none of the model's 2 layers; allowed: 0 to 1"),
+        (_use("rmu"), {}, "trainable_layers.up_to: 7 is none of the model's 2 layers; allowed: 0 to 1"),
         (
-            _use("rmu", scope=FIRST_BLOCK),
+            _use("rmu", trainable_layers=FIRST_BLOCK),
             {"layout": {"pipeline": 2}},
-            "overrides.scope.layer: 0: layers 0 to 0 are built, fewer than the layout's 2 pipeline stages",
+            "overrides.trainable_layers.up_to: 0: layers 0 to 0 are built, fewer than the layout's 2 pipeline stages",
         ),
-        (_use("rmu", scope={"layer": 0}), {}, "rmu.yaml:10: scope.train_layers: [0, 1, 2, 3, 4, 5, 6, 7] goes beyond"),
         (
-            _use("rmu", scope={"layer": 0, "train_layers": [1]}),
+            _use("rmu", trainable_layers={"layer": 0}),
             {},
-            "overrides.scope.train_layers: [1] goes beyond layer 0; allowed: 0 to 0",
+            "rmu.yaml:10: trainable_layers.up_tos_to_transform: [0, 1, 2, 3, 4, 5, 6, 7] goes beyond",
         ),
-        (_use("rmu", scope=None), {}, "overrides.scope: is missing, and the loss 'rmu' needs it"),
         (
-            _use("rmu", scope=FIRST_BLOCK, forget={"steering": {"bio": 1.0}}),
+            _use("rmu", trainable_layers={"up_to": 0, "layers_to_transform": [1]}),
+            {},
+            "overrides.trainable_layers.up_tos_to_transform: [1] goes beyond layer 0; allowed: 0 to 0",
+        ),
+        (_use("rmu", trainable_layers=None), {}, "overrides.trainable_layers: is missing, and the loss 'rmu' needs it"),
+        (
+            _use("rmu", trainable_layers=FIRST_BLOCK, forget={"steering": {"bio": 1.0}}),
             {},
             "overrides.forget.steering: has no value for the topic 'forget'",
         ),
         (
-            _use("rmu", scope=FIRST_BLOCK),
+            _use("rmu", trainable_layers=FIRST_BLOCK),
             {"unlearning.validation": {"every_steps": 5}},
-            "unlearning.validation: is given, but the method's 'scope' builds only the model's layers 0 to 0, which",
+            "unlearning.validation: is given, but the method's 'trainable_layers' builds layers 0 to 0 only, which",
         ),
         (
-            _use("rmu", scope=FIRST_BLOCK, training={"validation": {"every_epochs": 1.0}}),
+            _use("rmu", trainable_layers=FIRST_BLOCK, training={"validation": {"every_epochs": 1.0}}),
             {"unlearning.validation": None},
-            "overrides.training.validation: is given, but the method's 'scope' builds only the model's layers 0 to 0",
+            "overrides.training.validation: is given, but the method's 'trainable_layers' builds layers 0 to 0 only",
         ),
         (
             _use("npo", training={"validation": {"every_steps": 5}}),
@@ -230,7 +234,7 @@ FIRST_BLOCK = {"layer": 0, "train_layers": [0]}
             {"unlearning.validation": {"every_epochs": 1.0}},
             "overrides.training.validation.select: unknown value 'best'; allowed: last, best-on-validation",
         ),
-        (_use("npo", scope={"layer": 0}), {}, ": forget: 'npo' needs the whole model"),
+        (_use("npo", trainable_layers={"layer": 0}), {}, ": forget: 'npo' needs the whole model"),
         (_use("npo", retain={"name": "npo"}), {}, "overrides.retain: 'npo' is a forget loss"),
         (_use("idk-dpo", alternatives=None), {}, "alternatives: is missing, and the loss 'dpo' needs it; allowed: idk"),
         (_use("idk-dpo", alternatives="idc"), {}, "alternatives: unknown value 'idc'; did you mean 'idk'?"),

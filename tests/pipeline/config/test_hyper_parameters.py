@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ext.config import Scope
+from megatron_ext.config import TrainableLayers
 from megatron_ext.losses import LOSSES
 from megatron_ext.schema import Strict
 from megatron_ext.updates import RULES
@@ -54,7 +54,7 @@ def cases() -> Iterator[Any]:
     parts: list[tuple[str, str, str | None, type[Strict]]] = [
         *(("npo", "forget", name, kind) for name, kind in LOSSES.items()),
         *(("npo", "rule", name, kind) for name, kind in RULES.items()),
-        ("rmu", "scope", None, Scope),
+        ("rmu", "trainable_layers", None, TrainableLayers),
         ("npo", "training", None, Unlearning),
     ]
     for method, section, name, kind in parts:
@@ -83,7 +83,9 @@ def test_a_value_out_of_range_names_its_key(method: str, overrides: dict[str, An
     ), error.value.problems
 
 
-@pytest.mark.parametrize("kind", [*LOSSES.values(), *RULES.values(), Scope, Unlearning], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [*LOSSES.values(), *RULES.values(), TrainableLayers, Unlearning], ids=lambda kind: kind.__name__
+)
 def test_every_number_has_a_bound(kind: type[Strict]) -> None:
     schema = kind.model_json_schema()
     found: dict[Key, list[Any]] = {}

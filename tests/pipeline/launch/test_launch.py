@@ -71,7 +71,7 @@ def test_standard_input(prepare: PrepareSpec, tmp_path: Path) -> None:
     assert (prepare.output / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize("text", ["{", '{"step": "nothing"}', '{"step": "prepare", "colour": "red"}'])
+@pytest.mark.parametrize("text", ["{", '{"step": "nothing"}', '{"program": "prepare", "colour": "red"}'])
 def test_a_wrong_specification_is_refused_and_not_written(tmp_path: Path, text: str) -> None:
     done = start(str(tmp_path / "spec.yaml"), text)
     assert done.returncode == 2

@@ -30,7 +30,7 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.spec: dict[str, Any] = {
-            "step": "report",
+            "program": "report",
             "options": {"family": "tofu"},
             "experiment": "trial",
             "benchmark": "mini",

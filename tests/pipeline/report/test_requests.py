@@ -11,10 +11,10 @@ from pipeline.report import main
 from tests.pipeline.report.conftest import Bench, dump
 
 
-def request(bench: Bench, model: str, fold: int, **values: float) -> None:
+def request(bench: Bench, model: str, request: int, **values: float) -> None:
     """The model of an entry's method and seed after another request."""
     entry = next(entry for entry in bench.spec["entries"] if entry["model_id"] == model)
-    after = f"{entry['method']}.sust-{fold}-seed-{entry['seed']}"
+    after = f"{entry['method']}.sust-{request}-seed-{entry['seed']}"
     evaluation, run = bench.root / "evaluation" / after, bench.root / "runs" / after
     for path, copy in ((evaluation, bench.root / "evaluation" / model), (run, bench.root / "runs" / model)):
         path.mkdir(parents=True)
@@ -22,23 +22,27 @@ def request(bench: Bench, model: str, fold: int, **values: float) -> None:
             (path / file.name).write_text(file.read_text())
     before = json.loads((evaluation / "evaluation.json").read_text())
     dump(evaluation / "evaluation.json", {**before, "model": after, "metrics": {**before["metrics"], **values}})
-    changed = {"model_id": after, "fold": fold, "evaluation": str(evaluation), "run": str(run)}
-    bench.spec.setdefault("folded", []).append({**entry, **changed})
-    bench.spec["folds"] = "sustainability"
+    changed = {"model_id": after, "request": request, "evaluation": str(evaluation), "run": str(run)}
+    bench.spec.setdefault("later_requests", []).append({**entry, **changed})
+    bench.spec["requests"] = "sustainability"
 
 
 @pytest.fixture
-def folded(bench: Bench) -> Bench:
+def later_requests(bench: Bench) -> Bench:
     """Two methods and three requests, one method with two seeds."""
     for seed in (0, 1):
         bench.add("npo", title="NPO", seed=seed, forget_probability=0.1 + 0.1 * seed, model_utility=0.6)
     bench.add("ga", title="GA", seed=0, forget_probability=0.05, model_utility=0.3)
-    for fold in (2, 3):
+    for request in (2, 3):
         for seed in (0, 1):
             request(
-                bench, f"npo-seed-{seed}", fold, forget_probability=0.2 + 0.1 * seed, model_utility=0.7 - 0.1 * fold
+                bench,
+                f"npo-seed-{seed}",
+                request,
+                forget_probability=0.2 + 0.1 * seed,
+                model_utility=0.7 - 0.1 * request,
             )
-        request(bench, "ga-seed-0", fold, forget_probability=0.0, model_utility=0.0)
+        request(bench, "ga-seed-0", request, forget_probability=0.0, model_utility=0.0)
     return bench
 
 
@@ -49,8 +53,8 @@ def made(bench: Bench):
     return bench.root / "report"
 
 
-def test_tables_have_a_column_a_request(folded: Bench) -> None:
-    text = (made(folded) / "table.md").read_text()
+def test_tables_have_a_column_a_request(later_requests: Bench) -> None:
+    text = (made(later_requests) / "table.md").read_text()
     part = text.split("## Requests to forget: Model utility ↑")[1].split("## ")[0]
     rows = [line for line in part.splitlines() if line.startswith("|")]
     assert rows[0] == "| Model | Request 1 | Request 2 | Request 3 |"
@@ -60,24 +64,24 @@ def test_tables_have_a_column_a_request(folded: Bench) -> None:
     assert len(main_table) == 1 and "0.600" in main_table[0]
 
 
-def test_every_number_is_in_the_csv(folded: Bench) -> None:
-    rows = list(csv.DictReader((made(folded) / "table.csv").open()))
+def test_every_number_is_in_the_csv(later_requests: Bench) -> None:
+    rows = list(csv.DictReader((made(later_requests) / "table.csv").open()))
     found = {
         (row["method"], row["seed"], row["request"]): float(row["value"])
         for row in rows
         if row["metric"] == "forget_probability"
     }
     assert found["npo", "1", "3"] == pytest.approx(0.3) and found["npo", "1", ""] == pytest.approx(0.2)
-    assert {key[2] for key in found} == {"", "2", "3"} and len(found) == len(folded.spec["entries"]) + 6
+    assert {key[2] for key in found} == {"", "2", "3"} and len(found) == len(later_requests.spec["entries"]) + 6
 
 
-def test_figures_and_page(folded: Bench) -> None:
-    report = made(folded)
+def test_figures_and_page(later_requests: Bench) -> None:
+    report = made(later_requests)
     figure = (report / "figures" / "requests-model-utility.svg").read_text()
     assert "Model utility after each request" in figure and "NPO" in figure and "target (reference)" in figure
     page = (report / "index.html").read_text()
     assert 'id="requests"' in page and page.count('aria-label="Model utility after each request"') == 1
-    assert json.loads((report / "summary.json").read_text())["models"] == len(folded.spec["entries"])
+    assert json.loads((report / "summary.json").read_text())["models"] == len(later_requests.spec["entries"])
 
 
 def test_without_further_requests_nothing_of_it_is_there(bench: Bench) -> None:

@@ -30,7 +30,7 @@ def attack(bench: Bench, model: str, name: str, flags: tuple[str, ...] = (), **v
     times = {"startup_seconds": 1.0, "work_seconds": 2.0, "write_seconds": 0.25}
     dump(evaluation / "summary.json", {**times, "flags": list(flags)})
     dump(run / "summary.json", {**times, "flags": []})
-    dump(run / "provenance.json", {"step": "train", "git_commit": "c0ffee"})
+    dump(run / "provenance.json", {"program": "train", "git_commit": "c0ffee"})
     changed = {"model_id": after, "attack": name, "evaluation": str(evaluation), "run": str(run)}
     bench.spec.setdefault("attacked", []).append({**entry, **changed})
 

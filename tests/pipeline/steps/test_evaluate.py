@@ -137,7 +137,9 @@ def test_metrics_are_computed_again_from_the_examples(run, capsys):
     target, _ = run("target", seed=2)
     recorded = read(unlearned / "evaluation.json")["metrics"]
     assert 0 < recorded["forget_quality"] < 1
-    again = FAMILY.recompute(read_rows(unlearned / "examples.jsonl"), OPTIONS, read_rows(retrain / "examples.jsonl"))
+    again = FAMILY.recompute_activations(
+        read_rows(unlearned / "examples.jsonl"), OPTIONS, read_rows(retrain / "examples.jsonl")
+    )
     assert again == recorded
     program(["metrics", str(unlearned / "examples.jsonl"), "--retain", str(retrain / "examples.jsonl")])
     assert json.loads(capsys.readouterr().out) == recorded

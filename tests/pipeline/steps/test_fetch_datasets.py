@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def spec(tmp_path: Path, **datasets: str) -> Path:
-    told = {"step": "fetch_datasets", "datasets": {f"cais/{name}": revision for name, revision in datasets.items()}}
+    told = {"program": "fetch_datasets", "datasets": {f"cais/{name}": revision for name, revision in datasets.items()}}
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump({**told, "output": str(tmp_path / "out")}))
     return path

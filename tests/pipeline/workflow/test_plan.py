@@ -11,15 +11,15 @@ import yaml
 from pydantic import TypeAdapter
 
 from megatron_ext.config import Layout
-from megatron_ext.data.sampling import Alternation, Pairs
+from megatron_ext.data.sampling import ForgetRetainSampler, TopicRoundRobin
 from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.config.checks import CONFIGS, load
 from pipeline.config.sizing import (
     Shape,
     layout_problems,
-    scope_parameters,
     stage_parameters,
+    trainable_parameters,
     training_bytes,
     unlearning_bytes,
 )
@@ -75,7 +75,10 @@ def test_steps_are_counted_as_the_program_counts_them(local: Plan) -> None:
         rows = {local: 70}.get(made, 80)
         for epochs in (0.1, 1, 2.5, 10):
             changed = spec.model_copy(update={"epochs": epochs})
-            assert made.unlearning_steps(changed) == Pairs(rows, rows, spec.batching.global_batch, epochs, 0).steps
+            assert (
+                made.unlearning_steps(changed)
+                == ForgetRetainSampler(rows, rows, spec.batching.global_batch, epochs, 0).steps
+            )
     assert local.describe("unlearned/npo/seed-0") == "10 epochs, 30 steps of 32"
     assert plan("tofu-small").describe("unlearned/npo/seed-0") == "10 epochs, about 130 steps of 32"
 
@@ -126,7 +129,7 @@ def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
 def test_every_path_of_a_specification_is_a_declared_input(name: str | None, local: Plan) -> None:
     """A file that a job reads and Snakemake does not know of would not make the job run again."""
     for job in (plan(name) if name else local).jobs.values():
-        if job.spec.step == "report":
+        if job.spec.program == "report":
             continue  # reads three or four files of each of its folders
         values = job.spec.model_dump(mode="json", exclude={"output", "cache"})
         paths = {Path(text) for text in _texts(values) if text.startswith(("out/", "/"))}
@@ -178,7 +181,7 @@ def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: 
         job = jobs[f"unlearned/{method}/seed-0"]
         assert {forget, idk, retain} & set(job.inputs) == needed
         (topic,) = job.spec.topics
-        given = {topic.reference, topic.alternatives_reference, topic.retain_reference} - {None}
+        given = {topic.reference, topic.preferred_answers_logps, topic.retain_reference_logps} - {None}
         assert given == needed
     assert jobs["unlearned/idk-dpo/seed-0"].spec.topics[0].alternatives == Path("out/mini-all/data/mini/train/idk.npz")
     assert jobs["reference/idk"].spec.data == Path("out/mini-all/data/mini/train/idk.npz")
@@ -195,7 +198,7 @@ def test_recomputation_and_sequence_parallelism_reach_every_training(tmp_path: P
     jobs = plan("mini", changes, tmp_path).jobs
     for name in ("models/base", "unlearned/npo/seed-0"):
         runtime = jobs[name].spec.runtime
-        assert (runtime.recompute, runtime.layout.sequence_parallel) == (True, True)
+        assert (runtime.recompute_activations, runtime.layout.sequence_parallel) == (True, True)
 
 
 def test_steps_can_be_bounded(tmp_path: Path) -> None:
@@ -203,8 +206,8 @@ def test_steps_can_be_bounded(tmp_path: Path) -> None:
     made = plan("mini", {"methods": uses}, tmp_path)
     spec = made.jobs["unlearned/npo/seed-0"].spec
     assert spec.max_steps == 7
-    pairs = Pairs(80, 720, spec.batching.global_batch, spec.epochs, 0)
-    assert made.unlearning_steps(spec) == Alternation((pairs,), spec.max_steps).steps == 7
+    pairs = ForgetRetainSampler(80, 720, spec.batching.global_batch, spec.epochs, 0)
+    assert made.unlearning_steps(spec) == TopicRoundRobin((pairs,), spec.max_steps).steps == 7
     assert made.unlearning_steps(spec.model_copy(update={"max_steps": 101})) == 100
 
 
@@ -214,12 +217,14 @@ def test_memory_of_what_is_built_and_trained() -> None:
     spec = jobs["unlearned/rmu/seed-0"].spec
     down = 2048 * 8192
     built = 8 * shape.layer_parameters + shape.embedding_parameters
-    scope = spec.scope.model_copy(update={"train_layers": [5, 6, 7], "matrices": ["down_proj"]})
-    spec = spec.model_copy(update={"scope": scope, "diagnostics": False})
+    trainable_layers = spec.trainable_layers.model_copy(
+        update={"layers_to_transform": [5, 6, 7], "target_modules": ["down_proj"]}
+    )
+    spec = spec.model_copy(update={"trainable_layers": trainable_layers, "diagnostics": False})
     # bf16: weights; gradient, two moments and a master copy, all fp32; and the frozen matrices in bf16
     assert unlearning_bytes(spec, shape, gpus=False) == 2 * built + 3 * down * (4 + 12 + 2)
     spread = Layout(tensor=2, pipeline=2, pipeline_split=[8, 8])
-    assert scope_parameters(spread, shape, scope) == (
+    assert trainable_parameters(spread, shape, trainable_layers) == (
         (4 * shape.layer_parameters + shape.embedding_parameters) // 2,
         3 * down // 2,
     )

@@ -14,17 +14,17 @@ from pipeline.config.located_yaml import ConfigError
 from pipeline.specs import EvaluateSpec, PrepareSpec, ReportSpec
 from pipeline.workflow.plan import Plan
 
-ROOT = Path("out/mini-muse-folds")
+ROOT = Path("out/mini-muse-requests")
 
 
-def plan(folder: Path, name: str = "mini-muse-folds", **changes: Any) -> Plan:
+def plan(folder: Path, name: str = "mini-muse-requests", **changes: Any) -> Plan:
     content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text()) | changes
     path = folder / "changed.yaml"
     path.write_text(yaml.safe_dump(content))
     return Plan(load(path), Path("out"))
 
 
-def refused(folder: Path, name: str = "mini-muse-folds", **changes: Any) -> str:
+def refused(folder: Path, name: str = "mini-muse-requests", **changes: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         plan(folder, name, **changes)
     return str(caught.value)
@@ -62,7 +62,7 @@ def test_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_growing(tmp_path: Path) -> None:
-    found = plan(tmp_path, folds={"kind": "scalability", "count": 3})
+    found = plan(tmp_path, requests={"kind": "scalability", "count": 3})
     specs = unlearned(found)
     assert {spec.checkpoint for spec in specs.values()} == {checkpoint("models/target")}
     assert [found.unlearning_steps(specs[f"unlearned/npo{k}/seed-0"]) for k in ("", ".scal-2", ".scal-3")] == [
@@ -76,7 +76,7 @@ def test_growing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["sustainability", "scalability"])
 def test_every_input_is_written_by_an_earlier_job(kind: str, tmp_path: Path) -> None:
-    found = plan(tmp_path, folds={"kind": kind, "count": 4}, seeds=[0, 1])
+    found = plan(tmp_path, requests={"kind": kind, "count": 4}, seeds=[0, 1])
     written: list[Path] = []
     for job in found.jobs.values():
         for path in job.inputs:
@@ -84,7 +84,7 @@ def test_every_input_is_written_by_an_earlier_job(kind: str, tmp_path: Path) -> 
         written.append(job.spec.output)
     assert len(set(written)) == len(written)
     prepare = next(job.spec for job in found.jobs.values() if isinstance(job.spec, PrepareSpec))
-    assert prepare.folds == list(found.config.folds[1:]) and set(prepare.folds) < set(found.tokenised_sets)
+    assert prepare.requests == list(found.config.requests[1:]) and set(prepare.requests) < set(found.tokenised_sets)
     # The rules find each job by a run and a seed, a model, or a set.
     runs = {name.split("/")[1] for name in unlearned(found)}
     assert runs == set(found.run_ids)
@@ -97,37 +97,37 @@ def test_all_requests_are_evaluated_on_the_same_data(tmp_path: Path) -> None:
     specs = [job.spec for job in found.jobs.values() if isinstance(job.spec, EvaluateSpec)]
     assert len(specs) == 2 + 2 * 4 and len({(spec.data, spec.split) for spec in specs}) == 1
     assert {spec.retain_evaluation for spec in specs if spec.model_id != "retrain"} == {
-        ROOT / "evaluation" / "retrain" / "mini-muse-folds"
+        ROOT / "evaluation" / "retrain" / "mini-muse-requests"
     }
 
 
 def test_the_report_has_further_requests_apart(tmp_path: Path) -> None:
     found = plan(tmp_path, seeds=[0, 1])
     spec = found.jobs["report"].spec
-    assert isinstance(spec, ReportSpec) and spec.folds == "sustainability"
+    assert isinstance(spec, ReportSpec) and spec.requests == "sustainability"
     assert [entry.model_id for entry in spec.entries] == [
         "target",
         "retrain",
         *(f"{method}-seed-{seed}" for method in ("graddiff", "npo") for seed in (0, 1)),
     ]
-    assert len(spec.folded) == 2 * 2 * 3
-    for entry in spec.folded:
+    assert len(spec.later_requests) == 2 * 2 * 3
+    for entry in spec.later_requests:
         own = f"{entry.method}.sust-{entry.fold}"
         assert entry.model_id == f"{own}-seed-{entry.seed}"
         assert found.jobs[f"unlearned/{own}/seed-{entry.seed}"].spec.output == entry.run
-        assert found.jobs[f"evaluation/{entry.model_id}/mini-muse-folds"].spec.output == entry.evaluation
+        assert found.jobs[f"evaluation/{entry.model_id}/mini-muse-requests"].spec.output == entry.evaluation
     shown = {path.parent for path in found.jobs["report"].inputs}
-    assert {entry.run for entry in spec.folded} | {entry.evaluation for entry in spec.folded} < shown
+    assert {entry.run for entry in spec.later_requests} | {entry.evaluation for entry in spec.later_requests} < shown
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    assert "folds: the family 'tofu' has one request to forget only" in refused(
-        tmp_path, "mini", folds={"kind": "scalability"}
+    assert "requests: the family 'tofu' has one request to forget only" in refused(
+        tmp_path, "mini", requests={"kind": "scalability"}
     )
-    assert "folds.count: 5; the family 'muse' has 4" in refused(tmp_path, folds={"kind": "scalability", "count": 5})
-    message = refused(tmp_path, "mini-muse", folds={"kind": "sustainability", "count": 2})
+    assert "folds.count: 5; the family 'muse' has 4" in refused(tmp_path, requests={"kind": "scalability", "count": 5})
+    message = refused(tmp_path, "mini-muse", requests={"kind": "sustainability", "count": 2})
     assert "folds.count: 2; the source of 'mini-muse' makes no 'sust-2'" in message
     assert "split: 'sust-2'; the first of several requests is 'forget'" in refused(tmp_path, split="sust-2")
     message = refused(tmp_path, methods=["idk-dpo"])
     assert "alternatives: the family 'muse' has no set 'idk' of other answers" in message
-    assert "folds.kind" in refused(tmp_path, folds={"kind": "sequential"})
+    assert "folds.kind" in refused(tmp_path, requests={"kind": "sequential"})

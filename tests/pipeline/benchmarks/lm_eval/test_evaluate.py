@@ -133,12 +133,12 @@ def harness(given: TasksOptions, local: Path, oracle: Oracle, monkeypatch: pytes
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from pipeline.benchmarks.lm_eval.model import AskLM
+    from pipeline.benchmarks.lm_eval.model import HarnessLM
 
     monkeypatch.chdir(local)  # where the harness looks for data files
     manager = TaskManager(include_path=str(local), include_defaults=False)
     settings = {"limit": given.limit, "num_fewshot": given.num_fewshot, "bootstrap_iters": 0}
-    return simple_evaluate(AskLM(oracle), tasks=list(given.tasks), task_manager=manager, **settings)["results"]
+    return simple_evaluate(HarnessLM(oracle), tasks=list(given.tasks), task_manager=manager, **settings)["results"]
 
 
 @pytest.mark.parametrize("more", [{}, {"limit": 5}, {"num_fewshot": 2}], ids=str)
@@ -149,13 +149,13 @@ def test_a_group_has_the_harness_values(
     given = options(local, group, metrics=["acc", "acc_norm"], **more)
     oracle, other = Oracle(tmp_path), Oracle(tmp_path)
     examples = run(given, oracle)
-    found = FAMILY.recompute(examples, given)
+    found = FAMILY.compute_metrics(examples, given)
     theirs = harness(given, local, other, monkeypatch)
     assert [a == b for a, b in zip(oracle.asked, other.asked, strict=True)] == [True] * len(oracle.asked)
     for key in ("acc", "acc_norm"):
         assert found[f"{group}_{key}"] == pytest.approx(theirs[group][f"{key},none"], abs=1e-12)
         for task in ("drums", "bells"):
-            own = FAMILY.recompute([e for e in examples if e["set"] == task], options(local, task, metrics=[key]))
+            own = FAMILY.compute_metrics([e for e in examples if e["set"] == task], options(local, task, metrics=[key]))
             assert own[f"{task}_{key}"] == pytest.approx(theirs[task][f"{key},none"], abs=1e-12)
     sizes = {task: sum(example["set"] == task for example in examples) for task in ("drums", "bells")}
     assert sizes == ({"drums": 30, "bells": 9} if "limit" not in more else {"drums": 5, "bells": 5})
@@ -216,7 +216,7 @@ def test_generations_are_judged_by_the_harness_and_counted(
 ) -> None:
     given = options(local, "sums", metrics=["exact_match,number"])
     examples = run(given, Oracle(tmp_path))
-    found = FAMILY.recompute(examples, given)
+    found = FAMILY.compute_metrics(examples, given)
     theirs = harness(given, local, Oracle(tmp_path), monkeypatch)
     assert found["sums_exact_match_number"] == theirs["sums"]["exact_match,number"] == 2 / 6
     assert (found["empty_generations"], found["repetitive_generations"]) == (2, 2)
@@ -225,7 +225,7 @@ def test_generations_are_judged_by_the_harness_and_counted(
 
 def test_a_perplexity_is_weighted_by_bytes(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given, oracle = options(local, "stories", metrics=["byte_perplexity"]), Oracle(tmp_path)
-    found = FAMILY.recompute(run(given, oracle), given)["stories_byte_perplexity"]
+    found = FAMILY.compute_metrics(run(given, oracle), given)["stories_byte_perplexity"]
     total = sum(-Oracle._number([*request.prompt, *request.target]) for request in oracle.asked)
     size = sum(len(f"the {SECRET} drum, " * (i + 1)) for i in range(5))
     assert found == pytest.approx(math.exp(-total / size), rel=1e-12)
@@ -238,14 +238,14 @@ def test_a_model_that_does_not_look_at_the_question_has_collapsed(local: Path, t
     given = options(local, "drums", "bells", forget=["bells"], retain=["drums"])
     for stubborn, reasons in ((False, []), (True, ["task 'drums': choice 1 in all of 30 questions"])):
         examples = run(given, Oracle(tmp_path, stubborn))
-        found = FAMILY.collapse(examples, given, FAMILY.recompute(examples, given))
+        found = FAMILY.collapse(examples, given, FAMILY.compute_metrics(examples, given))
         assert [reason[:20] for reason in found] == [reason[:20] for reason in reasons]
 
 
 def test_contexts_that_are_cut_are_counted(local: Path, tmp_path: Path) -> None:
     given, oracle = options(local, "drums"), Oracle(tmp_path)
     oracle.context = 20
-    assert FAMILY.recompute(run(given, oracle), given)["cut_contexts"] == 30
+    assert FAMILY.compute_metrics(run(given, oracle), given)["cut_contexts"] == 30
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_task_that_cannot_be_run_is_named(
     (folder / "odd.yaml").write_text(yaml.safe_dump({"task": "odd", **data, **LAYOUT, "doc_to_text": "{{nobody}}"}))
     given = options(folder, *tasks, **more)
     with pytest.raises(DataError, match=message) as caught:
-        FAMILY.recompute(run(given, Oracle(tmp_path)), given)
+        FAMILY.compute_metrics(run(given, Oracle(tmp_path)), given)
     assert SECRET not in str(caught.value)
 
 
@@ -407,7 +407,7 @@ def test_real_mmlu_beside_hflm(real_data: Path, tmp_path: Path) -> None:
         for example in mine:
             wanted = [log_prob for ((log_prob, _),) in samples[example["index"]]["resps"]]
             assert example["log_probs"] == pytest.approx(wanted, rel=0, abs=1e-4)
-    found = FAMILY.recompute(examples, given)
+    found = FAMILY.compute_metrics(examples, given)
     assert found["three_acc"] == pytest.approx(results["results"]["three"]["acc,none"], abs=1e-12)
 
 

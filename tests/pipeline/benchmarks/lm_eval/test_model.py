@@ -77,9 +77,9 @@ def test_a_request_that_cannot_be_answered_names_its_task(
 ) -> None:
     from lm_eval.api.instance import Instance
 
-    from pipeline.benchmarks.lm_eval.model import AskLM
+    from pipeline.benchmarks.lm_eval.model import HarnessLM
 
     cases.tokenizer(tmp_path)
     request = Instance(kind, {}, arguments, 0, ("music", 3, 1))
     with pytest.raises(DataError, match=message):
-        getattr(AskLM(Silent(Tokenizer.load(tmp_path))), kind)([request])
+        getattr(HarnessLM(Silent(Tokenizer.load(tmp_path))), kind)([request])

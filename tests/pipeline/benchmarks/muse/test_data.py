@@ -170,7 +170,7 @@ def test_unknown_split_and_set(folder: Path) -> None:
         DATA.load(FolderSource(path=folder), "forget", ["retain"], training=True)
 
 
-NEWS = SyntheticNewsSource(forget_stories=3, folds=3, retain_stories=4, background_stories=8)
+NEWS = SyntheticNewsSource(forget_stories=3, requests=3, retain_stories=4, background_stories=8)
 
 
 @pytest.mark.parametrize(
@@ -185,26 +185,26 @@ def test_folds_of_the_generator(split: str, rows: int) -> None:
 
 
 def test_folds_beside_the_forget_set(folder: Path) -> None:
-    folds = ["sust-2", "sust-3"]
-    content = DATA.load(NEWS, "forget", SETS, training=True, folds=folds)
+    requests = ["sust-2", "sust-3"]
+    content = DATA.load(NEWS, "forget", SETS, training=True, requests=requests)
     plain = DATA.load(NEWS, "forget", SETS, training=True)
-    assert {name: part for name, part in content.training.items() if name not in folds} == plain.training
-    parts = [content.training[name].texts for name in ("forget", *folds)]
+    assert {name: part for name, part in content.training.items() if name not in requests} == plain.training
+    parts = [content.training[name].texts for name in ("forget", *requests)]
     assert len({text for part in parts for text in part}) == 27
     assert list(content.texts(TEMPLATES["plain"])) == list(plain.texts(TEMPLATES["plain"]))
     write(folder, "sust/forget_2", ["The second request."])
-    content = DATA.load(FolderSource(path=folder), "forget", SETS, training=True, folds=["sust-2"])
+    content = DATA.load(FolderSource(path=folder), "forget", SETS, training=True, requests=["sust-2"])
     assert content.training["sust-2"].texts == ["The second request."]
-    assert DATA.folds("scalability") == ("scal-1", "scal-2", "scal-3", "scal-4")
-    with pytest.raises(DataError, match=r"folds: 'sust-5' is not one of forget, scal-1"):
-        DATA.load(NEWS, "forget", SETS, training=True, folds=["sust-5"])
-    with pytest.raises(DataError, match=r"source\.folds: 3; 'scal-4' needs 4"):
-        DATA.load(NEWS, "forget", SETS, training=True, folds=["scal-4"])
+    assert DATA.requests("scalability") == ("scal-1", "scal-2", "scal-3", "scal-4")
+    with pytest.raises(DataError, match=r"requests: 'sust-5' is not one of forget, scal-1"):
+        DATA.load(NEWS, "forget", SETS, training=True, requests=["sust-5"])
+    with pytest.raises(DataError, match=r"source\.requests: 3; 'scal-4' needs 4"):
+        DATA.load(NEWS, "forget", SETS, training=True, requests=["scal-4"])
 
 
 def test_a_fold_that_is_not_made() -> None:
     assert DATA.rows(NEWS, "sust-4") == 0
-    with pytest.raises(DataError, match=r"source\.folds: 3; 'sust-4' needs 4"):
+    with pytest.raises(DataError, match=r"source\.requests: 3; 'sust-4' needs 4"):
         DATA.load(NEWS, "sust-4", SETS, training=True)
 
 

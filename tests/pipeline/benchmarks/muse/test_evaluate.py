@@ -90,7 +90,7 @@ def without_last(key: tuple[str, int]) -> list[float]:
 
 def test_every_metric_by_hand() -> None:
     ours, retrain = made(), made(shift=0.7)
-    found = FAMILY.recompute(ours, EVERYTHING, retrain)
+    found = FAMILY.compute_metrics(ours, EVERYTHING, retrain)
 
     def standardised(*key: Any) -> float:
         values = without_last(key)
@@ -140,12 +140,12 @@ def test_every_metric_by_hand() -> None:
     assert len({found[f"mia_{attack}"] for attack in ATTACKS}) > 3, "the attacks are told apart"
     assert list(found) == [metric.key for metric in FAMILY.metrics(EVERYTHING)]
     lines = [json.loads(json.dumps(row)) for row in ours]
-    assert FAMILY.recompute(lines, EVERYTHING, retrain) == found
+    assert FAMILY.compute_metrics(lines, EVERYTHING, retrain) == found
 
 
 def test_only_what_is_asked_for_is_reported() -> None:
     keys = [metric.key for metric in FAMILY.metrics(PLAIN)]
-    assert list(FAMILY.recompute(made()[:5], PLAIN)) == keys
+    assert list(FAMILY.compute_metrics(made()[:5], PLAIN)) == keys
     assert keys[-2:] == ["empty_generations", "repetitive_generations"] and len(keys) == 8
     assert FAMILY.sets(PLAIN) == ("verbmem", "knowmem_forget", "knowmem_retain")
     assert FAMILY.sets(EVERYTHING)[3:] == ("privleak_forget", "privleak_holdout")
@@ -158,14 +158,14 @@ def test_only_what_is_asked_for_is_reported() -> None:
 
 def test_privleak_is_never_made_without_retrains_value() -> None:
     with pytest.raises(DataError, match="no evaluation of retrain is given: 'privleak' compares a model's AUC"):
-        FAMILY.recompute(made(), MuseOptions())
+        FAMILY.compute_metrics(made(), MuseOptions())
     with pytest.raises(DataError, match="no evaluation of retrain is given: the attack 'reference'"):
-        FAMILY.recompute(made(), MuseOptions(privleak=False, membership=["reference"]))
+        FAMILY.compute_metrics(made(), MuseOptions(privleak=False, membership=["reference"]))
     assert EVERYTHING.without_retrain().needs_retrain is None
     with pytest.raises(DataError, match="retrain's evaluation: no examples of set 'privleak_holdout'"):
-        FAMILY.recompute(made(), MuseOptions(), made()[:-2])
+        FAMILY.compute_metrics(made(), MuseOptions(), made()[:-2])
     with pytest.raises(DataError, match="retrain's evaluation: no set 'privleak_holdout', example 1"):
-        FAMILY.recompute(made(), MuseOptions(privleak=False, membership=["reference"]), made()[:-1])
+        FAMILY.compute_metrics(made(), MuseOptions(privleak=False, membership=["reference"]), made()[:-1])
 
 
 def test_a_given_auc_stands_in_for_retrains_evaluation() -> None:
@@ -175,27 +175,27 @@ def test_a_given_auc_stands_in_for_retrains_evaluation() -> None:
     for row in perfect:
         if "text_tokens" in row:
             row["scores"]["text"]["log_probs"] = [-0.1 if row["set"] == "privleak_forget" else -2.0] * 6
-    found = FAMILY.recompute(perfect, options)
+    found = FAMILY.compute_metrics(perfect, options)
     assert (found["privleak"], found["privleak__muse"]) == (pytest.approx(-100), pytest.approx(-100))
     for row in perfect:
         if "text_tokens" in row:
             row["scores"]["text"]["log_probs"] = [-2.0 if row["set"] == "privleak_forget" else -0.1] * 6
-    found = FAMILY.recompute(perfect, options)
+    found = FAMILY.compute_metrics(perfect, options)
     assert found["privleak__muse"] == pytest.approx(100 * (1 - 0.4772) / 0.4772)  # 109.6, MUSE's greatest for News
     rows = made()
-    assert FAMILY.recompute(rows, MuseOptions(), rows)["privleak"] == 0.0
+    assert FAMILY.compute_metrics(rows, MuseOptions(), rows)["privleak"] == 0.0
 
 
 def test_collapse() -> None:
     rows = made()[:5]
-    assert FAMILY.collapse(rows, PLAIN, FAMILY.recompute(rows, PLAIN)) == []
+    assert FAMILY.collapse(rows, PLAIN, FAMILY.compute_metrics(rows, PLAIN)) == []
     rows[3]["generation"], rows[4]["generation"] = "", "March " * 40
-    found = FAMILY.recompute(rows, PLAIN)
+    found = FAMILY.compute_metrics(rows, PLAIN)
     assert (found["empty_generations"], found["repetitive_generations"]) == (1, 1)
     reasons = FAMILY.collapse(rows, PLAIN, found)
     assert reasons == ["2 of 2 retain questions have an empty answer or one that repeats itself"]
     rows[4]["generation"] = "never"
-    reasons = FAMILY.collapse(rows, PLAIN, FAMILY.recompute(rows, PLAIN))
+    reasons = FAMILY.collapse(rows, PLAIN, FAMILY.compute_metrics(rows, PLAIN))
     assert reasons == ["KnowMem of the retain set is 0"]
 
 
@@ -219,20 +219,20 @@ def test_missing_numbers_name_the_example(options: dict[str, Any], place: int, k
     else:
         del row["scores"]["text"][key]
     with pytest.raises(DataError, match=message):
-        FAMILY.recompute(rows, MuseOptions(**options), made())
+        FAMILY.compute_metrics(rows, MuseOptions(**options), made())
 
 
 def test_missing_texts_and_generations_name_the_example() -> None:
     rows = made()[:5]
     rows[1]["generation"] = None
     with pytest.raises(DataError, match="set 'verbmem', example 1: no generation"):
-        FAMILY.recompute(rows, PLAIN)
+        FAMILY.compute_metrics(rows, PLAIN)
     del rows[0]["gt__muse"]
     rows[1]["generation"] = ""
     with pytest.raises(DataError, match="set 'verbmem', example 0: no 'gt__muse'"):
-        FAMILY.recompute(rows, PLAIN)
+        FAMILY.compute_metrics(rows, PLAIN)
     with pytest.raises(DataError, match="no examples of set 'knowmem_retain'"):
-        FAMILY.recompute(made()[:3], PLAIN)
+        FAMILY.compute_metrics(made()[:3], PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_what_is_asked(tmp_path: Path) -> None:
     assert set(forget["scores"]["text"]) == {"log_prob", "tokens", "avg_loss", "log_probs"}
     assert holdout["scores"]["text_without_last"]["gradient_norm"] == 11.0
     assert (forget["labelled"], holdout["labelled"], holdout["text_tokens"]) == ("It was so.", "It was other", 17)
-    found = FAMILY.recompute(examples, options, examples)
+    found = FAMILY.compute_metrics(examples, options, examples)
     assert (found["cut_texts"], found["extraction_strength"]) == (0, 1.0)
 
 
@@ -340,7 +340,7 @@ def test_a_text_that_the_context_does_not_hold_is_cut_and_counted(tmp_path: Path
         tmp_path, options, context=25, change=lambda rows: rows["privleak_forget"].update(text="ab" * 30)
     )
     assert [len(request.target) for request in model.scored] == [24, 17]
-    found = FAMILY.recompute(examples, options, examples)
+    found = FAMILY.compute_metrics(examples, options, examples)
     assert (found["cut_texts"], found["shortened_prompts"]) == (1, 2)
     assert model.continued[1].prompt == ids("Question: Who?\nAnswer: ")
 

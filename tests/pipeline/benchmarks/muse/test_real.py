@@ -66,7 +66,7 @@ def news(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     chunks(texts, tokenizer, 256).save(folder / "forget.npz")
     for name, steps in (("retrain", 5), ("target", 40)):
         spec = {
-            "step": "train",
+            "program": "train",
             "model": {"config": ARCHITECTURE, "tokenizer": str(folder / "tokenizer")},
             "data": {str(folder / "forget.npz"): 1.0},
             "optimizer_steps": steps,

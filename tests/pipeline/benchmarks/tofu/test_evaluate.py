@@ -17,8 +17,8 @@ OPTIONS = TofuOptions()
 METRICS = FAMILY.metrics(OPTIONS)
 
 
-def recompute(examples, retain=None):
-    return FAMILY.recompute(examples, OPTIONS, retain)
+def compute_metrics(examples, retain=None):
+    return FAMILY.compute_metrics(examples, OPTIONS, retain)
 
 
 def example(name, index, generation, **probabilities):
@@ -50,7 +50,7 @@ def examples():
 
 
 def test_every_metric_by_hand(examples):
-    found = recompute(examples)
+    found = compute_metrics(examples)
     e = 1e-10
     ratio_0, ratio_1 = math.sqrt(0.4 * 0.1) / (0.5 + e), math.sqrt(0.2 * 0.8) / (0.1 + e)
     authors, facts = (0.2 * 0.05 * 0.1) ** (1 / 3) / (0.6 + e), 0.3 / (0.5 + e)
@@ -99,8 +99,8 @@ def test_every_metric_by_hand(examples):
 
 def test_the_table_names_exactly_what_is_reported(examples):
     keys = [metric.key for metric in METRICS]
-    assert keys == list(recompute(examples, examples))
-    assert [key for key in keys if not key.startswith(QUALITY)] == list(recompute(examples))
+    assert keys == list(compute_metrics(examples, examples))
+    assert [key for key in keys if not key.startswith(QUALITY)] == list(compute_metrics(examples))
     assert len(set(keys)) == len(keys) and len(UTILITY) == 9 and set(UTILITY) < set(keys)
     for metric in METRICS:
         assert re.fullmatch("[a-z0-9_]+", metric.key) and metric.title and metric.definition and metric.source
@@ -118,26 +118,26 @@ def many(ratios):
 
 def test_forget_quality_of_separated_ratios_and_of_itself():
     low, high = many([0.1 + i / 1000 for i in range(200)]), many([1.1 + i / 1000 for i in range(200)])
-    assert recompute(low, high)[QUALITY] == pytest.approx(1.94e-119, rel=5e-3)
-    assert recompute(low, low)[QUALITY] == 1.0
-    assert QUALITY not in recompute(low)
+    assert compute_metrics(low, high)[QUALITY] == pytest.approx(1.94e-119, rel=5e-3)
+    assert compute_metrics(low, low)[QUALITY] == 1.0
+    assert QUALITY not in compute_metrics(low)
 
 
 def test_utility_is_zero_where_a_part_is(examples):
     examples[-1]["generation"] = "nothing of it"
-    found = recompute(examples)
+    found = compute_metrics(examples)
     assert found["model_utility"] == 0.0
     assert FAMILY.collapse(examples, OPTIONS, found) == ["model utility is 0: world_facts_rouge is 0"]
 
 
 def test_collapsed_generations_are_counted_on_the_retain_set(examples):
-    assert FAMILY.collapse(examples, OPTIONS, recompute(examples)) == []
+    assert FAMILY.collapse(examples, OPTIONS, compute_metrics(examples)) == []
     retain = [row for row in examples if row["set"] == "retain"]
     retain[0]["generation"] = ""
-    found = recompute(examples)
+    found = compute_metrics(examples)
     assert found["empty_generations"] == 1 and FAMILY.collapse(examples, OPTIONS, found) == []  # half is not most
     retain[1]["generation"] = "Ana " * 50
-    found = recompute(examples)
+    found = compute_metrics(examples)
     assert (found["empty_generations"], found["repetitive_generations"]) == (1, 1)
     assert FAMILY.collapse(examples, OPTIONS, found)[0].startswith("2 of 2 retain questions")
 
@@ -146,42 +146,42 @@ def test_collapsed_generations_are_counted_on_the_retain_set(examples):
 def test_a_bad_score_names_the_example(examples, bad):
     examples[1]["scores"]["perturbed_1"]["avg_loss"] = bad
     with pytest.raises(ValueError, match="set 'forget', example 1: target 'perturbed_1'"):
-        recompute(examples)
+        compute_metrics(examples)
 
 
 @pytest.mark.parametrize("key", ["answer", "paraphrased", "perturbed_0"])
 def test_a_missing_score_names_the_example(examples, key):
     del examples[2]["scores"][key]
     with pytest.raises(ValueError, match=f"set 'retain', example 0: no score of target '{key}'"):
-        recompute(examples)
+        compute_metrics(examples)
 
 
 def test_a_missing_generation_or_set_is_an_error(examples):
     with pytest.raises(ValueError, match="no examples of set 'world_facts'"):
-        recompute(examples[:-1])
+        compute_metrics(examples[:-1])
     examples[0]["generation"] = None
     with pytest.raises(ValueError, match="set 'forget', example 0: no generation"):
-        recompute(examples)
+        compute_metrics(examples)
 
 
 def test_forget_quality_of_tofus_code_is_of_the_first_300_rows():
     low, high = [0.1 + i / 1000 for i in range(300)], [1.1 + i / 1000 for i in range(300)]
     ours, retrain = many(low + high[:100]), many(low + low[:100])
-    found = recompute(ours, retrain)
+    found = compute_metrics(ours, retrain)
     assert found[f"{QUALITY}__tofu"] == 1.0
     assert found[QUALITY] < 1e-3
 
 
 def test_model_utility_of_tofus_code_is_of_the_first_300_rows_and_of_answers_that_end_earlier(examples):
-    whole = recompute(examples)
+    whole = compute_metrics(examples)
     examples.append(example("retain", 300, "", answer=0.1, paraphrased=0.1, perturbed_0=0.4))
-    assert recompute(examples)["model_utility__tofu"] == whole["model_utility__tofu"]
-    assert recompute(examples)["model_utility"] < whole["model_utility"]
+    assert compute_metrics(examples)["model_utility__tofu"] == whole["model_utility__tofu"]
+    assert compute_metrics(examples)["model_utility"] < whole["model_utility"]
     examples[2]["generation__tofu"] = "Ana"
-    assert recompute(examples)["model_utility__tofu"] < whole["model_utility__tofu"]
+    assert compute_metrics(examples)["model_utility__tofu"] < whole["model_utility__tofu"]
     del examples[2]["generation__tofu"]
     with pytest.raises(ValueError, match="set 'retain', example 0: no generation__tofu"):
-        recompute(examples)
+        compute_metrics(examples)
 
 
 def test_a_model_that_knows_nothing_has_no_utility_in_any_form(examples):
@@ -189,7 +189,7 @@ def test_a_model_that_knows_nothing_has_no_utility_in_any_form(examples):
     for row in examples:
         for name in row["scores"]:
             row["scores"][name]["avg_loss"] = 900.0 if name.startswith("perturbed") else 2000.0
-    found = recompute(examples)
+    found = compute_metrics(examples)
     assert (found["model_utility"], found["model_utility__tofu"]) == (0.0, pytest.approx(0.0, abs=1e-300))
 
 
@@ -237,7 +237,7 @@ def area(forget, holdout):
 
 def test_memorisation_and_membership_by_hand(examples):
     ours, retrain = attacked(examples), attacked(examples, shift=0.7)
-    found = FAMILY.recompute(ours, EVERYTHING, retrain)
+    found = FAMILY.compute_metrics(ours, EVERYTHING, retrain)
     # without the end token: 5 tokens of which 3 at the end are right; 2 of which none is; 2 of which the last is
     assert found["extraction_strength"] == pytest.approx((3 / 5 + 1 / 2 + 1 / 2) / 3)
     assert found["exact_memorisation"] == pytest.approx((4 / 5 + 0 + 1 / 2) / 3)
@@ -272,24 +272,24 @@ def test_memorisation_and_membership_by_hand(examples):
     a, r = 1 - expected["mia_min_k"], 1 - reference
     assert r > 0 and found["privleak"] == pytest.approx(100 * (a - r) / (r + 1e-10))
     assert list(found) == [metric.key for metric in FAMILY.metrics(EVERYTHING)]
-    rest = recompute(ours, retrain)
+    rest = compute_metrics(ours, retrain)
     assert {key: found[key] for key in rest} == rest
     lines = [json.loads(json.dumps(row)) for row in ours]
-    assert FAMILY.recompute(lines, EVERYTHING, retrain) == found
+    assert FAMILY.compute_metrics(lines, EVERYTHING, retrain) == found
 
 
 def test_a_given_auc_stands_in_for_retrains_evaluation(examples):
     ours, retrain = attacked(examples), attacked(examples, shift=0.7)
     options = TofuOptions(privleak=True, membership=["min_k"], privleak_retrain_auc=0.25)
-    found = FAMILY.recompute(ours, options)
+    found = FAMILY.compute_metrics(ours, options)
     assert options.needs_retrain is None
     assert found["privleak"] == pytest.approx(100 * ((1 - found["mia_min_k"]) - 0.75) / (0.75 + 1e-10))
-    assert FAMILY.recompute(ours, options, retrain)["privleak"] == found["privleak"]
+    assert FAMILY.compute_metrics(ours, options, retrain)["privleak"] == found["privleak"]
 
 
 def test_a_model_compared_with_itself_leaks_nothing(examples):
     rows = attacked(examples)
-    found = FAMILY.recompute(rows, EVERYTHING, rows)
+    found = FAMILY.compute_metrics(rows, EVERYTHING, rows)
     assert (found["privleak"], found["mia_reference"], found[QUALITY]) == (0.0, 0.5, 1.0)
 
 
@@ -302,7 +302,7 @@ def test_a_model_compared_with_itself_leaks_nothing(examples):
 )
 def test_what_compares_with_retrain_is_never_made_without_it(options, reason, examples):
     with pytest.raises(DataError, match=reason):
-        FAMILY.recompute(attacked(examples), TofuOptions(**options))
+        FAMILY.compute_metrics(attacked(examples), TofuOptions(**options))
 
 
 LEAKS = [
@@ -319,10 +319,10 @@ def test_missing_numbers_of_tokens_name_the_example(options, which, key, example
     row = next(row for row in rows if row["set"] == which and row["index"] == 1)
     del row["scores"]["answer"][key]
     with pytest.raises(DataError, match=f"set '{which}', example 1: target 'answer' has no '{key}'"):
-        FAMILY.recompute(rows, TofuOptions(**options))
+        FAMILY.compute_metrics(rows, TofuOptions(**options))
     row["scores"]["answer"][key] = [0.0]
     with pytest.raises(DataError, match=f"set '{which}', example 1: the answer has no token beside its end"):
-        FAMILY.recompute(rows, TofuOptions(**options))
+        FAMILY.compute_metrics(rows, TofuOptions(**options))
 
 
 def test_other_missing_numbers_name_the_example(examples):
@@ -330,25 +330,25 @@ def test_other_missing_numbers_name_the_example(examples):
     last = rows[-1]
     last["scores"]["answer_without_end"]["gradient_norm"] = math.inf
     with pytest.raises(DataError, match="set 'holdout', example 1: its membership score is inf"):
-        FAMILY.recompute(rows, options)
+        FAMILY.compute_metrics(rows, options)
     del last["scores"]["answer_without_end"]["gradient_norm"]
     with pytest.raises(DataError, match="example 1: target 'answer_without_end' has no 'gradient_norm'"):
-        FAMILY.recompute(rows, options)
+        FAMILY.compute_metrics(rows, options)
     del last["labelled"]
     with pytest.raises(DataError, match="set 'holdout', example 1: no labelled text"):
-        FAMILY.recompute(rows, TofuOptions(membership=["zlib"]))
+        FAMILY.compute_metrics(rows, TofuOptions(membership=["zlib"]))
     with pytest.raises(DataError, match="no examples of set 'holdout'"):
-        FAMILY.recompute(rows[:-2], options)
+        FAMILY.compute_metrics(rows[:-2], options)
 
 
 def test_what_is_wrong_with_retrains_examples_is_said_to_be_theirs(examples):
     rows = attacked(examples)
     with pytest.raises(DataError, match="retrain's evaluation: no examples of set 'holdout'"):
-        FAMILY.recompute(rows, TofuOptions(privleak=True), attacked(examples)[:-2])
+        FAMILY.compute_metrics(rows, TofuOptions(privleak=True), attacked(examples)[:-2])
     with pytest.raises(DataError, match="retrain's evaluation: no set 'holdout', example 1"):
-        FAMILY.recompute(rows, TofuOptions(membership=["reference"]), attacked(examples)[:-1])
+        FAMILY.compute_metrics(rows, TofuOptions(membership=["reference"]), attacked(examples)[:-1])
     with pytest.raises(DataError, match="retrain's evaluation: no examples of set 'forget'"):
-        recompute(rows, [row for row in rows if row["set"] != "forget"])
+        compute_metrics(rows, [row for row in rows if row["set"] != "forget"])
 
 
 @pytest.mark.parametrize(
