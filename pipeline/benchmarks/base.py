@@ -40,6 +40,21 @@ class Metric:
     headline: bool = False
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What an evaluation asks of a model at most; time and memory are estimated from it.
+
+    Attributes:
+        sequences: Sequences that are scored.
+        answers: Answers that are generated.
+        new_tokens: New tokens of the longest answer.
+    """
+
+    sequences: int
+    answers: int
+    new_tokens: int
+
+
 class Options(Strict):
     """Settings of a family; each family has a subclass, whose ``family`` is its name."""
 
@@ -103,8 +118,8 @@ class Family(Protocol):
     def sets(self, options: Any) -> tuple[str, ...]:
         """Names of the evaluated sets: files ``evaluation/<set>.jsonl`` of the prepared folder."""
 
-    def amount(self, options: Any, forget_rows: int) -> tuple[int, int, int]:
-        """Sequences that are scored, answers that are generated and new tokens of each, at most: for estimates."""
+    def cost(self, options: Any, forget_rows: int) -> Cost:
+        """What an evaluation with these options asks of a model at most, for a forget set of so many rows."""
 
     def questions(self, data: Path, options: Any, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         """What to ask, from the folder that the prepare step wrote, of a model with so many token ids.

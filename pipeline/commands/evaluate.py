@@ -430,7 +430,7 @@ def _model_shape(model: Path, request: Request) -> Shape:
     if size > shape.vocabulary:
         message = f"its tokenizer has {size} ids, but vocab_size of its config.json is {shape.vocabulary}"
         raise ConfigError([f"--model: {model}: {message}: they do not fit"])
-    *_, new = request.family.amount(request.options, 1)
+    new = request.family.cost(request.options, 1).new_tokens
     if new >= shape.context:
         raise ConfigError([f"--option: an answer may have {new} new tokens; the model's context is {shape.context}"])
     return shape

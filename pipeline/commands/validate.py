@@ -89,7 +89,8 @@ def notes(config: Config, site: Site | None = None) -> list[str]:
         found.append(f"note: the vocabulary of {vocabulary} is padded to a multiple of {tensor} inside; never on disk")
     if not config.has_retrain:
         found.append("note: there is no retrain model, so nothing is compared with it")
-    length, (_, _, new) = config.experiment.data.max_length, config.family.amount(config.options, config.forget_rows)
+    length = config.experiment.data.max_length
+    new = config.family.cost(config.options, config.forget_rows).new_tokens
     if length + new > config.shape.context:
         found.append(
             f"note: data.max_length {length} + {new} new tokens of an answer is more than the model's context of "

@@ -170,7 +170,7 @@ class _Checker:
         if benchmark and source:
             self._requests(benchmark, source)
         if shape and options:
-            *_, new = family(options.family).amount(options, 1)
+            new = family(options.family).cost(options, 1).new_tokens
             if new >= shape.context:
                 message = f"an answer may have {new} new tokens; the model's context is {shape.context}"
                 self.problem(("evaluation", "options"), message)

@@ -210,11 +210,11 @@ def _seconds(plan: Plan, spec: Any, gpus: bool, state: int) -> float:
         # The best weights may be written at every measurement, and are read once.
         seconds += (_measurements(plan, spec) + 1) * weights / DISK
     if isinstance(spec, EvaluateSpec):
-        _, answers, new = config.family.amount(spec.options, config.forget_rows)
-        longest = config.experiment.data.max_length + new
-        batches = math.ceil(math.ceil(answers / max(1, spec.token_budget // longest)) / layout.data)
+        cost = config.family.cost(spec.options, config.forget_rows)
+        longest = config.experiment.data.max_length + cost.new_tokens
+        batches = math.ceil(math.ceil(cost.answers / max(1, spec.token_budget // longest)) / layout.data)
         step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
-        seconds += batches * new * step
+        seconds += batches * cost.new_tokens * step
     return seconds
 
 
@@ -226,8 +226,8 @@ def operations(plan: Plan, spec: Any) -> float:
     if isinstance(spec, ReferenceSpec):
         return 2.0 * parameters * length * max(whole, 5 * rows)
     if isinstance(spec, EvaluateSpec):
-        sequences, answers, new = config.family.amount(spec.options, rows)
-        return 2.0 * parameters * (sequences * length + answers * (length + new))
+        cost = config.family.cost(spec.options, rows)
+        return 2.0 * parameters * (cost.sequences * length + cost.answers * (length + cost.new_tokens))
     trained = 8 if spec.runtime.recompute_activations else 6
     layout, batching = spec.runtime.layout, spec.batching
     micro = batching.global_batch // (layout.data * batching.micro_batch)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.benchmarks.base import LM, Example, Metric, Requests, where
+from pipeline.benchmarks.base import LM, Cost, Example, Metric, Requests, where
 from pipeline.benchmarks.lm_eval.options import CHOICE, TasksOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.multiple_choice import accuracy, accuracy_per_length
@@ -76,12 +76,12 @@ class Tasks:
     def sets(self, options: TasksOptions) -> tuple[str, ...]:
         return tuple(options.prepared)
 
-    def amount(self, options: TasksOptions, forget_rows: int) -> tuple[int, int, int]:
+    def cost(self, options: TasksOptions, forget_rows: int) -> Cost:
         """Four choices a document, and as many documents as MMLU has, or as ``limit`` allows; of prepared tasks as many
         as ten times the forget set. Generation is not counted: only the harness knows which tasks generate."""
         others = len(options.tasks) - len(options.prepared)
         rows = others * ROWS + len(options.prepared) * 10 * forget_rows
-        return 4 * min(rows, len(options.tasks) * (options.limit or ROWS)), 0, 0
+        return Cost(4 * min(rows, len(options.tasks) * (options.limit or ROWS)), 0, 0)
 
     def questions(self, data: Path, options: TasksOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         """Loads every task. Raises ``DataError`` that names the task for one that is not known, and for data that are

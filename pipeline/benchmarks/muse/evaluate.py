@@ -15,6 +15,7 @@ from pydantic import Field
 from pipeline.benchmarks import degenerate_answers, requests
 from pipeline.benchmarks.base import (
     LM,
+    Cost,
     Example,
     Metric,
     Requests,
@@ -204,13 +205,13 @@ class Muse:
     def judged(self, options: MuseOptions) -> Mapping[Literal["forget", "retain"], str]:
         return {"forget": "knowmem_forget", "retain": "knowmem_retain"}
 
-    def amount(self, options: MuseOptions, forget_rows: int) -> tuple[int, int, int]:
+    def cost(self, options: MuseOptions, forget_rows: int) -> Cost:
         """MUSE has 100 rows of each kind; a smaller benchmark fewer. A gradient takes as long as three scores."""
         rows = min(100, forget_rows)
         scored = rows * options.memorisation + 2 * rows * options.needs_holdout
         if "gradnorm" in options.membership:
             scored += 2 * rows * (1 + 3)
-        return scored, 3 * rows, max(options.verbmem_new_tokens, options.knowmem_new_tokens)
+        return Cost(scored, 3 * rows, max(options.verbmem_new_tokens, options.knowmem_new_tokens))
 
     def questions(self, data: Path, options: MuseOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         files = {name: Path(data) / "evaluation" / f"{name}.jsonl" for name in self.sets(options)}

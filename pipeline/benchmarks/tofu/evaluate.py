@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.benchmarks import degenerate_answers as answers
 from pipeline.benchmarks import privacy, requests
-from pipeline.benchmarks.base import Example, Metric, Requests, avg_loss, generation, of_set, read_rows, where
+from pipeline.benchmarks.base import Cost, Example, Metric, Requests, avg_loss, generation, of_set, read_rows, where
 from pipeline.benchmarks.privacy import HOLDOUT, OPEN_UNLEARNING, UNENDED, LeakOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
@@ -205,7 +205,7 @@ class Tofu:
     def judged(self, options: TofuOptions) -> Mapping[Literal["forget", "retain"], str]:
         return {"forget": "forget", "retain": "retain"}
 
-    def amount(self, options: TofuOptions, forget_rows: int) -> tuple[int, int, int]:
+    def cost(self, options: TofuOptions, forget_rows: int) -> Cost:
         """A row has its answer and five perturbed ones; of the forget and the retain set, of which at most 400 rows are
         scored, a paraphrase too. Real authors and world facts are 217 rows. There are as many holdout rows as forget
         rows. A gradient takes as long as three scores."""
@@ -214,7 +214,7 @@ class Tofu:
             scored += forget_rows
         if "gradnorm" in options.membership:
             scored += 2 * forget_rows * (1 + 3)
-        return scored, forget_rows + 400 + 217, options.max_new_tokens
+        return Cost(scored, forget_rows + 400 + 217, options.max_new_tokens)
 
     def questions(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         return requests.questions(self.items(data, options, tokenizer), data, vocabulary)
