@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -22,6 +22,43 @@ from megatron_ext.schema import Strict
 def _works_with(optimizer: Optimizer, layout: Layout) -> None:
     if optimizer.name == "sgd" and layout.distributed_optimizer:
         raise ValueError("optimizer: 'sgd' does not work with layout.distributed_optimizer; allowed: 'adamw'")
+
+
+class StepSpec(Strict):
+    """What one run of a step's program is told; every specification is a subclass.
+
+    ``program`` names the step's program: a subclass narrows it to a ``Literal`` with one value.
+    """
+
+    program: str
+    output: Path = Field(strict=False, description="folder that receives what the step writes")
+
+    @property
+    def ranks(self) -> int:
+        """Processes that run the step's program together."""
+        return 1
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each of them."""
+        return 1
+
+
+S = TypeVar("S", bound=StepSpec)
+
+
+class ModelStepSpec(StepSpec):
+    """A step that loads a model, on as many ranks as its layout has."""
+
+    runtime: Runtime = Runtime()
+
+    @property
+    def ranks(self) -> int:
+        return self.runtime.layout.ranks
+
+    @property
+    def threads(self) -> int:
+        return self.runtime.threads
 
 
 class ModelSource(Strict):
@@ -40,7 +77,7 @@ class ModelSource(Strict):
         return self
 
 
-class TrainSpec(Strict):
+class TrainSpec(ModelStepSpec):
     """Minimise the token-mean negative log-likelihood: from scratch, or fine-tuning."""
 
     program: Literal["train"] = "train"
@@ -55,7 +92,6 @@ class TrainSpec(Strict):
     optimizer: Optimizer
     checkpoint_every: int = Field(0, ge=0, description="steps between resume checkpoints; 0 writes none")
     seed: int = Field(0, ge=0)
-    runtime: Runtime = Runtime()
     output: Path = Field(strict=False, description="folder that receives checkpoint/, steps.jsonl and summary.json")
 
     @model_validator(mode="after")
@@ -100,7 +136,7 @@ class Quantisation(Strict):
         return self
 
 
-class QuantiseSpec(Quantisation):
+class QuantiseSpec(StepSpec, Quantisation):
     """Round a checkpoint's matrices to few bits, and write what they then are into a checkpoint of the same types."""
 
     program: Literal["quantise"] = "quantise"
@@ -108,14 +144,13 @@ class QuantiseSpec(Quantisation):
     output: Path = Field(strict=False, description="folder that receives checkpoint/ and summary.json")
 
 
-class ReferenceSpec(Strict):
+class ReferenceSpec(ModelStepSpec):
     """Compute the log-probability of every sequence of ``data`` under ``checkpoint`` once."""
 
     program: Literal["reference"] = "reference"
     checkpoint: Path = Field(strict=False)
     data: Path = Field(strict=False)
     token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
-    runtime: Runtime = Runtime()
     output: Path = Field(strict=False, description="folder that receives reference.npz and summary.json")
 
 
@@ -162,7 +197,7 @@ class Validation(Strict):
         return sorted({0, *(point for point in between if point < steps), steps})
 
 
-class UnlearnSpec(Strict):
+class UnlearnSpec(ModelStepSpec):
     """A forget loss, a retain loss and an update rule over paired batches of the two sets.
 
     Several topics take turns, a step each.
@@ -188,8 +223,6 @@ class UnlearnSpec(Strict):
     validation: Validation | None = None
     checkpoint_every: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
-    runtime: Runtime = Runtime()
-    output: Path = Field(strict=False)
 
     @model_validator(mode="after")
     def _fits(self) -> UnlearnSpec:
@@ -253,7 +286,7 @@ def method_problems(
     return found
 
 
-def read(path: Path, kind: type[Strict]) -> Any:
+def read(path: Path, kind: type[S]) -> S:
     """The specification in a program's YAML file; ends the program with what is wrong where it will not do."""
     try:
         return kind.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_ext.config import Runtime
 from megatron_ext.schema import Strict
-from megatron_ext.specs import QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
+from megatron_ext.specs import ModelStepSpec, QuantiseSpec, ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks import AnyOptions
 from pipeline.data.settings import (
     BadRows,
@@ -24,7 +23,7 @@ from pipeline.data.settings import (
 from pipeline.judging.settings import JudgeSettings
 
 
-class PrepareSpec(Strict):
+class PrepareSpec(StepSpec):
     """Benchmark text to tokenised splits."""
 
     program: Literal["prepare"] = "prepare"
@@ -41,10 +40,9 @@ class PrepareSpec(Strict):
     max_length: int = Field(ge=8, description="tokens of a sequence, prompt and end token included")
     bad_rows: BadRows = Field("error", description="what becomes of rows that are too long or have no answer token")
     cache: Path | None = Field(None, strict=False, description="folder of tokenised splits keyed by content")
-    output: Path = Field(strict=False)
 
 
-class FetchSpec(Strict):
+class FetchSpec(StepSpec):
     """A published checkpoint, from the hub or a local folder, to a Hugging Face folder of this experiment.
 
     ``expected``: entries that its ``config.json`` must have, because the plan was checked against them.
@@ -55,10 +53,9 @@ class FetchSpec(Strict):
     revision: str | None = None
     folder: Path | None = Field(None, strict=False)
     expected: dict[str, Any] = {}
-    output: Path = Field(strict=False)
 
 
-class FetchDataSpec(Strict):
+class FetchDataSpec(StepSpec):
     """A data set's files, from the hub to a folder of this experiment, which the prepare step reads."""
 
     program: Literal["fetch_data"] = "fetch_data"
@@ -67,21 +64,19 @@ class FetchDataSpec(Strict):
     files: list[list[str]] = Field(
         min_length=1, description="of each file the names that it may have, without .json or .jsonl"
     )
-    output: Path = Field(strict=False)
 
 
-class FetchDatasetsSpec(Strict):
+class FetchDatasetsSpec(StepSpec):
     """Whole data sets of the hub, into its local cache, where an evaluation reads them."""
 
     program: Literal["fetch_datasets"] = "fetch_datasets"
     datasets: dict[str, str] = Field(min_length=1, description="repository -> revision")
-    output: Path = Field(strict=False)
 
 
 RETRAIN = "retrain"  # the id of the model that never saw the forget set, with which the others are compared
 
 
-class EvaluateSpec(Strict):
+class EvaluateSpec(ModelStepSpec):
     """One model on one benchmark: raw scores of every example, and the metrics made from them."""
 
     program: Literal["evaluate"] = "evaluate"
@@ -96,11 +91,9 @@ class EvaluateSpec(Strict):
         None, strict=False, description="folder of retrain's evaluation; what compares with it needs it"
     )
     token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
-    runtime: Runtime = Runtime()
-    output: Path = Field(strict=False)
 
 
-class JudgeSpec(Strict):
+class JudgeSpec(StepSpec):
     """A language model's judgement of one model's answers.
 
     ``sets``: which set's answers should have been forgotten and which kept. ``cache``: folder of answers by content.
@@ -115,7 +108,6 @@ class JudgeSpec(Strict):
     sets: dict[Literal["forget", "retain"], str]
     settings: JudgeSettings
     cache: Path = Field(strict=False)
-    output: Path = Field(strict=False)
 
     @field_validator("sets")
     @classmethod
@@ -162,7 +154,7 @@ class Published(Strict):
     split: str | None = None
 
 
-class ReportSpec(Strict):
+class ReportSpec(StepSpec):
     program: Literal["report"] = "report"
     options: AnyOptions = Field(description="the benchmark family and its settings")
     experiment: str
@@ -181,7 +173,6 @@ class ReportSpec(Strict):
     )
     published: list[Published] = []
     config: dict[str, Any] = Field(default_factory=dict, description="the resolved experiment, for provenance")
-    output: Path = Field(strict=False)
 
     @model_validator(mode="after")
     def _known(self) -> ReportSpec:
@@ -195,7 +186,7 @@ class ReportSpec(Strict):
         return self
 
 
-StepSpec = Annotated[
+AnyStepSpec = Annotated[
     PrepareSpec
     | FetchSpec
     | FetchDataSpec

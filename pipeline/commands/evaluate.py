@@ -22,8 +22,7 @@ import yaml
 from megatron_ext.atomic_files import write_json
 from megatron_ext.checkpoint.fingerprint import model_fingerprint
 from megatron_ext.config import Layout, Runtime
-from megatron_ext.schema import Strict
-from megatron_ext.specs import read
+from megatron_ext.specs import StepSpec, read
 from pipeline.benchmarks import Family, Metric, Options, data_family, family
 from pipeline.commands.options import laid_on
 from pipeline.config import sizing
@@ -483,7 +482,7 @@ def _summary(
     ]
 
 
-def _run(spec: Strict) -> int:
+def _run(spec: StepSpec) -> int:
     """Run a step in a process of its own; its exit status."""
     command = [sys.executable, "-m", "pipeline.launch", str(spec.output / "spec.yaml"), canonical(spec)]
     return ranks.supervise(command, subprocess.Popen.send_signal)

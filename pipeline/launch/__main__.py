@@ -19,16 +19,15 @@ import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from megatron_ext.atomic_files import write_text
 from megatron_ext.config import Loader
-from megatron_ext.schema import Strict
+from megatron_ext.specs import ModelStepSpec, StepSpec
 from pipeline.launch import attempts, ranks
-from pipeline.specs import JudgeSpec, StepSpec
+from pipeline.specs import AnyStepSpec, JudgeSpec
 from pipeline.steps.programs import program
 
 # What opens accounts: the hub's only a step that loads from it gets, the judge's only the judge. SECRET_NAMES is a
@@ -81,8 +80,7 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
     except (OSError, ValidationError, ValueError, yaml.YAMLError) as error:
         print(f"{given.path}: {error}", file=sys.stderr)
         return 2
-    runtime = getattr(spec, "runtime", None)
-    count = runtime.layout.ranks if runtime else 1
+    count = spec.ranks
     refused = ranks.refusal(count, given.nodes)
     if refused:
         print(refused, file=sys.stderr)
@@ -94,7 +92,7 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
     if given.image:
         _name_image(Path(given.image))
     if count > 1 and given.nodes and "SLURM_JOB_ID" in os.environ:
-        return ranks.srun(given.path, count, given.nodes, runtime.threads, given.image, logs)
+        return ranks.srun(given.path, count, given.nodes, spec.threads, given.image, logs)
     if given.image:
         return ranks.apptainer(given.path, given.image, logs)
     if count > 1:
@@ -125,7 +123,7 @@ def _as_rank(path: Path, logs: Path | None) -> int:
     return status
 
 
-def _program(spec: Any, path: Path) -> tuple[int, BaseException | None]:
+def _program(spec: StepSpec, path: Path) -> tuple[int, BaseException | None]:
     """Run the step's program here; its exit status, and the error that it ended with, which is printed."""
     # Held back until a program that can stop in order is ready to: otherwise it would be ignored.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
@@ -149,20 +147,20 @@ def _words(error: BaseException, short: bool = False) -> list[str]:
     return "".join(lines).splitlines()
 
 
-def _provenance(spec: Strict, path: Path, started: datetime) -> None:
+def _provenance(spec: StepSpec, path: Path, started: datetime) -> None:
     from pipeline.launch import provenance
 
     provenance.write(spec, path, started)
 
 
-def _specification(path: Path, text: str | None, threads: int | None) -> Any:
+def _specification(path: Path, text: str | None, threads: int | None) -> StepSpec:
     """The specification in ``text`` or in ``path``; writes ``path`` where it is given or changed by ``threads``."""
     if text is None:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     else:
         values = json.loads(sys.stdin.read() if text == "-" else text)
-    spec = TypeAdapter(StepSpec).validate_python(values)
-    if threads is not None and hasattr(spec, "runtime"):
+    spec: StepSpec = TypeAdapter(AnyStepSpec).validate_python(values)
+    if threads is not None and isinstance(spec, ModelStepSpec):
         each = max(1, threads // spec.runtime.layout.ranks)
         spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"threads": each})})
     if text is not None or threads is not None:
@@ -170,20 +168,19 @@ def _specification(path: Path, text: str | None, threads: int | None) -> Any:
     return spec
 
 
-def as_yaml(spec: Strict) -> str:
+def as_yaml(spec: StepSpec) -> str:
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def environment(spec: Strict) -> None:
+def environment(spec: StepSpec) -> None:
     """Set what a step and its children run with, before numerical libraries are loaded."""
-    runtime = getattr(spec, "runtime", None)
-    threads = str(runtime.threads if runtime else 1)
+    threads = str(spec.threads)
     os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
     # Threads that spin while they wait make a step three times slower as soon as the machine does anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A tokenizer's own thread pool would come on top of these; hashing of strings decides no result.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if runtime and runtime.layout.tensor > 1:
+    if isinstance(spec, ModelStepSpec) and spec.runtime.layout.tensor > 1:
         # megatron-core's order of kernels, in which communication starts before the product that hides it.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     fetches = spec.program.startswith("fetch")

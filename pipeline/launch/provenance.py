@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.atomic_files import write_json
-from megatron_ext.schema import Strict
+from megatron_ext.specs import StepSpec
 from pipeline.steps.programs import ROOT
 
 SCHEMA = 1
 PROJECT = "megatron-unlearning"
 
 
-def write(spec: Strict, path: Path, started: datetime) -> None:
+def write(spec: StepSpec, path: Path, started: datetime) -> None:
     """Write ``provenance.json`` into the output of ``spec``, which was read from ``path``; atomic."""
     write_json(Path(spec.output) / "provenance.json", record(spec, path, started))
 
 
-def record(spec: Strict, path: Path, started: datetime) -> dict[str, Any]:
+def record(spec: StepSpec, path: Path, started: datetime) -> dict[str, Any]:
     """What ``provenance.json`` holds; times are UTC, ``summary`` is the step's own (seconds, flags)."""
     values = spec.model_dump(mode="json")
     summary = Path(spec.output) / "summary.json"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from megatron_ext.schema import Strict
+from megatron_ext.specs import StepSpec
 from pipeline.specs import EvaluateSpec, PrepareSpec, ReportSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,12 +41,12 @@ SPECIFICATIONS = (
 )
 
 
-def program(spec: Strict) -> str:
+def program(spec: StepSpec) -> str:
     """The module of a specification's program."""
     return PROGRAMS[spec.program]
 
 
-def source_files(spec: Strict) -> list[Path]:
+def source_files(spec: StepSpec) -> list[Path]:
     """Every file of this project that the step of ``spec`` runs or reads as a template, sorted."""
     named = {type(value).__module__ for value in (getattr(spec, name) for name in type(spec).model_fields)}
     modules = [program(spec), *(name for name in named if name.startswith(PLUG_INS))]

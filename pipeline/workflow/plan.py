@@ -15,7 +15,16 @@ from typing import Any
 
 from megatron_ext.config import Runtime
 from megatron_ext.schema import Strict
-from megatron_ext.specs import ModelSource, QuantiseSpec, ReferenceSpec, Topic, TrainSpec, UnlearnSpec, needed_files
+from megatron_ext.specs import (
+    ModelSource,
+    QuantiseSpec,
+    ReferenceSpec,
+    StepSpec,
+    Topic,
+    TrainSpec,
+    UnlearnSpec,
+    needed_files,
+)
 from pipeline.benchmarks.base import Judged
 from pipeline.config import methods
 from pipeline.config.checks import Config, Run
@@ -45,13 +54,12 @@ class Job:
     """
 
     name: str
-    spec: Strict
+    spec: StepSpec
     inputs: tuple[Path, ...]
 
     @property
     def ranks(self) -> int:
-        runtime: Runtime | None = getattr(self.spec, "runtime", None)
-        return runtime.layout.ranks if runtime else 1
+        return self.spec.ranks
 
 
 def canonical(spec: Strict) -> str:

@@ -171,7 +171,7 @@ def test_a_log_that_cannot_be_opened_is_named(prepare: PrepareSpec, tmp_path: Pa
 def test_where_a_step_runs_is_not_in_its_specification(tmp_path: Path) -> None:
     """A resumed run is the same run on other nodes, in another image, with other threads."""
     runtime = set(Runtime.model_fields) - {"threads", "timeout_seconds"}  # what a state's identity leaves out
-    assert runtime == {"layout", "device", "precision", "recompute"}
+    assert runtime == {"layout", "device", "precision", "recompute_activations"}
     for kind in (TrainSpec, UnlearnSpec):
         assert not {"image", "nodes", "threads", "log"} & set(kind.model_fields)
 
