@@ -40,7 +40,7 @@ test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, w
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs
 
 bench: $(INSTALLED) ## what unlearning steps and evaluations cost, one against another, on an idle machine (25 minutes)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m perf
 
 lint: $(INSTALLED) ## style, spelling, docstrings, documentation, workflow and configuration checks
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import min_version
 
 min_version("9.13")
-sys.path.insert(0, workflow.basedir)
+sys.path.insert(0, str(workflow.current_basedir))
 
 from pipeline.config import sizing
 from pipeline.launch.image import image
@@ -34,14 +34,7 @@ steps.set_environment(plan, site, IMAGE if IN_IMAGE else None)
 ROOT = str(plan.root)
 
 
-localrules:
-    all,
-    data,
-    train,
-    unlearn,
-    evaluate,
-    robustness,
-    report,
+report: "workflow/report/workflow.rst"
 
 
 wildcard_constraints:

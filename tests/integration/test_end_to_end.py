@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_from_nothing_to_a_report_and_one_changed_setting(tmp_path: Path) -> Non
     provenance = json.loads((blur / "provenance.json").read_text())
     assert provenance["layout"]["tensor"] == 2
     assert provenance["spec"]["rule"] == {"name": "blur", "gamma": 0.5}
+
+    # Snakemake's own report has the table and every figure, each with its caption.
+    run(tmp_path, "--report", str(tmp_path / "report.zip"))
+    with zipfile.ZipFile(tmp_path / "report.zip") as archive:
+        names = [Path(name).name for name in archive.namelist()]
+        report = archive.read("report/report.html").decode()
+    figures = {path.name for path in (root / "report" / "figures").glob("*.svg")}
+    assert figures and figures | {"index.html", "table.csv"} <= set(names)
+    assert "Every metric of every model and seed" in report
+    assert report.count("alignments of BLUR") == sum(name.endswith("-npo-alignment.svg") for name in figures) > 0
 
     file = tmp_path / "experiments" / "tiny.yaml"
     file.write_text(file.read_text().replace("gamma: 0.5", "gamma: 0.25"))

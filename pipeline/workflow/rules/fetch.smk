@@ -2,13 +2,6 @@
 SOURCE = f"{ROOT}/source/{plan.config.benchmark.name}"
 
 
-localrules:
-    fetch,
-    fetch_data,
-    fetch_datasets,
-    fetch_model,
-
-
 rule fetch:
     input:
         expand(f"{ROOT}/models/{{model}}/checkpoint", model=plan.fetched),
@@ -28,6 +21,7 @@ rule fetch_data:
         spec=f"{SOURCE}/spec.yaml",
     log:
         f"{ROOT}/logs/source.log",
+    localrule: True
     container:
         jobs.no_container
     params:
@@ -49,6 +43,7 @@ rule fetch_datasets:
         spec=f"{ROOT}/datasets/spec.yaml",
     log:
         f"{ROOT}/logs/datasets.log",
+    localrule: True
     container:
         jobs.no_container
     params:
@@ -72,6 +67,7 @@ rule fetch_model:
         f"{ROOT}/logs/models/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.fetched),
+    localrule: True
     container:
         jobs.no_container
     params:

@@ -3,11 +3,6 @@
 JUDGEMENT = f"{ROOT}/judge/{{model}}/{plan.config.benchmark.name}"
 
 
-localrules:
-    judge,
-    judge_model,
-
-
 rule judge:
     input:
         expand(f"{JUDGEMENT}/judgement.json", model=plan.judged),
@@ -27,6 +22,7 @@ rule judge_model:
         f"{ROOT}/logs/judge/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.judged),
+    localrule: True
     container:
         jobs.no_container
     params:

@@ -11,10 +11,26 @@ rule write_report:
         jobs.inputs("report"),
         source=jobs.source("report"),
     output:
-        f"{ROOT}/report/index.html",
-        f"{ROOT}/report/table.csv",
+        report(
+            f"{ROOT}/report/index.html",
+            category="Report",
+            labels={"what": "page"},
+            caption="../../../workflow/report/page.rst",
+        ),
+        report(
+            f"{ROOT}/report/table.csv",
+            category="Report",
+            labels={"what": "table"},
+            caption="../../../workflow/report/table.rst",
+        ),
         f"{ROOT}/report/table.md",
-        directory(f"{ROOT}/report/figures"),
+        report(
+            directory(f"{ROOT}/report/figures"),
+            patterns=["{figure}.svg"],
+            category="Figures",
+            labels={"figure": "{figure}"},
+            caption="../../../workflow/report/figure.rst",
+        ),
         f"{ROOT}/report/summary.json",
         f"{ROOT}/report/provenance.json",
         spec=f"{ROOT}/report/spec.yaml",
@@ -34,5 +50,5 @@ rule write_report:
 
 onsuccess:
     # The table belongs to a run that was asked for the report, not to one that stopped before it.
-    if not workflow.touch and {"all", "report"} & {rule.name for rule in workflow.dag.targetrules}:
+    if not workflow.touch and {"all", "everything", "report"} & {rule.name for rule in workflow.dag.targetrules}:
         shell(f"python -m pipeline.report --print {shlex.quote(f'{ROOT}/report')}")

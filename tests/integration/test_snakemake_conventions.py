@@ -1,0 +1,92 @@
+"""The workflow as Snakemake's conventions want it: found by its folder, and usable as a module of another workflow."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.workflow.snakemake_rules import OPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+OTHER_WORKFLOW = """
+module unlearning:
+    snakefile: {snakefile!r}
+    config: {{"experiment": {experiment!r}, "results": "unlearning"}}
+
+
+use rule * from unlearning as unlearning_*
+
+
+rule all:
+    default_target: True
+    input:
+        "lines.txt",
+
+
+rule count_lines:
+    input:
+        "unlearning/{experiment}/report/table.csv",
+    output:
+        "lines.txt",
+    shell:
+        "wc -l {{input}} > {{output}}"
+"""
+
+
+def dry_run(folder: Path, *arguments: str) -> str:
+    """What Snakemake prints about a run from nothing, in which it would start jobs."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    return printed
+
+
+def counts(printed: str) -> dict[str, int]:
+    """How many jobs each rule has."""
+    return {name: int(count) for name, count in re.findall(r"^([a-z_]+) +(\d+)$", printed, re.MULTILINE)}
+
+
+def test_the_workflow_is_found_by_its_folder(tmp_path: Path) -> None:
+    """The shim plans the same jobs, its own target aside."""
+    options = ("--config", f"results={tmp_path}")
+    shim = counts(dry_run(tmp_path, "--snakefile", str(ROOT / "workflow" / "Snakefile"), *options))
+    top = counts(dry_run(tmp_path, "--snakefile", str(ROOT / "Snakefile"), *options))
+    assert shim.pop("everything") == top.pop("all") == 1
+    assert shim == top
+    assert top["write_report"] == 1
+
+
+@pytest.mark.parametrize("experiment", ["mini", "tofu-llama-3.2-1b"])
+def test_another_workflow_uses_it_as_a_module(tmp_path: Path, experiment: str) -> None:
+    """From another folder, with names and paths of its own; what fetches stays where Snakemake runs."""
+    snakefile = str(ROOT / "workflow" / "Snakefile")
+    (tmp_path / "Snakefile").write_text(OTHER_WORKFLOW.format(snakefile=snakefile, experiment=experiment))
+    printed = dry_run(tmp_path, "--printshellcmds")
+    found = counts(printed)
+    assert found["count_lines"] == found["unlearning_write_report"] == 1
+    assert set(found) - {"all", "count_lines", "total"} == {name for name in found if name.startswith("unlearning_")}
+    assert f"unlearning/{experiment}/report/spec.yaml" in printed
+    # Rules that must run where Snakemake does say so themselves: a list of names would not know these names.
+    assert "localrules directive specifies rules that are not present" not in printed
+    if experiment != "mini":
+        assert found["unlearning_fetch_model"] == 2
+
+
+def test_the_manual_lists_the_workflows_options() -> None:
+    manual = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+    table = manual[manual.index("| option |") :].split("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == OPTIONS
+
+
+def test_the_catalogs_file_says_how_it_is_run() -> None:
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))["usage"]
+    assert usage["report"] is True
+    assert usage["software-stack-deployment"] == {"conda": False, "apptainer": True}
+    profile = usage["mandatory-flags"]["flags"].split()[-1]
+    assert (ROOT / profile / "config.yaml").is_file()
