@@ -106,7 +106,7 @@ def notes(config: Config, site: Site | None = None) -> list[str]:
 
 
 def _memory(plan: Plan, spec: object, site: Site | None) -> str:
-    step, config = getattr(spec, "step", ""), plan.config
+    step, config = getattr(spec, "program", ""), plan.config
     precision = config.experiment.runtime.precision
     if isinstance(spec, UnlearnSpec):
         gpus = sizing.on_gpus(config.experiment.runtime.device, site)

@@ -11,7 +11,7 @@ from tests.support import formulas, worlds
 
 ROWS = 7  # of every set
 REFERENCES = {
-    "forget_data": "reference",
+    "forget_data": "reference_logps",
     "retain_data": "retain_reference_logps",
     "preferred_answers": "preferred_answers_logps",
 }

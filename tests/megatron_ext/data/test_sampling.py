@@ -34,7 +34,7 @@ def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -
 def test_collate_labels_every_token_after_the_prompt() -> None:
     import torch
 
-    pool = SequenceDataset([Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference=np.array([-1.5, -2.5]))
+    pool = SequenceDataset([Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference_logps=np.array([-1.5, -2.5]))
     batch = pool.collate([0, 1, -1], torch.device("cpu"))
     assert batch.tokens.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0], [0, 0, 0, 0]]
     assert batch.targets.tolist() == [7, 8, 10]
@@ -42,7 +42,7 @@ def test_collate_labels_every_token_after_the_prompt() -> None:
     assert batch.index.tolist() == [3, 6, 1]
     assert batch.sequence.tolist() == [0, 0, 1]
     assert batch.real.tolist() == [True, True, False]
-    assert batch.reference is not None and batch.reference.tolist() == [-1.5, -2.5, 0.0]
+    assert batch.reference_logps is not None and batch.reference_logps.tolist() == [-1.5, -2.5, 0.0]
 
 
 def test_pool_numbers_rows_through_its_files() -> None:

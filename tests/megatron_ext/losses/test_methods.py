@@ -33,7 +33,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"layout": {"tensor": 2}},
     "pp2": {"layout": {"pipeline": 2}},
     "dp2": {"layout": {"data": 2}},
-    "tp2-sequence": {"layout": {"tensor": 2, "sequence_parallel": True}, "recompute": True},
+    "tp2-sequence": {"layout": {"tensor": 2, "sequence_parallel": True}, "recompute_activations": True},
     "dp2-sharded": {"layout": {"data": 2, "distributed_optimizer": True}},  # with AdamW, as it takes no other
 }
 
@@ -117,7 +117,7 @@ class Case:
         parts = [filled(kinds, part) for kinds, part in zip((LOSSES, LOSSES, RULES), self.parts, strict=True)]
         if self.trainable_layers is None:
             return formula_steps.Method(*parts)
-        return formula_steps.Method(*parts, layer=self.trainable_layers["layer"], trained=TRAINED.fullmatch)
+        return formula_steps.Method(*parts, layer=self.trainable_layers["up_to"], trained=TRAINED.fullmatch)
 
     @property
     def parts(self) -> list[dict[str, Any] | None]:

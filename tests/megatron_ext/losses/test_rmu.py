@@ -182,8 +182,8 @@ def test_only_the_layers_up_to_the_scopes_are_built(alone: Any, models: Path) ->
 @pytest.mark.parametrize(
     ("trainable_layers", "trained"),
     [
-        ({"layer": 2}, [0, 1, 2]),
-        ({"layer": 1}, [0, 1]),
+        ({"up_to": 2}, [0, 1, 2]),
+        ({"up_to": 1}, [0, 1]),
         ({"up_to": 2, "layers_to_transform": [2], "target_modules": ["o_proj", "qkv_proj"]}, [2]),
     ],
 )
@@ -201,16 +201,16 @@ def test_scopes_that_do_not_fit_a_model_are_refused(alone: Any, models: Path) ->
     from megatron_ext.checkpoint import reading
     from megatron_ext.model.build import pipeline_split
 
-    with pytest.raises(ValueError, match=r"trainable_layers: layer 3 is not one of the model's 3 \(0 to 2\)"):
+    with pytest.raises(ValueError, match=r"trainable_layers.up_to: 3 is none of the model's 3 layers \(0 to 2\)"):
         reading.load(models / MODEL, alone, TrainableLayers(up_to=3))
     with pytest.raises(ValueError, match="trainable_layers: 1 layers are built, too few for 2 stages"):
         pipeline_split(3, Layout(pipeline=2), TrainableLayers(up_to=0))
     assert pipeline_split(12, Layout(pipeline=2, pipeline_split=[4, 8]), TrainableLayers(up_to=4)) == [3, 2]
     with pytest.raises(ValueError, match=r"layers_to_transform: \[1, 1\] names one twice"):
         TrainableLayers(up_to=1, layers_to_transform=[1, 1])
-    with pytest.raises(ValueError, match=r"matrices: \['o_proj', 'o_proj'\] names one twice"):
+    with pytest.raises(ValueError, match=r"target_modules: \['o_proj', 'o_proj'\] names one twice"):
         TrainableLayers(up_to=1, target_modules=["o_proj", "o_proj"])
-    with pytest.raises(ValueError, match=r"layers_to_transform: \[0, 2\] goes beyond layer 1"):
+    with pytest.raises(ValueError, match=r"layers_to_transform: \[0, 2\] goes beyond up_to: 1"):
         TrainableLayers(up_to=1, layers_to_transform=[0, 2])
 
 

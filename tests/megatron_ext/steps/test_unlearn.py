@@ -133,5 +133,5 @@ def test_max_steps_bounds_the_run(world: Path) -> None:
 
 
 def test_alternatives_that_the_loss_does_not_read_are_refused(world: Path) -> None:
-    with pytest.raises(SystemExit, match="the loss 'npo' reads no 'alternatives'"):
+    with pytest.raises(SystemExit, match="the loss 'npo' reads no 'preferred_answers'"):
         run(world, "unread", {"preferred_answers": str(world / "retain.npz")})

@@ -319,6 +319,6 @@ def test_a_part_of_a_model_cannot_be_validated(tmp_path: Path) -> None:
     good = yaml.safe_load(make(tmp_path, "trainable_layers", None, **hidden).read_text())
     UnlearnSpec.model_validate(good)
     with pytest.raises(
-        ValidationError, match="validation: is given, but the method's 'trainable_layers' builds only the model's"
+        ValidationError, match="validation: is given, but the method's 'trainable_layers' builds layers"
     ):
         UnlearnSpec.model_validate({**good, "validation": {"every_steps": 2}})

@@ -221,6 +221,6 @@ def test_what_a_rule_works_with_is_not(changes: dict[str, Any], tmp_path: Path) 
 
 
 def spec(folder: Path, changes: dict[str, Any]) -> Path:
-    paths = {"forget_data": "f.npz", "retain_data": "r.npz", "reference": "reference.npz"}
+    paths = {"forget_data": "f.npz", "retain_data": "r.npz", "reference_logps": "reference.npz"}
     topics = [{"name": f"topic {i}", **paths} for i in range(changes.get("topics", 1))]
     return worlds.unlearn_spec(folder, "spec", **{**changes, "topics": topics})

@@ -163,7 +163,7 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"robustness": {"relearn": {**RELEARN, "micro_batch": 3}}}, "robustness.relearn.global_batch: 8 is not a mul"),
         ({"robustness": {"relearn": [{**RELEARN, "micro_batch": 3}]}}, "robustness.relearn[0].global_batch: 8 is not"),
         (
-            {"robustness": {"quantise": ["int8"]}, "requests": {"kind": "scalability"}},
+            {"robustness": {"quantise": ["int8"]}, "requests": {"order": "scalability"}},
             "robustness: does not go with 'requests': attacks are made for one request to forget",
         ),
         ({"robustness": {"quantise": ["int5"]}}, "robustness.quantise[0]: unknown value 'int5'; did you mean 'int"),
@@ -199,14 +199,14 @@ FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
             "overrides.trainable_layers.up_to: 0: layers 0 to 0 are built, fewer than the layout's 2 pipeline stages",
         ),
         (
-            _use("rmu", trainable_layers={"layer": 0}),
+            _use("rmu", trainable_layers={"up_to": 0}),
             {},
-            "rmu.yaml:10: trainable_layers.up_tos_to_transform: [0, 1, 2, 3, 4, 5, 6, 7] goes beyond",
+            "rmu.yaml:10: trainable_layers.layers_to_transform: [0, 1, 2, 3, 4, 5, 6, 7] goes beyond",
         ),
         (
             _use("rmu", trainable_layers={"up_to": 0, "layers_to_transform": [1]}),
             {},
-            "overrides.trainable_layers.up_tos_to_transform: [1] goes beyond layer 0; allowed: 0 to 0",
+            "overrides.trainable_layers.layers_to_transform: [1] goes beyond up_to: 0; allowed: 0 to 0",
         ),
         (_use("rmu", trainable_layers=None), {}, "overrides.trainable_layers: is missing, and the loss 'rmu' needs it"),
         (
@@ -234,11 +234,19 @@ FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
             {"unlearning.validation": {"every_epochs": 1.0}},
             "overrides.training.validation.select: unknown value 'best'; allowed: last, best-on-validation",
         ),
-        (_use("npo", trainable_layers={"layer": 0}), {}, ": forget: 'npo' needs the whole model"),
+        (_use("npo", trainable_layers={"up_to": 0}), {}, ": forget: 'npo' needs the whole model"),
         (_use("npo", retain={"name": "npo"}), {}, "overrides.retain: 'npo' is a forget loss"),
-        (_use("idk-dpo", alternatives=None), {}, "alternatives: is missing, and the loss 'dpo' needs it; allowed: idk"),
-        (_use("idk-dpo", alternatives="idc"), {}, "alternatives: unknown value 'idc'; did you mean 'idk'?"),
-        (_use("npo", alternatives="idk"), {}, "overrides.alternatives: 'idk' is given, but the loss 'npo' reads none"),
+        (
+            _use("idk-dpo", preferred_answers=None),
+            {},
+            "preferred_answers: is missing, and the loss 'dpo' needs it; allowed: idk",
+        ),
+        (_use("idk-dpo", preferred_answers="idc"), {}, "preferred_answers: unknown value 'idc'; did you mean 'idk'?"),
+        (
+            _use("npo", preferred_answers="idk"),
+            {},
+            "overrides.preferred_answers: 'idk' is given, but the loss 'npo' reads none",
+        ),
         (
             _use("pdu", rule={"epsilon": None, "tolerance": 0.5}, retain={"name": "kl"}),
             {},
@@ -269,7 +277,11 @@ FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
         (_use("ofmu"), {"runtime.precision": "bf16"}, ": runtime.precision: 'bf16'; the rule 'ofmu' "),
         (_use("task-vector", forget={"name": "ga"}), {}, "overrides.forget: 'ga'; the rule 'task-vector' fine-tunes"),
         (_use("npo"), {"layout": {"sequence_parallel": True}}, "layout.sequence_parallel: needs tensor > 1"),
-        (_use("npo"), {"runtime.recompute": 1}, "runtime.recompute: 1 is not allowed: input should be a valid boolean"),
+        (
+            _use("npo"),
+            {"runtime.recompute_activations": 1},
+            "runtime.recompute_activations: 1 is not allowed: input should be a valid boolean",
+        ),
         (_use("npo"), {"training.target.data": {"idk": 1.0}}, "training.target.data.idk: unknown set"),
     ],
 )

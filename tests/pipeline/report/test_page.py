@@ -128,7 +128,7 @@ def test_hostile_texts_stay_texts(bench):
 def test_the_page_is_marked_up_for_everyone(page):
     assert page.all("html")[0]["lang"] == "en"
     assert "title" in {name for name, _ in page.elements}
-    assert all(header.get("trainable_layers") in ("col", "row") for header in page.all("th"))
+    assert all(header.get("scope") in ("col", "row") for header in page.all("th"))
     figures = [svg for svg in page.all("svg")]
     assert len(figures) == len(page.all("figure"))
     assert all(svg["role"] == "img" and svg["aria-label"] and svg.get("viewbox") for svg in figures)

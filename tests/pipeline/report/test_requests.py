@@ -11,7 +11,7 @@ from pipeline.report import main
 from tests.pipeline.report.conftest import Bench, dump
 
 
-def request(bench: Bench, model: str, request: int, **values: float) -> None:
+def add(bench: Bench, model: str, request: int, **values: float) -> None:
     """The model of an entry's method and seed after another request."""
     entry = next(entry for entry in bench.spec["entries"] if entry["model_id"] == model)
     after = f"{entry['method']}.sust-{request}-seed-{entry['seed']}"
@@ -35,14 +35,14 @@ def later_requests(bench: Bench) -> Bench:
     bench.add("ga", title="GA", seed=0, forget_probability=0.05, model_utility=0.3)
     for request in (2, 3):
         for seed in (0, 1):
-            request(
+            add(
                 bench,
                 f"npo-seed-{seed}",
                 request,
                 forget_probability=0.2 + 0.1 * seed,
                 model_utility=0.7 - 0.1 * request,
             )
-        request(bench, "ga-seed-0", request, forget_probability=0.0, model_utility=0.0)
+        add(bench, "ga-seed-0", request, forget_probability=0.0, model_utility=0.0)
     return bench
 
 

@@ -137,7 +137,7 @@ def test_metrics_are_computed_again_from_the_examples(run, capsys):
     target, _ = run("target", seed=2)
     recorded = read(unlearned / "evaluation.json")["metrics"]
     assert 0 < recorded["forget_quality"] < 1
-    again = FAMILY.recompute_activations(
+    again = FAMILY.compute_metrics(
         read_rows(unlearned / "examples.jsonl"), OPTIONS, read_rows(retrain / "examples.jsonl")
     )
     assert again == recorded

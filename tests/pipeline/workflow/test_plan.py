@@ -181,7 +181,7 @@ def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: 
         job = jobs[f"unlearned/{method}/seed-0"]
         assert {forget, idk, retain} & set(job.inputs) == needed
         (topic,) = job.spec.topics
-        given = {topic.reference, topic.preferred_answers_logps, topic.retain_reference_logps} - {None}
+        given = {topic.reference_logps, topic.preferred_answers_logps, topic.retain_reference_logps} - {None}
         assert given == needed
     assert jobs["unlearned/idk-dpo/seed-0"].spec.topics[0].alternatives == Path("out/mini-all/data/mini/train/idk.npz")
     assert jobs["reference/idk"].spec.data == Path("out/mini-all/data/mini/train/idk.npz")
@@ -193,7 +193,7 @@ def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: 
 def test_recomputation_and_sequence_parallelism_reach_every_training(tmp_path: Path) -> None:
     changes = {
         "layout": {"tensor": 2, "sequence_parallel": True},
-        "runtime": {"device": "cpu", "precision": "fp32", "recompute": True},
+        "runtime": {"device": "cpu", "precision": "fp32", "recompute_activations": True},
     }
     jobs = plan("mini", changes, tmp_path).jobs
     for name in ("models/base", "unlearned/npo/seed-0"):

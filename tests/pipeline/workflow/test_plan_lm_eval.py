@@ -24,8 +24,8 @@ def test_topics_take_turns_each_with_its_own_sets_and_references(wmdp: Plan) -> 
             (topic, train / f"forget_{topic}.npz", train / f"retain_{topic}.npz") for topic in ("bio", "cyber")
         ]
         references = [wmdp.reference(f"forget_{topic}") if name == "npo" else None for topic in ("bio", "cyber")]
-        assert [topic.reference for topic in job.spec.topics] == references
-        files = [path for t in job.spec.topics for path in (t.forget_data, t.retain_data, t.reference) if path]
+        assert [topic.reference_logps for topic in job.spec.topics] == references
+        files = [path for t in job.spec.topics for path in (t.forget_data, t.retain_data, t.reference_logps) if path]
         assert set(files) <= set(job.inputs)
     assert wmdp.references == ["forget_bio", "forget_cyber"]
     assert wmdp.tokenised_sets == [

@@ -55,14 +55,14 @@ def test_one_after_the_other(tmp_path: Path) -> None:
         reference = next(
             job.spec
             for job in found.jobs.values()
-            if isinstance(job.spec, ReferenceSpec) and job.spec.output / "reference.npz" == spec.topics[0].reference
+            if isinstance(job.spec, ReferenceSpec) and job.spec.output / "reference.npz" == spec.topics[0].reference_logps
         )
         assert (reference.checkpoint, reference.data) == (checkpoint(start), found.tokens(f"sust-{k}"))
-    assert all(specs[f"unlearned/graddiff.sust-{k}/seed-0"].topics[0].reference is None for k in (2, 3, 4))
+    assert all(specs[f"unlearned/graddiff.sust-{k}/seed-0"].topics[0].reference_logps is None for k in (2, 3, 4))
 
 
 def test_growing(tmp_path: Path) -> None:
-    found = plan(tmp_path, requests={"kind": "scalability", "count": 3})
+    found = plan(tmp_path, requests={"order": "scalability", "count": 3})
     specs = unlearned(found)
     assert {spec.checkpoint for spec in specs.values()} == {checkpoint("models/target")}
     assert [found.unlearning_steps(specs[f"unlearned/npo{k}/seed-0"]) for k in ("", ".scal-2", ".scal-3")] == [
@@ -71,12 +71,12 @@ def test_growing(tmp_path: Path) -> None:
         120,
     ]
     assert found.references == ["forget", "scal-2", "scal-3"]
-    assert specs["unlearned/npo.scal-3/seed-0"].topics[0].reference == found.reference("scal-3")
+    assert specs["unlearned/npo.scal-3/seed-0"].topics[0].reference_logps == found.reference("scal-3")
 
 
 @pytest.mark.parametrize("kind", ["sustainability", "scalability"])
 def test_every_input_is_written_by_an_earlier_job(kind: str, tmp_path: Path) -> None:
-    found = plan(tmp_path, requests={"kind": kind, "count": 4}, seeds=[0, 1])
+    found = plan(tmp_path, requests={"order": kind, "count": 4}, seeds=[0, 1])
     written: list[Path] = []
     for job in found.jobs.values():
         for path in job.inputs:
@@ -112,7 +112,7 @@ def test_the_report_has_further_requests_apart(tmp_path: Path) -> None:
     ]
     assert len(spec.later_requests) == 2 * 2 * 3
     for entry in spec.later_requests:
-        own = f"{entry.method}.sust-{entry.fold}"
+        own = f"{entry.method}.sust-{entry.request}"
         assert entry.model_id == f"{own}-seed-{entry.seed}"
         assert found.jobs[f"unlearned/{own}/seed-{entry.seed}"].spec.output == entry.run
         assert found.jobs[f"evaluation/{entry.model_id}/mini-muse-requests"].spec.output == entry.evaluation
@@ -122,12 +122,14 @@ def test_the_report_has_further_requests_apart(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     assert "requests: the family 'tofu' has one request to forget only" in refused(
-        tmp_path, "mini", requests={"kind": "scalability"}
+        tmp_path, "mini", requests={"order": "scalability"}
     )
-    assert "folds.count: 5; the family 'muse' has 4" in refused(tmp_path, requests={"kind": "scalability", "count": 5})
-    message = refused(tmp_path, "mini-muse", requests={"kind": "sustainability", "count": 2})
-    assert "folds.count: 2; the source of 'mini-muse' makes no 'sust-2'" in message
+    assert "requests.count: 5; the family 'muse' has 4" in refused(
+        tmp_path, requests={"order": "scalability", "count": 5}
+    )
+    message = refused(tmp_path, "mini-muse", requests={"order": "sustainability", "count": 2})
+    assert "requests.count: 2; the source of 'mini-muse' makes no 'sust-2'" in message
     assert "split: 'sust-2'; the first of several requests is 'forget'" in refused(tmp_path, split="sust-2")
     message = refused(tmp_path, methods=["idk-dpo"])
-    assert "alternatives: the family 'muse' has no set 'idk' of other answers" in message
-    assert "folds.kind" in refused(tmp_path, requests={"kind": "sequential"})
+    assert "preferred_answers: the family 'muse' has no set 'idk' of other answers" in message
+    assert "requests.order" in refused(tmp_path, requests={"order": "sequential"})
