@@ -31,6 +31,8 @@ IMAGE = image(site, sizing.on_gpus(plan.config.experiment.runtime.device, site i
 jobs = steps.Rules(plan, site, IMAGE, IN_IMAGE, CLUSTER)
 steps.use_cache(site)
 steps.set_environment(plan, site, IMAGE if IN_IMAGE else None)
+if IN_IMAGE and not workflow.remote_exec:
+    steps.plan_without_apptainer()
 ROOT = str(plan.root)
 
 
@@ -60,13 +62,15 @@ include: "pipeline/workflow/rules/report.smk"
 
 
 onstart:
-    # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image nor Slurm are.
+    # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image, Apptainer nor
+    # Slurm are.
     # To fetch, and to ask a judge, none of them is needed.
     elsewhere = [job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith(("fetch", "judge"))]
     if not workflow.touch and any(job.rule.name == "judge_model" for job in workflow.dag.needrun_jobs()):
         steps.require_judge_key(plan)
     if not workflow.touch and any(job.rule.shellcmd for job in elsewhere):
         if IN_IMAGE:
+            steps.require_apptainer()
             steps.require_image(IMAGE)
         if workflow.local_exec:
             steps.require_gpus(plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -75,6 +76,27 @@ def set_environment(plan: Plan, here: Site, image: Path | None) -> None:
             containers.enter(containers.environment(here, plan, image))
         except ConfigError as error:
             _stop(error.problems)
+
+
+def plan_without_apptainer() -> None:
+    """Let a plan be made where Apptainer is not installed; ``require_apptainer`` asks for it when jobs start.
+
+    Snakemake itself asks as soon as it knows the jobs, of a dry run too. It keeps that it has asked.
+    """
+    if not _apptainer_is_here():
+        from snakemake.deployment.singularity import Singularity
+
+        Singularity().checked = True
+
+
+def require_apptainer() -> None:
+    """Exit with 2 where steps are about to run in containers and Apptainer is not installed."""
+    if not _apptainer_is_here():
+        _stop(["apptainer: no such program on PATH, and steps run in its containers. Load its module, if it has one"])
+
+
+def _apptainer_is_here() -> bool:
+    return any(shutil.which(name) for name in ("apptainer", "singularity"))
 
 
 def require_image(image: Path) -> None:

@@ -240,3 +240,10 @@ def test_without_slurm_nothing_starts(monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(SystemExit, match="2"):
         snakemake_rules.require_partition(Site())
     assert "sinfo: [Errno 2] No such file" in capsys.readouterr().err
+
+
+def test_without_apptainer_nothing_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(SystemExit, match="2"):
+        snakemake_rules.require_apptainer()
+    assert capsys.readouterr().err.startswith("apptainer: ")
