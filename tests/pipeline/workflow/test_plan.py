@@ -183,7 +183,9 @@ def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: 
         (topic,) = job.spec.topics
         given = {topic.reference_logps, topic.preferred_answers_logps, topic.retain_reference_logps} - {None}
         assert given == needed
-    assert jobs["unlearned/idk-dpo/seed-0"].spec.topics[0].preferred_answers == Path("out/mini-all/data/mini/train/idk.npz")
+    assert jobs["unlearned/idk-dpo/seed-0"].spec.topics[0].preferred_answers == Path(
+        "out/mini-all/data/mini/train/idk.npz"
+    )
     assert jobs["reference/idk"].spec.data == Path("out/mini-all/data/mini/train/idk.npz")
     for methods, wanted in ((["ga"], set()), (["ga", "npo"], {"reference/forget"})):
         jobs = plan("mini", {"methods": methods}, tmp_path).jobs

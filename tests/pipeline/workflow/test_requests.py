@@ -55,7 +55,8 @@ def test_one_after_the_other(tmp_path: Path) -> None:
         reference = next(
             job.spec
             for job in found.jobs.values()
-            if isinstance(job.spec, ReferenceSpec) and job.spec.output / "reference.npz" == spec.topics[0].reference_logps
+            if isinstance(job.spec, ReferenceSpec)
+            and job.spec.output / "reference.npz" == spec.topics[0].reference_logps
         )
         assert (reference.checkpoint, reference.data) == (checkpoint(start), found.tokens(f"sust-{k}"))
     assert all(specs[f"unlearned/graddiff.sust-{k}/seed-0"].topics[0].reference_logps is None for k in (2, 3, 4))
