@@ -110,7 +110,7 @@ def unlearn(project: Path, world: Path, method: str, **changes: Any) -> list[dic
     topic = {
         "forget_data": str(world / "forget.npz"),
         "retain_data": str(world / "retain.npz"),
-        "reference": str(world / "reference/reference.npz"),
+        "reference_logps": str(world / "reference/reference.npz"),
         "retain_reference_logps": str(world / "known/reference.npz"),
     }
     losses = {"forget_loss": given["forget"], "retain_loss": given["retain"], "rule": given["rule"]}
