@@ -1,0 +1,39 @@
+"""Every path of the project that a page names is there, and so is every module and every target of make."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+]
+PATH = re.compile(
+    r"(?<![\w./<-])((?:pipeline|megatron_ext|tests|perf|containers|workflow_configs)/[\w./-]+)(?![\w<*{]|-<)"
+)
+MODULE = re.compile(r"(?<!cluster )python -m ((?:pipeline|megatron_ext|perf|tests)[\w.]*)")
+MADE = ("containers/images/",)  # what a build makes
+
+
+def text_of(page: Path) -> str:
+    """The page without code blocks that name a file in their first line: docs/extending.md makes those up."""
+    return re.sub(r"^```\w+\n# .*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = text_of(page)
+    paths = {name.rstrip("./") for name in PATH.findall(text) if not name.startswith(MADE)}
+    assert not [name for name in paths if not (ROOT / name).exists()]
+    modules = {name.rstrip(".") for name in MODULE.findall(text)}
+    assert not [name for name in modules if importlib.util.find_spec(name) is None]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        name for line in re.findall(r"(?:`|^    )make ((?:[a-z-]+ ?)+)", text, re.MULTILINE) for name in line.split()
+    }
+    assert named <= targets
