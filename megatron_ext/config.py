@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -40,17 +40,26 @@ class Layout(Strict):
         return self
 
 
-class Runtime(Strict):
-    """Where and how a step runs; results do not depend on it beyond floating-point rounding."""
+class RuntimeSettings(Strict):
+    """Where and how a step runs, but for its layout; results do not depend on it beyond floating-point rounding."""
 
-    layout: Layout = Layout()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
-    threads: int = Field(1, ge=1, description="CPU threads of each rank")
+    threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads of each rank; with another number, sums are split and rounded otherwise",
+    )
     timeout_seconds: float = Field(600.0, gt=0, description="a collective that takes longer fails on every rank")
     recompute_activations: bool = Field(
         False, description="in training, keep only each block's input and compute its activations again for backward"
     )
+
+
+class Runtime(RuntimeSettings):
+    """As ``RuntimeSettings``, with the layout: all that a step is told of where it runs."""
+
+    layout: Layout = Layout()
 
 
 class Schedule(Strict):
@@ -73,8 +82,38 @@ class Optimizer(Strict):
     clip_norm: float | None = Field(None, gt=0, description="bound on the global norm of the update direction")
 
 
-class Batching(Strict):
+class Optimisation(Strict):
+    """What every program that changes weights is told of its optimizer steps."""
+
+    optimizer: Optimizer
+    checkpoint_every: int = Field(0, ge=0, description="steps between resume checkpoints; 0 writes none")
+
+
+class Training(Optimisation):
+    """What every training is told of its optimizer steps, and in what order it sees its data."""
+
+    steps: int = Field(ge=1, description="optimizer steps")
+    length_window: int = Field(1, ge=1, description="steps whose sequences are sorted by length together")
+    seed: int = Field(0, ge=0, description="of the order of sequences, and of weights that are initialised")
+
+
+class Shares(Strict):
+    """Several sets of sequences that every batch is made of."""
+
+    data: dict[str, float] = Field(description="tokenised set -> share of every batch; shares sum to 1", min_length=1)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if any(share <= 0 for share in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
+            raise ValueError(f"data: shares must be positive and sum to 1, given {self.data}")
+        return self
+
+
+class GlobalBatch(Strict):
     global_batch: int = Field(ge=1, description="sequences of one optimizer step, over all ranks")
+
+
+class Batching(GlobalBatch):
     micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank")
 
 
@@ -102,6 +141,11 @@ class TrainableLayers(Strict):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: {values} names one twice")
         return self
+
+
+def shared(settings: Strict, kind: type[Strict]) -> dict[str, Any]:
+    """The entries of ``settings`` that ``kind``, one of its base classes, declares; to make another model of them."""
+    return {name: getattr(settings, name) for name in kind.model_fields}
 
 
 class Loader(yaml.SafeLoader):

@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
 
 from megatron_ext import losses, updates
-from megatron_ext.config import Batching, Layout, Loader, Optimizer, Runtime, TrainableLayers
+from megatron_ext.config import (
+    Batching,
+    Layout,
+    Loader,
+    Optimisation,
+    Optimizer,
+    Runtime,
+    Shares,
+    TrainableLayers,
+    Training,
+)
 from megatron_ext.schema import Strict
 
 
@@ -77,27 +87,19 @@ class ModelSource(Strict):
         return self
 
 
-class TrainSpec(ModelStepSpec):
-    """Minimise the token-mean negative log-likelihood: from scratch, or fine-tuning."""
+class TrainSpec(ModelStepSpec, Shares, Training):
+    """Minimise the token-mean negative log-likelihood: from scratch, or fine-tuning. ``data`` names tokenised files."""
 
     program: Literal["train"] = "train"
     model: ModelSource
-    data: dict[str, float] = Field(description="tokenised file -> share of every batch; shares sum to 1", min_length=1)
     parts: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
         {}, description="tokenised file -> share of its rows, drawn by the seed, that is used; default: every row"
     )
-    optimizer_steps: int = Field(ge=1)
     batching: Batching
-    length_window: int = Field(1, ge=1, description="steps whose sequences are sorted by length together")
-    optimizer: Optimizer
-    checkpoint_every: int = Field(0, ge=0, description="steps between resume checkpoints; 0 writes none")
-    seed: int = Field(0, ge=0)
     output: Path = Field(strict=False, description="folder that receives checkpoint/, steps.jsonl and summary.json")
 
     @model_validator(mode="after")
-    def _shares(self) -> TrainSpec:
-        if any(v <= 0 for v in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
-            raise ValueError(f"data: shares must be positive and sum to 1, got {self.data}")
+    def _parts(self) -> Self:
         unknown = [name for name in self.parts if name not in self.data]
         if unknown:
             raise ValueError(f"parts: {unknown[0]!r} is not in 'data'; allowed: {', '.join(self.data)}")
@@ -197,7 +199,21 @@ class Validation(Strict):
         return sorted({0, *(point for point in between if point < steps), steps})
 
 
-class UnlearnSpec(ModelStepSpec):
+class Unlearning(Optimisation):
+    """What every unlearning is told of its optimizer steps, and of what is measured meanwhile."""
+
+    epochs: float = Field(gt=0, description="passes over the forget set")
+    max_steps: int | None = Field(None, ge=1, description="bound on the optimizer steps, over all topics")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up, added to the schedule's warm-up steps")
+    diagnostics: bool = Field(
+        False,
+        description="keep the two gradients apart for rules that need only their sum, to log norms and alignments "
+        "(costs one fp32 vector of the rank's gradient shard)",
+    )
+    validation: Validation | None = None
+
+
+class UnlearnSpec(ModelStepSpec, Unlearning):
     """A forget loss, a retain loss and an update rule over paired batches of the two sets.
 
     Several topics take turns, a step each.
@@ -210,18 +226,7 @@ class UnlearnSpec(ModelStepSpec):
     retain_loss: losses.AnyLoss | None = None
     rule: updates.AnyRule
     trainable_layers: TrainableLayers | None = None
-    epochs: float = Field(gt=0, description="passes over the forget set")
-    max_steps: int | None = Field(None, ge=1, description="bound on the optimizer steps, over all topics")
     batching: Batching
-    optimizer: Optimizer
-    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up, added to the schedule's warm-up steps")
-    diagnostics: bool = Field(
-        False,
-        description="keep the two gradients apart for rules that need only their sum, to log norms and alignments "
-        "(costs one fp32 vector of the rank's gradient shard)",
-    )
-    validation: Validation | None = None
-    checkpoint_every: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
         trainer = Trainer(model, ranks, spec.optimizer, batching.micro_batch)
         identity = {
-            "spec": spec.model_dump(mode="json", exclude={"runtime": {"threads", "timeout_seconds"}, "output": True}),
+            "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
             "data": [part.sha256() for part in parts.values()],
             "model": origin,
         }
@@ -68,13 +68,13 @@ def main(argv: list[str] | None = None) -> None:
         def step(i: int) -> tuple[dict[str, Any], int, bool]:
             term = LossTerm("loss", NLL(), pool, mixture.rows(i, pool.lengths))
             schedule = spec.optimizer.schedule
-            rate = learning_rate(spec.optimizer, i, spec.optimizer_steps, schedule.warmup_steps)
+            rate = learning_rate(spec.optimizer, i, spec.steps, schedule.warmup_steps)
             result = trainer.step([term], WeightedSum(), rate)
             record = {"loss": result.losses["loss"], "update_norm": result.update_norm, "learning_rate": rate}
             return record, int(pool.lengths[term.rows].sum()), result.stop
 
         with loop.stoppable(trainer):
-            loop.run(trainer, resume, spec.optimizer_steps, spec.checkpoint_every, step, f"train {spec.output.name}")
+            loop.run(trainer, resume, spec.steps, spec.checkpoint_every, step, f"train {spec.output.name}")
             clock.mark("work")
             tokenizer = spec.model.tokenizer or spec.model.checkpoint
             trainer.refuse_broken_weights()
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             resume.finish(spec.output / "steps.jsonl")
             clock.mark("write")
         if ranks.world_rank == 0:
-            clock.write(spec.output, steps=spec.optimizer_steps)
+            clock.write(spec.output, steps=spec.steps)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
     before = trainer.checksum()
     state = spec.rule.start(_retain_loss(topics))
     identity = {
-        "spec": spec.model_dump(mode="json", exclude={"runtime": {"threads", "timeout_seconds"}, "output": True}),
+        "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
         "data": [topic.digests() for topic in topics],
         "model": fingerprint,
     }

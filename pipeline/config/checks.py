@@ -369,6 +369,15 @@ class _Checker:
         except ValueError as error:
             key, _, message = str(error).partition(": ")
             self.problem(("layout",) if key == "layout" else ("runtime", key), message)
+            return
+        for which in ("base", "target", "retrain"):
+            section = getattr(self.experiment.training, which)
+            if section is None or section.threads is None:
+                continue
+            try:
+                sizing.spread(methods.runtime(layout, self.experiment.runtime, section.threads), site)
+            except ValueError as error:
+                self.problem(("training", which, "threads"), str(error).partition(": ")[2])
 
     def _models(self, benchmark: Benchmark, model: Model, document: Document, shape: Shape | None) -> None:
         training, split = self.experiment.training, self.experiment.split

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.config import Batching, Layout, Runtime
-from megatron_ext.specs import Topic, UnlearnSpec
-from pipeline.config.schema import Batches, Method, RuntimeSettings
+from megatron_ext.config import Layout, Runtime, RuntimeSettings, shared
+from megatron_ext.specs import Topic, Unlearning, UnlearnSpec
+from pipeline.config.schema import Method
 from pipeline.config.sizing import Shape
 
 Key = tuple[str, ...]
@@ -21,32 +21,22 @@ _KEYS = {
 _EXPERIMENT = ("runtime", "layout")  # entries that the experiment file gives
 
 
-def runtime(layout: Layout, settings: RuntimeSettings) -> Runtime:
-    return Runtime(layout=layout, **settings.model_dump())
-
-
-def batching(batches: Batches, layout: Layout) -> Batching:
-    micro = batches.micro_batch or max(1, batches.global_batch // layout.data)
-    return Batching(global_batch=batches.global_batch, micro_batch=micro)
+def runtime(layout: Layout, settings: RuntimeSettings, threads: int | None = None) -> Runtime:
+    """What a step is told of where it runs; ``threads`` replaces those of ``settings``, where it is given."""
+    given = shared(settings, RuntimeSettings)
+    return Runtime(layout=layout, **(given if threads is None else given | {"threads": threads}))
 
 
 def settings(method: Method, runtime: Runtime) -> dict[str, Any]:
     """The entries of an ``UnlearnSpec`` that are no paths, but for the seed."""
-    training = method.training
     return {
         "forget_loss": method.forget,
         "retain_loss": method.retain,
         "rule": method.rule,
         "trainable_layers": method.trainable_layers,
-        "epochs": training.epochs,
-        "max_steps": training.max_steps,
-        "batching": batching(training, runtime.layout),
-        "optimizer": training.optimizer,
-        "warmup_epochs": training.warmup_epochs,
-        "diagnostics": training.diagnostics,
-        "validation": training.validation,
-        "checkpoint_every": training.checkpoint_every,
+        "batching": method.training.batching(runtime.layout),
         "runtime": runtime,
+        **shared(method.training, Unlearning),
     }
 
 

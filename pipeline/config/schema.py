@@ -10,10 +10,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from megatron_ext.config import Layout, Optimizer, TrainableLayers
+from megatron_ext.config import (
+    Batching,
+    GlobalBatch,
+    Layout,
+    Optimisation,
+    RuntimeSettings,
+    Shares,
+    TrainableLayers,
+    Training,
+)
 from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Strict
-from megatron_ext.specs import Quantisation, Scheme, Validation
+from megatron_ext.specs import Quantisation, Scheme, Unlearning
 from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import families
 from pipeline.config.located_yaml import hint
@@ -23,36 +32,25 @@ from pipeline.judging.settings import JudgeSettings
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
 
 
-class Batches(Strict):
-    """``micro_batch`` is by default all of a data-parallel rank's share of the global batch."""
+class Batches(GlobalBatch, Optimisation):
+    micro_batch: int | None = Field(
+        None, ge=1, description="default: all of a data-parallel rank's share of the global batch"
+    )
 
-    global_batch: int = Field(ge=1)
-    micro_batch: int | None = Field(None, ge=1)
-    optimizer: Optimizer
-    checkpoint_every: int = Field(0, ge=0)
+    def batching(self, layout: Layout) -> Batching:
+        """With what each rank of ``layout`` takes at a time."""
+        micro = self.micro_batch or max(1, self.global_batch // layout.data)
+        return Batching(global_batch=self.global_batch, micro_batch=micro)
 
 
-class Training(Batches):
+class ModelTraining(Batches, Shares, Training):
     """How the base, target or retrain model is trained: shares of tokenised sets, and a number of optimizer steps."""
 
-    data: dict[str, float] = Field(min_length=1)
-    steps: int = Field(ge=1)
-    length_window: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _shares(self) -> Training:
-        if any(v <= 0 for v in self.data.values()) or abs(sum(self.data.values()) - 1) > 1e-6:
-            raise ValueError(f"data: shares must be positive and sum to 1, given {self.data}")
-        return self
+    threads: int | None = Field(None, ge=1, description="CPU threads of each rank; default: the experiment's")
 
 
-class Unlearning(Batches):
-    epochs: float = Field(gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    warmup_epochs: float = Field(0.0, ge=0)
-    diagnostics: bool = False
-    validation: Validation | None = None
+class MethodTraining(Batches, Unlearning):
+    """How a method takes its steps."""
 
 
 class Method(Strict):
@@ -69,7 +67,7 @@ class Method(Strict):
     rule: AnyRule
     trainable_layers: TrainableLayers | None = None
     preferred_answers: Literal["idk"] | None = None
-    training: Unlearning
+    training: MethodTraining
 
 
 class MethodUse(Strict):
@@ -147,9 +145,9 @@ class Benchmark(Strict):
 class TrainingPlan(Strict):
     """What is trained here; a model that is left out is a published checkpoint of the model file."""
 
-    base: Training | None = None
-    target: Training | None = None
-    retrain: Training | None = None
+    base: ModelTraining | None = None
+    target: ModelTraining | None = None
+    retrain: ModelTraining | None = None
 
     @property
     def used(self) -> list[str]:
@@ -171,26 +169,15 @@ class Evaluation(Strict):
     token_budget: int = Field(16384, ge=1)
 
 
-class RuntimeSettings(Strict):
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    threads: int = Field(1, ge=1)
-    timeout_seconds: float = Field(600.0, gt=0)
-    recompute_activations: bool = False
-
-
 def _kind(value: Any) -> str:
     return "mapping" if isinstance(value, dict | Strict) else "plain"
 
 
-class Relearn(Batches):
+class Relearn(Batches, Training):
     """Fine-tuning on a share of the forget set's rows, which the seed draws, for a number of optimizer steps."""
 
     variant: Name | None = None
     share: float = Field(gt=0, le=1)
-    steps: int = Field(ge=1)
-    length_window: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
 
     @property
     def id(self) -> str:

@@ -65,7 +65,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipeline.launch", description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, metavar="SPEC.yaml")
     parser.add_argument("json", nargs="?", help="the specification to write there first; '-' reads standard input")
-    parser.add_argument("--threads", type=int, help="CPU threads of all ranks together; default: as specified")
     parser.add_argument("--log", type=Path, help="where everything is printed; earlier attempts' logs are kept beside")
     parser.add_argument("--image", help="container image to run in; default: none")
     parser.add_argument("--nodes", type=int, help="nodes of this Slurm job to spread the ranks over")
@@ -76,7 +75,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
     try:
-        spec = _specification(given.path, given.json, given.threads)
+        spec = _specification(given.path, given.json)
     except (OSError, ValidationError, ValueError, yaml.YAMLError) as error:
         print(f"{given.path}: {error}", file=sys.stderr)
         return 2
@@ -108,7 +107,7 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
 def _as_rank(path: Path, logs: Path | None) -> int:
     """Be one rank; the first one writes the step's provenance, from where the step has run."""
     started = datetime.now(UTC)
-    spec = _specification(path, None, None)
+    spec = _specification(path, None)
     environment(spec)
     rank = os.environ.get("RANK", "0")
     shared = sys.stderr if logs is None or rank == "0" else attempts.redirect(logs / f"{rank}.log")
@@ -153,17 +152,14 @@ def _provenance(spec: StepSpec, path: Path, started: datetime) -> None:
     provenance.write(spec, path, started)
 
 
-def _specification(path: Path, text: str | None, threads: int | None) -> StepSpec:
-    """The specification in ``text`` or in ``path``; writes ``path`` where it is given or changed by ``threads``."""
+def _specification(path: Path, text: str | None) -> StepSpec:
+    """The specification in ``text``, which is then written to ``path``, or else the one in ``path``."""
     if text is None:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     else:
         values = json.loads(sys.stdin.read() if text == "-" else text)
     spec: StepSpec = TypeAdapter(AnyStepSpec).validate_python(values)
-    if threads is not None and isinstance(spec, ModelStepSpec):
-        each = max(1, threads // spec.runtime.layout.ranks)
-        spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"threads": each})})
-    if text is not None or threads is not None:
+    if text is not None:
         write_text(path, as_yaml(spec))
     return spec
 
@@ -176,6 +172,9 @@ def environment(spec: StepSpec) -> None:
     """Set what a step and its children run with, before numerical libraries are loaded."""
     threads = str(spec.threads)
     os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
+    # Threads decide how sums are rounded: as many as specified, also on fewer cores.
+    os.environ |= {"OMP_DYNAMIC": "FALSE", "MKL_DYNAMIC": "FALSE"}
+    os.environ.pop("OMP_THREAD_LIMIT", None)
     # Threads that spin while they wait make a step three times slower as soon as the machine does anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A tokenizer's own thread pool would come on top of these; hashing of strings decides no result.

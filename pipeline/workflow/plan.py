@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.config import Runtime
+from megatron_ext.config import Runtime, Training, shared
 from megatron_ext.schema import Strict
 from megatron_ext.specs import (
     ModelSource,
@@ -28,7 +28,7 @@ from megatron_ext.specs import (
 from pipeline.benchmarks.base import Judged
 from pipeline.config import methods
 from pipeline.config.checks import Config, Run
-from pipeline.config.schema import Quantise, Relearn, Training, checkpoints, tokenizer_source
+from pipeline.config.schema import ModelTraining, Quantise, Relearn, checkpoints, tokenizer_source
 from pipeline.data.prepared import HasRequests, Names
 from pipeline.data.settings import FetchedSource, FolderSource, FolderTokenizer, HubSource
 from pipeline.hub import local_files as files
@@ -192,7 +192,7 @@ class Plan:
         if isinstance(spec, QuantiseSpec):
             return spec.scheme
         if isinstance(spec, TrainSpec):
-            return f"{spec.optimizer_steps} steps of {spec.batching.global_batch}"
+            return f"{spec.steps} steps of {spec.batching.global_batch}"
         if isinstance(spec, UnlearnSpec):
             about = "" if self.config.forget_rows_are_exact else "about "
             return f"{spec.epochs:g} epochs, {about}{self.unlearning_steps(spec)} steps of {spec.batching.global_batch}"
@@ -218,8 +218,8 @@ class Plan:
         most = "all" if settings.max_examples is None else f"at most {settings.max_examples}"
         return f"{most} answers of each of two sets, by {settings.model}"
 
-    def _runtime(self) -> Runtime:
-        return methods.runtime(self.config.layout, self.config.experiment.runtime)
+    def _runtime(self, threads: int | None = None) -> Runtime:
+        return methods.runtime(self.config.layout, self.config.experiment.runtime, threads)
 
     def _fetched(self) -> Iterator[Job]:
         source = self.config.source
@@ -281,20 +281,16 @@ class Plan:
         return Job(f"models/{which}", self._train_spec(f"models/{which}", source, section, data), (*inputs, *data))
 
     def _train_spec(
-        self, name: str, model: ModelSource, section: Training | Relearn, data: dict[Path, float], **more: Any
+        self, name: str, model: ModelSource, section: ModelTraining | Relearn, data: dict[Path, float], **more: Any
     ) -> TrainSpec:
         """``data``: tokenised file -> its share of every batch."""
         return TrainSpec(
             model=model,
             data={str(path): share for path, share in data.items()},
-            optimizer_steps=section.steps,
-            batching=methods.batching(section, self.config.layout),
-            length_window=section.length_window,
-            optimizer=section.optimizer,
-            checkpoint_every=section.checkpoint_every,
-            seed=section.seed,
-            runtime=self._runtime(),
+            batching=section.batching(self.config.layout),
+            runtime=self._runtime(section.threads if isinstance(section, ModelTraining) else None),
             output=self.root / name,
+            **shared(section, Training),
             **more,
         )
 

@@ -203,7 +203,7 @@ def _seconds(plan: Plan, spec: Any, gpus: bool, state: int) -> float:
     speed = GPU_SPEED[spec.runtime.precision] if gpus else CPU_SPEED * spec.runtime.threads
     seconds = operations(plan, spec) / (layout.ranks * speed) + weights / DISK
     if isinstance(spec, TrainSpec | UnlearnSpec):
-        steps = spec.optimizer_steps if isinstance(spec, TrainSpec) else plan.unlearning_steps(spec)
+        steps = spec.steps if isinstance(spec, TrainSpec) else plan.unlearning_steps(spec)
         states = steps // spec.checkpoint_every if spec.checkpoint_every else 0
         seconds += weights / DISK + states * state / DISK
     if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
@@ -233,7 +233,7 @@ def operations(plan: Plan, spec: Any) -> float:
     micro = batching.global_batch // (layout.data * batching.micro_batch)
     idle = (micro + layout.pipeline - 1) / micro
     if isinstance(spec, TrainSpec):
-        tokens = spec.optimizer_steps * batching.global_batch * length
+        tokens = spec.steps * batching.global_batch * length
         return idle * trained * parameters * tokens
     if spec.trainable_layers is not None:
         parameters, _ = sizing.trainable_parameters(Layout(), config.shape, spec.trainable_layers)

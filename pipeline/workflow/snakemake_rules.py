@@ -171,13 +171,13 @@ class Rules:
         """The image that a step names itself; as a parameter of its rule, another one makes it run again."""
         return self.container if self._several and self.in_image else None
 
-    def launch(self, wildcards: Any, threads: int, resources: Any) -> str:
-        """Options of the launcher that decide no result, which Snakemake takes no notice of: they depend on threads."""
+    def launch(self, wildcards: Any, resources: Any) -> str:
+        """Options of the launcher for a step of several ranks. They decide no result, and Snakemake does not run a
+        step again for another value of them, because they depend on ``resources``."""
         if not self._several:
-            return f"--threads {threads}"
-        # In a job Snakemake cuts threads down to one node's cores; the ranks have more nodes than that.
-        found = ["--nodes", str(resources.nodes)] if self.cluster else ["--threads", str(threads)]
-        return shlex.join([*found, *(["--image", self.container] if self.in_image else [])])
+            return ""
+        nodes = ["--nodes", str(resources.nodes)] if self.cluster else []
+        return shlex.join([*nodes, *(["--image", self.container] if self.in_image else [])])
 
     def resources(self, pattern: str) -> dict[str, Callable[..., int | str | None]]:
         """What the job asks Slurm for; the local profile reads none of it."""
@@ -204,10 +204,10 @@ class Rules:
         """CPU threads of all ranks of a step that loads a model."""
         return self.plan.config.layout.ranks * self.plan.config.experiment.runtime.threads
 
-    def training_threads(self, cores: int | None) -> Callable[[Any], int]:
-        """As ``threads``, but on this machine every one of ``cores`` for the base model: nothing can run beside it."""
-        alone = None if self.cluster else cores
-        return lambda wildcards: alone if alone and wildcards.model == "base" else self.threads
+    def training_threads(self, wildcards: Any) -> int:
+        """As ``threads``, of a model that is trained, for which the experiment may state threads of its own."""
+        spec = self._job("models/{model}", wildcards).spec
+        return spec.ranks * spec.threads
 
     @property
     def accelerator(self) -> int:

@@ -79,7 +79,7 @@ def make_world(folder: Path) -> None:
             "program": "train",
             "model": {"config": MODEL, "tokenizer": str(folder / "data" / "tokenizer")},
             "data": {str(folder / "data" / "train" / f"{data}.npz"): 1.0},
-            "optimizer_steps": 60,
+            "steps": 60,
             "batching": {"global_batch": 16, "micro_batch": 16},
             "optimizer": {"learning_rate": 0.003, "betas": [0.9, 0.98], "clip_norm": 1.0},
             "runtime": runtime({}),

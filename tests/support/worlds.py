@@ -50,7 +50,7 @@ def train_spec(folder: Path, name: str = "target", **changes: Any) -> Path:
         "program": "train",
         "model": {"config": CONFIG},
         "data": {str(folder / "forget.npz"): 0.25, str(folder / "retain.npz"): 0.75},
-        "optimizer_steps": 12,
+        "steps": 12,
         "batching": {"global_batch": 8, "micro_batch": 4},
         "optimizer": {"learning_rate": 0.003, "betas": [0.9, 0.98], "clip_norm": 1.0, "weight_decay": 0.01},
         "runtime": {"device": "cpu", "timeout_seconds": 60.0},

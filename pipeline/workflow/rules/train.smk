@@ -22,7 +22,7 @@ rule train_model:
         model=steps.one_of(plan.trained),
     container:
         jobs.container_of_ranks
-    threads: jobs.training_threads(workflow.resource_settings.cores)
+    threads: jobs.training_threads
     resources:
         **jobs.resources("models/{model}"),
         accelerator=jobs.accelerator,

@@ -42,7 +42,7 @@ def test_training_on_a_part_is_training_on_a_file_of_its_rows(tmp_path) -> None:
     forget, retain, part = (tmp_path / f"{name}.npz" for name in ("forget", "retain", "part"))
     Sequences.part(Sequences.load(forget), 0.2, seed=4).save(part)
     assert len(Sequences.load(part)) == 6
-    common = {"seed": 4, "optimizer_steps": 5}
+    common = {"seed": 4, "steps": 5}
     for name, changes in (
         ("of a part", {"data": {str(forget): 0.5, str(retain): 0.5}, "parts": {str(forget): 0.2}}),
         ("of its file", {"data": {str(part): 0.5, str(retain): 0.5}}),

@@ -265,7 +265,7 @@ def make_world(folder: Path) -> None:
 
     worlds.write_data(folder)
     worlds.sequences(20, 7).save(folder / "second.npz")
-    train.main([str(worlds.train_spec(folder, optimizer_steps=2))])
+    train.main([str(worlds.train_spec(folder, steps=2))])
 
 
 def unlearn_twice(folder: Path, name: str, ports: list[int]) -> None:

@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("world")
     worlds.write_data(folder)
-    train.main([str(worlds.train_spec(folder, optimizer_steps=1))])
+    train.main([str(worlds.train_spec(folder, steps=1))])
     reference.main([str(worlds.reference_spec(folder))])
     return folder
 
@@ -65,7 +65,7 @@ def test_a_reference_of_other_data_or_another_model_is_refused(world: Path) -> N
         run(world, "data", {"forget_data": str(world / "other.npz")})
     from megatron_ext.steps import train
 
-    train.main([str(worlds.train_spec(world, "another", optimizer_steps=2))])
+    train.main([str(worlds.train_spec(world, "another", steps=2))])
     with pytest.raises(ValueError, match=r"reference\.npz: model_fingerprint is .* but this run's is"):
         run(world, "model", checkpoint=str(world / "another" / "checkpoint"))
 

@@ -78,7 +78,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_killed_and_started_again_is_bit_identical(world: Path, when: str) -> None:
     kill_at = 3 if when != "anywhere" else random.SystemRandom().randrange(10, 70)
     print(f"killed after step {kill_at}")
-    changes = {"optimizer_steps": 80, "checkpoint_every": 9}
+    changes = {"steps": 80, "checkpoint_every": 9}
     whole, cut = (worlds.train_spec(world, f"{name}-{kill_at}", **changes) for name in ("whole", "cut"))
     finish("train", whole)
     process = start("train", cut)
@@ -146,11 +146,11 @@ def test_sigterm_writes_a_state_and_ends_in_order(world: Path) -> None:
 
 @pytest.mark.slow
 def test_a_state_of_another_configuration_is_dropped_aloud(world: Path) -> None:
-    first = worlds.train_spec(world, "other", optimizer_steps=500, checkpoint_every=5)
+    first = worlds.train_spec(world, "other", steps=500, checkpoint_every=5)
     process = start("train", first)
     wait_for_step(process, world / "other" / "resume" / "steps.jsonl", 8)
     process.kill()
     process.communicate()
-    changed = worlds.train_spec(world, "other", optimizer_steps=20, checkpoint_every=5)
+    changed = worlds.train_spec(world, "other", steps=20, checkpoint_every=5)
     assert "another configuration" in finish("train", changed)
     assert len(steps(world / "other")) == 20

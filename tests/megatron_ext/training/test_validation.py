@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     worlds.sequences(20, 4).save(folder / "other-retain.npz")
     data = {str(folder / f"{kind}.npz"): 0.5 for kind in ("forget", "retain")}
     fast = {"optimizer": {"learning_rate": 0.01, "clip_norm": 1.0}, "batching": {"global_batch": 32, "micro_batch": 32}}
-    train.main([str(worlds.train_spec(folder, optimizer_steps=60, data=data, **fast))])
+    train.main([str(worlds.train_spec(folder, steps=60, data=data, **fast))])
     return folder
 
 

@@ -91,20 +91,12 @@ def reference(folder: Path, ranks: int = 1, threads: int = 1) -> ReferenceSpec:
     return ReferenceSpec(checkpoint=folder / "none", data=folder / "none.npz", runtime=runtime, output=folder)
 
 
-@pytest.mark.parametrize(("ranks", "given", "each"), [(1, 4, 4), (2, 4, 2), (4, 2, 1), (1, None, 3)])
-def test_threads_are_shared_by_the_ranks(tmp_path: Path, ranks: int, given: int | None, each: int) -> None:
-    path = tmp_path / "spec.yaml"
-    spec = launch._specification(path, canonical(reference(tmp_path, ranks, threads=3)), given)
-    assert spec.runtime.threads == each
-    assert yaml.safe_load(path.read_text())["runtime"]["threads"] == each
-
-
 def test_a_number_that_was_edited_by_hand_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     text = launch.as_yaml(reference(tmp_path, threads=3))
     path.write_text(text.replace("timeout_seconds: 600.0", "timeout_seconds: 6e2"))
     assert path.read_text() != text
-    assert launch._specification(path, None, None).runtime.timeout_seconds == 600.0
+    assert launch._specification(path, None).runtime.timeout_seconds == 600.0
     assert read(path, ReferenceSpec).runtime.timeout_seconds == 600.0
 
 
@@ -118,10 +110,11 @@ def test_a_program_names_what_is_wrong_with_its_specification(tmp_path: Path, te
 
 
 def test_the_environment_follows_the_specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONHASHSEED", "HF_HUB_OFFLINE"):
+    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "PYTHONHASHSEED", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "99")
     launch.environment(reference(tmp_path, threads=3))
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("3", "3")
+    assert "OMP_THREAD_LIMIT" not in os.environ
     assert os.environ["PYTHONHASHSEED"] == "0"
 
 
@@ -169,11 +162,11 @@ def test_a_log_that_cannot_be_opened_is_named(prepare: PrepareSpec, tmp_path: Pa
 
 
 def test_where_a_step_runs_is_not_in_its_specification(tmp_path: Path) -> None:
-    """A resumed run is the same run on other nodes, in another image, with other threads."""
-    runtime = set(Runtime.model_fields) - {"threads", "timeout_seconds"}  # what a state's identity leaves out
-    assert runtime == {"layout", "device", "precision", "recompute_activations"}
+    """A resumed run is the same run on other nodes and in another image."""
+    runtime = set(Runtime.model_fields) - {"timeout_seconds"}  # what a state's identity leaves out
+    assert runtime == {"layout", "device", "precision", "threads", "recompute_activations"}
     for kind in (TrainSpec, UnlearnSpec):
-        assert not {"image", "nodes", "threads", "log"} & set(kind.model_fields)
+        assert not {"image", "nodes", "log"} & set(kind.model_fields)
 
 
 def test_provenance_knows_image_and_job_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -397,7 +397,7 @@ def test_every_evaluated_model_is_attacked_and_evaluated_again(tmp_path: Path) -
     assert isinstance(relearn.spec, TrainSpec) and relearn.inputs == (checkpoint, forget)
     assert relearn.spec.model.checkpoint == checkpoint
     assert (relearn.spec.data, relearn.spec.parts) == ({str(forget): 1.0}, {str(forget): 0.25})
-    assert (relearn.spec.optimizer_steps, relearn.spec.seed, relearn.spec.optimizer.learning_rate) == (6, 3, 1e-4)
+    assert (relearn.spec.steps, relearn.spec.seed, relearn.spec.optimizer.learning_rate) == (6, 3, 1e-4)
     assert (relearn.spec.batching.global_batch, relearn.ranks, quantise.ranks) == (8, 2, 1)
     assert isinstance(quantise.spec, QuantiseSpec) and quantise.inputs == (checkpoint,)
     assert (quantise.spec.scheme, quantise.spec.group, quantise.spec.backend) == ("int4", 32, "builtin")
@@ -458,7 +458,7 @@ def test_several_ways_to_relearn(tmp_path: Path) -> None:
     ways = [RELEARN, {**RELEARN, "variant": "longer", "steps": 60}]
     made = plan("mini", {"robustness": {"relearn": ways}, "methods": ["npo"]}, tmp_path)
     found = {name: made.jobs[f"robustness/npo-seed-0/{name}"].spec for name in ("relearn", "relearn-longer")}
-    assert [spec.optimizer_steps for spec in found.values()] == [6, 60]
+    assert [spec.steps for spec in found.values()] == [6, 60]
 
 
 def test_every_topic_is_relearned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

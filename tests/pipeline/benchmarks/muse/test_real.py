@@ -69,7 +69,7 @@ def news(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "program": "train",
             "model": {"config": ARCHITECTURE, "tokenizer": str(folder / "tokenizer")},
             "data": {str(folder / "forget.npz"): 1.0},
-            "optimizer_steps": steps,
+            "steps": steps,
             "batching": {"global_batch": 8, "micro_batch": 8},
             "optimizer": {"learning_rate": 1e-2},
             "runtime": {"device": "cpu", "threads": 1},
