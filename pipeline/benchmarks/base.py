@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from megatron_ext.schema import Strict
 from pipeline.data.errors import DataError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from megatron_ext.inference.generation import GenerateRequest
     from megatron_ext.inference.scoring import Score, ScoreRequest
     from pipeline.data.tokenizer import Tokenizer
 
-SCHEMA = 2  # of evaluation.json
 Example = Mapping[str, Any]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ class Family(Protocol):
     def cost(self, options: Any, forget_rows: int) -> Cost:
         """What an evaluation with these options asks of a model at most, for a forget set of so many rows."""
 
-    def questions(self, data: Path, options: Any, tokenizer: Tokenizer, vocabulary: int) -> Requests:
+    def requests(self, data: Path, options: Any, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         """What to ask, from the folder that the prepare step wrote, of a model with so many token ids.
 
         Raises ``DataError`` that names file and line of what will not do.
@@ -146,21 +144,6 @@ class Judged(Protocol):
     def judged(self, options: Any) -> Mapping[Literal["forget", "retain"], str]:
         """The set whose answers should have been forgotten and the one whose should have been kept; empty where these
         options generate none. Their examples have texts ``question``, ``answer`` and ``generation``."""
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON-lines file; raises ``DataError`` that names file and line of what is not an object."""
-    rows: list[Row] = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected an object, got {line.strip()[:60]!r}")
-            rows.append(row)
-    return rows
 
 
 def of_set(examples: Sequence[Example], name: str) -> list[Example]:

@@ -67,7 +67,7 @@ class Engine(LM):
     @abstractmethod
     def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]: ...
 
-    def done(self) -> None:
+    def discard_answers(self) -> None:
         """Remove what is kept for a run that is killed. Collective."""
 
 
@@ -116,7 +116,7 @@ def megatron_engine(
 
                 return gradient_norms(model, ranks, requests, answers=known)
 
-            def done(self) -> None:
+            def discard_answers(self) -> None:
                 known.discard()
 
         yield Megatron(ranks.world_rank, tokenizer, family_of(model.hf_config).context(model.hf_config))

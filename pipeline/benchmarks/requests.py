@@ -39,7 +39,7 @@ class Instance:
     cuts: Mapping[str, int] = field(default_factory=dict)
 
 
-def questions(items: Sequence[Instance], data: Path, vocabulary: int) -> Requests:
+def requests_of(items: Sequence[Instance], data: Path, vocabulary: int) -> Requests:
     """Asks for every item's targets and generation. Raises ``DataError`` for an id that the model does not have.
 
     Of an item the example has ``texts``; ``scores``: target name -> ``log_prob`` (nats, summed over its tokens, end

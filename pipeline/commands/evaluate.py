@@ -24,6 +24,7 @@ from megatron_ext.checkpoint.fingerprint import model_fingerprint
 from megatron_ext.config import Layout, Runtime
 from megatron_ext.specs import StepSpec, read
 from pipeline.benchmarks import Family, Metric, Options, data_family, family
+from pipeline.benchmarks.records import EVALUATION, EvaluationRecord, is_complete
 from pipeline.commands.options import laid_on
 from pipeline.config import sizing
 from pipeline.config.checks import CONFIGS
@@ -32,6 +33,7 @@ from pipeline.config.located_yaml import read as read_document
 from pipeline.config.schema import Benchmark
 from pipeline.config.sizing import Shape
 from pipeline.data.errors import DataError
+from pipeline.data.json_files import read_object
 from pipeline.data.settings import (
     BadRows,
     DataSource,
@@ -178,7 +180,7 @@ def main(given: argparse.Namespace) -> int:
 
 def _evaluate(spec: EvaluateSpec) -> int:
     """Run the step unless ``spec.output`` holds its results already, and print them."""
-    from pipeline.steps.evaluate import checked
+    from pipeline.steps.evaluate import read_inputs
 
     inputs = _inputs(spec)
     state = _state(spec, inputs)
@@ -189,7 +191,7 @@ def _evaluate(spec: EvaluateSpec) -> int:
             print(f"evaluation {spec.output}: {state}", flush=True)
         # A folder with an evaluation.json is complete: the old one is not the new one's.
         (spec.output / "evaluation.json").unlink(missing_ok=True)
-        checked(spec)
+        read_inputs(spec)
         write_json(spec.output / INPUTS, inputs)
         status = _run(spec)
         if status:
@@ -235,20 +237,14 @@ def _state(spec: EvaluateSpec, inputs: dict[str, str]) -> str:
     names += [name for name in {**known, **inputs} if known.get(name) != inputs.get(name)]
     if names:
         return f"other than before: {', '.join(names)}; evaluated again"
-    try:
-        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        digest = hashlib.sha256((folder / "examples.jsonl").read_bytes()).hexdigest()
-        complete = digest == evaluation["provenance"]["examples_sha256"]
-    except (OSError, ValueError, KeyError):
-        complete = False
-    return "finished" if complete else "an earlier run did not finish: going on"
+    return "finished" if is_complete(folder) else "an earlier run did not finish: going on"
 
 
 def results(spec: EvaluateSpec) -> list[str]:
     """The headline metrics of an evaluation as a table, what was flagged, and where the files are."""
-    evaluation = json.loads((spec.output / "evaluation.json").read_text(encoding="utf-8"))
-    summary = json.loads((spec.output / "summary.json").read_text(encoding="utf-8"))
-    values = evaluation["metrics"]
+    record = EvaluationRecord.read(spec.output / EVALUATION)
+    summary = read_object(spec.output / "summary.json")
+    values = {key: value for key, value in record.metrics.items() if value is not None}
     found = [m for m in family(spec.options.family).metrics(spec.options) if m.key in values]
     lines = ["", *table([m for m in found if m.headline] or found, values), ""]
     lines += [f"warning: the model has collapsed: {reason}" for reason in summary.get("collapsed_because", [])]
@@ -259,7 +255,7 @@ def results(spec: EvaluateSpec) -> list[str]:
     ):
         if summary.get(key):
             lines.append(f"note: {summary[key]} {what}")
-    examples = sum(evaluation["settings"]["examples"].values())
+    examples = sum(record.settings.examples.values())
     return [
         *lines,
         f"{spec.output / 'evaluation.json'}: all {len(values)} metrics and their settings",

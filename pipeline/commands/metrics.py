@@ -11,10 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.benchmarks import AnyOptions, Options, families, family
-from pipeline.benchmarks.base import Example, read_rows
+from pipeline.benchmarks.base import Example
+from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
 from pipeline.commands.options import laid_on
 from pipeline.config.located_yaml import ConfigError, Document, Mark, hint
 from pipeline.data.errors import DataError
+from pipeline.data.json_files import agree, read_rows
 from pipeline.specs import RETRAIN
 
 
@@ -45,14 +47,14 @@ def compute_metrics(given: argparse.Namespace) -> dict[str, float]:
 
     Needs neither the model nor the data. Raises ``DataError`` that names file and row.
     """
-    evaluation = beside(given.examples)
+    evaluation = record_of(given.examples)
     options = _options(given, evaluation)
     examples = _examples(given.examples)
     retain = None
     if given.retain is not None:
-        _of_the_same_data(given, evaluation, beside(given.retain))
+        _of_the_same_data(given, evaluation, record_of(given.retain))
         retain = _examples(given.retain)
-    elif evaluation is not None and evaluation.get("model") == RETRAIN:
+    elif evaluation is not None and evaluation.model == RETRAIN:
         retain = examples
     try:
         return family(options.family).compute_metrics(examples, options, retain)
@@ -67,27 +69,19 @@ def compute_metrics(given: argparse.Namespace) -> dict[str, float]:
         raise
 
 
-def beside(examples: Path) -> dict[str, Any] | None:
-    """What the ``evaluation.json`` in the folder of ``examples`` holds, or ``None`` where there is none."""
-    file = examples.parent / "evaluation.json"
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file}: not JSON: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
-        raise DataError(f"{file}: not what the evaluate step writes")
-    return found
+def record_of(examples: Path) -> EvaluationRecord | None:
+    """The record in the folder of ``examples``, or ``None`` where there is none."""
+    file = examples.parent / EVALUATION
+    return EvaluationRecord.read(file) if file.is_file() else None
 
 
-def _options(given: argparse.Namespace, evaluation: dict[str, Any] | None) -> Options:
+def _options(given: argparse.Namespace, evaluation: EvaluationRecord | None) -> Options:
     recorded: dict[str, Any] = {}
     if given.family is None:
         if evaluation is None:
-            file = given.examples.parent / "evaluation.json"
+            file = given.examples.parent / EVALUATION
             raise ConfigError([f"--family: is missing, and there is no {file}; allowed: {', '.join(families())}"])
-        recorded = evaluation["settings"].get("options", {})
+        recorded = evaluation.settings.options
         try:
             options = TypeAdapter(AnyOptions).validate_python(recorded)
         except ValidationError as error:
@@ -100,7 +94,7 @@ def _options(given: argparse.Namespace, evaluation: dict[str, Any] | None) -> Op
     else:
         name = given.family
     problems: list[str] = []
-    file = given.examples.parent / "evaluation.json"
+    file = given.examples.parent / EVALUATION
     own = {key: value for key, value in recorded.items() if key != "family"}
     marks = {(): Mark(file, 1, ("settings", "options"))}
     found = laid_on(Document(own, marks), given.option, name, problems)
@@ -119,16 +113,13 @@ def _examples(path: Path) -> list[Example]:
     return rows
 
 
-def _of_the_same_data(given: argparse.Namespace, own: dict[str, Any] | None, retain: dict[str, Any] | None) -> None:
+def _of_the_same_data(given: argparse.Namespace, own: EvaluationRecord | None, retain: EvaluationRecord | None) -> None:
     """Raise ``DataError`` with both values where retrain's evaluation, as far as both are known, is of other data."""
     if own is None or retain is None:
         return
-    pairs = {key: (own.get(key), retain.get(key)) for key in ("benchmark", "split")}
-    hashes = own["settings"].get("data_sha256", {}), retain["settings"].get("data_sha256", {})
-    pairs |= {f"data_sha256.{name}": (digest, hashes[1].get(name)) for name, digest in hashes[0].items()}
-    for key, (mine, other) in pairs.items():
-        if mine != other:
-            raise DataError(
-                f"--retain: {given.retain} is of another evaluation: its {key} is {other!r}, "
-                f"that of {given.examples} is {mine!r}"
-            )
+    wanted = {"benchmark": own.benchmark, "split": own.split}
+    wanted |= {f"settings.data_sha256.{name}": digest for name, digest in own.settings.data_sha256.items()}
+    try:
+        agree(given.retain, retain, wanted, f"{given.examples} is of another evaluation")
+    except DataError as error:
+        raise DataError(f"--retain: {error}") from None

@@ -1,8 +1,104 @@
-"""``python -m pipeline.report SPEC.yaml`` and ``python -m pipeline.report --print FOLDER``."""
+"""Write a report, ``python -m pipeline.report SPEC.yaml``, or print the table of one, ``... --print FOLDER``.
 
+The specification is a ``pipeline.specs.ReportSpec``. Writes into its ``output``: ``table.csv``, ``table.md``,
+``figures/*.svg``, ``index.html`` and ``summary.json``, each in one rename. Figures of an earlier report that this one
+lacks are removed. Equal inputs give equal bytes, but for the times in ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.report import main
+from megatron_ext.atomic_files import write_text
+from megatron_ext.specs import read as read_spec
+from megatron_ext.summary import Clock
+from pipeline.benchmarks import family
+from pipeline.judging.rubric import definitions
+from pipeline.report import read, requests, robustness, tables
+from pipeline.specs import ReportSpec
+
+if TYPE_CHECKING:
+    from pipeline.report.read import Group
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report of a specification, or print the table of a folder that holds one.
+
+    Raises:
+        ValueError: an input is malformed; the message names file and key
+        OSError: an input is missing, or the output cannot be written
+    """
+    clock = Clock()
+    parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=(__doc__ or "").splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("spec", nargs="?", type=Path, metavar="SPEC.yaml", help="what to report, and where to write it")
+    what.add_argument("--print", dest="folder", type=Path, metavar="FOLDER", help="print the table of a written report")
+    given = parser.parse_args(argv)
+    if given.folder is not None:
+        print(tables.as_text(given.folder))
+    else:
+        write(read_spec(given.spec, ReportSpec), clock)
+
+
+def write(spec: ReportSpec, clock: Clock) -> None:
+    """Write the report of ``spec`` into its output."""
+    # Imported here, and not where they are used, so that their time counts as start-up.
+    import jinja2  # noqa: F401
+    from matplotlib.backends import backend_svg  # noqa: F401
+
+    clock.mark("startup")
+    groups = read.load(spec)
+    files = render(spec, groups)
+    clock.mark("work")
+    (spec.output / "figures").mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_text(spec.output / name, text)
+    for old in (spec.output / "figures").glob("*.svg"):
+        if f"figures/{old.name}" not in files:
+            old.unlink()
+    clock.mark("write")
+    figures = sum(name.endswith(".svg") for name in files)
+    clock.write(spec.output, models=sum(len(group.results) for group in groups), figures=figures)
+
+
+def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
+    """The report's files as text, by their path below the output."""
+    from pipeline.report import figures, page
+
+    attacked, later_requests = read.attacked(spec), read.later_requests(spec)
+    judges = read.judges(groups)
+    benchmark = family(spec.options.family)
+    metrics = (*benchmark.metrics(spec.options), *(definitions(judges) if judges else ()))
+    after_requests = requests.tables(groups, later_requests, metrics)
+    changes = robustness.tables(spec, groups, attacked, metrics)
+    drawn = [
+        *figures.draw(groups, metrics, benchmark.trade_offs(spec.options)),
+        *requests.draw(groups, after_requests),
+    ]
+    content = page.Content(
+        groups=groups,
+        attacked=attacked,
+        later_requests=later_requests,
+        metrics=metrics,
+        figures=drawn,
+        timings=read.timings(spec, [*groups, *attacked, *later_requests]),
+        changes=changes,
+        requests=after_requests,
+    )
+    ratios = robustness.with_ratios(spec, groups, attacked, metrics)
+    return {
+        "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests], metrics),
+        "table.md": tables.as_markdown(spec, groups, metrics)
+        + robustness.as_markdown(changes)
+        + requests.as_markdown(spec, after_requests),
+        **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
+        "index.html": page.render(spec, content),
+    }
+
 
 if __name__ == "__main__":
     try:

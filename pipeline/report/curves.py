@@ -7,8 +7,10 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from pipeline.report.read import STATE, Group
+from pipeline.report.logs import STATE
+from pipeline.report.read import Group
 from pipeline.report.style import COLOURS, HEIGHT, LEGEND_ROW, MARKERS, Figure, Look, axes_of, legend, look_of, scale
 
 PER_PANEL = 6  # methods; more lines than that cannot be told apart
@@ -147,8 +149,8 @@ def _panel(
             axes.plot(line.steps, line.mean, linewidth=1.2, **line.look.line, markevery=(every * i // len(seen), every))
             axes.plot(*_lone(line), linestyle="", marker=".", markersize=4, color=line.look.colour)
             chosen = [line.mean[line.steps.index(step)] for step in line.selected]
-            ring = {"linestyle": "", "marker": "o", "fillstyle": "none", "markersize": 9, "color": line.look.colour}
-            axes.plot(line.selected, chosen, **ring)
+            ring: dict[str, Any] = {"linestyle": "", "marker": "o", "fillstyle": "none", "markersize": 9}
+            axes.plot(line.selected, chosen, **ring, color=line.look.colour)
         axes.set_xlabel("optimizer step")
         if scaled_for:
             axes.update_datalim([point for line in room for point in line.corners])
@@ -204,7 +206,7 @@ def _lone(line: Line) -> tuple[list[float], list[float]]:
 
 def _states(group: Group) -> dict[str, tuple[str, tuple[str, ...]]]:
     """A panel for each number of the rule's state that moves; the dual variable has one already."""
-    moving = {}
+    moving: dict[str, tuple[str, tuple[str, ...]]] = {}
     for key in sorted({key for run in group.runs for key in run if key.startswith(STATE)} - {f"{STATE}dual"}):
         if any(len({v for v in run.get(key, ()) if math.isfinite(v)}) > 1 for run in group.runs):
             moving[f"state-{_plain_name(key.removeprefix(STATE))}"] = (f"State of the rule: {_name(key)}", (key,))

@@ -6,22 +6,22 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.benchmarks.base import Metric
+from pipeline.report import requests, robustness
 from pipeline.report.curves import COMPARED, PANELS
-from pipeline.report.read import Group, StepTiming, judges
-from pipeline.report.requests import Table as Requests
-from pipeline.report.requests import legend_of
-from pipeline.report.robustness import Table as Changes
+from pipeline.report.logs import StepTiming
+from pipeline.report.read import Group, judges
 from pipeline.report.style import COLOURS, GRID, INK, MANY, Figure
 from pipeline.report.tables import ARROWS, LEGEND, NONE, by_seed, table
 from pipeline.specs import ReportSpec
 
-# The colours of figures.COLOURS, INK and GRID on a dark ground.
+# What style.COLOURS become on a dark ground.
 DARK = ("#58aee6", "#f08a4b", "#3cc79e", "#e08fc0", "#8accf2", "#e3b341", "#b3a1e6", "#c69067")
 DIRECTIONS = {
     "higher": "higher is better",
@@ -32,64 +32,57 @@ DIRECTIONS = {
 }
 
 
-def render(
-    spec: ReportSpec,
-    groups: Sequence[Group],
-    metrics: Sequence[Metric],
-    figures: Sequence[Figure],
-    stages: Sequence[StepTiming],
-    attacked: Sequence[Group] = (),
-    changes: Sequence[Changes] = (),
-    requests: Sequence[Requests] = (),
-) -> str:
+@dataclass(frozen=True)
+class Content:
+    """Everything that the page shows.
+
+    Attributes:
+        groups: the evaluated models, a group for the seeds of each
+        attacked: the same models after each attack
+        later_requests: the models after each further request to forget
+        metrics: every metric that there may be a value of
+        figures: every figure, in the page's order
+        timings: times of every step
+        changes: tables of what attacks change
+        requests: tables of values after each request to forget
+    """
+
+    groups: Sequence[Group]
+    attacked: Sequence[Group]
+    later_requests: Sequence[Group]
+    metrics: Sequence[Metric]
+    figures: Sequence[Figure]
+    timings: Sequence[StepTiming]
+    changes: Sequence[robustness.Table]
+    requests: Sequence[requests.Table]
+
+
+def render(spec: ReportSpec, content: Content) -> str:
     """The page's HTML: every text is escaped, every figure is inlined, and nothing is loaded from elsewhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    here = Path(__file__).parent
     env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(here),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     env.filters |= {"seconds": _seconds, "svg": lambda figure: Markup(inline(figure))}
-    shared, own = provenance([*groups, *attacked])
-    headline = table(spec, groups, metrics)
-    total = sum(stage.total for stage in stages)
-    sources = list(dict.fromkeys(cell.source for row in headline.rows for cell in row.cells if cell.source))
-    comparisons = [(title, found) for title in COMPARED.values() if (found := _of(figures, "compare", title))]
+    shared, own = provenance([*content.groups, *content.attacked, *content.later_requests])
     return env.get_template("page.html.j2").render(
         spec=spec,
-        groups=groups,
-        headline=headline,
-        changes=changes,
-        requests=requests,
-        requests_legend=legend_of(spec),
-        full=table(spec, groups, metrics, headline=False),
-        seeds=by_seed(spec, groups, metrics),
-        many=sum(group.kind == "unlearned" for group in groups) > MANY,
-        sources=sources,
-        figures=figures,
-        comparisons=comparisons,
-        validations=[figure for figure in figures if figure.section == "validation"],
-        in_parts=any(len(found) > 1 for _, found in comparisons),
-        undrawn=_undrawn(figures, "compare", COMPARED.values()),
-        unmeasured=[
-            _undrawn(figures, f"method {i}", [title for title, _ in PANELS.values()])
-            for i, group in enumerate(groups)
-            if group.runs
-        ],
-        facts=_facts(spec, groups),
-        stages=stages,
-        kinds=_kinds(stages),
-        longest=max((stage.total for stage in stages), default=0.0) or 1.0,
-        total=total,
-        startup_share=sum(stage.startup for stage in stages) / total if total else 0.0,
-        judges=judges(groups),
-        metrics=[
-            metric for metric in metrics if any(metric.key in r.metrics for group in groups for r in group.results)
-        ],
+        groups=content.groups,
+        facts=_facts(spec, content.groups),
+        changes=content.changes,
+        requests=content.requests,
+        requests_legend=requests.legend_of(spec),
+        figures=content.figures,
+        **_tables(spec, content),
+        **_curves(content),
+        **_times(content.timings),
         shared=shared,
         own=own,
         config=yaml.safe_dump(spec.model_dump(mode="json")["config"], sort_keys=False, allow_unicode=True),
@@ -97,13 +90,62 @@ def render(
         directions=DIRECTIONS,
         legend=LEGEND,
         none=NONE,
+        css=Markup((here / "page.css").read_text(encoding="utf-8")),
         light_colours=dict(_variables(COLOURS)),
         dark_colours=dict(_variables(DARK)),
     )
 
 
+def _tables(spec: ReportSpec, content: Content) -> dict[str, Any]:
+    """The template's tables of metrics, with what stands below them."""
+    groups, metrics = content.groups, content.metrics
+    headline = table(spec, groups, metrics)
+    cells = [cell for row in headline.rows for cell in row.cells]
+    measured = {key for group in groups for result in group.results for key in result.metrics}
+    return {
+        "headline": headline,
+        "full": table(spec, groups, metrics, headline=False),
+        "seeds": by_seed(spec, groups, metrics),
+        "sources": list(dict.fromkeys(cell.source for cell in cells if cell.source)),
+        "judges": judges(groups),
+        "metrics": [metric for metric in metrics if metric.key in measured],
+    }
+
+
+def _curves(content: Content) -> dict[str, Any]:
+    """The template's figures over steps, and which of them no step log has values for."""
+    figures = content.figures
+    comparisons = [(title, found) for title in COMPARED.values() if (found := _of(figures, "compare", title))]
+    panels = [title for title, _ in PANELS.values()]
+    return {
+        "many": sum(group.kind == "unlearned" for group in content.groups) > MANY,
+        "comparisons": comparisons,
+        "in_parts": any(len(found) > 1 for _, found in comparisons),
+        "validations": [figure for figure in figures if figure.section == "validation"],
+        "undrawn": _undrawn(figures, "compare", COMPARED.values()),
+        "unmeasured": [
+            _undrawn(figures, f"method {i}", panels) for i, group in enumerate(content.groups) if group.runs
+        ],
+    }
+
+
+def _times(timings: Sequence[StepTiming]) -> dict[str, Any]:
+    """The template's wall times."""
+    total = sum(timing.total for timing in timings)
+    return {
+        "timings": timings,
+        "kinds": _kinds(timings),
+        "longest": max((timing.total for timing in timings), default=0.0) or 1.0,
+        "total": total,
+        "startup_share": sum(timing.startup for timing in timings) / total if total else 0.0,
+    }
+
+
 def inline(figure: Figure) -> str:
-    """A figure's SVG as an element of the page: own ids, the page's colours and width, no declarations or metadata."""
+    """A figure's SVG as an element of the page.
+
+    Its ids begin with the figure's name, its colours are the page's variables, and declarations and metadata are gone.
+    """
     svg = figure.svg[figure.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     head, rest = svg.split(">", 1)
@@ -121,7 +163,11 @@ def inline(figure: Figure) -> str:
 
 
 def provenance(groups: Sequence[Group]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """What all steps' records agree on, and what is left of each: dotted key -> value, and by step."""
+    """What the steps recorded of their origin, in two parts.
+
+    Returns:
+        what all records agree on, by dotted key; and by step what is left of each
+    """
     records = {
         f"{result.entry.model_id}: {step}": _flat(record)
         for group in groups
@@ -142,18 +188,23 @@ def _undrawn(figures: Sequence[Figure], section: str, titles: Iterable[str]) -> 
     return [title for title in titles if not _of(figures, section, title)]
 
 
-def _kinds(stages: Sequence[StepTiming]) -> list[tuple[str, int, StepTiming]]:
+def _kinds(timings: Sequence[StepTiming]) -> list[tuple[str, int, StepTiming]]:
     """(kind, how many, their times summed) of the steps, in the order in which they run."""
     kinds: dict[str, list[StepTiming]] = {}
-    for stage in stages:
-        kinds.setdefault(stage.step, []).append(stage)
+    for timing in timings:
+        kinds.setdefault(timing.step, []).append(timing)
     return [(kind, len(found), _sum(kind, found)) for kind, found in kinds.items()]
 
 
-def _sum(kind: str, stages: Sequence[StepTiming]) -> StepTiming:
-    flags = tuple(sorted({flag for stage in stages for flag in stage.flags}))
-    seconds = [math.fsum(getattr(stage, part) for stage in stages) for part in ("startup", "work", "write")]
-    return StepTiming(kind, kind, *seconds, flags)
+def _sum(kind: str, timings: Sequence[StepTiming]) -> StepTiming:
+    return StepTiming(
+        name=kind,
+        step=kind,
+        startup=math.fsum(timing.startup for timing in timings),
+        work=math.fsum(timing.work for timing in timings),
+        write=math.fsum(timing.write for timing in timings),
+        flags=tuple(sorted({flag for timing in timings for flag in timing.flags})),
+    )
 
 
 def _facts(spec: ReportSpec, groups: Sequence[Group]) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipeline.benchmarks.base import Metric
 from pipeline.report.read import Group
 from pipeline.report.style import HEIGHT, INK, LEGEND_ROW, WIDTH, Figure, axes_of, legend, look_of
-from pipeline.report.tables import ARROWS, NONE, as_line, escape, formatted
+from pipeline.report.tables import ARROWS, NONE, are_counts, as_line, escape, formatted
 from pipeline.specs import ReportSpec
 
 LEGEND = {
@@ -22,7 +22,7 @@ MEASURED = "All are measured on the first request and what is to be kept. Means 
 
 @dataclass(frozen=True)
 class Row:
-    """``values``: of each request the mean of the seeds that have one, or None; ``cells``: the same as text."""
+    """One model's values after each request: the mean of the seeds that have one, or ``None``, and the same as text."""
 
     group: Group
     values: tuple[float | None, ...]
@@ -36,9 +36,12 @@ class Table:
 
 
 def tables(groups: Sequence[Group], later_requests: Sequence[Group], metrics: Sequence[Metric]) -> list[Table]:
-    """A table a headline metric of which there is a value, a row an unlearned model, a column a request.
+    """A table for each headline metric that has a value: rows are unlearned models, columns are requests.
 
-    ``groups``: the models after the first request, ``folded``: after each further one.
+    Args:
+        groups: the models after the first request
+        later_requests: the models after each further one
+        metrics: the metrics, in the order of the tables
     """
     if not later_requests:
         return []
@@ -54,7 +57,7 @@ def tables(groups: Sequence[Group], later_requests: Sequence[Group], metrics: Se
         values = [value for row in means for value in row if value is not None]
         if not metric.headline or not values:
             continue
-        whole = all(value.is_integer() for value in values) and any(value > 1 for value in values)
+        whole = are_counts(values)
         rows = [
             Row(group, tuple(row), tuple(NONE if value is None else formatted(metric, value, whole) for value in row))
             for (group, _), row in zip(series, means, strict=True)
@@ -64,7 +67,7 @@ def tables(groups: Sequence[Group], later_requests: Sequence[Group], metrics: Se
 
 
 def draw(groups: Sequence[Group], found: Sequence[Table]) -> list[Figure]:
-    """A figure a table: a line a model over requests, with target and retrain as level lines."""
+    """A figure for each table: a line for each model over requests, target and retrain as level lines."""
     return [_figure(groups, table) for table in found]
 
 

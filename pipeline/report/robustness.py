@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from pipeline.benchmarks.base import Metric
 from pipeline.report.read import Group, Result
-from pipeline.report.tables import ARROWS, NONE, as_line, escape, formatted
+from pipeline.report.tables import ARROWS, NONE, are_counts, as_line, escape, formatted
 from pipeline.specs import Attack, ReportSpec
 
-# Of a metric m that is lower where less is known, for an unlearned model: how little faster it comes back than in
-# retrain, and how little of it was only hidden. OpenUnlearning's meta-evaluation (arXiv 2506.12618).
+# Names of OpenUnlearning's ratios (arXiv 2506.12618), for metrics that are lower the less a model knows. Relearning
+# compares how fast the unlearned model and retrain learn again; quantisation shows knowledge that was only hidden.
 RATIOS = {"relearn": "relearn_ratio", "quantise": "quantisation_ratio"}
 LEGEND = {
     "relearn": (
@@ -34,8 +34,7 @@ Pair = tuple[Result, Result]  # of one seed: before and after
 
 @dataclass(frozen=True)
 class Change:
-    """One metric of one model: means over the seeds that have a value before and after, and the ratio's name and value
-    where there is one to give."""
+    """One metric of one model, as text: means over the seeds that have a value before and after, and the ratio."""
 
     before: str
     after: str
@@ -72,9 +71,13 @@ class Table:
 def tables(
     spec: ReportSpec, groups: Sequence[Group], attacked: Sequence[Group], metrics: Sequence[Metric]
 ) -> list[Table]:
-    """A table an attack, a row a model, a column a headline metric of which there is a value.
+    """A table for each attack: rows are models, columns are the headline metrics that have a value.
 
-    ``groups``: the models as they were, ``attacked``: what became of them.
+    Args:
+        spec: what to report, the attacks among it
+        groups: the models as they were
+        attacked: the models after each attack
+        metrics: the metrics, in the order of columns
     """
     found = []
     for attack in spec.attacks:
@@ -125,7 +128,7 @@ def as_markdown(found: Sequence[Table]) -> str:
 def _column(attack: Attack, metric: Metric, groups: Sequence[Group], after: Sequence[Group]) -> list[Change]:
     pairs, retrain = [_pairs(groups, group) for group in after], _retrain(groups, after)
     values = [value for found in pairs for pair in _values(metric, found) for value in pair]
-    whole = all(value.is_integer() for value in values) and any(value > 1 for value in values)
+    whole = are_counts(values)
     return [_change(attack, metric, group, found, retrain, whole) for group, found in zip(after, pairs, strict=True)]
 
 
@@ -158,7 +161,8 @@ def _retrain(groups: Sequence[Group], after: Sequence[Group]) -> list[Pair]:
 def _values(metric: Metric, pairs: Sequence[Pair]) -> list[tuple[float, float]]:
     """The metric's value before and after, of the seeds that have both, finite."""
     values = [(before.metrics.get(metric.key), after.metrics.get(metric.key)) for before, after in pairs]
-    return [pair for pair in values if all(value is not None and math.isfinite(value) for value in pair)]
+    both = [(before, after) for before, after in values if before is not None and after is not None]
+    return [pair for pair in both if all(map(math.isfinite, pair))]
 
 
 def _ratio(

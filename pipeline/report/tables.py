@@ -28,7 +28,15 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Cell:
-    """``mean`` of the seeds; ``spread`` ("± 0.01", or how many seeds have a value) where there is one to give."""
+    """One metric of one row, as text.
+
+    Attributes:
+        mean: over the seeds
+        spread: standard deviation, "± 0.01", or how many seeds have a value; empty for one seed
+        best: whether it is the best of its column
+        published: the number of a publication
+        source: that publication
+    """
 
     mean: str
     spread: str
@@ -54,9 +62,16 @@ class Table:
 
 
 def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], headline: bool = True) -> Table:
-    """A row a model, a column a metric of which there is a value; only headline metrics if ``headline``.
+    """A table with a row for each model and a column for each metric that has a value.
 
-    Raises ``ValueError`` where a published number names no metric of the family, or two apply to one cell.
+    Args:
+        spec: what to report
+        groups: the rows
+        metrics: the columns, in their order
+        headline: whether only headline metrics are shown
+
+    Raises:
+        ValueError: a published number names no metric of the family, or two apply to one cell
     """
     chosen = tuple(m for m in metrics if (m.headline or not headline) and any(m.key in r.metrics for g in groups
                                                                              for r in g.results))  # fmt: skip
@@ -67,22 +82,21 @@ def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], 
     columns = []
     for metric in chosen:
         values = [value for group in groups for value in group.values(metric.key)]
-        whole = all(value.is_integer() for value in values) and any(value > 1 for value in values)
+        whole = are_counts(values)
         best = _best(metric, groups, whole)
         column = []
         for group in groups:
-            number = published(spec, group, metric.key)
-            shown = None if number is None else formatted(metric, number.value, whole)
+            paper = published(spec, group, metric.key)
+            shown = None if paper is None else formatted(metric, paper.value, whole)
             mean, spread = _texts(metric, group, whole)
-            column.append(
-                Cell(mean, spread, mean in best and _candidate(metric, group), shown, number and number.source)
-            )
+            is_best = mean in best and _candidate(metric, group)
+            column.append(Cell(mean, spread, is_best, shown, None if paper is None else paper.source))
         columns.append(column)
     return Table(chosen, tuple(Row(g, tuple(column[i] for column in columns)) for i, g in enumerate(groups)))
 
 
 def by_seed(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> Table | None:
-    """The headline metrics with a row a model, none marked; None where no row of the table has several seeds."""
+    """The headline metrics with a row for each seed, none marked; ``None`` where no model has several seeds."""
     if all(len(group.results) == 1 for group in groups):
         return None
     apart = table(spec, [Group((result,)) for group in groups for result in group.results], metrics)
@@ -91,8 +105,13 @@ def by_seed(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]
 
 
 def published(spec: ReportSpec, group: Group, key: str) -> Published | None:
-    """The published number of a metric for this model, split and method; a variant, an attacked model and one after
-    further requests have none."""
+    """The published number of a metric for this model, split and method.
+
+    A variant, an attacked model and one after further requests have none.
+
+    Raises:
+        ValueError: several numbers apply
+    """
     if group.variant is not None or group.attack is not None or group.request > 1:
         return None
     found = [
@@ -109,7 +128,7 @@ def published(spec: ReportSpec, group: Group, key: str) -> Published | None:
 
 
 def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> str:
-    """Every metric of every evaluation, a value a line, at full precision; a null value is empty."""
+    """Every metric of every evaluation, one value on each line, at full precision; a null value is empty."""
     order = {metric.key: i for i, metric in enumerate(metrics)}
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
@@ -117,13 +136,13 @@ def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
     for group in groups:
         for result in group.results:
             for key in sorted(result.metrics, key=lambda key: (order.get(key, len(order)), key)):
-                value, number = result.metrics[key], published(spec, group, key)
-                where = (spec.experiment, spec.benchmark, spec.split, spec.model)
+                value, paper = result.metrics[key], published(spec, group, key)
+                run = (spec.experiment, spec.benchmark, spec.split, spec.model)
                 seed = "" if result.entry.seed is None else result.entry.seed
                 request = group.request if group.request > 1 else ""
                 who = (group.method, group.variant or "", seed, group.attack or "", request)
-                paper = ("", "") if number is None else (repr(number.value), number.source)
-                lines.writerow((*where, *who, key, "" if value is None else repr(float(value)), *paper))
+                shown = ("", "") if paper is None else (repr(paper.value), paper.source)
+                lines.writerow((*run, *who, key, "" if value is None else repr(float(value)), *shown))
     return out.getvalue()
 
 
@@ -147,12 +166,12 @@ def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Met
 
 
 def as_text(folder: Path) -> str:
-    """The table of a written report with aligned columns, best values with a ``*``, and where the page is."""
+    """The table of a written report with aligned columns, best values with a ``*``, and the page's path."""
     source, page = folder / "table.md", folder / "index.html"
     for path in (source, page):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file: write the report first")
-    rows = []
+    rows: list[list[str]] = []
     for line in source.read_text(encoding="utf-8").splitlines():
         if not line.startswith("|") and rows:
             break  # tables of attacks and requests follow
@@ -186,10 +205,18 @@ def _candidate(metric: Metric, group: Group) -> bool:
 
 def _best(metric: Metric, groups: Sequence[Group], whole: bool) -> set[str]:
     """How the best mean reads, in every form where several are equally good (0.9 and 1.1 are as close to 1)."""
-    loss = {"higher": lambda v: -v, "lower": lambda v: v, "one": lambda v: abs(v - 1), "zero": abs}
-    means = [group.mean(metric.key) for group in groups if _candidate(metric, group)]
-    least = min((loss[metric.better](mean) for mean in means), default=0.0)
-    return {formatted(metric, mean, whole) for mean in means if loss[metric.better](mean) == least}
+    means = [mean for group in groups if _candidate(metric, group) and (mean := group.mean(metric.key)) is not None]
+    least = min((_badness(metric, mean) for mean in means), default=0.0)
+    return {formatted(metric, mean, whole) for mean in means if _badness(metric, mean) == least}
+
+
+def _badness(metric: Metric, value: float) -> float:
+    """A number that is lower the better the value is."""
+    if metric.better == "higher":
+        return -value
+    if metric.better == "one":
+        return abs(value - 1)
+    return abs(value) if metric.better == "zero" else value
 
 
 def _texts(metric: Metric, group: Group, whole: bool) -> tuple[str, str]:
@@ -202,7 +229,13 @@ def _texts(metric: Metric, group: Group, whole: bool) -> tuple[str, str]:
     return formatted(metric, statistics.fmean(values), whole), spread
 
 
+def are_counts(values: Sequence[float]) -> bool:
+    """Whether the values of a metric are whole numbers, and not only 0 and 1: they are then shown without decimals."""
+    return all(value.is_integer() for value in values) and any(value > 1 for value in values)
+
+
 def formatted(metric: Metric, value: float, whole: bool) -> str:
+    """A value as tables show it; ``whole``: without decimals (``are_counts``)."""
     if metric.key.startswith("forget_quality"):
         return f"{value:.2e}"
     if metric.key.startswith("privleak"):  # in percent

@@ -22,14 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.atomic_files import write_json, write_text
+from megatron_ext.atomic_files import write_text
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
-from pipeline.benchmarks.base import Example, of_set, read_rows
+from pipeline.benchmarks.base import Example, of_set
+from pipeline.benchmarks.records import EVALUATION, EXAMPLES, EvaluationRecord, verified_examples
 from pipeline.data.errors import DataError
+from pipeline.data.json_files import Row, agree
 from pipeline.judging import rubric
 from pipeline.judging.asking import Answer, Messages, ask, content_key
 from pipeline.judging.endpoint import KeyMissing, api_key
+from pipeline.judging.records import JUDGEMENT, JUDGEMENTS, SCHEMA, JudgementRecord
 from pipeline.specs import JudgeSpec
 
 TEXTS = ("question", "answer", "generation")
@@ -37,7 +40,15 @@ TEXTS = ("question", "answer", "generation")
 
 @dataclass(frozen=True)
 class Asked:
-    """One question about one example. ``messages``: what the judge is told; ``None`` where a rule knows the score."""
+    """One question about one example.
+
+    Attributes:
+        role: whether the example should have been forgotten or kept
+        question: the question's name
+        example: the example
+        messages: what the judge is sent; ``None`` where a rule decides the score
+        key: digest of all that decides the answer; ``None`` where a rule decides it
+    """
 
     role: rubric.Role
     question: str
@@ -46,11 +57,13 @@ class Asked:
     key: str | None
 
 
-def judge(spec: JudgeSpec, clock: Clock | None = None) -> dict[str, Any]:
-    """Ask, write the files and return what ``judgement.json`` holds.
+def judge(spec: JudgeSpec, clock: Clock | None = None) -> JudgementRecord:
+    """Ask the judge about the evaluation of ``spec``, write the files and return the record.
 
-    Raises ``KeyMissing`` where the environment lacks the key, and ``DataError`` where the evaluation is not the one
-    that the specification names or lacks texts; both before anything is asked.
+    Raises:
+        KeyMissing: the environment lacks the key
+        DataError: the evaluation is not the one that the specification names, or lacks texts
+    Both are found before anything is asked.
     """
     clock = clock or Clock()
     key = api_key(spec.settings)
@@ -69,81 +82,80 @@ def judge(spec: JudgeSpec, clock: Clock | None = None) -> dict[str, Any]:
 
     judgements = [_judgement(each, answers) for each in asked]
     failed = [judgement for judgement in judgements if judgement["score"] is None]
-    kept = sum(answer.kept for answer in answers.values())
     lines = (json.dumps(judgement, ensure_ascii=False, allow_nan=False) + "\n" for judgement in judgements)
-    write_text(spec.output / "judgements.jsonl", "".join(lines))
-    found = {
-        "schema": rubric.SCHEMA,
-        "model": spec.model_id,
-        "benchmark": spec.benchmark,
-        "split": spec.split,
-        "seed": spec.seed,
-        "metrics": rubric.metrics(judgements, spec.settings.min_answered),
-        "counts": {
-            "judgements": len(judgements),
-            "by_rule": sum(judgement["by"] == "rule" for judgement in judgements),
-            "different_questions": len(questions),
-            "cached": kept,
-            "asked": len(questions) - kept,
-            "requests": requests,
-            "failed": len(failed),
-            "failures": dict(sorted(Counter(judgement["failed"] for judgement in failed).items())),
-            "answered": {
-                name: {"judgements": of, "answered": answered}
-                for name, (_, answered, of) in rubric.scores(judgements).items()
-            },
-        },
-        "settings": {
+    write_text(spec.output / JUDGEMENTS, "".join(lines))
+    record = JudgementRecord(
+        schema=SCHEMA,
+        model=spec.model_id,
+        benchmark=spec.benchmark,
+        split=spec.split,
+        seed=spec.seed,
+        metrics=rubric.metrics(judgements, spec.settings.min_answered),
+        counts=_counts(judgements, failed, answers, requests),
+        settings={
             **spec.settings.model_dump(mode="json"),
             "sets": dict(spec.sets),
             "answered_by": sorted({answer.model for answer in answers.values() if answer.model is not None}),
         },
-        "rubric": {"version": rubric.VERSION, "sha256": rubric.SHA256},
-        "provenance": {"evaluation": str(spec.evaluation), "examples_sha256": digest},
-    }
+        rubric={"version": rubric.VERSION, "sha256": rubric.SHA256},
+        provenance={"evaluation": str(spec.evaluation), "examples_sha256": digest},
+    )
     clock.mark("write")
     flags = [f"{len(failed)} of {len(judgements)} judgements failed"] if failed else []
-    clock.write(spec.output, flags=flags, **{name: found["counts"][name] for name in ("cached", "asked", "failed")})
-    write_json(spec.output / "judgement.json", found)
+    clock.write(spec.output, flags=flags, **{name: record.counts[name] for name in ("cached", "asked", "failed")})
+    record.write(spec.output / JUDGEMENT)
     if failed:
-        first = next(judgement["failure"] for judgement in failed)
-        print(f"judge: warning: {spec.model_id}: {flags[0]}; the first: {first}", file=sys.stderr)
-    return found
+        print(f"judge: warning: {spec.model_id}: {flags[0]}; the first: {failed[0]['failure']}", file=sys.stderr)
+    return record
 
 
-def read_evaluation(spec: JudgeSpec) -> tuple[list[Example], str]:
+def _counts(
+    judgements: Sequence[Mapping[str, Any]],
+    failed: Sequence[Mapping[str, Any]],
+    answers: Mapping[str, Answer],
+    requests: int,
+) -> dict[str, Any]:
+    """How many judgements there are, where they came from, and what failed."""
+    cached = sum(answer.kept for answer in answers.values())
+    return {
+        "judgements": len(judgements),
+        "by_rule": sum(judgement["by"] == "rule" for judgement in judgements),
+        "different_questions": len(answers),
+        "cached": cached,
+        "asked": len(answers) - cached,
+        "requests": requests,
+        "failed": len(failed),
+        "failures": dict(sorted(Counter(judgement["failed"] for judgement in failed).items())),
+        "answered": {
+            name: {"judgements": of, "answered": answered}
+            for name, (_, answered, of) in rubric.scores(judgements).items()
+        },
+    }
+
+
+def read_evaluation(spec: JudgeSpec) -> tuple[list[Row], str]:
     """The examples of the evaluation that ``spec`` names, and their file's SHA-256.
 
-    Raises ``DataError`` where ``evaluation.json`` is another model's, benchmark's or split's, or the examples are not
-    those that it was computed from, and for an example to be judged without its texts.
+    Raises:
+        DataError: the evaluation is of another model, benchmark or split, its examples are not those that it was
+            computed from, or an example to be judged lacks a text
     """
-    path, examples = spec.evaluation / "evaluation.json", spec.evaluation / "examples.jsonl"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        digest = hashlib.sha256(examples.read_bytes()).hexdigest()
-        given = {key: found[key] for key in ("model", "benchmark", "split")}
-        recorded = found["provenance"]["examples_sha256"]
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path}: not an evaluation: {type(error).__name__}: {error}") from None
+    path = spec.evaluation / EVALUATION
+    record = EvaluationRecord.read(path)
     wanted = {"model": spec.model_id, "benchmark": spec.benchmark, "split": spec.split}
-    for key, value in wanted.items():
-        if given[key] != value:
-            raise DataError(f"{path}: {key} is {given[key]!r}, but answers of {value!r} are to be judged")
-    if recorded != digest:
-        raise DataError(f"{examples}: not the examples that {path} was computed from")
-    rows = read_rows(examples)
+    agree(path, record, wanted, "the answers of another evaluation are to be judged")
+    rows = verified_examples(spec.evaluation, record)
     for number, row in enumerate(rows, 1):
         if row.get("set") in spec.sets.values():
             lacking = [name for name in TEXTS if not isinstance(row.get(name), str)]
             if lacking or not isinstance(row.get("index"), int):
-                raise DataError(f"{examples}, line {number}: no {' and no '.join(lacking or ['index'])} to be judged")
-    return rows, digest
+                place = f"{spec.evaluation / EXAMPLES}, line {number}"
+                raise DataError(f"{place}: no {' and no '.join(lacking or ['index'])} to be judged")
+    return rows, record.provenance.examples_sha256
 
 
 def chosen(examples: Sequence[Example], most: int | None) -> list[Example]:
-    """At most ``most`` examples of a set, in its order: the same ones of every model, whatever their answers are."""
+    """At most ``most`` examples of a set, in its order: the same ones for every model, whatever the answers are."""
     if most is None or len(examples) <= most:
         return list(examples)
     drawn = sorted(examples, key=lambda e: hashlib.sha256(f"{e['set']} {e['index']}".encode()).hexdigest())[:most]
@@ -182,15 +194,16 @@ def _judgement(asked: Asked, answers: Mapping[str, Answer]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program with the arguments ``argv``, by default those of the command line."""
     clock = Clock()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.steps.judge", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pipeline.steps.judge", description="Judge a model's answers.")
     parser.add_argument("spec", type=Path, help="YAML file with a JudgeSpec")
     spec = read(parser.parse_args(argv).spec, JudgeSpec)
     try:
-        found = judge(spec, clock)
+        record = judge(spec, clock)
     except (DataError, KeyMissing) as error:
         raise SystemExit(f"judge: error: {error}") from error
-    counts, value = found["counts"], found["metrics"][rubric.HARMONIC]
+    counts, value = record.counts, record.metrics[rubric.HARMONIC]
     print(
         f"judge: {spec.model_id}: {counts['asked']} asked, {counts['cached']} cached, {counts['failed']} failed; "
         f"harmonic mean {'not known' if value is None else format(value, '.3f')}",

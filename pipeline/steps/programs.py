@@ -20,7 +20,7 @@ PROGRAMS = {
     "prepare": "pipeline.steps.prepare",
     "fetch": "pipeline.steps.fetch_model",
     "fetch_data": "pipeline.steps.fetch_data",
-    "fetch_datasets": "pipeline.steps.fetch_datasets",
+    "fetch_datasets": "pipeline.steps.fetch_data",
     "train": "megatron_ext.steps.train",
     "quantise": "megatron_ext.steps.quantise",
     "reference": "megatron_ext.steps.reference",
@@ -73,7 +73,7 @@ def _closure(modules: tuple[str, ...]) -> frozenset[Path]:
         for path in found.values()
         if path.name == "__init__.py"
         for file in path.parent.iterdir()
-        if file.is_file() and file.suffix == ".j2"
+        if file.is_file() and file.suffix in (".j2", ".css")
     }
     return frozenset(found.values()) | data
 

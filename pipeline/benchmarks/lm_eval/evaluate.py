@@ -83,7 +83,7 @@ class Tasks:
         rows = others * ROWS + len(options.prepared) * 10 * forget_rows
         return Cost(4 * min(rows, len(options.tasks) * (options.limit or ROWS)), 0, 0)
 
-    def questions(self, data: Path, options: TasksOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
+    def requests(self, data: Path, options: TasksOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         """Loads every task. Raises ``DataError`` that names the task for one that is not known, and for data that are
         not on this machine."""
         from pipeline.benchmarks.lm_eval import run as harness

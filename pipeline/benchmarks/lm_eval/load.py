@@ -11,9 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pipeline.benchmarks.base import read_rows
 from pipeline.benchmarks.lm_eval.options import CHOICE, TasksOptions
 from pipeline.data.errors import DataError
+from pipeline.data.json_files import read_rows
 
 UNFILTERED = "none"  # what the harness calls answers that no filter has changed
 

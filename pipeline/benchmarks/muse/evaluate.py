@@ -22,7 +22,6 @@ from pipeline.benchmarks.base import (
     generation,
     of_set,
     raw_score,
-    read_rows,
     tokenwise,
     where,
 )
@@ -40,6 +39,7 @@ from pipeline.benchmarks.privacy import (
     of_retrain,
 )
 from pipeline.data.errors import DataError
+from pipeline.data.json_files import read_rows
 from pipeline.metrics.aggregate import mean
 from pipeline.metrics.membership import lowest, min_k, min_k_plus_plus, priv_leak, zlib_ratio
 from pipeline.metrics.memorisation import exact_memorisation, extraction_strength
@@ -213,7 +213,7 @@ class Muse:
             scored += 2 * rows * (1 + 3)
         return Cost(scored, 3 * rows, max(options.verbmem_new_tokens, options.knowmem_new_tokens))
 
-    def questions(self, data: Path, options: MuseOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
+    def requests(self, data: Path, options: MuseOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         files = {name: Path(data) / "evaluation" / f"{name}.jsonl" for name in self.sets(options)}
         rows = {name: _rows(name, file) for name, file in files.items()}
 
@@ -223,7 +223,7 @@ class Muse:
                 for name, some in rows.items()
                 for number, row in enumerate(some, 1)
             ]
-            examples = requests.questions(wanted, Path(data), vocabulary)(model)
+            examples = requests.requests_of(wanted, Path(data), vocabulary)(model)
             return [_without_unused(example, options) for example in examples]
 
         return ask

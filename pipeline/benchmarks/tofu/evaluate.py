@@ -10,9 +10,10 @@ from pydantic import Field
 
 from pipeline.benchmarks import degenerate_answers as answers
 from pipeline.benchmarks import privacy, requests
-from pipeline.benchmarks.base import Cost, Example, Metric, Requests, avg_loss, generation, of_set, read_rows, where
+from pipeline.benchmarks.base import Cost, Example, Metric, Requests, avg_loss, generation, of_set, where
 from pipeline.benchmarks.privacy import HOLDOUT, OPEN_UNLEARNING, UNENDED, LeakOptions
 from pipeline.data.errors import DataError
+from pipeline.data.json_files import read_rows
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
 from pipeline.metrics.probability import normalised_probability, probability, share
 from pipeline.metrics.text import rouge_recall
@@ -216,8 +217,8 @@ class Tofu:
             scored += 2 * forget_rows * (1 + 3)
         return Cost(scored, forget_rows + 400 + 217, options.max_new_tokens)
 
-    def questions(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
-        return requests.questions(self.items(data, options, tokenizer), data, vocabulary)
+    def requests(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
+        return requests.requests_of(self.items(data, options, tokenizer), data, vocabulary)
 
     def items(self, data: Path, options: TofuOptions, tokenizer: Tokenizer) -> list[requests.Instance]:
         """All rows of ``data/evaluation/<set>.jsonl``. Every target, paraphrased answers included, follows the original

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from pipeline.__main__ import main
-from pipeline.benchmarks.base import read_rows
 from pipeline.commands import evaluate
 from pipeline.config.checks import CONFIGS
+from pipeline.data.json_files import read_rows
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import train
 from pipeline.specs import EvaluateSpec, FetchDataSpec, FetchSpec, PrepareSpec

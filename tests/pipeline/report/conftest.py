@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.benchmarks.base import SCHEMA
-from pipeline.report import main
+from pipeline.benchmarks.records import SCHEMA
+from pipeline.report.__main__ import main
 from pipeline.specs import ReportSpec
 
 GOOD = {"forget_quality": 0.25, "model_utility": 0.5, "forget_probability": 0.125, "forget_truth_ratio": 0.75}
@@ -69,8 +69,19 @@ class Bench:
                 "split": "forget10",
                 "seed": seed,
                 "metrics": {**GOOD, **values} if metrics is None else metrics,
-                "settings": {},
-                "provenance": {"examples_sha256": f"hash of {model}"},
+                "settings": {
+                    "options": {"family": "tofu"},
+                    "decoding": "greedy",
+                    "precision": "fp32",
+                    "examples": {},
+                    "data_sha256": {},
+                },
+                "provenance": {
+                    "checkpoint": "checkpoint",
+                    "data": "data",
+                    "retain_evaluation": None,
+                    "examples_sha256": f"hash of {model}",
+                },
             },
         )
         times = {"startup_seconds": 1.5, "work_seconds": 2.0, "write_seconds": 0.5}

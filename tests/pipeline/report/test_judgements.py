@@ -7,7 +7,9 @@ import io
 
 import pytest
 
+from pipeline.data.json_files import read_object
 from pipeline.judging import rubric
+from pipeline.judging.records import SCHEMA
 from pipeline.report import read
 from tests.pipeline.report.conftest import Bench, dump
 
@@ -18,8 +20,9 @@ def judged(bench: Bench, number: int, flags: tuple[str, ...] = (), **values: flo
     """Have the ``number``-th model of the report judged."""
     entry = bench.spec["entries"][number]
     folder = bench.root / "judge" / entry["model_id"]
-    found = {"schema": rubric.SCHEMA, "model": entry["model_id"], "benchmark": "mini", "split": "forget10"}
-    found |= {"metrics": METRICS | values, "settings": {"model": "the-judge"}, "rubric": {"version": 1}, "counts": {}}
+    found = {"schema": SCHEMA, "model": entry["model_id"], "benchmark": "mini", "split": "forget10"}
+    found |= {"seed": None, "metrics": METRICS | values, "settings": {"model": "the-judge"}, "provenance": {}}
+    found |= {"rubric": {"version": 1}, "counts": {}}
     dump(folder / "judgement.json", found)
     times = {"startup_seconds": 1.0, "work_seconds": 62.0, "write_seconds": 0.0}
     dump(folder / "summary.json", {**times, "flags": list(flags)})
@@ -60,18 +63,18 @@ def test_a_report_without_a_judge_says_nothing_of_one(bench: Bench) -> None:
 def test_the_judges_time_and_flags_are_the_models(report: Bench) -> None:
     groups = read.load(report.read())
     assert read.judges(groups) == ["the-judge"]
-    steps = [(stage.name, stage.step) for stage in read.stages(report.read(), groups)]
+    steps = [(stage.name, stage.step) for stage in read.timings(report.read(), groups)]
     assert steps.index(("npo", "judge")) > steps.index(("ga", "evaluate"))
     assert "12 of 40 judgements failed" in groups[-1].notes()
     assert groups[-1].sound  # a judge that fails says nothing about the model
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"model": "other"}, "'model' is \"other\""), ({"metrics": {"judge_hm": "x"}}, "judge_hm")]
+    ("change", "message"), [({"model": "other"}, "model is 'other'"), ({"metrics": {"judge_hm": "x"}}, "judge_hm")]
 )
 def test_a_judgement_that_does_not_fit(report: Bench, change: dict, message: str) -> None:
     path = report.root / "judge" / "npo" / "judgement.json"
-    dump(path, read.read_object(path) | change)
+    dump(path, read_object(path) | change)
     with pytest.raises(ValueError, match=message) as error:
         read.load(report.read())
     assert str(path) in str(error.value)

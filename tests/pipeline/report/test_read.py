@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 
 import pytest
 
+from pipeline.data.errors import DataError
 from pipeline.report import read
 
 
@@ -27,26 +29,21 @@ def folders(bench):
 @pytest.mark.parametrize(
     ("change_to", "message"),
     [
-        ({"metrics": "many"}, "'metrics' must be an object, is \"many\""),
-        ({"metrics": {"model_utility": "0.5"}}, "'metrics.model_utility' must be a number or null, is \"0.5\""),
-        ({"metrics": {"model_utility": True}}, "'metrics.model_utility' must be a number or null, is true"),
-        ({"schema": 1}, "'schema' is 1, the report's specification says 2"),
-        ({"model": "other"}, "'model' is \"other\", the report's specification says 'npo'"),
-        ({"split": "forget01"}, "'split' is \"forget01\", the report's specification says 'forget10'"),
+        ({"metrics": "many"}, r"metrics: .*'many'"),
+        ({"metrics": {"model_utility": "0.5"}}, r"metrics\.model_utility.*: .*'0\.5'"),
+        ({"metrics": {"model_utility": True}}, r"metrics\.model_utility.*: .*True"),
+        ({"metrics": ...}, "metrics: .*required"),
+        ({"schema": 1}, "schema: .*2.* 1"),
+        ({"model": "other"}, "model is 'other'.*'npo'"),
+        ({"split": "forget01"}, "split is 'forget01'.*'forget10'"),
     ],
 )
 def test_evaluation_that_will_not_do(bench, folders, change_to, message):
     change(folders[0] / "evaluation.json", **change_to)
     with pytest.raises(ValueError) as error:
         read.load(bench.read())
-    assert str(error.value) == f"{folders[0] / 'evaluation.json'}: {message}"
-
-
-def test_evaluation_without_metrics(bench, folders):
-    path = folders[0] / "evaluation.json"
-    path.write_text(json.dumps({"schema": 2, "model": "npo", "benchmark": "mini", "split": "forget10"}))
-    with pytest.raises(ValueError, match=r"evaluation.json: 'metrics' is missing"):
-        read.load(bench.read())
+    said = str(error.value)
+    assert said.startswith(f"{folders[0] / 'evaluation.json'}: ") and re.search(message, said)
 
 
 @pytest.mark.parametrize(
@@ -64,16 +61,16 @@ def test_missing_file(bench, folders, name):
     folder, file = name.split("/")
     path = folders[0 if folder == "evaluation" else 1] / file
     path.unlink()
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(DataError) as error:
         read.load(bench.read())
-    assert str(error.value) == f"{path}: there is no such file"
+    assert str(error.value).startswith(f"{path}: cannot be read")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"work_seconds": None}, "'work_seconds' must be a number, is null"),
-        ({"flags": "collapsed"}, "'flags' must be a list, is \"collapsed\""),
+        ({"flags": "collapsed"}, "'flags' must be a list of texts, is \"collapsed\""),
         ({"flags": [1]}, "'flags' must be a list of texts, is [1]"),
     ],
 )
@@ -113,7 +110,7 @@ def test_a_model_that_was_not_trained_here_is_listed_under_the_step_that_made_it
     bench.spec["entries"][-1] |= {"kind": "target", "method": None}
     (folders[1] / "steps.jsonl").unlink()  # a published checkpoint has none
     npo = next(r for group in read.load(bench.read()) for r in group.results if r.entry.model_id == "npo")
-    assert [stage.step for stage in npo.stages] == ["fetch", "evaluate"] and npo.steps is None
+    assert [stage.step for stage in npo.timings] == ["fetch", "evaluate"] and npo.steps is None
 
 
 def test_the_program_prints_the_error_and_fails(bench, folders):
@@ -122,7 +119,7 @@ def test_the_program_prints_the_error_and_fails(bench, folders):
     spec.write_text(json.dumps(bench.spec))
     done = subprocess.run([sys.executable, "-m", "pipeline.report", str(spec)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f"error: {folders[1] / 'provenance.json'}: there is no such file\n"
+    assert done.stderr.startswith(f"error: {folders[1] / 'provenance.json'}: ") and done.stderr.count("\n") == 1
     assert not (bench.root / "report").exists()
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from pipeline.report import main
+from pipeline.report.__main__ import main
 from tests.pipeline.report.conftest import Bench, dump
 
 

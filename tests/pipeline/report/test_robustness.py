@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline.report import main
+from pipeline.report.__main__ import main
 from pipeline.specs import ReportSpec
 from tests.pipeline.report.conftest import GOOD, Bench, dump
 

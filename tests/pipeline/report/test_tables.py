@@ -10,7 +10,8 @@ import statistics
 import pytest
 
 from pipeline.benchmarks.tofu.evaluate import FAMILY, TofuOptions
-from pipeline.report import main, read, tables
+from pipeline.report import read, tables
+from pipeline.report.__main__ import main
 
 METRICS = FAMILY.metrics(TofuOptions())
 

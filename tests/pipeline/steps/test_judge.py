@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.benchmarks.records import EvaluationRecord, Provenance, Settings
 from pipeline.data.errors import DataError
 from pipeline.judging import endpoint, rubric
 from pipeline.judging.asking import content_key
 from pipeline.judging.endpoint import KeyMissing
+from pipeline.judging.records import JudgementRecord
 from pipeline.judging.settings import JudgeSettings
 from pipeline.launch.__main__ import as_yaml
 from pipeline.specs import JudgeSpec
@@ -133,8 +135,16 @@ def evaluation(folder: Path, examples: list[dict[str, Any]] = EXAMPLES) -> Path:
     text = "".join(json.dumps(each) + "\n" for each in examples)
     (folder / "examples.jsonl").write_text(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    found = {"model": "npo-seed-0", "benchmark": "mini", "split": "forget10"}
-    (folder / "evaluation.json").write_text(json.dumps({**found, "provenance": {"examples_sha256": digest}}))
+    EvaluationRecord(
+        schema=2,
+        model="npo-seed-0",
+        benchmark="mini",
+        split="forget10",
+        seed=0,
+        metrics={},
+        settings=Settings(options={"family": "tofu"}, decoding="greedy", precision="fp32", examples={}, data_sha256={}),
+        provenance=Provenance(checkpoint="c", data="d", retain_evaluation=None, examples_sha256=digest),
+    ).write(folder / "evaluation.json")
     return folder
 
 
@@ -162,20 +172,20 @@ def lines(spec: JudgeSpec) -> list[dict[str, Any]]:
 def test_good_answers(server: Server, tmp_path: Path) -> None:
     spec = specification(tmp_path, server.url)
     found = judge.judge(spec)
-    assert json.loads((spec.output / "judgement.json").read_text()) == found
+    assert JudgementRecord.read(spec.output / "judgement.json") == found
     leakage, accuracy, quality = 1.0, 2.0, statistics.fmean([1, 2, 1])
     whole = 3 / (1 / (1 - leakage / 2) + 1 / (accuracy / 2) + 1 / (quality / 2))
-    assert found["metrics"] == {
+    assert found.metrics == {
         "judge_forget_leakage": leakage,
         "judge_retain_accuracy": accuracy,
         "judge_quality_forget": quality,
         "judge_quality_retain": quality,
         "judge_hm": pytest.approx(whole, rel=1e-12),
     }
-    assert found["metrics"] == rubric.metrics(lines(spec), 0.9)  # from the raw lines alone
-    counts = found["counts"]
+    assert found.metrics == rubric.metrics(lines(spec), 0.9)  # from the raw lines alone
+    counts = found.counts
     assert (counts["asked"], counts["requests"], counts["cached"], counts["failed"]) == (QUESTIONS, QUESTIONS, 0, 0)
-    assert found["settings"]["answered_by"] == ["judge-2026-01-01"] and found["rubric"]["sha256"] == rubric.SHA256
+    assert found.settings["answered_by"] == ["judge-2026-01-01"] and found.rubric["sha256"] == rubric.SHA256
     assert json.loads((spec.output / "summary.json").read_text())["flags"] == []
     assert set(server.paths) == {"/v1/chat/completions"}
     assert not any("Authorization" in headers for headers in server.headers)
@@ -202,8 +212,8 @@ def test_what_was_answered_is_not_asked_again(server: Server, tmp_path: Path) ->
     before = len(server.requests)
     again = judge.judge(spec)
     assert len(server.requests) == before
-    assert (again["counts"]["asked"], again["counts"]["cached"], again["counts"]["requests"]) == (0, QUESTIONS, 0)
-    assert again["metrics"] == first["metrics"] and (spec.output / "judgements.jsonl").read_bytes() == raw
+    assert (again.counts["asked"], again.counts["cached"], again.counts["requests"]) == (0, QUESTIONS, 0)
+    assert again.metrics == first.metrics and (spec.output / "judgements.jsonl").read_bytes() == raw
     # Another model whose answers are partly the same costs only what is new.
     evaluation(tmp_path / "evaluation", [*EXAMPLES[1:], example("forget", 0, "something new")])
     judge.judge(spec)
@@ -224,7 +234,7 @@ def test_a_broken_file_of_the_cache_is_asked_again(server: Server, tmp_path: Pat
     kept[0].write_text("{")
     kept[1].write_text(json.dumps({**json.loads(kept[1].read_text()), "answer": "score: 2"}))
     found = judge.judge(spec)
-    assert (found["counts"]["asked"], found["counts"]["cached"]) == (2, QUESTIONS - 2)
+    assert (found.counts["asked"], found.counts["cached"]) == (2, QUESTIONS - 2)
 
 
 def test_a_run_that_was_killed_goes_on(server: Server, tmp_path: Path) -> None:
@@ -247,7 +257,7 @@ def test_a_run_that_was_killed_goes_on(server: Server, tmp_path: Path) -> None:
     assert len(server.requests) == 6 and not spec.output.exists()
     server.script = good
     found = judge.judge(spec)
-    assert (found["counts"]["cached"], found["counts"]["asked"]) == (5, QUESTIONS - 5)
+    assert (found.counts["cached"], found.counts["asked"]) == (5, QUESTIONS - 5)
 
 
 def test_an_environment_in_which_nothing_connects(
@@ -256,7 +266,7 @@ def test_an_environment_in_which_nothing_connects(
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
     monkeypatch.setenv("HTTP_PROXY", "nonsense://here")
     found = judge.judge(specification(tmp_path, server.url))
-    assert found["counts"]["failures"] == {"not asked": QUESTIONS} and found["counts"]["requests"] == 0
+    assert found.counts["failures"] == {"not asked": QUESTIONS} and found.counts["requests"] == 0
 
 
 def test_equal_questions_are_asked_once(server: Server, tmp_path: Path) -> None:
@@ -264,7 +274,7 @@ def test_equal_questions_are_asked_once(server: Server, tmp_path: Path) -> None:
     spec = specification(tmp_path / "x", server.url)
     evaluation(tmp_path / "x" / "evaluation", twins)
     found = judge.judge(spec)
-    assert found["counts"]["judgements"] == 16 and len(server.requests) == found["counts"]["different_questions"] == 4
+    assert found.counts["judgements"] == 16 and len(server.requests) == found.counts["different_questions"] == 4
 
 
 def test_an_empty_answer_needs_no_judge(server: Server, tmp_path: Path) -> None:
@@ -273,8 +283,8 @@ def test_an_empty_answer_needs_no_judge(server: Server, tmp_path: Path) -> None:
         tmp_path / "evaluation", [example(set_, index, " \n") for set_ in ("forget", "retain") for index in (0, 1)]
     )
     found = judge.judge(spec)
-    assert not server.requests and found["counts"]["by_rule"] == 8 and found["counts"]["failed"] == 0
-    assert set(found["metrics"].values()) == {0.0}
+    assert not server.requests and found.counts["by_rule"] == 8 and found.counts["failed"] == 0
+    assert set(found.metrics.values()) == {0.0}
     assert {(line["by"], line["score"], line["answer"]) for line in lines(spec)} == {("rule", 0, None)}
 
 
@@ -285,7 +295,7 @@ def test_the_same_examples_of_every_model(server: Server, tmp_path: Path) -> Non
     for number, examples in enumerate((many, others)):
         spec = specification(tmp_path / str(number), server.url, max_examples=7)
         evaluation(spec.evaluation, examples)
-        assert judge.judge(spec)["counts"]["judgements"] == 4 * 7
+        assert judge.judge(spec).counts["judgements"] == 4 * 7
         picked.append({(line["set"], line["index"]) for line in lines(spec)})
     assert picked[0] == picked[1]
     assert {index for _, index in picked[0]} - set(range(7))  # not just the first ones
@@ -348,17 +358,17 @@ def test_texts_that_no_file_can_hold(server: Server, tmp_path: Path) -> None:
     evaluation(tmp_path / "evaluation", [example(set_, 0, "half \ud83d a pair") for set_ in ("forget", "retain")])
     server.script = lambda number, request: completion('{"score": 1, "reason": "\\ud800"}', model="\udfff")
     spec = specification(tmp_path, server.url)
-    assert judge.judge(spec)["counts"]["failed"] == 0
+    assert judge.judge(spec).counts["failed"] == 0
     assert {line["reason"] for line in lines(spec)} == {"?"}
     server.script = lambda number, request: completion("\ud800")
     again = spec.model_copy(update={"cache": tmp_path / "other"})
-    assert judge.judge(again)["counts"]["failed"] == 4
+    assert judge.judge(again).counts["failed"] == 4
 
 
 def test_an_unreadable_answer_is_asked_for_once_more(server: Server, tmp_path: Path) -> None:
     server.script = lambda number, request: completion("Two!") if len(request["messages"]) == 2 else verdict(2)
     found = judge.judge(specification(tmp_path, server.url))
-    assert found["counts"]["failed"] == 0 and len(server.requests) == 2 * QUESTIONS
+    assert found.counts["failed"] == 0 and len(server.requests) == 2 * QUESTIONS
     again = next(request for request in server.requests if len(request["messages"]) == 4)
     assert again["messages"][2] == {"role": "assistant", "content": "Two!"}
     assert again["messages"][3] == {"role": "user", "content": rubric.REMINDER}
@@ -371,15 +381,15 @@ def test_nonsense_is_counted_and_its_text_kept(server: Server, tmp_path: Path, a
     server.script = lambda number, request: answer
     spec = specification(tmp_path, server.url, give_up_after=1000)
     found = judge.judge(spec)
-    assert found["counts"]["failed"] == QUESTIONS and found["counts"]["failures"] == {"unreadable answer": QUESTIONS}
+    assert found.counts["failed"] == QUESTIONS and found.counts["failures"] == {"unreadable answer": QUESTIONS}
     assert len(server.requests) == 2 * QUESTIONS
-    assert set(found["metrics"].values()) == {None}
+    assert set(found.metrics.values()) == {None}
     text = "two" if answer == completion("two") else answer[2]
     assert {line["answer"] for line in lines(spec)} == {text}
     assert json.loads((spec.output / "summary.json").read_text())["flags"] == ["12 of 12 judgements failed"]
     assert not (tmp_path / "cache").exists()  # a later run asks again
     server.script = good
-    assert judge.judge(spec)["counts"]["failed"] == 0
+    assert judge.judge(spec).counts["failed"] == 0
 
 
 def test_an_endless_answer_is_not_read_to_its_end(
@@ -399,17 +409,17 @@ def test_some_failures_leave_a_metric_of_the_others(server: Server, tmp_path: Pa
 
     server.script = script
     lenient = judge.judge(specification(tmp_path, server.url, min_answered=0.5))
-    assert lenient["metrics"]["judge_forget_leakage"] == 1.0
-    assert lenient["counts"]["answered"]["judge_forget_leakage"] == {"judgements": 3, "answered": 2}
+    assert lenient.metrics["judge_forget_leakage"] == 1.0
+    assert lenient.counts["answered"]["judge_forget_leakage"] == {"judgements": 3, "answered": 2}
     strict = judge.judge(specification(tmp_path, server.url))  # two of three are less than nine tenths
-    assert strict["metrics"]["judge_forget_leakage"] is None and strict["metrics"]["judge_hm"] is None
-    assert strict["metrics"]["judge_retain_accuracy"] == 2.0
+    assert strict.metrics["judge_forget_leakage"] is None and strict.metrics["judge_hm"] is None
+    assert strict.metrics["judge_retain_accuracy"] == 2.0
 
 
 def test_500_then_good(server: Server, tmp_path: Path) -> None:
     server.script = lambda number, request: (500, {}, "oh") if number <= 2 else good(number, request)
     found = judge.judge(specification(tmp_path, server.url))
-    assert found["counts"]["failed"] == 0 and found["counts"]["requests"] == QUESTIONS + 2 == len(server.requests)
+    assert found.counts["failed"] == 0 and found.counts["requests"] == QUESTIONS + 2 == len(server.requests)
 
 
 @pytest.mark.parametrize("dated", [False, True])
@@ -420,15 +430,15 @@ def test_429_waits_as_long_as_it_is_told(server: Server, tmp_path: Path, dated: 
 
     server.script = script
     found = judge.judge(specification(tmp_path, server.url, concurrency=1))
-    assert found["counts"]["failed"] == 0 and found["counts"]["requests"] == QUESTIONS + 1
+    assert found.counts["failed"] == 0 and found.counts["requests"] == QUESTIONS + 1
     assert server.at[1] - server.at[0] >= 0.5
 
 
 def test_a_wait_of_an_hour_is_not_waited_for(server: Server, tmp_path: Path) -> None:
     server.script = lambda number, request: (429, {"Retry-After": "3600"}, "out of quota")
     found = judge.judge(specification(tmp_path, server.url, give_up_after=3, concurrency=1))
-    assert found["counts"]["requests"] == 3
-    assert found["counts"]["failures"] == {"not asked": QUESTIONS - 3, "status 429": 3}
+    assert found.counts["requests"] == 3
+    assert found.counts["failures"] == {"not asked": QUESTIONS - 3, "status 429": 3}
 
 
 def test_a_server_that_hangs(server: Server, tmp_path: Path) -> None:
@@ -440,8 +450,8 @@ def test_a_server_that_hangs(server: Server, tmp_path: Path) -> None:
     before = time.monotonic()
     found = judge.judge(specification(tmp_path, server.url, timeout_seconds=0.2, give_up_after=8))
     assert time.monotonic() - before < 18
-    assert found["counts"]["failed"] == QUESTIONS and found["counts"]["requests"] <= 8 + 4
-    assert set(found["counts"]["failures"]) <= {"timeout", "given up", "not asked"}
+    assert found.counts["failed"] == QUESTIONS and found.counts["requests"] <= 8 + 4
+    assert set(found.counts["failures"]) <= {"timeout", "given up", "not asked"}
     assert {line["failure"] for line in lines(specification(tmp_path, server.url))} >= {
         "not asked: timeout: no answer in 0.2 s (8 requests failed in a row)"
     }
@@ -455,8 +465,8 @@ def test_nobody_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     path = tmp_path / "spec.yaml"
     path.write_text(as_yaml(spec))
     assert judge.main([str(path)]) is None  # the step ends well
-    found = json.loads((spec.output / "judgement.json").read_text())
-    assert set(found["metrics"].values()) == {None} and found["counts"]["failed"] == QUESTIONS
+    found = JudgementRecord.read(spec.output / "judgement.json")
+    assert set(found.metrics.values()) == {None} and found.counts["failed"] == QUESTIONS
     assert "not reached: ConnectError" in capsys.readouterr().err
 
 
@@ -464,21 +474,21 @@ def test_nobody_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_what_no_other_request_would_mend_ends_the_asking(server: Server, tmp_path: Path, status: int) -> None:
     server.script = lambda number, request: (status, {}, "no")
     found = judge.judge(specification(tmp_path, server.url, concurrency=1))
-    assert len(server.requests) == 1 and found["counts"]["failed"] == QUESTIONS
+    assert len(server.requests) == 1 and found.counts["failed"] == QUESTIONS
 
 
 def test_a_request_that_is_refused_is_not_sent_again(server: Server, tmp_path: Path) -> None:
     server.script = lambda number, request: (400, {}, "no temperature") if number == 1 else good(number, request)
     spec = specification(tmp_path, server.url, min_answered=0.5)
     found = judge.judge(spec)
-    assert found["counts"]["failures"] == {"status 400": 1} and len(server.requests) == QUESTIONS
+    assert found.counts["failures"] == {"status 400": 1} and len(server.requests) == QUESTIONS
     assert "status 400: no temperature" in {line["failure"] for line in lines(spec)}
 
 
 def test_a_redirect_is_not_followed(server: Server, tmp_path: Path) -> None:
     server.script = lambda number, request: (307, {"Location": f"{server.url}/elsewhere"}, "")
     found = judge.judge(specification(tmp_path, server.url))
-    assert found["counts"]["failures"] == {"status 307": QUESTIONS} and set(server.paths) == {"/v1/chat/completions"}
+    assert found.counts["failures"] == {"status 307": QUESTIONS} and set(server.paths) == {"/v1/chat/completions"}
 
 
 def test_so_many_requests_at_a_time(server: Server, tmp_path: Path) -> None:
@@ -491,7 +501,7 @@ def test_so_many_requests_at_a_time(server: Server, tmp_path: Path) -> None:
 
     server.script = script
     found = judge.judge(specification(tmp_path, server.url, concurrency=3))
-    assert found["counts"]["requests"] == QUESTIONS and server.most_at_once == 3
+    assert found.counts["requests"] == QUESTIONS and server.most_at_once == 3
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -553,7 +563,7 @@ def test_settings_that_are_refused(key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": "forget01"}, "split is 'forget10', but answers of 'forget01'"),
+        ({"split": "forget01"}, "split is 'forget10'.*'forget01'"),
         ({"model_id": "ga"}, "model is 'npo-seed-0'"),
         ({"sets": {"forget": "knowmem_forget", "retain": "retain"}}, "no examples of set 'knowmem_forget'"),
         ({"evaluation": Path("absent")}, "absent/evaluation.json: cannot be read"),

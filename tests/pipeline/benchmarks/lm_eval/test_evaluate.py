@@ -122,7 +122,7 @@ def options(local: Path, *tasks: str, **more: Any) -> TasksOptions:
 
 
 def run(given: TasksOptions, oracle: Oracle, data: Path = Path("none")) -> list[dict[str, Any]]:
-    examples = FAMILY.questions(data, given, oracle.tokenizer, 517)(oracle)
+    examples = FAMILY.requests(data, given, oracle.tokenizer, 517)(oracle)
     text = "".join(json.dumps(example, allow_nan=False) + "\n" for example in examples)
     assert SECRET not in text and "strap" not in text
     return [json.loads(line) for line in text.splitlines()]
@@ -392,7 +392,7 @@ def test_real_mmlu_beside_hflm(real_data: Path, tmp_path: Path) -> None:
     stories = real_data / "models" / "stories260K"
     tokenizer = Tokenizer.load(stories)
     runtime = Runtime.model_validate({"device": "cpu"})
-    ask = FAMILY.questions(tmp_path, given, tokenizer, 512)
+    ask = FAMILY.requests(tmp_path, given, tokenizer, 512)
     with megatron_engine(stories, runtime, tokenizer, 4096, None) as engine:
         examples = ask(engine)
 

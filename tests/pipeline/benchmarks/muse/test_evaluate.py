@@ -306,7 +306,7 @@ def asked(
     for name, row in rows.items():
         (folder / "evaluation" / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     model = Model(context)
-    return model, FAMILY.questions(folder, options, Letters(), 2000)(model)
+    return model, FAMILY.requests(folder, options, Letters(), 2000)(model)
 
 
 def ids(text: str) -> list[int]:
@@ -380,4 +380,4 @@ def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     asked(tmp_path, PLAIN)
     (tmp_path / "evaluation" / "verbmem.jsonl").write_text("")
     with pytest.raises(DataError, match=r"verbmem\.jsonl: no rows"):
-        FAMILY.questions(tmp_path, PLAIN, SimpleNamespace(), 10)
+        FAMILY.requests(tmp_path, PLAIN, SimpleNamespace(), 10)

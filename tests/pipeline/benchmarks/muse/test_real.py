@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.benchmarks.base import read_rows
 from pipeline.data.chunking import chunks
+from pipeline.data.json_files import read_rows
 from pipeline.data.settings import FolderSource, FolderTokenizer
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import Tokenizer, train

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.benchmarks.base import read_rows
 from pipeline.benchmarks.tofu.data import DATA, RETAIN_SPLITS
 from pipeline.data.errors import DataError
+from pipeline.data.json_files import read_rows
 from pipeline.data.settings import FolderSource, SyntheticSource
 from pipeline.specs import PrepareSpec
 from pipeline.steps.prepare import prepare

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.benchmarks.lm_eval.load import snapshot_of
 from pipeline.data.errors import DataError
-from pipeline.steps import fetch_datasets
+from pipeline.steps import fetch_data
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,7 +37,7 @@ def spec(tmp_path: Path, **datasets: str) -> Path:
 
 
 def test_what_is_there_is_written_down_and_found_again(cache: Path, tmp_path: Path) -> None:
-    fetch_datasets.main([str(spec(tmp_path, gongs="main"))])
+    fetch_data.main([str(spec(tmp_path, gongs="main"))])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["datasets"] == {"cais/gongs": {"requested_revision": "main", "revision": COMMIT}}
     assert snapshot_of("cais/gongs", "main", "gongs") == cache / "snapshots" / COMMIT
@@ -47,7 +47,7 @@ def test_what_is_not_there_is_said_and_leaves_no_manifest(cache: Path, tmp_path:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{}")
     with pytest.raises(SystemExit, match=r"hub: dataset 'cais/bells' at revision 'main': HF_HUB_OFFLINE is set"):
-        fetch_datasets.main([str(spec(tmp_path, gongs="main", bells="main"))])
+        fetch_data.main([str(spec(tmp_path, gongs="main", bells="main"))])
     assert not (tmp_path / "out" / "manifest.json").exists()
     with pytest.raises(DataError, match=r"task 'bells': data set 'cais/bells' at .* is not on this machine"):
         snapshot_of("cais/bells", "main", "bells")

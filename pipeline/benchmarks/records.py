@@ -1,0 +1,85 @@
+"""The record of an evaluation, ``evaluation.json``: the one place that says what it holds.
+
+A folder with this file is a complete evaluation. Beside it lies ``examples.jsonl``, the raw results from which the
+record's metrics were computed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from megatron_ext.schema import Strict
+from pipeline.data.cache import sha256
+from pipeline.data.errors import DataError
+from pipeline.data.json_files import Record, Row, read_rows
+
+SCHEMA = 2
+EVALUATION = "evaluation.json"
+EXAMPLES = "examples.jsonl"
+
+
+class Settings(Strict):
+    """What decided the metrics beside the model.
+
+    Attributes:
+        options: settings of the benchmark family, its name under ``family``
+        decoding: how answers were generated
+        precision: number format of the model, ``fp32`` or ``bf16``
+        examples: number of examples by evaluated set
+        data_sha256: SHA-256 of each evaluated set's file in the prepared folder
+    """
+
+    options: dict[str, Any]
+    decoding: str
+    precision: str
+    examples: dict[str, int]
+    data_sha256: dict[str, str]
+
+
+class Provenance(Strict):
+    """Where the evaluation came from: folders as they were given, and the SHA-256 of ``examples.jsonl``."""
+
+    checkpoint: str
+    data: str
+    retain_evaluation: str | None
+    examples_sha256: str
+
+
+class EvaluationRecord(Record):
+    """What ``evaluation.json`` holds; ``metrics`` maps a metric's key to its value, or to null where it has none."""
+
+    version: Literal[2] = Field(SCHEMA, alias="schema")
+    model: str
+    benchmark: str
+    split: str
+    seed: int | None
+    metrics: dict[str, int | float | None]
+    settings: Settings
+    provenance: Provenance
+
+
+def verified_examples(folder: Path, record: EvaluationRecord) -> list[Row]:
+    """The examples that lie in ``folder`` beside ``record``.
+
+    Raises:
+        DataError: the file is missing, is not the one that the metrics were computed from, or has a broken line
+    """
+    path = folder / EXAMPLES
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if digest != record.provenance.examples_sha256:
+        raise DataError(f"{path}: not the examples that {folder / EVALUATION} was computed from")
+    return read_rows(path)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether ``folder`` holds a record and the examples that it was computed from."""
+    try:
+        return sha256(folder / EXAMPLES) == EvaluationRecord.read(folder / EVALUATION).provenance.examples_sha256
+    except (OSError, DataError):
+        return False
