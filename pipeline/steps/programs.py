@@ -27,7 +27,7 @@ PROGRAMS = {
     "unlearn": "megatron_ext.steps.unlearn",
     "evaluate": "pipeline.steps.evaluate",
     "judge": "pipeline.steps.judge",
-    "report": "pipeline.report",
+    "report": "pipeline.report.__main__",
 }
 # Packages whose files are found at run time: a step runs the ones that its specification names.
 PLUG_INS = ("megatron_ext.losses", "megatron_ext.updates", "pipeline.benchmarks")
@@ -99,8 +99,6 @@ def _imports(name: str, path: Path) -> tuple[str, ...]:
             source = ".".join([*above, *([node.module] if node.module else [])])
             names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
     if path.name == "__init__.py":
-        main = path.with_name("__main__.py")
-        names += [f"{name}.__main__"] if main.is_file() and name in PROGRAMS.values() else []
         if name not in PLUG_INS and "pkgutil" in names:
             names += [f"{name}.{file.stem}" for file in sorted(path.parent.glob("*.py")) if file != path]
     return tuple(names)
