@@ -37,3 +37,15 @@ def test_what_a_page_names_is_there(page: Path) -> None:
         name for line in re.findall(r"(?:`|^    )make ((?:[a-z-]+ ?)+)", text, re.MULTILINE) for name in line.split()
     }
     assert named <= targets
+
+
+@pytest.mark.parametrize("name", ["README.md", "config/README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_a_link_leads_to_a_file_and_its_heading(name: str) -> None:
+    """Pages that `make docs` does not check, or not where the repository is browsed."""
+    page = ROOT / name
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
