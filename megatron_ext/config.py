@@ -1,8 +1,12 @@
-"""Settings that several programs share: layout, runtime, optimizer, schedule, batching."""
+"""Settings that several programs share: layout, runtime, optimizer, schedule, batching, trainable layers.
+
+This module imports neither torch nor megatron-core, so that planning can read it on a machine that has neither.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -31,6 +35,7 @@ class Layout(Strict):
 
     @property
     def ranks(self) -> int:
+        """How many ranks the layout needs."""
         return self.tensor * self.pipeline * self.data
 
     @model_validator(mode="after")
@@ -71,6 +76,8 @@ class Schedule(Strict):
 
 
 class Optimizer(Strict):
+    """AdamW or plain gradient descent, its learning rate over the run, and a bound on the direction's norm."""
+
     name: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -110,10 +117,14 @@ class Shares(Strict):
 
 
 class GlobalBatch(Strict):
+    """How many sequences an optimizer step takes."""
+
     global_batch: int = Field(ge=1, description="sequences of one optimizer step, over all ranks")
 
 
 class Batching(GlobalBatch):
+    """How many sequences an optimizer step and a forward pass take."""
+
     micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank")
 
 
@@ -130,6 +141,7 @@ class TrainableLayers(Strict):
 
     @property
     def trained_layers(self) -> list[int]:
+        """Decoder blocks that are trained, with the default filled in."""
         return self.layers_to_transform or list(range(max(0, self.up_to - 2), self.up_to + 1))
 
     @model_validator(mode="after")
@@ -148,16 +160,74 @@ def shared(settings: Strict, kind: type[Strict]) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in kind.model_fields}
 
 
+def even_split(layers: int, stages: int) -> list[int]:
+    """Decoder layers of each pipeline stage, as even as possible; earlier stages have the one layer more."""
+    each, longer = divmod(layers, stages)
+    return [each + (stage < longer) for stage in range(stages)]
+
+
+def pipeline_split(layers: int, layout: Layout, trainable_layers: TrainableLayers | None = None) -> list[int]:
+    """Decoder layers of each pipeline stage.
+
+    Args:
+        layers: Decoder layers of the whole model.
+        layout: Its ``pipeline_split`` is taken where it is given; otherwise layers are split evenly.
+        trainable_layers: With them, only the layers up to ``up_to`` are built, and always split evenly.
+
+    Raises:
+        ValueError: The layout's own split is not one number a stage that sum to ``layers``, or the model has no layer
+            ``up_to``, or fewer layers are built than there are stages.
+    """
+    if trainable_layers is not None:
+        built = trainable_layers.up_to + 1
+        if built > layers:
+            raise ValueError(
+                f"trainable_layers.up_to: {trainable_layers.up_to} is none of the model's {layers} layers "
+                f"(0 to {layers - 1})"
+            )
+        if built < layout.pipeline:
+            raise ValueError(f"trainable_layers: {built} layers are built, too few for {layout.pipeline} stages")
+        return even_split(built, layout.pipeline)
+    split = layout.pipeline_split
+    if split is None:
+        return even_split(layers, layout.pipeline)
+    if len(split) != layout.pipeline or sum(split) != layers:
+        raise ValueError(f"pipeline_split: {split} must be {layout.pipeline} numbers that sum to {layers} layers")
+    return list(split)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What an update rule is told of the run that it belongs to, to say what it does not work with.
+
+    Attributes:
+        optimizer: The run's optimizer, with its schedule.
+        precision: ``runtime.precision``.
+        warmup_epochs: Passes over the forget set during which the learning rate rises.
+        diagnostics: Whether the two gradients are kept apart for the step log.
+        topics: How many topics take turns.
+        forget_loss: The forget loss's ``name``.
+        retain_loss: The retain loss's ``name``; None where the method has none.
+    """
+
+    optimizer: Optimizer
+    precision: Literal["fp32", "bf16"]
+    warmup_epochs: float
+    diagnostics: bool
+    topics: int
+    forget_loss: str
+    retain_loss: str | None
+
+
 class Loader(yaml.SafeLoader):
     """YAML 1.2's numbers: ``1e-5`` is a float here, a string in YAML 1.1."""
 
 
 Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-
-
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
-
+# Which of a sequence's positions a loss sees: those that predict a labelled token, those whose own token is labelled,
+# or all of them.
 Positions = Literal["predicting", "labelled", "all"]

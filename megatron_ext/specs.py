@@ -21,6 +21,7 @@ from megatron_ext.config import (
     Loader,
     Optimisation,
     Optimizer,
+    RunSettings,
     Runtime,
     Shares,
     TrainableLayers,
@@ -257,7 +258,19 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
         if self.validation is not None and self.trainable_layers is not None:
             built = f"layers 0 to {self.trainable_layers.up_to} only, which give no probabilities; allowed: null"
             found.append(f"validation: is given, but the method's 'trainable_layers' builds {built}")
-        return found + self.rule.problems(self)
+        return found + self.rule.problems(self.run_settings())
+
+    def run_settings(self) -> RunSettings:
+        """What the rule is told of this run."""
+        return RunSettings(
+            optimizer=self.optimizer,
+            precision=self.runtime.precision,
+            warmup_epochs=self.warmup_epochs,
+            diagnostics=self.diagnostics,
+            topics=len(self.topics),
+            forget_loss=self.forget_loss.name,
+            retain_loss=None if self.retain_loss is None else self.retain_loss.name,
+        )
 
 
 def needed_files(forget: losses.Loss, rule: updates.Rule) -> list[str]:
@@ -281,9 +294,8 @@ def method_problems(
         if loss.sees == "hidden" and trainable_layers is None:
             found.append(f"trainable_layers: is missing, and the loss {loss.name!r} needs it")
         if loss.sees == "logits" and trainable_layers is not None:
-            found.append(
-                f"{key}: {loss.name!r} needs the whole model; with a scope, allowed are losses on hidden states"
-            )
+            allowed = "with 'trainable_layers', allowed are losses on hidden states"
+            found.append(f"{key}: {loss.name!r} needs the whole model; {allowed}")
         if key == "retain_loss" and (loss.needs_reference_logps or loss.needs_preferred_answers):
             found.append(f"{key}: {loss.name!r} is a forget loss: it needs what is made of the forget set only")
     if rule.needs_retain_reference_logps and (retain is None or retain.name != "nll"):

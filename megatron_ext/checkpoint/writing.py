@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_ext.checkpoint.folders import GENERATION, INDEX, SINGLE, TOKENIZER_FILES, copy_files, replacing
 from megatron_ext.checkpoint.mapping import Entry, entries, replicated, tensor_shapes
+from megatron_ext.distributed.collectives import barrier
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel
 
@@ -54,10 +55,7 @@ def on_first_rank(
     elif ranks.data_rank == 0:
         for _ in tensors:
             raise AssertionError("tensors arrive on world rank 0 only")
-    # A collective on the device, as torch's barrier does not say which device it means under NCCL.
-    done = torch.zeros(1, device=ranks.device)
-    dist.all_reduce(done)
-    done.item()  # under NCCL only this waits
+    barrier(ranks)
 
 
 def _write(

@@ -1,7 +1,6 @@
-"""Which sequences make up each optimizer step, and how they are dealt to data-parallel ranks.
+"""Sequences under one row numbering, dealt to data-parallel ranks and made into tensors.
 
-The global batch follows from ``(seed, step)`` alone: it is the same at every layout, and a resumed run needs no state
-of a data loader.
+A row is numbered over all files of a dataset. -1 stands for a row that only fills a micro-batch.
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ from megatron_ext.data.sequences import Sequences
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Right-padded sequences of one forward pass and the places that a loss looks at.
+    """Right-padded sequences of one forward pass, and the ``N`` positions that a loss sees.
 
-    ``tokens``: int64 ``[b, s]``. ``index``: int64 ``[n]``, positions in the flattened hidden states ``[s * b]``.
-    ``targets``: int64 ``[n]``, the tokens that are predicted there, or the last token itself where none follows.
-    ``sequence``: int64 ``[n]``, the row of each position. ``real``: bool ``[b]``, false for rows that only fill the
-    batch. ``reference_logps``: fp32 ``[b]`` or None.
+    Attributes:
+        tokens: int64 ``[B, S]``.
+        index: int64 ``[N]``, places of the positions in hidden states flattened to ``[S * B, H]``.
+        targets: int64 ``[N]``, the tokens that are predicted there, or the last token itself where none follows.
+        sequence: int64 ``[N]``, the row of each position.
+        real: bool ``[B]``, false for rows that only fill the batch.
+        reference_logps: fp32 ``[B]``, each sequence's log-probability under the model before unlearning.
     """
 
     tokens: torch.Tensor
@@ -36,7 +38,15 @@ class MicroBatch:
 
 
 class SequenceDataset:
-    """Sequences of one or several files under one row numbering, with an optional reference log-probability each."""
+    """Sequences of one or several files under one row numbering.
+
+    Attributes:
+        parts: The files' sequences.
+        starts: int64 ``[files + 1]``, the row that each file begins with.
+        lengths: int64 ``[rows]``, tokens of each row, prompt included.
+        label_counts: int64 ``[rows]``, labelled tokens of each row.
+        reference_logps: fp64 ``[rows]``, each row's log-probability under the model before unlearning, or None.
+    """
 
     def __init__(self, parts: Sequence[Sequences], reference_logps: np.ndarray | None = None) -> None:
         self.parts = list(parts)
@@ -49,13 +59,20 @@ class SequenceDataset:
         return int(self.starts[-1])
 
     def row(self, index: int) -> tuple[np.ndarray, int]:
+        """Token ids (int32) and prompt length of one row."""
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.parts[part].row(index - int(self.starts[part]))
 
     def micro_batches(self, rows: Sequence[int], size: int, data_rank: int, data_size: int) -> list[list[int]]:
-        """This data-parallel rank's micro-batches of the global batch ``rows``: equally many on every rank.
+        """This data-parallel rank's micro-batches of a global batch; equally many on every rank.
 
-        Rows are sorted by length and dealt so that ranks work on similar lengths at the same time; -1 fills up.
+        Rows are sorted by length and dealt so that ranks work on similar lengths at the same time.
+
+        Args:
+            rows: The global batch.
+            size: Rows of a micro-batch; -1 fills up.
+            data_rank: This rank's number among data-parallel ranks.
+            data_size: How many there are.
         """
         ordered = sorted(rows, key=lambda row: (-int(self.lengths[row]), row))
         slots = math.ceil(len(ordered) / (size * data_size)) * data_size
@@ -63,35 +80,43 @@ class SequenceDataset:
         return [ordered[slot * size : (slot + 1) * size] for slot in range(data_rank, slots, data_size)]
 
     def collate(
-        self, rows: Sequence[int], device: torch.device, where: Positions = "predicting", multiple: int = 1
+        self, rows: Sequence[int], device: torch.device, positions: Positions = "predicting", multiple: int = 1
     ) -> MicroBatch:
-        """Tensors of one micro-batch at the positions ``where`` (see ``losses.Loss``); -1 stands for a row without any.
+        """Tensors of one micro-batch.
 
-        Padded to its longest member, and from there to a multiple of ``multiple``.
+        Args:
+            rows: Row numbers; -1 stands for a row without any position, which only fills the batch.
+            device: Where the tensors go.
+            positions: Which positions of each sequence ``index``, ``targets`` and ``sequence`` list.
+            multiple: The padded length is a multiple of it; otherwise it is that of the longest sequence.
         """
-        real = [row for row in rows if row >= 0]
-        width = max((int(self.lengths[row]) for row in real), default=1)
-        width = math.ceil(width / multiple) * multiple
-        tokens = np.zeros((len(rows), width), np.int64)
-        index: list[np.ndarray] = [np.empty(0, np.int64)]
-        targets: list[np.ndarray] = [np.empty(0, np.int64)]
-        sequence: list[np.ndarray] = [np.empty(0, np.int64)]
+        longest = max((int(self.lengths[row]) for row in rows if row >= 0), default=1)
+        tokens_BS = np.zeros((len(rows), math.ceil(longest / multiple) * multiple), np.int64)
+        index, targets, sequence = [], [], []
         for place, row in enumerate(rows):
             if row < 0:
                 continue
             ids, prompt = self.row(row)
-            tokens[place, : len(ids)] = ids
-            first = {"predicting": prompt - 1, "labelled": prompt, "all": 0}[where]
-            positions = np.arange(first, len(ids) - (where == "predicting"), dtype=np.int64)
-            index.append(positions * len(rows) + place)
-            targets.append(ids[np.minimum(positions + 1, len(ids) - 1)].astype(np.int64))
-            sequence.append(np.full(len(positions), place, np.int64))
+            tokens_BS[place, : len(ids)] = ids
+            first = {"predicting": prompt - 1, "labelled": prompt, "all": 0}[positions]
+            places = np.arange(first, len(ids) - (positions == "predicting"), dtype=np.int64)
+            index.append(places * len(rows) + place)
+            targets.append(ids[np.minimum(places + 1, len(ids) - 1)].astype(np.int64))
+            sequence.append(np.full(len(places), place, np.int64))
         reference_logps = None
         if self.reference_logps is not None:
             values = [float(self.reference_logps[row]) if row >= 0 else 0.0 for row in rows]
             reference_logps = torch.tensor(values, dtype=torch.float32, device=device)
         return MicroBatch(
-            *(torch.from_numpy(a).to(device) for a in (tokens, *map(np.concatenate, (index, targets, sequence)))),
+            tokens=torch.from_numpy(tokens_BS).to(device),
+            index=_joined(index, device),
+            targets=_joined(targets, device),
+            sequence=_joined(sequence, device),
             real=torch.tensor([row >= 0 for row in rows], device=device),
             reference_logps=reference_logps,
         )
+
+
+def _joined(parts: list[np.ndarray], device: torch.device) -> torch.Tensor:
+    """int64 ``[N]``: the parts end to end, of which there may be none."""
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts])).to(device)

@@ -5,24 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
 
-_FORGET, _RETAIN, _MIXTURE, _WINDOW, _ALTERNATIVE = range(5)
+
+class _Stream(IntEnum):
+    """What a draw is for: a part of its seed, so that draws for different purposes are independent."""
+
+    FORGET = 0
+    RETAIN = 1
+    MIXTURE = 2
+    WINDOW = 3
+    PREFERRED_ANSWER = 4
 
 
 class Mixture:
     """Batches that hold a fixed share of each source; every source is walked in shuffled passes of its own.
 
     Shares are exact over time: after ``t`` steps source ``i`` has given ``floor(share_i * batch * t)`` rows (the
-    largest source what remains). With ``window`` > 1, the rows of that many steps are sorted by length before they
-    are cut into batches, and the batches shuffled, which saves padding.
+    largest source what remains).
     """
 
     def __init__(
         self, sizes: Mapping[str, int], shares: Mapping[str, float], batch: int, window: int, seed: int
     ) -> None:
+        """Describe the batches; nothing is drawn yet.
+
+        Args:
+            sizes: Rows of each source, in the order of the row numbering.
+            shares: Of each source its share of every batch; they sum to 1.
+            batch: Rows of a global batch.
+            window: Where it is above 1, the rows of that many steps are sorted by length before they are cut into
+                batches, and the batches shuffled, which saves padding.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: A batch has fewer rows than there are sources.
+        """
         self.names = sorted(shares, key=lambda name: (shares[name], name))
         self.sizes = [sizes[name] for name in self.names]
         self.starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
@@ -42,11 +63,11 @@ class Mixture:
             size, start = self.sizes[source], int(self.starts[self.names[source]])
             for position in range(begin, end):
                 turn, place = divmod(position, size)
-                rows.append(start + int(_permutation(size, self.seed, _MIXTURE, source, turn)[place]))
+                rows.append(start + int(_permutation(size, self.seed, _Stream.MIXTURE, source, turn)[place]))
         return rows
 
     def rows(self, step: int, lengths: np.ndarray) -> list[int]:
-        """Row numbers of the global batch of one step; ``lengths``: int ``[rows]``, tokens of each row."""
+        """Row numbers of the global batch of one step; ``lengths``: int64 ``[rows]``, tokens of each row."""
         if self.window == 1:
             return self._drawn(step)
         number, place = divmod(step, self.window)
@@ -55,9 +76,17 @@ class Mixture:
             rows = [row for i in range(first, first + self.window) for row in self._drawn(i)]
             rows.sort(key=lambda row: (int(lengths[row]), row))
             cut = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
-            order = np.random.default_rng([self.seed, _WINDOW, number]).permutation(len(cut))
+            order = np.random.default_rng([self.seed, _Stream.WINDOW, number]).permutation(len(cut))
             self._window = (number, [cut[i] for i in order])
         return self._window[1][place]
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """Row numbers of one step's global batch, of the forget set and of the retain set."""
+
+    forget: list[int]
+    retain: list[int]
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,13 @@ class ForgetRetainSampler:
     """Batches of forget rows, each beside as many retain rows drawn at random.
 
     An epoch is one shuffled pass over the forget set; its last batch may be smaller.
+
+    Attributes:
+        forget: Rows of the forget set.
+        retain: Rows of the retain set; 0 where the method has no retain loss.
+        batch: Forget rows of a global batch.
+        epochs: Passes over the forget set.
+        seed: Of the draws.
     """
 
     forget: int
@@ -75,10 +111,12 @@ class ForgetRetainSampler:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the forget set."""
         return math.ceil(self.forget / self.batch)
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of all passes, to the nearest whole number and at least one."""
         return max(1, round(self.epochs * self.steps_per_epoch))
 
     def epoch(self, step: int) -> float:
@@ -86,23 +124,35 @@ class ForgetRetainSampler:
         whole, place = divmod(step, self.steps_per_epoch)
         return whole + min(1.0, (place + 1) * self.batch / self.forget)
 
-    def rows(self, step: int) -> tuple[list[int], list[int]]:
-        """Forget and retain row numbers of one step."""
+    def rows(self, step: int) -> BatchRows:
+        """The global batch of one step. Retain rows are drawn without replacement where there are enough."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.forget, self.seed, _FORGET, 0, epoch)
+        order = _permutation(self.forget, self.seed, _Stream.FORGET, 0, epoch)
         forget = [int(i) for i in order[place * self.batch : (place + 1) * self.batch]]
         if self.retain == 0:
-            return forget, []
-        draw = np.random.default_rng([self.seed, _RETAIN, step])
+            return BatchRows(forget, [])
+        draw = np.random.default_rng([self.seed, _Stream.RETAIN, step])
         replace = self.retain < len(forget)
-        return forget, [int(i) for i in draw.choice(self.retain, size=len(forget), replace=replace)]
+        return BatchRows(forget, [int(i) for i in draw.choice(self.retain, size=len(forget), replace=replace)])
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose turn a step is: the topic's number, and the step's number among those of the topic."""
+
+    topic: int
+    step: int
 
 
 @dataclass(frozen=True)
 class TopicRoundRobin:
     """Topics in turn: step ``i`` takes the next batch of topic ``i mod n``; the shortest topic ends the run.
 
-    ``limit`` bounds the number of steps. One topic is the plain case.
+    One topic is the plain case.
+
+    Attributes:
+        topics: Each topic's batches.
+        limit: Bound on the steps over all topics.
     """
 
     topics: tuple[ForgetRetainSampler, ...]
@@ -110,30 +160,32 @@ class TopicRoundRobin:
 
     @property
     def steps(self) -> int:
-        whole = len(self.topics) * min(pairs.steps for pairs in self.topics)
+        """Optimizer steps of the run, over all topics."""
+        whole = len(self.topics) * min(topic.steps for topic in self.topics)
         return whole if self.limit is None else min(whole, self.limit)
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.topics) * min(pairs.steps_per_epoch for pairs in self.topics)
+        """Optimizer steps, over all topics, of one pass over the shortest topic's forget set."""
+        return len(self.topics) * min(topic.steps_per_epoch for topic in self.topics)
 
-    def at(self, step: int) -> tuple[int, int]:
-        """(topic, step of that topic)."""
-        return step % len(self.topics), step // len(self.topics)
+    def turn(self, step: int) -> Turn:
+        """Whose turn a step of the run is."""
+        return Turn(step % len(self.topics), step // len(self.topics))
 
     def epoch(self, step: int) -> float:
         """Passes over its topic's forget set that are complete after ``step``."""
-        topic, own = self.at(step)
-        return self.topics[topic].epoch(own)
+        turn = self.turn(step)
+        return self.topics[turn.topic].epoch(turn.step)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether ``step`` is the last of a pass over the shortest topic, or of the run."""
         return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.steps
 
 
-def alternative(seed: int, step: int, variants: int) -> int:
-    """Which of a forget row's ``variants`` alternative answers a step takes."""
-    return int(np.random.default_rng([seed, _ALTERNATIVE, step]).integers(variants))
+def preferred_answer(seed: int, step: int, variants: int) -> int:
+    """Which of each forget row's ``variants`` preferred answers a topic's own step takes: 0 to ``variants - 1``."""
+    return int(np.random.default_rng([seed, _Stream.PREFERRED_ANSWER, step]).integers(variants))
 
 
 @lru_cache(maxsize=16)

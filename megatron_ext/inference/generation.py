@@ -60,7 +60,7 @@ def generate(
     """
     import torch
 
-    from megatron_ext.distributed.collectives import over_data_ranks
+    from megatron_ext.distributed.collectives import sum_over_data_ranks
     from megatron_ext.inference import pipeline_forward
     from megatron_ext.inference.response_cache import recall
     from megatron_ext.model.families import family_of
@@ -72,8 +72,8 @@ def generate(
             raise ValueError(f"prompt {i}: has stops, but nothing tells where they appear")
         pipeline_forward.check_ids(model.hf_config, f"prompt {i}", request.prompt)
     context = family_of(model.hf_config).context(model.hf_config)
-    first, of = pipeline_forward.once(requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops))
-    distinct = [requests[i] for i in first]
+    unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops))
+    distinct = unique.items
     ends = sorted(end_ids)
     keys, found = recall(answers, "generate", [(r.prompt, r.max_new_tokens, r.stops, ends) for r in distinct])
     left = [i for i, answer in enumerate(found) if answer is None]
@@ -85,18 +85,18 @@ def generate(
     new = torch.zeros(len(distinct), max([limits[i] for i in left], default=0), dtype=torch.int64, device=ranks.device)
     stages = pipeline_forward.PipelineForward(model, ranks)
     with pipeline_forward.evaluating(model):
-        for batch in pipeline_forward.mine(batches, ranks, "generating", progress):
+        for batch in pipeline_forward.rank_batches(batches, ranks, "generating", progress):
             rows = _generate(stages, [distinct[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
             for i, row in zip(batch, rows, strict=True):
                 new[i, : len(row)] = torch.tensor(row, dtype=torch.int64) + 1
             if answers is not None:
                 answers.add([(keys[i], row) for i, row in zip(batch, rows, strict=True)])
         stages.finish()
-        over_data_ranks(new, ranks)
+        sum_over_data_ranks(new, ranks)
     rows = new.tolist()
     for i in left:
         found[i] = [token - 1 for token in rows[i] if token]
-    return [list(found[place]) for place in of]
+    return [list(found[place]) for place in unique.place_of]
 
 
 def _generate(

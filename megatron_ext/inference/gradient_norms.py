@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ext.checkpoint import mapping
-from megatron_ext.distributed.collectives import over_data_ranks
+from megatron_ext.distributed.collectives import sum_over_data_ranks
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
 from megatron_ext.inference import pipeline_forward
@@ -54,8 +54,8 @@ def gradient_norms(
         for part in ("prompt", "target"):
             pipeline_forward.check_ids(model.hf_config, f"request {i}: {part}", getattr(request, part))
         pipeline_forward.check_ids(model.hf_config, f"request {i}", [*request.prompt, *request.target])
-    first, of = pipeline_forward.once(requests, key=lambda r: (tuple(r.prompt), tuple(r.target)))
-    distinct = [requests[i] for i in first]
+    unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), tuple(r.target)))
+    distinct = unique.items
     keys, found = recall(answers, "gradient-norm", [(r.prompt, r.target) for r in distinct])
     left = [i for i, answer in enumerate(found) if answer is None]
     left.sort(key=lambda i: (-len(distinct[i].prompt) - len(distinct[i].target), i))
@@ -65,18 +65,18 @@ def gradient_norms(
 
     norms = torch.zeros(len(distinct), dtype=torch.float64, device=ranks.device)
     with _Gradients(model, ranks).taken() as norms_of:
-        for batch in pipeline_forward.mine(batches, ranks, "gradients", progress):
+        for batch in pipeline_forward.rank_batches(batches, ranks, "gradients", progress):
             norms[batch] = norms_of([distinct[i] for i in batch])
             if answers is not None:
                 answers.add([(keys[i], value) for i, value in zip(batch, norms[batch].tolist(), strict=True)])
     if left:
-        values = over_data_ranks(norms, ranks).tolist()
+        values = sum_over_data_ranks(norms, ranks).tolist()
         for i in left:
             found[i] = values[i]
-    for i, place in enumerate(of):
+    for i, place in enumerate(unique.place_of):
         if not 0 <= found[place] < float("inf"):
             raise ValueError(f"request {i}: the gradient's norm is {found[place]}")
-    return [found[place] for place in of]
+    return [found[place] for place in unique.place_of]
 
 
 class _Gradients:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,20 @@ from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel
 from megatron_ext.model.families import family_of
 
+T = TypeVar("T")
+
 
 def check_ids(hf_config: dict[str, Any], what: str, ids: Sequence[int]) -> None:
-    """Raise ``ValueError``, naming ``what``, unless ``ids`` is a sequence that the model can read."""
+    """Check that the model can read a sequence.
+
+    Args:
+        hf_config: The model's ``config.json``.
+        what: What an error calls the sequence.
+        ids: Token ids.
+
+    Raises:
+        ValueError: There are no ids, more than the model's context, or one that is not in its vocabulary.
+    """
     context, vocabulary = family_of(hf_config).context(hf_config), hf_config["vocab_size"]
     if not ids:
         raise ValueError(f"{what}: no tokens")
@@ -34,10 +46,17 @@ def check_ids(hf_config: dict[str, Any], what: str, ids: Sequence[int]) -> None:
 
 
 def plan(lengths: Sequence[int], token_budget: int, ranks: Ranks) -> list[list[int]]:
-    """Indices of ``lengths`` in batches of similar length, longest first, the same on every rank.
+    """Batches of sequences of similar length, longest first, the same on every rank.
 
-    Rows x longest of a batch is at most ``token_budget``, except that a batch has at least one row. No batch is so
-    large that a data-parallel rank or a pipeline stage would have nothing to do meanwhile.
+    No batch is so large that a data-parallel rank or a pipeline stage would have nothing to do meanwhile.
+
+    Args:
+        lengths: Tokens of each sequence.
+        token_budget: Bound on a batch's rows times its longest sequence; a batch has at least one row in any case.
+        ranks: Where this process stands.
+
+    Returns:
+        Of each batch the indices of its sequences in ``lengths``.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     share = -(-len(lengths) // (ranks.layout.data * ranks.layout.pipeline))
@@ -50,11 +69,11 @@ def plan(lengths: Sequence[int], token_budget: int, ranks: Ranks) -> list[list[i
     return batches
 
 
-def mine(batches: list[list[int]], ranks: Ranks, what: str, progress: bool) -> Iterator[list[int]]:
+def rank_batches(batches: list[list[T]], ranks: Ranks, title: str, progress: bool) -> Iterator[list[T]]:
     """This data-parallel rank's batches, with a progress bar in sequences on the first rank."""
     own = batches[ranks.data_rank :: ranks.layout.data]
     shown = progress and ranks.world_rank == 0
-    with tqdm(total=sum(map(len, own)), desc=what, unit="seq", disable=not shown, dynamic_ncols=True) as bar:
+    with tqdm(total=sum(map(len, own)), desc=title, unit="seq", disable=not shown, dynamic_ncols=True) as bar:
         for batch in own:
             yield batch
             bar.update(len(batch))
@@ -73,7 +92,7 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 class PipelineForward:
-    """The forward pass of a batch through the pipeline; this rank's part of it."""
+    """This rank's part of the forward pass of batches through the pipeline."""
 
     def __init__(self, model: LanguageModel, ranks: Ranks) -> None:
         self.model, self.ranks = model, ranks
@@ -82,11 +101,19 @@ class PipelineForward:
     def forward(
         self, ids: Tensor, attention_mask: Tensor | None = None, context: StaticInferenceContext | None = None
     ) -> Tensor | None:
-        """Hidden states ``[s, b, h]`` on the last stage, None on the others.
+        """Run this stage on one batch.
 
-        ``ids``: int64 ``[b, s]``; ``attention_mask``: bool, broadcastable to ``[b, heads, s, keys]``, true where
-        attention is forbidden, None for causal. Receives from the stage before and sends to the stage after, where
-        there is one; one send may be under way when this returns, so that stages work on successive batches at a time.
+        Receives from the stage before and sends to the stage after, where there is one. One send may be under way when
+        this returns, so that stages work on successive batches at the same time.
+
+        Args:
+            ids: int64 ``[B, S]``.
+            attention_mask: bool, broadcastable to ``[B, heads, S, keys]``, true where attention is forbidden; None for
+                causal attention.
+            context: The key-value cache of a generation.
+
+        Returns:
+            Hidden states ``[S, B, H]`` on the last stage, None on the others.
         """
         ranks = self.ranks
         if not ranks.is_first_stage:
@@ -121,14 +148,27 @@ class PipelineForward:
         return tensor
 
 
-def once(items: Sequence[Any], key: Callable[[Any], Any]) -> tuple[list[int], list[int]]:
-    """``(first, of)``: the indices of the distinct items, and for each item the position of its equal in ``first``."""
-    seen: dict[Any, int] = {}
-    first: list[int] = []
-    of = []
-    for i, item in enumerate(items):
-        place = seen.setdefault(key(item), len(first))
-        if place == len(first):
-            first.append(i)
-        of.append(place)
-    return first, of
+@dataclass(frozen=True)
+class Distinct(Generic[T]):
+    """The distinct items of a sequence.
+
+    Attributes:
+        items: The first of each group of equal items, in their order.
+        place_of: Of each item of the sequence the place of its equal in ``items``.
+    """
+
+    items: list[T]
+    place_of: list[int]
+
+
+def deduplicate(items: Sequence[T], key: Callable[[T], Any]) -> Distinct[T]:
+    """The distinct ``items``; two are equal whose ``key`` is."""
+    places: dict[Any, int] = {}
+    distinct: list[T] = []
+    place_of = []
+    for item in items:
+        place = places.setdefault(key(item), len(distinct))
+        if place == len(distinct):
+            distinct.append(item)
+        place_of.append(place)
+    return Distinct(distinct, place_of)

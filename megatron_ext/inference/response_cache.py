@@ -27,9 +27,7 @@ class ResponseCache:
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], ranks: Ranks) -> None:
-        import torch.distributed as dist
-
-        from megatron_ext.distributed.collectives import barrier
+        from megatron_ext.distributed.collectives import barrier, from_first_rank
 
         self.folder = folder
         self._writes = folder is not None and ranks.is_last_stage and ranks.tensor_rank == 0
@@ -37,11 +35,7 @@ class ResponseCache:
         self._file: IO[str] | None = None
         self._ranks = ranks
         barrier(ranks)
-        # Rank 0 reads for all: on a shared file system others may still see an older listing.
-        known: list[Any] = [self._open(identity) if folder is not None and ranks.world_rank == 0 else {}]
-        if ranks.world_size > 1:
-            dist.broadcast_object_list(known, src=0)
-        self._known: dict[str, Any] = known[0]
+        self._known = from_first_rank(lambda: {} if folder is None else self._open(folder, identity), ranks)
 
     def get(self, key: str) -> Any | None:
         return self._known.get(key)
@@ -68,20 +62,20 @@ class ResponseCache:
         if self.folder is not None and self._ranks.world_rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _open(self, identity: dict[str, Any]) -> dict[str, Any]:
-        assert self.folder is not None
-        head = self.folder / "identity.json"
+    def _open(self, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+        """What the folder holds, which is made or emptied where it is not of this identity."""
+        head = folder / "identity.json"
         text = json.dumps(identity, sort_keys=True, default=str)
         wanted = {"identity": hashlib.sha256(text.encode()).hexdigest()}
         if head.is_file() and json.loads(head.read_text()) == wanted:
-            known = dict(_lines(sorted(self.folder.glob("rank-*.jsonl"))))
+            known = dict(_lines(sorted(folder.glob("rank-*.jsonl"))))
             if known:
-                print(f"going on: {len(known)} answers are in {self.folder}", flush=True)
+                print(f"going on: {len(known)} answers are in {folder}", flush=True)
             return known
-        if self.folder.exists():
-            print(f"{self.folder} is of another model, data or layout: starting from the beginning", flush=True)
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+        if folder.exists():
+            print(f"{folder} is of another model, data or layout: starting from the beginning", flush=True)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
         write_json(head, wanted)
         return {}
 

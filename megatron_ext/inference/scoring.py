@@ -73,7 +73,7 @@ def score(
     """
     import torch
 
-    from megatron_ext.distributed.collectives import over_data_ranks
+    from megatron_ext.distributed.collectives import sum_over_data_ranks
     from megatron_ext.inference import pipeline_forward
     from megatron_ext.inference.response_cache import recall
 
@@ -83,8 +83,8 @@ def score(
         pipeline_forward.check_ids(
             model.hf_config, f"request {i}", [*request.prompt, *request.target[:-1]]
         )  # what is read
-    first, of = pipeline_forward.once(requests, key=lambda r: (tuple(r.prompt), tuple(r.target), r.tokenwise))
-    distinct = [requests[i] for i in first]
+    unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), tuple(r.target), r.tokenwise))
+    distinct = unique.items
     keys, found = recall(answers, "score", [(r.prompt, r.target, r.tokenwise) for r in distinct])
     left = [i for i, answer in enumerate(found) if answer is None]
     read: dict[tuple[int, ...], list[int]] = {}
@@ -104,7 +104,7 @@ def score(
     every = torch.zeros(4, total, device=ranks.device)
     stages = pipeline_forward.PipelineForward(model, ranks)
     with pipeline_forward.evaluating(model):
-        for batch in pipeline_forward.mine(batches, ranks, "scoring", progress):
+        for batch in pipeline_forward.rank_batches(batches, ranks, "scoring", progress):
             hidden = stages.forward(_inputs(batch).to(ranks.device))
             if hidden is None:
                 continue
@@ -123,11 +123,11 @@ def score(
         stages.finish()
         for tensor in (sums, every):
             if tensor.numel():
-                over_data_ranks(stages.from_last(tensor), ranks)
+                sum_over_data_ranks(stages.from_last(tensor), ranks)
     columns = sums.T.tolist()
     for i in left:
         found[i] = [*columns[i], _digits(every[:, places[i]]) if i in places else None]
-    return [_score(found[place], request) for place, request in zip(of, requests, strict=True)]
+    return [_score(found[place], request) for place, request in zip(unique.place_of, requests, strict=True)]
 
 
 def _score(answer: list, request: ScoreRequest) -> Score:

@@ -37,7 +37,7 @@ class Loss(Named):
     needs_preferred_answers: ClassVar[bool] = False
 
     @property
-    def where(self) -> Positions:
+    def input_positions(self) -> Positions:
         """Which positions ``inputs`` holds: those that predict a labelled token (the only ones with targets and
         log-probabilities), those whose own token is labelled, or all of a sequence's."""
         return "predicting"
@@ -46,7 +46,7 @@ class Loss(Named):
         """Units of the global batch. int ``[B]`` each: labelled tokens and tokens of its sequences."""
         if self.unit == "sequence":
             return len(labels)
-        return int((lengths if self.where == "all" else labels).sum())
+        return int((lengths if self.input_positions == "all" else labels).sum())
 
     def problems(self, topics: Sequence[str]) -> list[str]:
         """What does not fit these topics: messages that begin with the loss's own key."""

@@ -38,7 +38,7 @@ class OnHidden(Strict):
     )
 
     @property
-    def where(self) -> Positions:
+    def input_positions(self) -> Positions:
         return self.positions
 
     def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:

@@ -31,7 +31,7 @@ class KL(Loss):
     )
 
     @property
-    def where(self) -> Positions:
+    def input_positions(self) -> Positions:
         return "predicting" if self.positions == "labelled" else "all"
 
     def __call__(self, inputs: LossInputs) -> Tensor:

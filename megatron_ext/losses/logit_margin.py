@@ -35,7 +35,7 @@ class LogitMargin(Loss):
     )
 
     @property
-    def where(self) -> Positions:
+    def input_positions(self) -> Positions:
         return self.mask
 
     def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:

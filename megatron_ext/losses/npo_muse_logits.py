@@ -34,7 +34,7 @@ class NPOMuseLogits(Loss):
     )
 
     @property
-    def where(self) -> Positions:
+    def input_positions(self) -> Positions:
         return "predicting" if self.positions == "labelled" else "all"
 
     def __call__(self, inputs: LossInputs) -> Tensor:

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from megatron_ext.config import Layout, Runtime, TrainableLayers
+from megatron_ext.config import Layout, Runtime, TrainableLayers, pipeline_split
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.families import family_of, rope_parameters
@@ -41,12 +41,21 @@ class LanguageModel(GPTModel):
     hf_config: dict[str, Any]
     trainable_layers: TrainableLayers | None = None
 
-    def at(self, hidden: Tensor, index: Tensor) -> Tensor:
-        """``[n, h]``: the places ``index`` (int64 ``[n]``) of the last stage's hidden states, flattened from
-        ``[s, b, h]``. Under sequence parallelism, gathers them over the tensor-parallel ranks first."""
+    def gather_positions(self, hidden_SBH: Tensor, index_N: Tensor) -> Tensor:
+        """The last stage's hidden states at some positions.
+
+        Under sequence parallelism, gathers them over the tensor-parallel ranks first: one all-gather.
+
+        Args:
+            hidden_SBH: Hidden states; under sequence parallelism this rank's positions of them.
+            index_N: int64, places in the hidden states flattened to ``[S * B, H]``.
+
+        Returns:
+            ``[N, H]``.
+        """
         if self.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return hidden.flatten(0, 1)[index]
+            hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, tensor_parallel_output_grad=False)
+        return hidden_SBH.flatten(0, 1)[index_N]
 
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
@@ -76,33 +85,6 @@ class LanguageModel(GPTModel):
 def padded_vocabulary(vocabulary: int, tensor: int) -> int:
     """The vocabulary size, padded so that it divides over ``tensor`` ranks."""
     return math.ceil(vocabulary / tensor) * tensor
-
-
-def pipeline_split(layers: int, layout: Layout, trainable_layers: TrainableLayers | None = None) -> list[int]:
-    """Decoder layers of each stage: the layout's own, or as even as possible with the longer stages first.
-
-    With ``trainable_layers``, of the layers up to ``up_to``, always evenly. Raises ``ValueError`` where the
-    layout's own is not one number a stage that sum to ``layers``, or where the model
-    has no such layer or fewer layers than stages.
-    """
-    split = layout.pipeline_split
-    if trainable_layers is not None:
-        if trainable_layers.up_to >= layers:
-            raise ValueError(
-                f"trainable_layers.up_to: {trainable_layers.up_to} is none of the model's {layers} layers "
-                f"(0 to {layers - 1})"
-            )
-        if trainable_layers.up_to + 1 < layout.pipeline:
-            raise ValueError(
-                f"trainable_layers: {trainable_layers.up_to + 1} layers are built, too few for {layout.pipeline} stages"
-            )
-        split, layers = None, trainable_layers.up_to + 1
-    if split is not None:
-        if len(split) != layout.pipeline or sum(split) != layers:
-            raise ValueError(f"pipeline_split: {split} must be {layout.pipeline} numbers that sum to {layers} layers")
-        return list(split)
-    short, longer = divmod(layers, layout.pipeline)
-    return [short + (stage < longer) for stage in range(layout.pipeline)]
 
 
 def transformer_config(
@@ -191,10 +173,11 @@ def build(
     """
     config = transformer_config(hf, ranks.layout, ranks.dtype, trainable_layers, training)
     rope = rope_parameters(hf)
+    split = pipeline_split(hf["num_hidden_layers"], ranks.layout, trainable_layers)
     with cpu.construction(ranks.on_cpu):
         model = LanguageModel(
             config=config,
-            transformer_layer_spec=_spec(config, ranks, trainable_layers),
+            transformer_layer_spec=_spec(config, ranks, split[ranks.pipeline_rank]),
             vocab_size=padded_vocabulary(hf["vocab_size"], ranks.layout.tensor),
             max_sequence_length=hf["max_position_embeddings"],
             pre_process=ranks.is_first_stage,
@@ -212,7 +195,7 @@ def build(
             parameter.partition_dim = SHARDED[module]
             parameter.partition_stride = 1
     if config.sequence_parallel and model.post_process:
-        # ``at`` has gathered what the output layer multiplies.
+        # ``gather_positions`` has gathered what the output layer multiplies.
         model.output_layer.sequence_parallel, model.output_layer.allreduce_dgrad = False, True
     if trainable_layers is not None:
         _freeze(model, trainable_layers)
@@ -257,9 +240,8 @@ def _freeze(model: LanguageModel, trainable_layers: TrainableLayers) -> None:
                 parameter.requires_grad_(name in ends)
 
 
-def _spec(
-    config: TransformerConfig, ranks: Ranks, trainable_layers: TrainableLayers | None
-) -> ModuleSpec | TransformerBlockSubmodules:
+def _spec(config: TransformerConfig, ranks: Ranks, layers: int) -> ModuleSpec | TransformerBlockSubmodules:
+    """Which modules this rank's stage of ``layers`` decoder layers is made of."""
     # In fp32, Transformer Engine's matrix products are TF32's: then torch's own layers compute what was asked for.
     if HAVE_TE and not ranks.on_cpu and ranks.dtype != torch.float32:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
@@ -274,6 +256,4 @@ def _spec(
     attention.core_attention = Attention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
-    layout = ranks.layout if trainable_layers is None else ranks.layout.model_copy(update={"pipeline_split": None})
-    layers = pipeline_split(config.num_layers, layout)[ranks.pipeline_rank]
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,88 +11,116 @@ from torch import Tensor
 from megatron_ext.data.collate import MicroBatch
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
 
-if TYPE_CHECKING:
-    from megatron_ext.model.build import LanguageModel
-
 
 class LossInputs:
-    """Lazily made from the hidden states at the loss's ``n`` positions; equal on every tensor-parallel rank, except
-    that ``logits`` and ``reference_logits`` are this rank's vocabulary shard ``[n, v / tp]``, -inf in padding columns.
+    """What a loss can read, made from the hidden states at its ``N`` positions when it is read.
 
-    A property that a loss does not read is never computed. ``hidden`` ``[n, h]``; ``reference_hidden`` ``[n, h]``, the
-    same of the model before unlearning, without gradient, for losses that need it. ``vocabulary``: functions of logits
-    over all shards. ``topic``: the name of the batch's topic.
+    A property that a loss does not read is never computed. All are equal on every tensor-parallel rank, except that
+    ``logits`` and ``reference_logits`` are this rank's columns of the vocabulary.
+
+    Attributes:
+        hidden: ``[N, H]``, hidden states of the last stage.
+        batch: The micro-batch.
+        vocabulary: Functions of logits over all shards of the vocabulary.
+        topic: The name of the batch's topic.
     """
 
     def __init__(
         self,
         hidden: Tensor,
         batch: MicroBatch,
-        model: LanguageModel,
+        logits: Callable[[Tensor], Tensor],
         vocabulary: VocabularyShards,
         topic: str = "",
         reference_hidden: Tensor | None = None,
-        reference_model: LanguageModel | None = None,
+        reference_logits: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        """Hold what the properties are made of.
+
+        Args:
+            hidden: ``[N, H]``.
+            batch: The micro-batch, with ``N`` positions.
+            logits: From hidden states ``[N, H]`` to logits ``[N, V]``, -inf in columns that pad the vocabulary.
+            vocabulary: Functions of such logits.
+            topic: The name of the batch's topic.
+            reference_hidden: ``[N, H]`` of the model before unlearning, without gradient, where a loss needs it.
+            reference_logits: As ``logits``, of the model before unlearning.
+        """
         self.hidden, self.batch, self.vocabulary, self.topic = hidden, batch, vocabulary, topic
-        self._model, self._reference_hidden, self._reference_model = model, reference_hidden, reference_model
+        self._logits_of, self._reference_hidden, self._reference_logits_of = logits, reference_hidden, reference_logits
 
     @cached_property
     def logits(self) -> Tensor:
-        return self._model.logits(self.hidden)
+        """``[N, V]``, this rank's columns; -inf in those that pad the vocabulary."""
+        return self._logits_of(self.hidden)
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """fp32 ``[n]``: log-probability of each labelled token. All-reduces over the tensor-parallel ranks."""
+        """fp32 ``[N]``: log-probability of each labelled token. All-reduces over the tensor-parallel ranks."""
         return self.vocabulary.target_log_probs(self.logits, self.targets)
 
     @cached_property
     def sequence_log_probs(self) -> Tensor:
-        """fp32 ``[b]``: sum over each sequence's labelled tokens; 0 for rows that only fill the batch."""
+        """fp32 ``[B]``: sum over each sequence's labelled tokens; 0 for rows that only fill the batch."""
         return self.per_sequence(self.log_probs)
 
-    def per_sequence(self, values: Tensor) -> Tensor:
-        """``[b]``: sums of ``values`` ``[n]`` over each sequence's positions."""
-        return values.new_zeros(len(self.batch.real)).index_add(0, self.batch.sequence, values)
+    def per_sequence(self, values_N: Tensor) -> Tensor:
+        """``[B]``: sums of values over each sequence's positions."""
+        return values_N.new_zeros(len(self.batch.real)).index_add(0, self.batch.sequence, values_N)
 
     @cached_property
     def counts(self) -> Tensor:
-        """fp32 ``[b]``: positions of each sequence, at least 1, so that it can be divided by."""
-        ones = torch.ones_like(self.batch.sequence, dtype=torch.float32)
-        return self.per_sequence(ones).clamp(min=1)
+        """fp32 ``[B]``: positions of each sequence, at least 1, so that it can be divided by."""
+        ones_N = torch.ones_like(self.batch.sequence, dtype=torch.float32)
+        return self.per_sequence(ones_N).clamp(min=1)
 
     @cached_property
     def first(self) -> Tensor:
-        """bool ``[n]``: the first position of each sequence."""
-        sequence = self.batch.sequence
-        return torch.cat([sequence.new_ones(1, dtype=torch.bool), sequence[1:] != sequence[:-1]])[: len(sequence)]
+        """bool ``[N]``: the first position of each sequence."""
+        sequence_N = self.batch.sequence
+        begins = sequence_N.new_ones(1, dtype=torch.bool)
+        return torch.cat([begins, sequence_N[1:] != sequence_N[:-1]])[: len(sequence_N)]
 
     @property
     def targets(self) -> Tensor:
-        """int64 ``[n]``: the token that each position predicts."""
+        """int64 ``[N]``: the token that each position predicts."""
         return self.batch.targets
 
     @property
     def real(self) -> Tensor:
-        """bool ``[b]``: rows that are sequences, not filling."""
+        """bool ``[B]``: rows that are sequences, not filling."""
         return self.batch.real
 
     @property
     def reference_logps(self) -> Tensor:
-        """fp32 ``[b]``: each sequence's log-probability under the model before unlearning."""
+        """fp32 ``[B]``: each sequence's log-probability under the model before unlearning.
+
+        Raises:
+            ValueError: The run has none.
+        """
         if self.batch.reference_logps is None:
             raise ValueError("this loss needs reference log-probabilities, and the run has none")
         return self.batch.reference_logps
 
     @property
     def reference_hidden(self) -> Tensor:
+        """``[N, H]``: hidden states of the model before unlearning, without gradient.
+
+        Raises:
+            ValueError: The run has none.
+        """
         if self._reference_hidden is None:
             raise ValueError("this loss needs the model before unlearning, and the run has none")
         return self._reference_hidden
 
     @cached_property
     def reference_logits(self) -> Tensor:
-        if self._reference_model is None:
+        """``[N, V]``: logits of the model before unlearning, without gradient; this rank's columns.
+
+        Raises:
+            ValueError: The run has none.
+        """
+        if self._reference_logits_of is None:
             raise ValueError("this loss needs the logits of the model before unlearning, and the run has none")
         with torch.no_grad():
-            return self._reference_model.logits(self.reference_hidden)
+            return self._reference_logits_of(self.reference_hidden)

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     spec: QuantiseSpec = read(Path(path), QuantiseSpec)
     backend, version = chosen(spec)
     clock.mark("startup")
-    facts = {"target_modules": 0, "parameters": 0}
+    facts = {"matrices": 0, "parameters": 0}
     changed = whole = 0.0
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(f"{spec.checkpoint}: {name} has weights that are not finite")
             after = rounded(before, spec) if backend == "builtin" else by_bitsandbytes(matrix, spec)
             after = after.to(matrix.dtype)
-            facts["target_modules"] += 1
+            facts["matrices"] += 1
             facts["parameters"] += matrix.numel()
             changed += float((after.float() - before).pow(2).sum(dtype=torch.float64))
             whole += float(before.pow(2).sum(dtype=torch.float64))
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     with replacing(spec.output / "checkpoint") as partial:
         copy_checkpoint(spec.checkpoint, partial)
         overwrite(partial, tensors())
-        if not facts["target_modules"]:
+        if not facts["matrices"]:
             raise ValueError(f"{spec.checkpoint}: no tensor is a decoder block's matrix (model.layers.*_proj.weight)")
     clock.mark("work")
     error = (changed / whole) ** 0.5 if whole else 0.0

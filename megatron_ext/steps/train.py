@@ -6,14 +6,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from megatron_ext.data.sequences import Sequences
 from megatron_ext.specs import TrainSpec, read
 from megatron_ext.summary import Clock
 
+if TYPE_CHECKING:
+    from megatron_ext.distributed.process_groups import Ranks
+    from megatron_ext.training.loop import StepOutcome
+    from megatron_ext.training.trainer import Trainer
+
 
 def main(argv: list[str] | None = None) -> None:
+    """Read the specification, join the process groups, and run it."""
     (path,) = sys.argv[1:] if argv is None else argv
     clock = Clock()
     spec: TrainSpec = read(Path(path), TrainSpec)
@@ -21,68 +29,90 @@ def main(argv: list[str] | None = None) -> None:
     from megatron_ext.distributed import process_groups
 
     with process_groups.start(spec.runtime, spec.seed) as ranks:
-        # After start(), which settles device and warnings before megatron-core is imported.
-        from megatron_ext.checkpoint import reading, writing
-        from megatron_ext.checkpoint.fingerprint import model_fingerprint
-        from megatron_ext.data.collate import SequenceDataset
-        from megatron_ext.data.sampling import Mixture
-        from megatron_ext.data.sequences import Sequences
-        from megatron_ext.losses.nll import NLL
-        from megatron_ext.model.families import family_of
-        from megatron_ext.training import loop
-        from megatron_ext.training.resume import Resume
-        from megatron_ext.training.schedule import learning_rate
-        from megatron_ext.training.trainer import LossTerm, Trainer
-        from megatron_ext.updates.weighted_sum import WeightedSum
+        train(spec, ranks, clock)
 
-        parts = {name: Sequences.load(Path(name)) for name in spec.data}
-        for name, share in spec.parts.items():
-            parts[name] = Sequences.part(parts[name], share, spec.seed)
-        pool = SequenceDataset(list(parts.values()))
-        batching = spec.batching
-        mixture = Mixture(
-            {name: len(part) for name, part in parts.items()},
-            spec.data,
-            batching.global_batch,
-            spec.length_window,
-            spec.seed,
-        )
-        if spec.model.checkpoint is not None:
-            model = reading.load(spec.model.checkpoint, ranks, training=spec.runtime)
-            origin = model_fingerprint(spec.model.checkpoint)
-        else:
-            assert spec.model.config is not None
-            model = reading.initialise(spec.model.config, ranks, spec.seed, training=spec.runtime)
-            origin = "initialised"
-        for name, part in parts.items():
-            part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
-        trainer = Trainer(model, ranks, spec.optimizer, batching.micro_batch)
-        identity = {
-            "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
-            "data": [part.sha256() for part in parts.values()],
-            "model": origin,
-        }
-        resume = Resume(spec.output, identity, trainer)
-        clock.mark("startup")
 
-        def step(i: int) -> tuple[dict[str, Any], int, bool]:
-            term = LossTerm("loss", NLL(), pool, mixture.rows(i, pool.lengths))
-            schedule = spec.optimizer.schedule
-            rate = learning_rate(spec.optimizer, i, spec.steps, schedule.warmup_steps)
-            result = trainer.step([term], WeightedSum(), rate)
-            record = {"loss": result.losses["loss"], "update_norm": result.update_norm, "learning_rate": rate}
-            return record, int(pool.lengths[term.rows].sum()), result.stop
+def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
+    """Write checkpoint/, steps.jsonl and summary.json into the output folder. Collective over all ranks.
 
-        with loop.stoppable(trainer):
-            loop.run(trainer, resume, spec.steps, spec.checkpoint_every, step, f"train {spec.output.name}")
-            clock.mark("work")
-            tokenizer = spec.model.tokenizer or spec.model.checkpoint
-            trainer.refuse_broken_weights()
-            writing.save(model, ranks, spec.output / "checkpoint", tokenizer)
-            resume.finish(spec.output / "steps.jsonl")
-            clock.mark("write")
-        if ranks.world_rank == 0:
-            clock.write(spec.output, steps=spec.steps)
+    Args:
+        spec: The run.
+        ranks: Where this process stands.
+        clock: Counts the time since the process began.
+
+    Raises:
+        ValueError: Naming the file and the row, for a sequence that the model cannot read.
+    """
+    # After process_groups.start(), which settles device and warnings before megatron-core is imported.
+    from megatron_ext.checkpoint import reading, writing
+    from megatron_ext.checkpoint.fingerprint import model_fingerprint
+    from megatron_ext.model.families import family_of
+    from megatron_ext.training import loop
+    from megatron_ext.training.resume import Resume
+    from megatron_ext.training.trainer import Trainer
+
+    parts = _parts(spec)
+    if spec.model.checkpoint is not None:
+        model = reading.load(spec.model.checkpoint, ranks, training=spec.runtime)
+        origin = model_fingerprint(spec.model.checkpoint)
+    else:
+        assert spec.model.config is not None
+        model = reading.initialise(spec.model.config, ranks, spec.seed, training=spec.runtime)
+        origin = "initialised"
+    for name, part in parts.items():
+        part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
+    trainer = Trainer(model, ranks, spec.optimizer, spec.batching.micro_batch)
+    identity = {
+        "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
+        "data": [part.sha256() for part in parts.values()],
+        "model": origin,
+    }
+    resume = Resume(spec.output, identity, trainer)
+    step = _steps(spec, parts, trainer)
+    clock.mark("startup")
+
+    with loop.stoppable(trainer):
+        loop.run(trainer, resume, spec.steps, spec.checkpoint_every, step, f"train {spec.output.name}")
+        clock.mark("work")
+        trainer.refuse_broken_weights()
+        writing.save(model, ranks, spec.output / "checkpoint", spec.model.tokenizer or spec.model.checkpoint)
+        resume.finish(spec.output / "steps.jsonl")
+        clock.mark("write")
+    if ranks.world_rank == 0:
+        clock.write(spec.output, steps=spec.steps)
+
+
+def _parts(spec: TrainSpec) -> dict[str, Sequences]:
+    """The sequences of each file, or the share of them that is used."""
+    parts = {name: Sequences.load(Path(name)) for name in spec.data}
+    for name, share in spec.parts.items():
+        parts[name] = Sequences.part(parts[name], share, spec.seed)
+    return parts
+
+
+def _steps(spec: TrainSpec, parts: dict[str, Sequences], trainer: Trainer) -> Callable[[int], StepOutcome]:
+    """The function that takes the optimizer step of a given number."""
+    from megatron_ext.data.collate import SequenceDataset
+    from megatron_ext.data.sampling import Mixture
+    from megatron_ext.losses.nll import NLL
+    from megatron_ext.training.loop import StepOutcome
+    from megatron_ext.training.loss_terms import LossTerm
+    from megatron_ext.training.schedule import learning_rate
+    from megatron_ext.updates.weighted_sum import WeightedSum
+
+    dataset = SequenceDataset(list(parts.values()))
+    sizes = {name: len(part) for name, part in parts.items()}
+    mixture = Mixture(sizes, spec.data, spec.batching.global_batch, spec.length_window, spec.seed)
+
+    def step(i: int) -> StepOutcome:
+        term = LossTerm("loss", NLL(), dataset, mixture.rows(i, dataset.lengths))
+        warmup = spec.optimizer.schedule.warmup_steps
+        rate = learning_rate(spec.optimizer, i, spec.steps, warmup)
+        taken = trainer.step([term], WeightedSum(), rate)
+        record = {"loss": taken.losses["loss"], "update_norm": taken.update_norm, "learning_rate": rate}
+        return StepOutcome(record, term.tokens, taken.stop)
+
+    return step
 
 
 if __name__ == "__main__":

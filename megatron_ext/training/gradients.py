@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -18,17 +19,39 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.updates import Vector
 
 # Elements converted to fp64 at a time: small enough for a core's cache, large enough to amortise a kernel launch. In
 # fp32, products of vanishing gradients would underflow.
 _CHUNK = {"cpu": 1 << 17, "cuda": 1 << 22}
 
-Vector = list[Tensor]
+# Of each parameter the range of elements that it has in a bucket.
 Index = dict[Tensor, tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class _Overlap:
+    """The part of a parameter that lies in one of this rank's pieces of the gradient.
+
+    Attributes:
+        parameter: The parameter.
+        piece: The number of the piece.
+        in_piece: Where in the piece.
+        in_parameter: Where in the flattened parameter.
+    """
+
+    parameter: Tensor
+    piece: int
+    in_piece: slice
+    in_parameter: slice
+
+
 class GradientSpace:
-    """The space that reduced, accumulated gradients of one model live in; ``held`` is the gradient in DDP's buffers."""
+    """The space that reduced, accumulated gradients of one model live in.
+
+    Attributes:
+        held: The gradient in DDP's buffers: this rank's flat fp32 pieces, one for each bucket.
+    """
 
     def __init__(self, model: DistributedDataParallel, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -69,65 +92,73 @@ class GradientSpace:
     def copy(self) -> Vector:
         """A copy of the held gradient: the one vector that a rule with two gradients costs."""
         vector = self._spare.pop() if self._spare else [torch.empty_like(piece) for piece in self.held]
-        for mine, piece in zip(vector, self.held, strict=True):
-            mine.copy_(piece)
+        for copied, piece in zip(vector, self.held, strict=True):
+            copied.copy_(piece)
         return vector
 
     def release(self, vector: Vector) -> None:
-        """Keep the memory of ``vector``, which nobody reads any more, for the next ``copy``: on a CPU, memory that is
-        new in every step costs several times the copying, page by page."""
+        """Keep the memory of ``vector``, which nobody reads any more, for the next ``copy``.
+
+        On a CPU, memory that is new in every step costs several times the copying, page by page.
+        """
         self._spare = [vector]
 
     def products(self, vectors: Sequence[Vector]) -> Tensor:
-        """This rank's part of the inner products of every pair: fp64 ``[k, k]``; their sum over all ranks is the Gram
-        matrix. No collective and no host synchronisation."""
+        """This rank's part of the inner products of every pair. No collective and no host synchronisation.
+
+        Args:
+            vectors: ``k`` vectors.
+
+        Returns:
+            fp64 ``[k, k]``; its sum over all ranks is the Gram matrix.
+        """
         chunk = min(_CHUNK[self.ranks.device.type], max(high - low for low, high in [(0, 1), *chain(*self._counted)]))
         total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=self.ranks.device)
         values = total.new_empty(len(vectors), chunk)
         for piece, ranges in enumerate(self._counted):
             for low, high in ranges:
-                for at in range(low, high, chunk):
-                    stop = min(at + chunk, high)
-                    part = values[:, : stop - at]
+                for begin in range(low, high, chunk):
+                    end = min(begin + chunk, high)
+                    part = values[:, : end - begin]
                     for row, vector in zip(part, vectors, strict=True):
-                        row.copy_(vector[piece][at:stop])
+                        row.copy_(vector[piece][begin:end])
                     total.addmm_(part, part.T)
         return total
 
     def reduce(self, values: Tensor) -> list[float]:
-        """Sum fp64 ``[m]`` over all ranks: the one all-reduce of an optimizer step's scalars."""
+        """Sum fp64 ``[m]`` over all ranks, in place: the one all-reduce of an optimizer step's scalars."""
         if self.ranks.world_size > 1:
             dist.all_reduce(values)
-        return values.tolist()  # type: ignore[no-any-return]
+        totals: list[float] = values.tolist()
+        return totals
 
     def combine(self, scale: float, other: Vector | None = None, other_scale: float = 0.0) -> None:
         """held <- scale * held + other_scale * other, in place."""
-        for piece, mine in enumerate(self.held):
+        for number, piece in enumerate(self.held):
             if scale != 1.0:
-                mine.mul_(scale)
+                piece.mul_(scale)
             if other is not None and other_scale != 0.0:
-                mine.add_(other[piece], alpha=other_scale)
+                piece.add_(other[number], alpha=other_scale)
 
     def linear(self, *terms: tuple[float, Vector]) -> Vector:
         """A new vector: the sum of ``coefficient * vector`` over ``terms``."""
         (scale, first), *others = terms
         total = [piece * scale for piece in first]
         for scale, vector in others:
-            for mine, piece in zip(total, vector, strict=True):
-                mine.add_(piece, alpha=scale)
+            for summed, piece in zip(total, vector, strict=True):
+                summed.add_(piece, alpha=scale)
         return total
 
     def hold(self, vector: Vector) -> None:
         """held <- vector."""
-        for mine, piece in zip(self.held, vector, strict=True):
-            mine.copy_(piece)
+        for piece, value in zip(self.held, vector, strict=True):
+            piece.copy_(value)
 
     def weights(self) -> Vector:
         """A copy of the weights, laid out as gradients are; fp32 weights only."""
         pieces = [torch.zeros_like(piece) for piece in self.held]
-        for place, parameter in self._places():
-            piece, mine, theirs = place
-            pieces[piece][mine] = parameter.detach().view(-1)[theirs]
+        for each in self._overlaps():
+            pieces[each.piece][each.in_piece] = each.parameter.detach().view(-1)[each.in_parameter]
         return pieces
 
     def set_weights(self, base: Vector, scale: float = 0.0, vector: Vector | None = None) -> None:
@@ -135,20 +166,23 @@ class GradientSpace:
 
         Every rank calls it; copies of a parameter on several ranks get the same value, as their gradients are equal.
         """
-        for (piece, mine, theirs), parameter in self._places():
-            value = base[piece][mine]
+        for each in self._overlaps():
+            value = base[each.piece][each.in_piece]
             if vector is not None and scale != 0.0:
-                value = value.add(vector[piece][mine], alpha=scale)
-            parameter.detach().view(-1)[theirs] = value
+                value = value.add(vector[each.piece][each.in_piece], alpha=scale)
+            each.parameter.detach().view(-1)[each.in_parameter] = value
         if self.sharded and self.ranks.layout.data > 1:
-            for bucket, piece, start in zip(self._buckets, self.held, self._starts, strict=True):
-                own = bucket.param_data[start : start + piece.numel()].clone()
+            for bucket, held, start in zip(self._buckets, self.held, self._starts, strict=True):
+                own = bucket.param_data[start : start + held.numel()].clone()
                 dist.all_gather_into_tensor(bucket.param_data, own, group=self.ranks.data_group)
 
     @contextmanager
-    def moved(self, vector: Vector, *scales: float) -> Iterator[Iterator[float]]:
-        """Iterate over ``scales`` with the weights at ``theta + scale * vector``; then they are ``theta`` again, to the
-        bit. Holds one vector more."""
+    def perturbed_weights(self, vector: Vector, *scales: float) -> Iterator[Iterator[float]]:
+        """Within the context, iterate over ``scales`` with the weights at ``theta + scale * vector``.
+
+        After the context the weights are ``theta`` again, to the bit, also where an error ended it. Holds one vector
+        more.
+        """
         base = self.weights()
 
         def visit() -> Iterator[float]:
@@ -161,13 +195,14 @@ class GradientSpace:
         finally:
             self.set_weights(base)
 
-    def _places(self) -> Iterator[tuple[tuple[int, slice, slice], Tensor]]:
-        """Each parameter that overlaps this rank's shard: (piece, slice of the piece, slice of the parameter)."""
+    def _overlaps(self) -> Iterator[_Overlap]:
+        """Each parameter that overlaps this rank's pieces."""
         for number, (index, piece, start) in enumerate(zip(self._indices, self.held, self._starts, strict=True)):
             for parameter, (low, high) in index.items():
                 begin, end = max(low, start), min(high, start + piece.numel())
                 if begin < end:
-                    yield (number, slice(begin - start, end - start), slice(begin - low, end - low)), parameter
+                    in_piece, in_parameter = slice(begin - start, end - start), slice(begin - low, end - low)
+                    yield _Overlap(parameter, number, in_piece, in_parameter)
 
 
 def _index(buffer: Any, bucket: Any) -> Index:

@@ -8,15 +8,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from megatron_ext.training.accumulator import NonFinite
 from megatron_ext.training.resume import Resume
-from megatron_ext.training.trainer import NonFinite, Trainer
+from megatron_ext.training.trainer import Trainer
 
 STOPPED = 143  # the exit status of a program that SIGTERM ended, which a scheduler may start again
 # SIGURG asks for the same, and programs that do not know it ignore it: a scheduler that signals every process of a job
 # does not end those that a rank needs to write its state, such as the one that serves the files of its container.
 REQUESTS = (signal.SIGTERM, signal.SIGURG)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What the loop learns of a step: its log record, the tokens it worked on, and whether some rank was asked to stop
+    (see ``stoppable``)."""
+
+    record: dict[str, Any]
+    tokens: int
+    stop: bool
 
 
 @contextmanager
@@ -46,14 +58,25 @@ def run(
     resume: Resume,
     steps: int,
     checkpoint_every: int,
-    step: Callable[[int], tuple[dict[str, Any], int, bool]],
+    step: Callable[[int], StepOutcome],
     title: str,
     validate: Callable[[int], None] | None = None,
 ) -> None:
-    """Take the steps that are left. ``step(i)`` returns its log record, how many tokens it worked on, and whether some
-    rank was asked to stop, see ``stoppable``; in that case exits with 143 after writing a state. ``validate(n)`` is
-    called before the first step of a run and after each, where ``n`` have been taken. A loss, gradient or weight that
-    is not finite ends the run with ``NonFinite``, which names the step; no state is written of it. Collective."""
+    """Take the steps that are left. Collective over all ranks.
+
+    Args:
+        trainer: What ``step`` trains.
+        resume: The run's state on disk, from which it goes on.
+        steps: Optimizer steps of the whole run.
+        checkpoint_every: Steps between states; 0 writes none but that of a stop.
+        step: Takes the step of the given number.
+        title: What the progress bar says.
+        validate: Called before the first step of a run and after each, with the number of steps taken.
+
+    Raises:
+        NonFinite: A loss, gradient or weight is not finite. The message names the step; no state is written of it.
+        SystemExit: With status 143 after writing a state, where a rank was asked to stop before the last step.
+    """
     from tqdm import tqdm
 
     @contextmanager
@@ -69,33 +92,30 @@ def run(
     bar = tqdm(
         total=steps, initial=first, desc=title, unit="step", disable=not leader, mininterval=10 if quiet else 0.1
     )
-    try:
+    with bar:
         if validate is not None and first == 0:
             with naming(0):
                 validate(0)
         for i in range(first, steps):
             begin = time.perf_counter()
             with naming(i):
-                record, tokens, stop = step(i)
+                outcome = step(i)
             seconds = time.perf_counter() - begin
-            timing = {"tokens": tokens, "seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
-            resume.log.write({"step": i, **record, **timing})
-            bar.set_postfix_str(_brief(record, tokens / seconds), refresh=False)
+            timing = {"seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
+            resume.log.write({"step": i, **outcome.record, "tokens": outcome.tokens, **timing})
+            bar.set_postfix_str(_brief(outcome.record, outcome.tokens / seconds), refresh=False)
             bar.update()
             done = i + 1
-            if validate is not None:
-                with naming(i):
+            with naming(i):
+                if validate is not None:
                     validate(done)
-            if (stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
-                with naming(i):
+                if (outcome.stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
                     trainer.refuse_broken_weights()
-                resume.save(done)
-            if stop and done < steps:
+                    resume.save(done)
+            if outcome.stop and done < steps:
                 if leader:
                     print(f"asked to stop: the state after step {done} of {steps} is in {resume.folder}", flush=True)
                 sys.exit(STOPPED)
-    finally:
-        bar.close()
 
 
 def _brief(record: dict[str, Any], speed: float) -> str:

@@ -6,7 +6,7 @@ and are small; logits are made of them one micro-batch at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_ext.data.collate import MicroBatch
 from megatron_ext.distributed.process_groups import Ranks
-from megatron_ext.inference import pipeline_forward
+from megatron_ext.inference.pipeline_forward import PipelineForward
 from megatron_ext.model.build import LanguageModel
 
 
@@ -23,8 +23,8 @@ class ReferenceModel(Protocol):
     """Where hidden states of the model before unlearning come from."""
 
     @property
-    def model(self) -> LanguageModel | None:
-        """What makes logits of its hidden states; None where no loss asks for them."""
+    def logits(self) -> Callable[[Tensor], Tensor] | None:
+        """Makes logits of its hidden states (see ``LanguageModel.logits``); None where no loss asks for them."""
 
     def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
         """``[n, h]`` of each micro-batch, without gradient, on the last pipeline stage; None elsewhere. Collective over
@@ -46,8 +46,8 @@ class OffloadedReferenceModel:
             _offload(model)
 
     @property
-    def model(self) -> LanguageModel:
-        return self._model
+    def logits(self) -> Callable[[Tensor], Tensor]:
+        return self._model.logits
 
     def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
         return _hidden(self._model, self._ranks, batches)
@@ -64,7 +64,7 @@ class ReferenceMatrices:
         self._original = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @property
-    def model(self) -> None:
+    def logits(self) -> None:
         return None
 
     def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
@@ -89,13 +89,13 @@ def _point(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Te
 
 @torch.no_grad()
 def _hidden(model: LanguageModel, ranks: Ranks, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
-    stages = pipeline_forward.PipelineForward(model, ranks)
-    found: list[Tensor | None] = []
+    stages = PipelineForward(model, ranks)
+    hidden_NH: list[Tensor | None] = []  # of each micro-batch
     for batch in batches:
-        hidden = stages.forward(batch.tokens)
-        found.append(None if hidden is None else model.at(hidden, batch.index))
+        hidden_SBH = stages.forward(batch.tokens)
+        hidden_NH.append(None if hidden_SBH is None else model.gather_positions(hidden_SBH, batch.index))
     stages.finish()
-    return found
+    return hidden_NH
 
 
 def _offload(model: LanguageModel) -> None:

@@ -4,7 +4,7 @@ One safetensors file a rank, in a folder that is renamed when all are written: n
 tensors. A state belongs to one run at one layout; for any other it is dropped, with a message. What follows from a
 state has the same bits wherever the same step twice has: on a CPU with the same number of threads, but not on a GPU,
 whose attention and scatter kernels add in an order of their own. (Checkpoints that others read are Hugging Face
-folders, see ``weights``.)
+folders, see ``megatron_ext.checkpoint``.)
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_ext.atomic_files import write_json, write_text
-from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.distributed.collectives import barrier, from_first_rank
 from megatron_ext.training.trainer import Trainer
 
 
@@ -39,6 +39,15 @@ class Companion(Protocol):
 
     def saved(self) -> None:
         """The state has it; older states are gone."""
+
+
+@dataclass(frozen=True)
+class _SavedState:
+    """A state's folder name, how many steps had been taken, and the rule's own numbers."""
+
+    folder: str
+    steps: int
+    rule_state: dict[str, float]
 
 
 class Resume:
@@ -66,29 +75,25 @@ class Resume:
 
     def restore(self) -> int:
         """Load the newest state, if it is this run's; the number of steps already taken."""
-        # Rank 0 decides for all: on a shared file system others may still see an older listing.
-        chosen = [self._choose() if self.ranks.world_rank == 0 else None]
-        if self.ranks.world_size > 1:
-            dist.broadcast_object_list(chosen, src=0)
-        steps = 0
-        if chosen[0] is not None:
-            name, steps, rule_state = chosen[0]
+        state, steps = from_first_rank(self._choose, self.ranks), 0
+        if state is not None:
+            steps = state.steps
             self.rule_state.clear()
-            self.rule_state.update(rule_state)
-            self._load(self.folder / name / self._file())
+            self.rule_state.update(state.rule_state)
+            self._load(self.folder / state.folder / self._file())
         self.log.open(steps)
         if self.companion is not None:
             self.companion.restore(steps)
         return steps
 
-    def _choose(self) -> tuple[str, int, dict[str, float]] | None:
-        """Folder name, steps and rule state of the newest state; where it is not this run's, or none, a clean start."""
-        state = self._newest()
-        if state is not None:
-            known = json.loads((state / "state.json").read_text())
+    def _choose(self) -> _SavedState | None:
+        """The newest state; where it is not this run's, or there is none, the folder is emptied for a clean start."""
+        newest = self._newest()
+        if newest is not None:
+            known = json.loads((newest / "state.json").read_text())
             if known["identity"] == self.identity:
                 print(f"going on after step {known['steps']}", flush=True)
-                return state.name, known["steps"], known["rule_state"]
+                return _SavedState(newest.name, known["steps"], known["rule_state"])
             print(f"{self.folder} is of another configuration or other inputs: starting from the beginning", flush=True)
         _discard(self.folder)
         return None
@@ -100,7 +105,7 @@ class Resume:
         if self.ranks.world_rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        _barrier(self.ranks)
+        barrier(self.ranks)
         if self._writes():
             tensors = {name: t.detach().contiguous().cpu() for name, t in self._tensors()}
             tensors |= {name: torch.tensor(group["step"]) for name, group in self._groups() if "step" in group}
@@ -108,7 +113,7 @@ class Resume:
             _sync(partial / self._file())
         if self.companion is not None:
             self.companion.flush()
-        _barrier(self.ranks)
+        barrier(self.ranks)
         if self.ranks.world_rank == 0:
             self.log.flush()
             write_json(
@@ -120,7 +125,7 @@ class Resume:
             for older in self._states():
                 if older != final:
                     shutil.rmtree(older)
-        _barrier(self.ranks)
+        barrier(self.ranks)
         if self.companion is not None:
             self.companion.saved()
 
@@ -132,7 +137,7 @@ class Resume:
     def finish(self, log: Path) -> None:
         """Give the step log its final name and delete the state: the run's output is complete."""
         self.log.close()
-        _barrier(self.ranks)
+        barrier(self.ranks)
         if self.ranks.world_rank == 0:
             write_text(log, self.log.path.read_text())
             _discard(self.folder)
@@ -246,13 +251,6 @@ def _discard(folder: Path) -> None:
     if folder.exists():
         os.replace(folder, gone)
         shutil.rmtree(gone)
-
-
-def _barrier(ranks: Ranks) -> None:
-    if ranks.world_size > 1:
-        done = torch.zeros(1, device=ranks.device)
-        dist.all_reduce(done)
-        done.item()  # under NCCL only this waits
 
 
 def _sync(path: Path) -> None:

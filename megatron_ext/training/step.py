@@ -6,48 +6,70 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from megatron_ext.training.gradients import Vector
-from megatron_ext.updates import Direction, Products, State
-
-if TYPE_CHECKING:
-    from megatron_ext.training.trainer import LossTerm, Trainer
+from megatron_ext.training.accumulator import GradientAccumulator
+from megatron_ext.training.loss_terms import LossTerm
+from megatron_ext.updates import Direction, Objective, Products, State, StepPosition, Vector
 
 
 @dataclass(frozen=True)
-class StepPosition:
-    """Where in the run a step stands: its number, the pass over the forget set that it belongs to (from 0), and
-    whether that pass ends with it."""
+class _PendingSum:
+    """A loss sum of this rank that the next all-reduce carries: fp64, a scalar."""
 
-    step: int = 0
-    epoch: int = 0
-    ends_epoch: bool = False
+    term: LossTerm
+    total: torch.Tensor
 
 
 class Step:
-    """What a rule can ask for. Every method is collective; every number is global and equal on every rank.
+    """What a rule can ask for: the implementation of ``megatron_ext.updates.Step``.
 
-    ``state``: the rule's own numbers, which the rule changes in place. ``rate``: the step's learning rate; a rule may
-    set it. After ``descend`` the results hold: ``losses``, ``update_norm``, and, where they were measured,
-    ``products``, ``forget_alignment`` and ``retain_alignment``.
+    Every method is collective; every number is global and equal on every rank. After ``descend`` or ``descend_along``
+    the results hold.
+
+    Attributes:
+        terms: The forget term, then the retain term if there is one.
+        state: The rule's own numbers, which the rule changes in place.
+        rate: The step's learning rate; a rule may set it.
+        position: Where in the run the step stands.
+        losses: Means at the weights before the step, by the terms' names.
+        products: Inner products of the two gradients; None where they were not measured.
+        update_norm: The direction's norm, after clipping.
+        forget_alignment: A_f of BLUR's eq. 8, of the direction before clipping; None where it was not measured.
+        retain_alignment: A_r of the same.
+        note: Where the rule fell back, for the step log.
+        stop: Whether some rank was asked to stop.
     """
 
     def __init__(
         self,
-        trainer: Trainer,
+        accumulator: GradientAccumulator,
         terms: Sequence[LossTerm],
         rate: float,
-        separate: bool,
-        state: State,
-        place: StepPosition,
+        *,
+        separate: bool = False,
+        state: State | None = None,
+        position: StepPosition = StepPosition(),  # noqa: B008
         whole_retain: Callable[[], LossTerm] | None = None,
+        clip_norm: float | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.trainer, self.terms, self.space = trainer, list(terms), trainer.space
-        self.rate, self.separate, self.state, self.place = rate, separate, state, place
-        self._whole_retain = whole_retain
+        """Begin a step.
+
+        Args:
+            accumulator: Takes gradients and losses.
+            terms: The forget term, then the retain term if there is one.
+            rate: The learning rate.
+            separate: Keep the two gradients apart even for a rule that needs only their sum.
+            state: The rule's own numbers.
+            position: Where in the run the step stands.
+            whole_retain: Makes the retain term over the whole retain set.
+            clip_norm: Bound on the direction's norm.
+            stop_requested: Whether this rank was asked to stop; the answer travels with the step's all-reduce.
+        """
+        self.terms, self.rate, self.position = list(terms), rate, position
+        self.state: State = {} if state is None else state
         self.losses: dict[str, float] = {}
         self.products: Products | None = None
         self.note: str | None = None
@@ -55,135 +77,180 @@ class Step:
         self.forget_alignment: float | None = None
         self.retain_alignment: float | None = None
         self.stop = False
+        self._accumulator, self._space = accumulator, accumulator.space
+        self._separate, self._whole_retain = separate, whole_retain
+        self._clip_norm, self._stop_requested = clip_norm, stop_requested
         self._forget: Vector | None = None  # the forget gradient, where it is kept apart from the held one
-        self._pending: list[tuple[str, torch.Tensor, float]] = []  # loss sums not reduced yet
-        self._extra = 0.0
+        self._pending: list[_PendingSum] = []  # loss sums that were not reduced yet
 
     # What most rules need: the two gradients, and one direction in their span.
 
-    def measure(self) -> None:
+    def measure(self) -> Products:
         """Both gradients, kept apart, and their inner products: one all-reduce of a handful of fp64 numbers."""
-        self._accumulate([0], [1.0])
-        vectors = [self.space.held]
-        if len(self.terms) == 2:
-            self._forget = self.space.copy()
-            vectors = [self._forget, self.space.held]
-            self._accumulate([1], [1.0])
-        gram = self.gram(*vectors)
-        two = len(vectors) == 2
-        self.products = Products(gram[0][0], gram[0][1] if two else 0.0, gram[1][1] if two else 0.0)
+        self._accumulate([Objective.FORGET], [1.0])
+        if len(self.terms) == 1:
+            self.products = Products(self.gram(self._space.held)[0][0], 0.0, 0.0)
+            return self.products
+        self._forget = self._space.copy()
+        self._accumulate([Objective.RETAIN], [1.0])
+        (ff, fr), (_, rr) = self.gram(self._forget, self._space.held)
+        self.products = Products(ff, fr, rr)
+        return self.products
 
     def descend(self, direction: Direction, adapt: Callable[[float], float] | None = None) -> float:
-        """Make ``direction`` the step's, clipped. Without ``measure`` before (or diagnostics asked for), both gradients
-        are accumulated in one buffer.
+        """Make ``direction`` the step's, clipped.
 
-        ``adapt`` replaces the retain weight from one micro-batch of retain rows to the next: it is given the
-        micro-batch's mean loss over data-parallel ranks and returns the next weight; it runs on the last pipeline stage
-        and costs an all-reduce and a host synchronisation each time. Returns the retain weight after the last.
+        Without ``measure`` before (or diagnostics asked for), both gradients are accumulated in one buffer.
+
+        Args:
+            direction: Weights of the two gradients.
+            adapt: Replaces the retain weight from one micro-batch of retain rows to the next: it is given the
+                micro-batch's mean loss over data-parallel ranks and returns the next weight. It runs on the last
+                pipeline stage and costs an all-reduce and a host synchronisation each time.
+
+        Returns:
+            The retain weight after the last micro-batch.
         """
-        retain_weight = direction.retain
-        if adapt is None and self.separate and self.products is None:
+        if adapt is None and self._separate and self.products is None:
             self.measure()
         if self.products is None:
-            weights = [direction.forget, direction.retain][: len(self.terms)]
-            last = self._accumulate(list(range(len(self.terms))), weights, adapt)
-            (square,), *_ = self.gram(self.space.held, extra=last)
-            norm = math.sqrt(max(0.0, square))
-            retain_weight = self._extra
-            self.space.combine(self._clip(norm))
+            norm, retain_weight = self._descend_unmeasured(direction, adapt)
         else:
-            p = self.products
-            norm = p.norm_of(direction)
-            clip = self._clip(norm)
-            if self._forget is None:
-                self.space.combine(direction.forget * clip)
-            else:
-                self.space.combine(direction.retain * clip, self._forget, direction.forget * clip)
-            self.forget_alignment, self.retain_alignment = p.forget_alignment(direction), p.retain_alignment(direction)
-        if self._forget is not None:
-            self.space.release(self._forget)
-            self._forget = None
+            norm, retain_weight = self._descend_measured(direction, self.products), direction.retain
         self.update_norm, self.note = norm * self._clip(norm), direction.note
         return retain_weight
 
+    def _descend_unmeasured(self, direction: Direction, adapt: Callable[[float], float] | None) -> tuple[float, float]:
+        """Accumulate the weighted sum at once; its norm, and the retain weight after the last micro-batch."""
+        objectives = list(Objective)[: len(self.terms)]
+        last = self._accumulate(objectives, [direction.forget, direction.retain][: len(self.terms)], adapt)
+        reduced = self._reduce([self._space.held], last)
+        norm = math.sqrt(max(0.0, reduced.gram[0][0]))
+        self._space.combine(self._clip(norm))
+        return norm, reduced.extra
+
+    def _descend_measured(self, direction: Direction, products: Products) -> float:
+        """Combine the two gradients that ``measure`` took; the direction's norm."""
+        norm = products.norm_of(direction)
+        clip = self._clip(norm)
+        if self._forget is None:
+            self._space.combine(direction.forget * clip)
+        else:
+            self._space.combine(direction.retain * clip, self._forget, direction.forget * clip)
+            self._space.release(self._forget)
+            self._forget = None
+        self.forget_alignment = products.forget_alignment(direction)
+        self.retain_alignment = products.retain_alignment(direction)
+        return norm
+
     # What rules beyond the span need.
 
-    def gradient(self, which: int) -> Vector:
-        """A copy of the gradient of the forget (0) or retain (1) loss at the current weights."""
-        self._accumulate([which], [1.0])
-        return self.space.copy()
+    def gradient(self, objective: Objective) -> Vector:
+        """A copy of one loss's gradient at the current weights."""
+        self._accumulate([objective], [1.0])
+        return self._space.copy()
 
-    def gram(self, *vectors: Vector, extra: float = 0.0) -> list[list[float]]:
+    def gram(self, *vectors: Vector) -> list[list[float]]:
         """Inner products of every pair, in one all-reduce, with the loss sums of gradients taken since the last."""
-        trainer, count = self.trainer, len(vectors)
-        products = self.space.products(vectors).flatten()
-        sums = [total for _, total, _ in self._pending]
-        own = torch.tensor([extra, float(trainer.stop_requested)], dtype=torch.float64, device=products.device)
-        mine = torch.cat([products, torch.stack(sums), own]) if sums else torch.cat([products, own])
-        numbers = self.space.reduce(mine.clone())
-        names = [name for name, _, _ in self._pending]
-        trainer.refuse_non_finite(numbers, mine, names, count * count)
-        for (name, _, units), value in zip(self._pending, numbers[count * count : -2], strict=True):
-            self.losses.setdefault(name, value / units)  # later ones are at moved weights
-        self._pending.clear()
-        self._extra, self.stop = numbers[-2], self.stop or numbers[-1] > 0
-        return [numbers[i * count : (i + 1) * count] for i in range(count)]
+        return self._reduce(vectors, 0.0).gram
 
     def vector(self, direction: Direction) -> Vector:
         """``direction`` of the two gradients that ``measure`` took, as a vector of its own."""
         assert self._forget is not None, "measure() of both gradients comes first"
-        return self.space.linear((direction.forget, self._forget), (direction.retain, self.space.held))
+        return self.linear((direction.forget, self._forget), (direction.retain, self._space.held))
 
-    def hessian_product(self, which: int, vector: Vector, norm: float, reach: float) -> Vector:
-        """``H v``, ``H`` the Hessian of the forget (0) or retain (1) loss and ``norm`` that of ``v``: the central
-        difference of two gradients at weights ``reach`` away. For fp32 weights."""
+    def linear(self, *terms: tuple[float, Vector]) -> Vector:
+        """A new vector: the sum of coefficient times vector over ``terms``. No collective."""
+        return self._space.linear(*terms)
+
+    def weights(self) -> Vector:
+        """A copy of the weights, laid out as gradients are; for fp32 weights. No collective."""
+        return self._space.weights()
+
+    def hessian_product(self, objective: Objective, vector: Vector, norm: float, reach: float) -> Vector:
+        """``H v``, ``H`` the Hessian of one loss: the central difference of two gradients. For fp32 weights.
+
+        Args:
+            objective: Whose Hessian.
+            vector: ``v``.
+            norm: ``|v|``.
+            reach: How far from the current weights the two gradients are taken.
+        """
         size = reach / norm
-        with self.moved(vector, size, -size) as visits:
-            next(visits)
-            found = self.gradient(which)
-            next(visits)
-            self._accumulate([which], [1.0])
-        for mine, behind in zip(found, self.space.held, strict=True):
-            mine.sub_(behind).mul_(0.5 / size)
-        return found
+        with self.perturbed_weights(vector, size, -size) as scales:
+            next(scales)
+            product = self.gradient(objective)
+            next(scales)
+            self._accumulate([objective], [1.0])
+        for ahead, behind in zip(product, self._space.held, strict=True):
+            ahead.sub_(behind).mul_(0.5 / size)
+        return product
 
-    def loss(self, which: int) -> float:
-        """The mean forget (0) or retain (1) loss of the step's batch at the current weights: a forward pass."""
-        return self.trainer.mean_loss(self.terms[which])
+    def loss(self, objective: Objective) -> float:
+        """The mean loss of the step's batch at the current weights: a forward pass."""
+        return self._accumulator.mean_loss(self.terms[objective])
 
     def whole_retain_loss(self) -> float:
         """The mean retain loss over the whole retain set at the current weights: forward passes."""
         if self._whole_retain is None:
             raise ValueError("this run has no retain set")
-        return self.trainer.mean_loss(self._whole_retain())
+        return self._accumulator.mean_loss(self._whole_retain())
 
     @contextmanager
-    def moved(self, vector: Vector, *scales: float) -> Iterator[Iterator[float]]:
-        """See ``GradientSpace.moved``."""
-        with self.space.moved(vector, *scales) as visits:
+    def perturbed_weights(self, vector: Vector, *scales: float) -> Iterator[Iterator[float]]:
+        """See ``GradientSpace.perturbed_weights``."""
+        with self._space.perturbed_weights(vector, *scales) as visits:
             yield visits
 
     def descend_along(self, vector: Vector, *gradients: Vector, note: str | None = None) -> None:
-        """Make ``vector`` the step's direction, clipped. Where the forget and retain gradient are given too, their
-        products and alignments come out of the same all-reduce."""
+        """Make ``vector`` the step's direction, clipped.
+
+        Where the forget and retain gradient are given too, their products and alignments come out of the same
+        all-reduce.
+        """
         gram = self.gram(vector, *gradients)
         norm = math.sqrt(max(0.0, gram[0][0]))
         if gradients:
             (_, fu, ru), (_, ff, fr), (_, _, rr) = gram
             self.products = Products(ff, fr, rr)
             self.forget_alignment, self.retain_alignment = fu / ff if ff > 0 else None, ru / rr if rr > 0 else None
-        self.space.hold(vector)
-        self.space.combine(self._clip(norm))
+        self._space.hold(vector)
+        self._space.combine(self._clip(norm))
         self.update_norm, self.note = norm * self._clip(norm), note
 
     def _accumulate(
-        self, which: Sequence[int], weights: Sequence[float], adapt: Callable[[float], float] | None = None
+        self,
+        objectives: Sequence[Objective],
+        weights: Sequence[float],
+        adapt: Callable[[float], float] | None = None,
     ) -> float:
-        terms = [self.terms[i] for i in which]
-        sums, last = self.trainer.accumulate(terms, weights, adapt)
-        self._pending += [(term.name, total, term.units) for term, total in zip(terms, sums, strict=True)]
-        return last
+        terms = [self.terms[objective] for objective in objectives]
+        accumulated = self._accumulator.accumulate(terms, weights, adapt)
+        self._pending += [_PendingSum(term, total) for term, total in zip(terms, accumulated.sums, strict=True)]
+        return accumulated.last_weight
+
+    def _reduce(self, vectors: Sequence[Vector], extra: float) -> _Reduced:
+        """The step's one all-reduce: inner products, pending loss sums, one number more, and the wish to stop."""
+        count, pending = len(vectors), self._pending
+        products = self._space.products(vectors).flatten()
+        signals = torch.tensor([extra, float(self._stop_requested())], dtype=torch.float64, device=products.device)
+        sums = [torch.stack([each.total for each in pending])] if pending else []
+        own = torch.cat([products, *sums, signals])
+        totals = self._space.reduce(own.clone())
+        self._accumulator.refuse_non_finite(totals, own, [each.term.name for each in pending], count * count)
+        for each, value in zip(pending, totals[count * count : -2], strict=True):
+            self.losses.setdefault(each.term.name, value / each.term.units)  # later ones are at other weights
+        self._pending = []
+        self.stop = self.stop or totals[-1] > 0
+        return _Reduced([totals[i * count : (i + 1) * count] for i in range(count)], totals[-2])
 
     def _clip(self, norm: float) -> float:
-        bound = self.trainer.spec.clip_norm
-        return 1.0 if bound is None else min(1.0, bound / max(norm, 1e-30))
+        return 1.0 if self._clip_norm is None else min(1.0, self._clip_norm / max(norm, 1e-30))
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    """What an all-reduce of a step brought: the Gram matrix of the vectors, and the sum of ``extra`` over ranks."""
+
+    gram: list[list[float]]
+    extra: float

@@ -13,40 +13,56 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ext.checkpoint import reading, tensor_sources, writing
 from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.data.sampling import TopicRoundRobin
-from megatron_ext.distributed.collectives import over_data_ranks
+from megatron_ext.distributed.collectives import from_first_rank, sum_over_data_ranks
 from megatron_ext.inference import pipeline_forward
 from megatron_ext.model.loss_inputs import LossInputs
 from megatron_ext.specs import UnlearnSpec, Validation
+from megatron_ext.training.accumulator import NonFinite
 from megatron_ext.training.resume import StepLog, folder_of
 from megatron_ext.training.topics import TopicData
-from megatron_ext.training.trainer import NonFinite, Trainer
+from megatron_ext.training.trainer import Trainer
+from megatron_ext.updates import Objective
 
 FILE = "trajectory.jsonl"
-_FORGET, _RETAIN = range(2)
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best weights so far: their score, and after how many steps they were measured."""
+
+    score: float
+    step: int
 
 
 def score(forget_probability: float, retain_probability: float, retain_before: float) -> float:
-    """The harmonic mean of ``1 - forget_probability`` and ``min(1, retain_probability / retain_before)``; 0 where both
-    are. ``retain_before``: the retain probability before the first step; where it was 0, nothing could be lost."""
+    """The harmonic mean of ``1 - forget_probability`` and ``min(1, retain_probability / retain_before)``.
+
+    It is 0 where both are.
+
+    Args:
+        forget_probability: Mean probability of the sampled forget rows, a token.
+        retain_probability: The same of the sampled retain rows.
+        retain_before: ``retain_probability`` before the first step; where it was 0, nothing could be lost.
+    """
     forgotten = max(0.0, 1 - forget_probability)
     retained = min(1.0, retain_probability / retain_before) if retain_before > 0 else 1.0
     return 2 * forgotten * retained / (forgotten + retained) if forgotten + retained > 0 else 0.0
 
 
-def draw(size: int, rows: int, seed: int, topic: int, purpose: int) -> list[int]:
+def draw(size: int, rows: int, seed: int, topic: int, objective: Objective) -> list[int]:
     """``rows`` of ``size`` row numbers, or all, in order."""
-    chosen = np.random.default_rng([seed, topic, purpose]).choice(size, size=min(rows, size), replace=False)
+    chosen = np.random.default_rng([seed, topic, objective]).choice(size, size=min(rows, size), replace=False)
     return sorted(int(row) for row in chosen)
 
 
@@ -64,50 +80,62 @@ class Validator:
     """
 
     def __init__(
-        self, spec: UnlearnSpec, trainer: Trainer, topics: Sequence[TopicData], order: TopicRoundRobin
+        self,
+        spec: UnlearnSpec,
+        validation: Validation,
+        trainer: Trainer,
+        topics: Sequence[TopicData],
+        order: TopicRoundRobin,
     ) -> None:
-        assert spec.validation is not None
-        self._spec: Validation = spec.validation
+        """Draw the sample; nothing is scored yet.
+
+        Args:
+            spec: The run.
+            validation: ``spec.validation``.
+            trainer: What the run trains.
+            topics: The run's topics.
+            order: How they take turns.
+        """
+        self._spec = validation
         self._trainer, self._ranks, self._order = trainer, trainer.ranks, order
         self._origin, self._extrapolation = spec.checkpoint, spec.rule.extrapolation
         self._points = self._spec.points(order.steps, order.steps_per_epoch)
         self._folder = folder_of(spec.output)
         self._log = StepLog(self._folder / FILE, active=self._ranks.world_rank == 0)
         self._before: float | None = None  # the retain probability before the first step
-        self._best: tuple[float, int] | None = None
+        self._best: _Best | None = None
         self._best_of_state: int | None = None
-        self._pool = SequenceDataset([*(topic.forget for topic in topics), *(topic.retain for topic in topics)])
-        drawn = []
-        for purpose, sets in ((_FORGET, [t.forget for t in topics]), (_RETAIN, [t.retain for t in topics])):
-            for i, found in enumerate(sets):
-                start = int(self._pool.starts[purpose * len(topics) + i])
-                rows = draw(len(found), self._spec.rows, self._spec.seed, i, purpose)
-                drawn += [(purpose, start + row) for row in rows]
+        self._dataset = SequenceDataset([*(topic.forget for topic in topics), *(topic.retain for topic in topics)])
+        drawn: list[tuple[Objective, int]] = []
+        sets = {Objective.FORGET: [t.forget for t in topics], Objective.RETAIN: [t.retain for t in topics]}
+        for objective, parts in sets.items():
+            for i, sequences in enumerate(parts):
+                start = int(self._dataset.starts[objective * len(topics) + i])
+                rows = draw(len(sequences), validation.rows, validation.seed, i, objective)
+                drawn += [(objective, start + row) for row in rows]
         self._rows = [row for _, row in drawn]
-        self._purpose = torch.tensor([purpose for purpose, _ in drawn])
-        self._budget = spec.batching.micro_batch * int(self._pool.lengths[self._rows].max())
+        self._objective_R = torch.tensor([objective for objective, _ in drawn])
+        self._budget = spec.batching.micro_batch * int(self._dataset.lengths[self._rows].max())
 
     # What ``Resume`` asks of a companion.
 
     def restore(self, steps: int) -> None:
         self._log.open(sum(point <= steps for point in self._points) if steps else 0)
-        rows: list[Any] = [self._logged() if self._ranks.world_rank == 0 else None]
-        if self._ranks.world_size > 1:
-            dist.broadcast_object_list(rows, src=0)
+        rows = from_first_rank(self._logged, self._ranks)
         self._before, self._best = None, None
-        for row in rows[0]:
+        for row in rows:
             self._take(row)
-        self._best_of_state = self._best[1] if self._best else None
+        self._best_of_state = self._best.step if self._best else None
         if self.selects and self._ranks.world_rank == 0:
-            if self._best and not self._weights(self._best[1]).is_dir():
-                raise RuntimeError(f"{self._weights(self._best[1])} is missing; delete {self._folder}")
+            if self._best and not self._weights(self._best.step).is_dir():
+                raise RuntimeError(f"{self._weights(self._best.step)} is missing; delete {self._folder}")
             self._drop_others()
 
     def flush(self) -> None:
         self._log.flush()
 
     def saved(self) -> None:
-        self._best_of_state = self._best[1] if self._best else None
+        self._best_of_state = self._best.step if self._best else None
         if self.selects and self._ranks.world_rank == 0:
             self._drop_others()
 
@@ -133,17 +161,17 @@ class Validator:
     def load_best(self) -> int:
         """Set the model's weights to the best ones; after how many steps they were measured."""
         assert self._best is not None, "the last step is always measured"
-        source = tensor_sources.SafetensorsFolder(self._weights(self._best[1]))
+        source = tensor_sources.SafetensorsFolder(self._weights(self._best.step))
         reading.fill(self._trainer.model, self._ranks, source)
-        return self._best[1]
+        return self._best.step
 
-    def why(self) -> str:
+    def reason(self) -> str:
         """A sentence on the selected step, after the last one."""
         assert self._best is not None
-        value, step = self._best
-        first = f"validation score {value:.4g} after step {step}, the best of {len(self._points) - 1} measured"
-        rows = [int((self._purpose == purpose).sum()) for purpose in (_FORGET, _RETAIN)]
-        return f"{first} on {rows[_FORGET]} forget and {rows[_RETAIN]} retain rows (seed {self._spec.seed})"
+        score, step = self._best.score, self._best.step
+        first = f"validation score {score:.4g} after step {step}, the best of {len(self._points) - 1} measured"
+        forget, retain = (int((self._objective_R == objective).sum()) for objective in Objective)
+        return f"{first} on {forget} forget and {retain} retain rows (seed {self._spec.seed})"
 
     def text(self) -> str:
         """The trajectory, on world rank 0; nothing is logged from then on."""
@@ -160,9 +188,9 @@ class Validator:
         if row["step"] == 0:
             self._before = row["retain_probability"]
             return False
-        better = self._best is None or row["score"] > self._best[0]
+        better = self._best is None or row["score"] > self._best.score
         if better:
-            self._best = row["score"], row["step"]
+            self._best = _Best(row["score"], row["step"])
         return better
 
     def _logged(self) -> list[dict[str, Any]]:
@@ -173,7 +201,7 @@ class Validator:
 
     def _drop_others(self) -> None:
         """Delete weights that neither the run nor the newest state needs."""
-        needed = {self._weights(step) for step in (self._best_of_state, self._best and self._best[1]) if step}
+        needed = {self._weights(step) for step in (self._best_of_state, self._best and self._best.step) if step}
         for folder in self._folder.glob("best-*"):
             if folder not in needed:
                 shutil.rmtree(folder)
@@ -197,14 +225,14 @@ class Validator:
 
     def _numbers(self) -> dict[str, float]:
         """Means over the sampled forget rows and over the sampled retain rows."""
-        log_probs, matches = self._sums().unbind()
-        counts = torch.from_numpy(self._pool.label_counts[self._rows]).double()
-        nll = -log_probs / counts
-        found = {"probability": (-nll).exp(), "nll": nll, "greedy_match": matches / counts}
+        log_probs_R, matches_R = self._sums().unbind()
+        counts_R = torch.from_numpy(self._dataset.label_counts[self._rows]).double()
+        nll_R = -log_probs_R / counts_R
+        of_rows = {"probability": (-nll_R).exp(), "nll": nll_R, "greedy_match": matches_R / counts_R}
         means = {
-            f"{name}_{key}": float(values[self._purpose == purpose].mean())
-            for key, values in found.items()
-            for name, purpose in (("forget", _FORGET), ("retain", _RETAIN))
+            f"{objective.name.lower()}_{key}": float(values_R[self._objective_R == objective].mean())
+            for key, values_R in of_rows.items()
+            for objective in Objective
         }
         for name, value in means.items():
             if not math.isfinite(value):
@@ -213,26 +241,28 @@ class Validator:
 
     @torch.no_grad()
     def _sums(self) -> Tensor:
-        """fp64 ``[2, n]`` on every rank: of each sampled row the sum of its labels' log-probabilities, and how many of
-        them are the most likely token where they stand, given those before.
+        """Score the sample. Collectives: those of the forward passes, then a broadcast over the pipeline and an
+        all-reduce over data-parallel ranks of the result.
 
-        Collectives: those of the forward passes, then a broadcast over the pipeline and an all-reduce over
-        data-parallel ranks of the result.
+        Returns:
+            fp64 ``[2, R]`` on every rank, on the CPU: of each of the ``R`` sampled rows the sum of its labels'
+            log-probabilities, and how many of them are the most likely token where they stand, given those before.
         """
-        trainer, ranks = self._trainer, self._ranks
-        model = trainer.model
-        sums = torch.zeros(2, len(self._rows), dtype=torch.float64, device=ranks.device)
+        accumulator, ranks, model = self._trainer.accumulator, self._ranks, self._trainer.model
+        vocabulary = accumulator.vocabulary
+        sums_2R = torch.zeros(2, len(self._rows), dtype=torch.float64, device=ranks.device)
         stages = pipeline_forward.PipelineForward(model, ranks)
-        batches = pipeline_forward.plan(self._pool.lengths[self._rows].tolist(), self._budget, ranks)
-        for batch in pipeline_forward.mine(batches, ranks, "validation", progress=False):
-            rows = [self._rows[i] for i in batch]
-            found = self._pool.collate(rows, ranks.device, multiple=trainer.length_multiple)
-            hidden = stages.forward(found.tokens)
-            if hidden is None:
+        batches = pipeline_forward.plan(self._dataset.lengths[self._rows].tolist(), self._budget, ranks)
+        for places in pipeline_forward.rank_batches(batches, ranks, "validation", progress=False):
+            rows = [self._rows[i] for i in places]
+            batch = self._dataset.collate(rows, ranks.device, multiple=accumulator.length_multiple)
+            hidden_SBH = stages.forward(batch.tokens)
+            if hidden_SBH is None:
                 continue
-            scores = LossInputs(model.at(hidden, found.index), found, model, trainer.vocabulary)
-            right = trainer.vocabulary.argmax(scores.logits) == scores.targets
-            each = torch.stack([scores.log_probs.double(), right.double()])
-            sums[:, batch] = torch.stack([scores.per_sequence(values) for values in each])
+            hidden_NH = model.gather_positions(hidden_SBH, batch.index)
+            inputs = LossInputs(hidden_NH, batch, model.logits, vocabulary)
+            right_N = vocabulary.argmax(inputs.logits) == inputs.targets
+            each_2N = torch.stack([inputs.log_probs.double(), right_N.double()])
+            sums_2R[:, places] = torch.stack([inputs.per_sequence(values_N) for values_N in each_2N])
         stages.finish()
-        return over_data_ranks(stages.from_last(sums), ranks).cpu()
+        return sum_over_data_ranks(stages.from_last(sums_2R), ranks).cpu()

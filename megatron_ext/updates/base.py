@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from enum import IntEnum
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
+from megatron_ext.config import RunSettings
 from megatron_ext.schema import Named
 
 if TYPE_CHECKING:
-    from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.training.step import Step
+    from torch import Tensor
 
+# A rule's own numbers.
 State = dict[str, float]
+
+# A vector in the space of gradients: this rank's flat fp32 pieces of it, one for each gradient bucket.
+Vector: TypeAlias = "list[Tensor]"
 
 # A squared norm: below it, a gradient has passed through fp32's subnormal numbers and few bits of it are left.
 VANISHED = 1e-60
+
+
+class Objective(IntEnum):
+    """One of an unlearning run's two sets, its loss and its gradient."""
+
+    FORGET = 0
+    RETAIN = 1
+
+
+@dataclass(frozen=True)
+class StepPosition:
+    """Where in the run a step stands.
+
+    Attributes:
+        step: The step's number, from 0.
+        epoch: The pass over the forget set that it belongs to, from 0.
+        ends_epoch: Whether that pass ends with it.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    ends_epoch: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,11 +74,11 @@ class Products:
         return math.sqrt(max(0.0, square))
 
     def forget_alignment(self, u: Direction) -> float | None:
-        """``A_f = <f, u> / |f|^2`` (BLUR, arXiv 2506.08164, eq. 8)."""
+        """``A_f = <f, u> / |f|^2`` (BLUR, arXiv 2506.08164, eq. 8); None where the forget gradient is zero."""
         return (u.forget * self.ff + u.retain * self.fr) / self.ff if self.ff > 0 else None
 
     def retain_alignment(self, u: Direction) -> float | None:
-        """``A_r = <r, u> / |r|^2`` (BLUR, arXiv 2506.08164, eq. 8)."""
+        """``A_r = <r, u> / |r|^2`` (BLUR, arXiv 2506.08164, eq. 8); None where the retain gradient is zero."""
         return (u.forget * self.fr + u.retain * self.rr) / self.rr if self.rr > 0 else None
 
 
@@ -62,6 +91,94 @@ class Direction:
     note: str | None = None
 
 
+class Step(Protocol):
+    """What a rule can ask of an optimizer step, whatever the layout. ``megatron_ext.training.step`` implements it.
+
+    Every method is collective over all ranks. Every number is global, and equal on every rank. Gradients are those of
+    the mean loss over the global batch.
+
+    Attributes:
+        state: The rule's own numbers; the rule changes them in place.
+        rate: The step's learning rate; a rule may set it.
+    """
+
+    state: State
+    rate: float
+
+    @property
+    def position(self) -> StepPosition:
+        """Where in the run the step stands."""
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """``forget_loss`` and ``retain_loss``, means at the weights before the step, once they were measured."""
+
+    # What most rules need: the two gradients, and one direction in their span.
+
+    def measure(self) -> Products:
+        """Take both gradients, keep them apart, and return their inner products."""
+
+    def descend(self, direction: Direction, adapt: Callable[[float], float] | None = None) -> float:
+        """Make ``direction`` the step's.
+
+        Args:
+            direction: Weights of the two gradients.
+            adapt: Replaces the retain weight from one retain micro-batch to the next: given the micro-batch's mean
+                loss over data-parallel ranks, it returns the next weight.
+
+        Returns:
+            The retain weight after the last micro-batch.
+        """
+
+    # What rules beyond the span need.
+
+    def gradient(self, objective: Objective) -> Vector:
+        """A copy of one loss's gradient at the current weights."""
+
+    def vector(self, direction: Direction) -> Vector:
+        """A direction in the span of the two gradients that ``measure`` took, as a vector of its own."""
+
+    def weights(self) -> Vector:
+        """A copy of the weights."""
+
+    def linear(self, *terms: tuple[float, Vector]) -> Vector:
+        """A new vector: the sum of coefficient times vector over ``terms``."""
+
+    def gram(self, *vectors: Vector) -> list[list[float]]:
+        """The inner products of every pair of ``vectors``, in one all-reduce."""
+
+    def hessian_product(self, objective: Objective, vector: Vector, norm: float, reach: float) -> Vector:
+        """``H v`` with ``H`` the Hessian of one loss, by a difference of two gradients.
+
+        Args:
+            objective: Whose Hessian.
+            vector: ``v``.
+            norm: ``|v|``.
+            reach: How far from the current weights the two gradients are taken.
+        """
+
+    def perturbed_weights(self, vector: Vector, *scales: float) -> AbstractContextManager[Iterator[float]]:
+        """Within the context, iterate over ``scales`` with the weights at ``theta + scale * vector``.
+
+        After the context the weights are ``theta`` again, to the bit.
+        """
+
+    def loss(self, objective: Objective) -> float:
+        """The mean loss of the step's batch at the current weights: a forward pass."""
+
+    def whole_retain_loss(self) -> float:
+        """The mean retain loss over the whole retain set at the current weights: forward passes."""
+
+    def descend_along(self, vector: Vector, *gradients: Vector, note: str | None = None) -> None:
+        """Make ``vector`` the step's direction.
+
+        Args:
+            vector: The direction.
+            gradients: The forget and the retain gradient, where their products and alignments are to be logged.
+            note: For the step log: where the rule fell back.
+        """
+
+
 class Rule(Named):
     """Chooses the direction of one optimizer step.
 
@@ -69,7 +186,7 @@ class Rule(Named):
     data-parallel ranks. Most rules say a direction in the span of the two gradients: they implement ``direction``.
     Where it is known before the gradients are, ``needs_products`` is false: then both gradients are accumulated in one
     buffer and no second vector is held. A rule that asks for more (a state of its own, further gradients, losses at
-    other weights) implements ``update`` with what ``megatron_ext.training.step.Step`` offers.
+    other weights) implements ``update`` with what ``Step`` offers.
     """
 
     name: str
@@ -101,25 +218,28 @@ class Rule(Named):
         """The run ends in ``theta_0 + extrapolation * (theta - theta_0)``, ``theta_0`` the weights before it."""
         return 1.0
 
-    def problems(self, spec: UnlearnSpec) -> list[str]:
-        """What in ``spec`` the rule does not work with: messages that begin with the key."""
+    def problems(self, settings: RunSettings) -> list[str]:
+        """What in a run's ``settings`` the rule does not work with: messages that begin with the key."""
         return []
 
     def start(self, retain_loss: float | None) -> State:
-        """The rule's own state before the first step; ``retain_loss``: that of the model before unlearning over the
-        whole retain set, where the run knows it. The state is saved with the run's, in fp64, equal on every rank."""
+        """The rule's own state before the first step.
+
+        Args:
+            retain_loss: Nats a token over the whole retain set before unlearning, where the run knows it.
+
+        Returns:
+            Numbers that are logged and saved with the run's state: fp64, equal on every rank.
+        """
         return {}
 
     def direction(self, products: Products) -> Direction:
+        """The direction to descend along, from the gradients' inner products."""
         raise TypeError(f"{type(self).__name__} has neither 'direction' nor 'update'")
 
     def update(self, step: Step) -> None:
         """Leave in ``step`` the direction to descend along, by ``step.descend``. Collective over all ranks."""
-        if self.needs_products:
-            step.measure()
-            step.descend(self.direction(step.products))
-        else:
-            step.descend(self.direction(Products.unknown()))
+        step.descend(self.direction(step.measure() if self.needs_products else Products.unknown()))
 
     def after(self, step: Step) -> None:
         """What remains to be done once the weights have changed. Collective over all ranks."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megatron_ext.config import RunSettings
 from megatron_ext.schema import Strict
-from megatron_ext.updates.base import VANISHED, Direction, Products, Rule
-
-if TYPE_CHECKING:
-    from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.training.step import Step
+from megatron_ext.updates.base import VANISHED, Direction, Objective, Products, Rule, Step
 
 
 class AutomaticRate(Strict):
@@ -61,18 +58,18 @@ class NGDiff(Rule):
     def gradients(self) -> int:
         return 1 if self.automatic_rate is None else 2  # two more forward passes are less than one more gradient
 
-    def problems(self, spec: UnlearnSpec) -> list[str]:
+    def problems(self, settings: RunSettings) -> list[str]:
         if self.automatic_rate is None:
             return []
-        optimizer, schedule = spec.optimizer, spec.optimizer.schedule
+        optimizer, schedule = settings.optimizer, settings.optimizer.schedule
         wanted = {
             "optimizer.name": (optimizer.name, "sgd"),
             "optimizer.schedule.kind": (schedule.kind, "constant"),
             "optimizer.schedule.warmup_steps": (schedule.warmup_steps, 0),
             "optimizer.weight_decay": (optimizer.weight_decay, 0.0),
             "optimizer.clip_norm": (optimizer.clip_norm, None),
-            "warmup_epochs": (spec.warmup_epochs, 0.0),
-            "runtime.precision": (spec.runtime.precision, "fp32"),
+            "warmup_epochs": (settings.warmup_epochs, 0.0),
+            "runtime.precision": (settings.precision, "fp32"),
         }
         return [
             f"{key}: {given!r} with the rule's automatic_rate; allowed is {allowed!r}"
@@ -90,15 +87,13 @@ class NGDiff(Rule):
         )
 
     def update(self, step: Step) -> None:
-        step.measure()
-        u = self.direction(step.products)
+        u = self.direction(step.measure())
         if self.automatic_rate is not None:
             rate = step.state.get("rate", step.rate)
-            if step.place.step % self.automatic_rate.every == 0:
-                losses = [step.losses["retain_loss"]]
-                with step.moved(step.vector(u), -rate, rate) as visits:
-                    losses += [step.loss(1) for _ in visits]
-                here, ahead, behind = losses
+            if step.position.step % self.automatic_rate.every == 0:
+                here = step.losses["retain_loss"]
+                with step.perturbed_weights(step.vector(u), -rate, rate) as scales:
+                    ahead, behind = [step.loss(Objective.RETAIN) for _ in scales]
                 rate = self.automatic_rate.next(rate, ahead, here, behind)
             step.rate = step.state["rate"] = rate
         step.descend(u)

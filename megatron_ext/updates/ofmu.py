@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from megatron_ext.updates.base import VANISHED, Products, Rule, State
-
-if TYPE_CHECKING:
-    from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.training.gradients import Vector
-    from megatron_ext.training.step import Step
+from megatron_ext.config import RunSettings
+from megatron_ext.updates.base import VANISHED, Objective, Products, Rule, State, Step, Vector
 
 # Below this, 1 - cos^2 of two gradients is rounding.
 _PARALLEL = 1e-12
@@ -63,12 +59,13 @@ class OFMU(Rule):
     def gradients(self) -> int:
         return 4  # 8 of the two losses in an outer step
 
-    def problems(self, spec: UnlearnSpec) -> list[str]:
-        found, topics, turn = [], len(spec.topics), self.inner_steps + 1
-        if spec.runtime.precision != "fp32":
-            found.append(f"runtime.precision: {spec.runtime.precision!r}; the rule 'ofmu' needs 'fp32'")
-        if math.gcd(turn, topics) > 1:
-            found.append(f"inner_steps: {turn - 1} with {topics} topics: some would never have an outer step")
+    def problems(self, settings: RunSettings) -> list[str]:
+        found, turn = [], self.inner_steps + 1
+        if settings.precision != "fp32":
+            found.append(f"runtime.precision: {settings.precision!r}; the rule 'ofmu' needs 'fp32'")
+        if math.gcd(turn, settings.topics) > 1:
+            topics = f"{settings.topics} topics"
+            found.append(f"inner_steps: {self.inner_steps} with {topics}: some would never have an outer step")
         return found
 
     def start(self, retain_loss: float | None) -> State:
@@ -78,7 +75,7 @@ class OFMU(Rule):
         state = step.state
         outer = state["phase"] == self.inner_steps
         if self.beta == 0 and not outer:
-            step.descend_along(step.gradient(0))
+            step.descend_along(step.gradient(Objective.FORGET))
         else:
             self._descend(step, outer)
         step.rate *= 1.0 if outer else self.inner_rate
@@ -87,30 +84,32 @@ class OFMU(Rule):
             state["penalty"] = min(state["penalty"] * self.growth, self.highest_penalty or math.inf)
 
     def _descend(self, step: Step, outer: bool) -> None:
-        f, r = step.gradient(0), step.gradient(1)
-        (ff, fr, _), (_, rr, _), (_, _, squared_weights) = step.gram(f, r, step.space.weights())
-        products, reach = Products(ff, fr, rr), self.difference * math.sqrt(squared_weights)
-        u, note = self._inner(step, f, r, products, reach)
+        f, r = step.gradient(Objective.FORGET), step.gradient(Objective.RETAIN)
+        (ff, fr, _), (_, rr, _), (_, _, squared_weights) = step.gram(f, r, step.weights())
+        reach = self.difference * math.sqrt(squared_weights)
+        u, note = self._inner(step, f, r, Products(ff, fr, rr), reach)
         if outer:
             norm = math.sqrt(step.gram(u)[0][0])
             if norm**2 > VANISHED:
-                u = step.space.linear((1.0, r), (2 * step.state["penalty"], step.hessian_product(0, u, norm, reach)))
+                product = step.hessian_product(Objective.FORGET, u, norm, reach)
+                u = step.linear((1.0, r), (2 * step.state["penalty"], product))
             else:
                 u, note = r, "the gradient of phi is zero: stepping along the retain gradient"
         step.descend_along(u, f, r, note=note)
 
     def _inner(self, step: Step, f: Vector, r: Vector, p: Products, reach: float) -> tuple[Vector, str | None]:
-        """The gradient of phi."""
+        """The gradient of phi, and a note where it is not the whole of it."""
         if self.beta == 0:
             return f, None
-        if p.ff <= VANISHED or p.rr <= VANISHED:
+        cosine = p.cosine
+        if cosine is None or p.ff <= VANISHED or p.rr <= VANISHED:
             return f, "a gradient is zero: there is no angle to change"
-        spread = 1 - p.cosine**2
+        spread = 1 - cosine**2
         if spread <= _PARALLEL:
             return f, None
         terms = [(1.0, f)]
         across = 1 / math.sqrt(p.ff * p.rr)
-        for which, own, other, square in ((0, f, r, p.ff), (1, r, f, p.rr)):
-            v = step.space.linear((across, other), (-p.fr * across / square, own))
-            terms.append((-self.beta, step.hessian_product(which, v, math.sqrt(spread / square), reach)))
-        return step.space.linear(*terms), None
+        for objective, own, other, square in ((Objective.FORGET, f, r, p.ff), (Objective.RETAIN, r, f, p.rr)):
+            v = step.linear((across, other), (-p.fr * across / square, own))
+            terms.append((-self.beta, step.hessian_product(objective, v, math.sqrt(spread / square), reach)))
+        return step.linear(*terms), None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from megatron_ext.updates.base import Direction, Rule, State
-
-if TYPE_CHECKING:
-    from megatron_ext.specs import UnlearnSpec
-    from megatron_ext.training.step import Step
+from megatron_ext.config import RunSettings
+from megatron_ext.updates.base import Direction, Rule, State, Step
 
 
 class PrimalDual(Rule):
@@ -55,24 +52,24 @@ class PrimalDual(Rule):
     def retain_passes(self) -> int:
         return int(self.dual_update == "epoch")
 
-    def problems(self, spec: UnlearnSpec) -> list[str]:
+    def problems(self, settings: RunSettings) -> list[str]:
         found = []
-        if self.dual_update == "micro-batch" and spec.diagnostics:
+        if self.dual_update == "micro-batch" and settings.diagnostics:
             found.append("diagnostics: true; with dual_update 'micro-batch' the retain loss has no own gradient")
-        if self.dual_update == "epoch" and len(spec.topics) > 1:
-            found.append(f"dual_update: 'epoch' with {len(spec.topics)} topics; allowed is one topic")
+        if self.dual_update == "epoch" and settings.topics > 1:
+            found.append(f"dual_update: 'epoch' with {settings.topics} topics; allowed is one topic")
         return found
 
     def start(self, retain_loss: float | None) -> State:
         if self.epsilon is not None:
             return {"dual": self.dual, "epsilon": self.epsilon}
-        if retain_loss is None:
+        if self.tolerance is None or retain_loss is None:
             raise ValueError("tolerance: the retain loss before unlearning is not known")
-        return {"dual": self.dual, "epsilon": (1 + self.tolerance) * retain_loss}  # type: ignore[operator]
+        return {"dual": self.dual, "epsilon": (1 + self.tolerance) * retain_loss}
 
     def update(self, step: Step) -> None:
         direction = Direction(self.forget_weight, step.state["dual"])
-        if self.dual_update == "epoch" or step.place.epoch < self.warmup_epochs:
+        if self.dual_update == "epoch" or step.position.epoch < self.warmup_epochs:
             step.descend(direction)
         elif self.dual_update == "step":
             step.descend(direction)
@@ -83,8 +80,8 @@ class PrimalDual(Rule):
             step.state["dual"] = step.descend(direction, lambda loss: self._move(moving, loss))
 
     def after(self, step: Step) -> None:
-        passes = step.place.epoch + step.place.ends_epoch
-        if self.dual_update == "epoch" and step.place.ends_epoch and passes >= self.warmup_epochs:
+        passes = step.position.epoch + step.position.ends_epoch
+        if self.dual_update == "epoch" and step.position.ends_epoch and passes >= self.warmup_epochs:
             self._move(step.state, step.whole_retain_loss())
 
     def _move(self, state: State, retain_loss: float) -> float:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from megatron_ext.config import RunSettings
 from megatron_ext.updates.base import Direction, Products, Rule
-
-if TYPE_CHECKING:
-    from megatron_ext.specs import UnlearnSpec
 
 
 class TaskVector(Rule):
@@ -29,12 +27,12 @@ class TaskVector(Rule):
     def extrapolation(self) -> float:
         return -self.alpha
 
-    def problems(self, spec: UnlearnSpec) -> list[str]:
+    def problems(self, settings: RunSettings) -> list[str]:
         found = []
-        if spec.forget_loss.name != "nll":
-            found.append(f"forget_loss: {spec.forget_loss.name!r}; the rule 'task-vector' fine-tunes: allowed is 'nll'")
-        if spec.retain_loss is not None:
-            found.append(f"retain_loss: {spec.retain_loss.name!r}; the rule 'task-vector' takes none")
+        if settings.forget_loss != "nll":
+            found.append(f"forget_loss: {settings.forget_loss!r}; the rule 'task-vector' fine-tunes: allowed is 'nll'")
+        if settings.retain_loss is not None:
+            found.append(f"retain_loss: {settings.retain_loss!r}; the rule 'task-vector' takes none")
         return found
 
     def direction(self, products: Products) -> Direction:

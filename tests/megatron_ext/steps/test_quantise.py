@@ -157,7 +157,7 @@ def test_a_checkpoint_keeps_everything_but_the_matrices_of_its_blocks(tmp_path, 
     difference = math.fsum(float((after[name].double() - before[name].double()).pow(2).sum()) for name in MATRICES)
     norm = math.fsum(float(before[name].double().pow(2).sum()) for name in MATRICES)
     assert summary["relative_error"] == pytest.approx(math.sqrt(difference / norm), rel=1e-5)
-    assert (summary["target_modules"], summary["parameters"]) == (6, 3 * (HIDDEN * HIDDEN + HIDDEN * WIDTH))
+    assert (summary["matrices"], summary["parameters"]) == (6, 3 * (HIDDEN * HIDDEN + HIDDEN * WIDTH))
     assert (summary["backend"], summary["bitsandbytes"]) == ("builtin", None)
 
 

@@ -1,0 +1,219 @@
+"""An unlearning run: a method's losses and update rule over paired batches of forget and retain rows.
+
+Each optimizer step pairs forget rows with as many retain rows, takes the two gradients, and moves along the direction
+that the rule makes of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_ext.atomic_files import write_text
+from megatron_ext.checkpoint import patching, reading, writing
+from megatron_ext.checkpoint.fingerprint import model_fingerprint
+from megatron_ext.data.sampling import TopicRoundRobin
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.model.build import LanguageModel
+from megatron_ext.specs import UnlearnSpec
+from megatron_ext.training import validation
+from megatron_ext.training.collapse import CollapseCheck
+from megatron_ext.training.loop import StepOutcome
+from megatron_ext.training.reference_model import OffloadedReferenceModel, ReferenceMatrices, ReferenceModel
+from megatron_ext.training.resume import Resume
+from megatron_ext.training.schedule import learning_rate
+from megatron_ext.training.step import Step
+from megatron_ext.training.topics import TopicData, mean_retain_loss
+from megatron_ext.training.trainer import Trainer
+from megatron_ext.training.validation import Validator
+from megatron_ext.updates import StepPosition
+
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Which weights a run ends in: ``select`` as in the specification, after how many steps, and why."""
+
+    select: str
+    step: int
+    because: str
+
+
+class UnlearningRun:
+    """What an unlearning run is made of, and its parts in the order in which ``steps.unlearn`` calls them.
+
+    Every method is collective over all ranks.
+
+    Attributes:
+        trainer: The model and its optimizer.
+        resume: The run's state on disk.
+        steps: Optimizer steps of the whole run.
+        flags: What ``summary.json`` wants noticed: ``overlap``, ``unchanged``, ``collapsed``.
+    """
+
+    def __init__(self, spec: UnlearnSpec, ranks: Ranks) -> None:
+        """Read data and model.
+
+        Raises:
+            ValueError: For data that do not fit the model or each other; see ``TopicData``.
+        """
+        self._spec, self._ranks = spec, ranks
+        fingerprint, hf_config = model_fingerprint(spec.checkpoint), reading.read_config(spec.checkpoint)
+        self._topics = [TopicData(topic, spec, fingerprint, hf_config) for topic in spec.topics]
+        self.flags = _warn_of_overlaps(self._topics, ranks)
+        self._order = TopicRoundRobin(tuple(topic.sampler for topic in self._topics), spec.max_steps)
+        self.steps = self._order.steps
+        warmup_by_epochs = round(spec.warmup_epochs * self._order.steps_per_epoch)
+        self._warmup_steps = spec.optimizer.schedule.warmup_steps + warmup_by_epochs
+        model = reading.load(spec.checkpoint, ranks, spec.trainable_layers, training=spec.runtime)
+        reference_model = _reference_model(spec, model, ranks)
+        self.trainer = Trainer(model, ranks, spec.optimizer, spec.batching.micro_batch, reference_model)
+        self._before = self.trainer.checksum()
+        self._state = spec.rule.start(mean_retain_loss(self._topics))
+        self._validator: Validator | None = None
+        if spec.validation is not None:
+            self._validator = Validator(spec, spec.validation, self.trainer, self._topics, self._order)
+        identity = {
+            "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
+            "data": [topic.digests() for topic in self._topics],
+            "model": fingerprint,
+        }
+        self.resume = Resume(spec.output, identity, self.trainer, self._state, self._validator)
+        self._check: CollapseCheck | None = None  # part of a model gives no probabilities
+        if spec.trainable_layers is None:
+            self._check = CollapseCheck(self.trainer.accumulator, self._topics[0], spec.batching.global_batch)
+
+    def step(self, i: int) -> StepOutcome:
+        """Take optimizer step ``i``."""
+        turn = self._order.turn(i)
+        topic = self._topics[turn.topic]
+        terms = topic.terms(turn.step)
+        rate = learning_rate(self._spec.optimizer, i, self.steps, self._warmup_steps)
+        position = StepPosition(i, i // self._order.steps_per_epoch, self._order.ends_epoch(i))
+        begun = dict(self._state)
+        taken = self.trainer.step(
+            terms, self._spec.rule, rate, self._spec.diagnostics, self._state, position, topic.retain_term
+        )
+        notes = [taken.note] if taken.note else []
+        if taken.update_norm == 0:
+            notes.append("the direction is zero: the weights change by weight decay at most")
+        retain_nll = self._check.measure() if self._check and position.ends_epoch else None
+        if self._check and retain_nll is not None and self._check.collapsed(retain_nll):
+            notes.append(f"collapsed: {self._check.describe(retain_nll)}")
+        if notes and self._ranks.world_rank == 0:
+            print(f"step {i}: {'; '.join(notes)}", file=sys.stderr)
+        record = _record(taken, self._order.epoch(i), begun, retain_nll, notes)
+        return StepOutcome(record, sum(term.tokens for term in terms), taken.stop)
+
+    def validate(self, steps: int) -> None:
+        """Score the validation sample, if there is one and it is time, after ``steps`` steps."""
+        if self._validator is not None:
+            self._validator.measure(steps)
+
+    def select(self) -> Selected:
+        """Set the model to the weights that the run ends in. Sets the flag ``unchanged``."""
+        selected = Selected("last", self.steps, "the last step")
+        if self._validator is not None and self._validator.selects:
+            step = self._validator.load_best()
+            selected = Selected("best-on-validation", step, self._validator.reason())
+        if not self.trainer.changed_since(self._before):
+            self.flags.append("unchanged")
+        factor = self._spec.rule.extrapolation
+        if factor != 1.0 and selected.select == "last":  # the best ones were extrapolated when they were kept
+            reading.extrapolate(self.trainer.model, self._ranks, self._spec.checkpoint, factor)
+        return selected
+
+    def final_retain_nll(self) -> float | None:
+        """Nats a token of retained text, where the whole model is built. Sets the flag ``collapsed``."""
+        if self._check is None:
+            return None
+        nll = self._check.measure()
+        if self._check.collapsed(nll):
+            self.flags.append("collapsed")
+        return nll
+
+    def write(self) -> None:
+        """Write checkpoint, trajectory and step log; the run's states are deleted.
+
+        Raises:
+            NonFinite: The weights are not finite; nothing was written.
+        """
+        spec, ranks, model = self._spec, self._ranks, self.trainer.model
+        self.trainer.refuse_broken_weights()
+        if spec.trainable_layers is None:
+            writing.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
+        else:
+            patching.save_changed(model, ranks, spec.output / "checkpoint", spec.checkpoint)
+        trajectory = self._validator.text() if self._validator is not None else ""
+        if ranks.world_rank == 0:
+            write_text(spec.output / validation.FILE, trajectory)
+        self.resume.finish(spec.output / "steps.jsonl")
+
+    def facts(self, selected: Selected, retain_nll: float | None) -> dict[str, Any]:
+        """What ``summary.json`` says beside times and flags; on world rank 0, after ``write``."""
+        lines = (self._spec.output / "steps.jsonl").read_text().splitlines()
+        notes = sorted({note for line in lines if (note := json.loads(line)["note"])})
+        return {
+            "steps": self.steps,
+            "select": selected.select,
+            "selected_step": selected.step,
+            "selected_because": selected.because,
+            "notes": notes[:SHOWN],
+            "retain_nll": retain_nll,
+            "rule_state": dict(self._state),
+        }
+
+
+def _record(
+    taken: Step, epoch: float, state: dict[str, float], retain_nll: float | None, notes: Sequence[str]
+) -> dict[str, Any]:
+    """A line of ``steps.jsonl``; ``state``: the rule's numbers as the step found them."""
+    p = taken.products
+    return {
+        "epoch": epoch,
+        "forget_loss": taken.losses.get("forget_loss"),
+        "retain_loss": taken.losses.get("retain_loss"),
+        "forget_grad_norm": p.ff**0.5 if p else None,
+        "retain_grad_norm": p.rr**0.5 if p and len(taken.terms) == 2 else None,
+        "grad_cosine": p.cosine if p else None,
+        "forget_alignment": taken.forget_alignment,
+        "retain_alignment": taken.retain_alignment,
+        "update_norm": taken.update_norm,
+        "learning_rate": taken.rate,
+        "dual": state.get("dual"),
+        "rule_state": state or None,
+        "retain_nll": retain_nll,
+        "note": "; ".join(notes) or None,
+    }
+
+
+def _reference_model(spec: UnlearnSpec, model: LanguageModel, ranks: Ranks) -> ReferenceModel | None:
+    """The model before unlearning, where a loss needs more of it than cached numbers."""
+    if not any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss)):
+        return None
+    if spec.trainable_layers is not None:
+        return ReferenceMatrices(model, ranks)
+    return OffloadedReferenceModel(reading.load(spec.checkpoint, ranks), ranks)
+
+
+def _warn_of_overlaps(topics: Sequence[TopicData], ranks: Ranks) -> list[str]:
+    """Say which forget sequences are in the retain set too; the flag ``overlap`` where there are any."""
+    flags: list[str] = []
+    for topic in topics:
+        overlaps = topic.overlaps()
+        if not overlaps:
+            continue
+        flags = ["overlap"]
+        if ranks.world_rank == 0:
+            rows = ", ".join(f"{each.forget_row} = {each.retain_row}" for each in overlaps[:SHOWN])
+            more = ", ..." if len(overlaps) > SHOWN else ""
+            print(
+                f"warning: topic {topic.name}: {len(overlaps)} forget sequences are in the retain set too "
+                f"(forget row = retain row: {rows}{more})",
+                file=sys.stderr,
+            )
+    return flags
