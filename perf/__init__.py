@@ -1,1 +1,1 @@
-"""What steps cost on a CPU, one way of doing them against another: ``make bench``, or ``python -m benchmarks.NAME``."""
+"""What steps cost on a CPU, one way of doing them against another: ``make bench``, or ``python -m perf.NAME``."""

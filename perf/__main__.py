@@ -1,4 +1,4 @@
-"""Every benchmark at each of its sizes, one process after the other, and a table: ``python -m benchmarks``.
+"""Every benchmark at each of its sizes, one process after the other, and a table: ``python -m perf``.
 
 Prints each result as a JSON line when it is there, then the table; the exit status says whether a bound was exceeded.
 """
@@ -30,7 +30,7 @@ PLAN = [
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m perf", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--size", help="only this size")
     given = parser.parse_args(argv)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measured(name: str, *arguments: str) -> list[dict[str, Any]]:
     """The results of one benchmark in a process of its own, which are printed too."""
-    program = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    program = [sys.executable, "-m", f"perf.{name}", *arguments]
     lines = subprocess.run(program, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     print(*lines, sep="\n", flush=True)
     return [json.loads(line) for line in lines]

@@ -24,7 +24,7 @@ from megatron_ext.losses import Loss
 if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
     from megatron_ext.model.build import LanguageModel
-    from megatron_ext.training.trainer import LossTerm
+    from megatron_ext.training.loss_terms import LossTerm
 
 VOCABULARY = 8192
 MICRO_BATCH = 8
@@ -146,7 +146,8 @@ class Batches:
 
         self.batch = given.model.batch
         self.forget, self.retain = (sequences(self.batch * given.steps, seed) for seed in (1, 2))
-        self.forget_pool, self.retain_pool = SequenceDataset([self.forget], reference), SequenceDataset([self.retain])
+        self.forget_dataset = SequenceDataset([self.forget], reference)
+        self.retain_dataset = SequenceDataset([self.retain])
 
     def with_references(self, given: Options, model: LanguageModel, ranks: Ranks) -> Batches:
         """The same, with the log-probabilities under ``model``: what ``megatron_ext.steps.reference`` computes once."""
@@ -161,12 +162,12 @@ class Batches:
         return range(step * self.batch, (step + 1) * self.batch)
 
     def terms(self, step: int, forget: Loss, retain: Loss) -> list[LossTerm]:
-        from megatron_ext.training.trainer import LossTerm
+        from megatron_ext.training.loss_terms import LossTerm
 
         rows = self.rows(step)
         return [
-            LossTerm("forget_loss", forget, self.forget_pool, rows),
-            LossTerm("retain_loss", retain, self.retain_pool, rows),
+            LossTerm("forget_loss", forget, self.forget_dataset, rows),
+            LossTerm("retain_loss", retain, self.retain_dataset, rows),
         ]
 
 

@@ -38,17 +38,17 @@ class ResidentNPO(NPO):
     needs_reference_logps: ClassVar[bool] = False
     needs_reference_model: ClassVar[bool] = True
 
-    def __call__(self, scores: LossInputs) -> Tensor:
-        log_probs = scores.vocabulary.target_log_probs(scores.reference_logits, scores.targets)
-        scores.batch = dataclasses.replace(scores.batch, reference=scores.per_sequence(log_probs))
-        return super().__call__(scores)
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        log_probs = inputs.vocabulary.target_log_probs(inputs.reference_logits, inputs.targets)
+        inputs.batch = dataclasses.replace(inputs.batch, reference_logps=inputs.per_sequence(log_probs))
+        return super().__call__(inputs)
 
 
 def measure(given: Options) -> list[dict[str, Any]]:
     # First, and in processes that start afresh: a child's peak is never below its parent's size at that moment. There
     # glibc gives back at once what is freed, so that resident memory is memory in use.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
-    with multiprocessing.get_context("spawn").SequenceDataset(1, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         cached, resident = pool.starmap(_peak, [(given, NPO), (given, ResidentNPO)], chunksize=1)
     with process_groups.start(given.runtime) as ranks:
         trainer = _trainer(given, ranks, resident=True)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from megatron_ext.data.collate import MicroBatch
 
 BOUND = 0.35
-SCOPE = TrainableLayers(up_to=1, layers_to_transform=[0, 1], target_modules=["down_proj"])
+TRAINABLE = TrainableLayers(up_to=1, layers_to_transform=[0, 1], target_modules=["down_proj"])
 FORGET, RETAIN = RMU(steering=6.5), RMURetain(weight=100.0)
 
 
@@ -48,7 +48,7 @@ class Full:
 
         self.model, self.batches = model.requires_grad_(False), batches
         self.reference_model = copy.deepcopy(model).eval()
-        trained = [model.model.layers[i].mlp.down_proj.weight for i in SCOPE.trained_layers]
+        trained = [model.model.layers[i].mlp.down_proj.weight for i in TRAINABLE.trained_layers]
         for weight in trained:
             weight.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(
@@ -64,12 +64,13 @@ class Full:
         rows = self.batches.rows(i)
         vector = FORGET.steering * direction(FORGET.seed, "", self.model.config.hidden_size)
         found = []
-        for pool, weight in ((self.batches.forget_pool, 1.0), (self.batches.retain_pool, RETAIN.weight)):
-            total, tokens = 0.0, int(pool.lengths[list(rows)].sum())
-            for batch in _micro_batches(pool, rows):
-                wanted = (
-                    vector if pool is self.batches.forget_pool else self._hidden(self.reference_model, batch).detach()
-                )
+        for dataset, weight in ((self.batches.forget_dataset, 1.0), (self.batches.retain_dataset, RETAIN.weight)):
+            total, tokens = 0.0, int(dataset.lengths[list(rows)].sum())
+            for batch in _micro_batches(dataset, rows):
+                if dataset is self.batches.forget_dataset:
+                    wanted = vector
+                else:
+                    wanted = self._hidden(self.reference_model, batch).detach()
                 squares = (self._hidden(self.model, batch) - wanted).square().mean(dim=-1)
                 loss = weight * squares.sum() / tokens
                 loss.backward()
@@ -82,17 +83,17 @@ class Full:
     def _hidden(self, model: Any, batch: MicroBatch) -> Tensor:
         """``[n, h]``: the hidden states that leave the layer, of every token."""
         kept: list[Tensor] = []
-        hook = model.model.layers[SCOPE.layer].register_forward_hook(lambda _, __, hidden: kept.append(hidden))
+        hook = model.model.layers[TRAINABLE.up_to].register_forward_hook(lambda _, __, hidden: kept.append(hidden))
         model(input_ids=batch.tokens)
         hook.remove()
         return kept[0].transpose(0, 1).flatten(0, 1)[batch.index]
 
 
-def _micro_batches(pool: SequenceDataset, rows: range) -> list[MicroBatch]:
+def _micro_batches(dataset: SequenceDataset, rows: range) -> list[MicroBatch]:
     import torch
 
-    dealt = pool.micro_batches(rows, MICRO_BATCH, data_rank=0, data_size=1)
-    return [pool.collate(some, torch.device("cpu"), where="all") for some in dealt]
+    dealt = dataset.micro_batches(rows, MICRO_BATCH, data_rank=0, data_size=1)
+    return [dataset.collate(some, torch.device("cpu"), positions="all") for some in dealt]
 
 
 def measure(given: Options) -> list[dict[str, Any]]:
@@ -101,7 +102,7 @@ def measure(given: Options) -> list[dict[str, Any]]:
         from megatron_ext.training.trainer import Trainer
 
         batches = Batches(given)
-        model = build(given.model, ranks, SCOPE)
+        model = build(given.model, ranks, TRAINABLE)
         trainer = Trainer(model, ranks, OPTIMIZER, MICRO_BATCH, ReferenceMatrices(model, ranks))
 
         def ours(i: int) -> Losses:

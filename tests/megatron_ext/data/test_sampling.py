@@ -22,9 +22,9 @@ def sequences(count: int, seed: int = 0) -> Sequences:
 @pytest.mark.parametrize("count", [1, 7, 16, 19])
 @pytest.mark.parametrize("data", [1, 2, 3])
 def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -> None:
-    pool = SequenceDataset([sequences(40)])
+    dataset = SequenceDataset([sequences(40)])
     rows = list(range(count))
-    shares = [pool.micro_batches(rows, 4, rank, data) for rank in range(data)]
+    shares = [dataset.micro_batches(rows, 4, rank, data) for rank in range(data)]
     assert len({len(share) for share in shares}) == 1, "ranks would wait for one another"
     dealt = [row for share in shares for batch in share for row in batch]
     assert sorted(row for row in dealt if row >= 0) == rows
@@ -34,8 +34,10 @@ def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -
 def test_collate_labels_every_token_after_the_prompt() -> None:
     import torch
 
-    pool = SequenceDataset([Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference_logps=np.array([-1.5, -2.5]))
-    batch = pool.collate([0, 1, -1], torch.device("cpu"))
+    dataset = SequenceDataset(
+        [Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference_logps=np.array([-1.5, -2.5])
+    )
+    batch = dataset.collate([0, 1, -1], torch.device("cpu"))
     assert batch.tokens.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0], [0, 0, 0, 0]]
     assert batch.targets.tolist() == [7, 8, 10]
     # predicted from positions 1 and 2 of row 0 and position 0 of row 1, in hidden states [s, b] with b = 3
@@ -47,29 +49,29 @@ def test_collate_labels_every_token_after_the_prompt() -> None:
 
 def test_pool_numbers_rows_through_its_files() -> None:
     a, b = sequences(3, 1), sequences(4, 2)
-    pool = SequenceDataset([a, b])
-    assert len(pool) == 7
-    np.testing.assert_array_equal(pool.row(4)[0], b.row(1)[0])
-    assert pool.lengths[4] == b.lengths[1]
+    dataset = SequenceDataset([a, b])
+    assert len(dataset) == 7
+    np.testing.assert_array_equal(dataset.row(4)[0], b.row(1)[0])
+    assert dataset.lengths[4] == b.lengths[1]
 
 
 def test_an_epoch_is_one_pass_over_the_forget_set() -> None:
-    pairs = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=0)
-    assert (pairs.steps_per_epoch, pairs.steps) == (3, 9)
+    sampler = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=0)
+    assert (sampler.steps_per_epoch, sampler.steps) == (3, 9)
     for epoch in range(3):
-        rows = [row for step in range(3) for row in pairs.rows(epoch * 3 + step)[0]]
+        rows = [row for step in range(3) for row in sampler.rows(epoch * 3 + step).forget]
         assert sorted(rows) == list(range(10))
-    assert [pairs.epoch(i) for i in range(3)] == pytest.approx([0.4, 0.8, 1.0])
-    orders = {tuple(pairs.rows(3 * epoch)[0]) for epoch in range(3)}
+    assert [sampler.epoch(i) for i in range(3)] == pytest.approx([0.4, 0.8, 1.0])
+    orders = {tuple(sampler.rows(3 * epoch).forget) for epoch in range(3)}
     assert len(orders) == 3, "epochs are shuffled anew"
 
 
 def test_pairs_follow_from_seed_and_step_alone() -> None:
-    pairs = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
+    sampler = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
     later = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
-    assert [later.rows(i) for i in (7, 2)] == [pairs.rows(i) for i in (7, 2)]
-    assert ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=2).rows(2) != pairs.rows(2)
-    assert all(len(set(retain)) == len(forget) for forget, retain in map(pairs.rows, range(9)))
+    assert [later.rows(i) for i in (7, 2)] == [sampler.rows(i) for i in (7, 2)]
+    assert ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=2).rows(2) != sampler.rows(2)
+    assert all(len(set(rows.retain)) == len(rows.forget) for rows in map(sampler.rows, range(9)))
 
 
 @pytest.mark.parametrize("window", [1, 4])

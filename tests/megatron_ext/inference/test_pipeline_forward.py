@@ -33,7 +33,8 @@ def test_batches_are_small_enough_for_every_replica_and_stage_to_have_one():
 
 
 def test_equal_items_are_found_once():
-    assert inference.once(["b", "a", "b", "c", "a"], key=str) == ([0, 1, 3], [0, 1, 0, 2, 1])
+    unique = inference.deduplicate(["b", "a", "b", "c", "a"], key=str)
+    assert (unique.items, unique.place_of) == (["b", "a", "c"], [0, 1, 0, 2, 1])
 
 
 @pytest.mark.slow

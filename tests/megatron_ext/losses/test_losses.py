@@ -87,7 +87,7 @@ class StubModel:
         return torch.cat([hidden @ self.output.T, hidden.new_full((len(hidden), PADDING), -math.inf)], dim=-1)
 
 
-def scores(loss: Any, alone: Any, hidden: Any, rows: list[int]) -> Any:
+def loss_inputs(loss: Any, alone: Any, hidden: Any, rows: list[int]) -> Any:
     """What the trainer gives the loss for a micro-batch of ``rows``; -1 stands for one that only fills it."""
     import torch
 
@@ -96,17 +96,19 @@ def scores(loss: Any, alone: Any, hidden: Any, rows: list[int]) -> Any:
     from megatron_ext.model.loss_inputs import LossInputs
 
     _, reference_model, output = world()
-    pool = SequenceDataset([Sequences.pack(ROWS), Sequences.pack(ALTERNATIVES)], torch.tensor(REFERENCE).numpy())
-    batch = pool.collate(rows, torch.device("cpu"), loss.where)
+    dataset = SequenceDataset([Sequences.pack(ROWS), Sequences.pack(ALTERNATIVES)], torch.tensor(REFERENCE).numpy())
+    batch = dataset.collate(rows, torch.device("cpu"), loss.input_positions)
     width = batch.tokens.size(1)
 
     def at_positions(values: Any) -> Any:
         of_rows = [values[row] if row >= 0 else 0 * values[0] for row in rows]
         return torch.stack(of_rows, dim=1)[:width].flatten(0, 1)[batch.index]
 
-    before = (at_positions(reference_model), StubModel(output[1])) if loss.needs_reference_model else (None, None)
+    before = (
+        (at_positions(reference_model), StubModel(output[1]).logits) if loss.needs_reference_model else (None, None)
+    )
     shards = VocabularyShards(alone.tensor_group, VOCABULARY)
-    return LossInputs(at_positions(hidden), batch, StubModel(output[0]), shards, "", *before)
+    return LossInputs(at_positions(hidden), batch, StubModel(output[0]).logits, shards, "", *before)
 
 
 def value_and_gradient(loss: Any, alone: Any, filling: int = 0) -> tuple[Any, Any]:
@@ -117,8 +119,8 @@ def value_and_gradient(loss: Any, alone: Any, filling: int = 0) -> tuple[Any, An
     rows = [0, 1, 2] + [-1] * filling
     if loss.needs_preferred_answers:
         rows += [3, 4, 5] + [-1] * filling
-    pool = SequenceDataset([Sequences.pack(ROWS)])
-    value = loss(scores(loss, alone, hidden, rows)) / loss.units(pool.label_counts, pool.lengths)
+    dataset = SequenceDataset([Sequences.pack(ROWS)])
+    value = loss(loss_inputs(loss, alone, hidden, rows)) / loss.units(dataset.label_counts, dataset.lengths)
     value.backward()
     return value.detach(), hidden.grad
 
@@ -250,7 +252,7 @@ def test_rows_that_only_fill_a_batch_count_for_nothing(loss: Any, alone: Any) ->
     assert filled.item() == pytest.approx(value.item(), rel=1e-12)
     torch.testing.assert_close(same, gradient, rtol=1e-9, atol=1e-12)
     hidden = world()[0]
-    empty = loss(scores(loss, alone, hidden, [-1] * (4 if loss.needs_preferred_answers else 2)))
+    empty = loss(loss_inputs(loss, alone, hidden, [-1] * (4 if loss.needs_preferred_answers else 2)))
     empty.backward()  # as on a rank that has run out of rows
     assert empty.item() == 0 and hidden.grad.eq(0).all()
 
@@ -295,11 +297,11 @@ def test_gradient_ascent_is_the_limit_of_the_weighted_losses(alone: Any) -> None
 
 def test_a_batch_without_a_term_is_an_error_that_says_so() -> None:
     from megatron_ext.data.collate import SequenceDataset
-    from megatron_ext.training.trainer import LossTerm
+    from megatron_ext.training.loss_terms import LossTerm
 
-    pool = SequenceDataset([Sequences.pack(ROWS)])
-    assert LossTerm("forget_loss", CEU(), pool, [0, 1]).units == 3
+    dataset = SequenceDataset([Sequences.pack(ROWS)])
+    assert LossTerm("forget_loss", CEU(), dataset, [0, 1]).units == 3
     with pytest.raises(
         ValueError, match=r"forget_loss: 'ce-u' has nothing to average over .* at most 1 labelled token"
     ):
-        _ = LossTerm("forget_loss", CEU(), pool, [1, 1]).units
+        _ = LossTerm("forget_loss", CEU(), dataset, [1, 1]).units

@@ -219,11 +219,11 @@ def runs(specs: dict[str, list[UnlearnSpec]], ports: list[int]) -> None:
 
 
 def take(ranks: Any, specs: list[UnlearnSpec]) -> None:
-    from megatron_ext.steps import unlearning
+    from megatron_ext.steps import unlearn
     from megatron_ext.summary import Clock
 
     for spec in specs:
-        unlearning.unlearn(spec, ranks, Clock())
+        unlearn.unlearn(spec, ranks, Clock())
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def mean_square(differences: list[Any], prompts: list[int], positions: str, redu
 
 
 def terms(forget: RMU, retain: RMURetain, topic: str = "cyber") -> list[Any]:
-    from megatron_ext.training.trainer import LossTerm
+    from megatron_ext.training.loss_terms import LossTerm
 
     return [
         LossTerm("forget_loss", forget, SequenceDataset([FORGET]), FORGET_ROWS, topic=topic),
@@ -124,12 +124,12 @@ def test_losses_and_gradients_are_those_of_plain_torch(
         positions,
         reduction,
     )
-    for which, plain in enumerate((f, r)):
+    for objective, plain in enumerate((f, r)):
         assert plain.item() > 1e-3
         theirs.zero_grad()
         plain.backward(retain_graph=True)
-        (total,), _ = trainer.accumulate([both[which]], [1.0])
-        assert float(total) / both[which].units == pytest.approx(plain.item(), rel=1e-5)
+        (total,) = trainer.accumulator.accumulate([both[objective]], [1.0]).sums
+        assert float(total) / both[objective].units == pytest.approx(plain.item(), rel=1e-5)
         gradients = {key: value.grad for key, value in theirs.named_parameters()}
         for key, gradient, expected in as_ours(ours, alone, gradients):
             scale = float(expected.abs().max())
@@ -199,7 +199,7 @@ def test_what_is_trained(alone: Any, models: Path, trainable_layers: dict[str, A
 
 def test_scopes_that_do_not_fit_a_model_are_refused(alone: Any, models: Path) -> None:
     from megatron_ext.checkpoint import reading
-    from megatron_ext.model.build import pipeline_split
+    from megatron_ext.config import pipeline_split
 
     with pytest.raises(ValueError, match=r"trainable_layers.up_to: 3 is none of the model's 3 layers \(0 to 2\)"):
         reading.load(models / MODEL, alone, TrainableLayers(up_to=3))
@@ -362,11 +362,11 @@ def test_two_topics_alternate_as_plain_torch_does(world: Path) -> None:
     for step in range(STEPS):
         name = ("cyber", "bio")[step % 2]
         steering, alpha = TOPICS[name]
-        rows, kept = ForgetRetainSampler(len(forget[name]), len(retain), 8, 5.0, 0).rows(step // 2)
+        batch = ForgetRetainSampler(len(forget[name]), len(retain), 8, 5.0, 0).rows(step // 2)
         control = steering * direction(3, name, worlds.CONFIG["hidden_size"])
-        f = torch.cat([hidden_states(model, forget[name], row, 1) - control for row in rows]).square().mean()
-        moved = [hidden_states(model, retain, row, 1) - hidden_states(before, retain, row, 1).detach() for row in kept]
-        r = alpha * torch.cat(moved).square().mean()
+        f = torch.cat([hidden_states(model, forget[name], row, 1) - control for row in batch.forget]).square().mean()
+        pairs = [[hidden_states(m, retain, row, 1) for m in (model, before)] for row in batch.retain]
+        r = alpha * torch.cat([now - then.detach() for now, then in pairs]).square().mean()
         assert records[step]["forget_loss"] == pytest.approx(f.item(), rel=1e-4)
         assert records[step]["retain_loss"] == pytest.approx(r.item(), rel=1e-3, abs=1e-9)
         (matrix.grad,) = torch.autograd.grad(f + r, [matrix])

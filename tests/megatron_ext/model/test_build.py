@@ -31,24 +31,6 @@ def models(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("layers", "layout", "split"),
-    [
-        (5, {"pipeline": 2}, [3, 2]),
-        (6, {"pipeline": 3}, [2, 2, 2]),
-        (5, {"pipeline": 2, "pipeline_split": [1, 4]}, [1, 4]),
-    ],
-)
-def test_pipeline_split(layers, layout, split):
-    assert factory.pipeline_split(layers, Layout(**layout)) == split
-
-
-@pytest.mark.parametrize("split", [[2, 2], [3], [1, 2, 2]])
-def test_a_pipeline_split_must_fit(split):
-    with pytest.raises(ValueError, match=r"pipeline_split: .* must be 2 numbers that sum to 5 layers"):
-        factory.pipeline_split(5, Layout(pipeline=2, pipeline_split=split))
-
-
 def test_padded_vocabulary():
     assert [factory.padded_vocabulary(517, ranks) for ranks in (1, 2, 4, 8)] == [517, 518, 520, 520]
 

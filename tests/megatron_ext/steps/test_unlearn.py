@@ -81,7 +81,7 @@ def test_sequences_in_both_sets_are_counted_and_named(world: Path, capsys: pytes
 
 
 def test_weights_that_blow_up_stop_the_run_and_keep_the_last_state(world: Path) -> None:
-    from megatron_ext.training.trainer import NonFinite
+    from megatron_ext.training.accumulator import NonFinite
 
     changes = {"checkpoint_every": 1, "warmup_epochs": 0.0, "epochs": 3.0}
     with pytest.raises(NonFinite, match=r"step \d+: .*rank 0.*|step \d+: the weights are not finite") as failure:
@@ -96,7 +96,7 @@ def test_weights_that_blow_up_stop_the_run_and_keep_the_last_state(world: Path) 
 
 
 def test_a_loss_that_is_not_finite_names_step_loss_and_rank(world: Path) -> None:
-    from megatron_ext.training.trainer import NonFinite
+    from megatron_ext.training.accumulator import NonFinite
 
     with np.load(world / "reference" / "reference.npz") as file:
         arrays = dict(file)

@@ -57,7 +57,8 @@ def steps(ranks: Any, case: Case) -> dict[str, Any]:
     import torch
 
     from megatron_ext.checkpoint import mapping, reading
-    from megatron_ext.training.trainer import LossTerm, Trainer
+    from megatron_ext.training.loss_terms import LossTerm
+    from megatron_ext.training.trainer import Trainer
 
     precision, name, recompute_activations, micro = case
     ranks = dataclasses.replace(ranks, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
@@ -168,7 +169,8 @@ def test_recomputation_changes_no_bit(layout: str, ranked: Any) -> None:
 @pytest.mark.parametrize("recompute_activations", [False, True])
 def test_recomputation_runs_each_block_twice(recompute_activations: bool, alone: Any) -> None:
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.trainer import LossTerm, Trainer
+    from megatron_ext.training.loss_terms import LossTerm
+    from megatron_ext.training.trainer import Trainer
 
     model = reading.initialise(CONFIG, alone, seed=3, training=Runtime(recompute_activations=recompute_activations))
     runs = []
@@ -184,14 +186,17 @@ def test_recomputation_reaches_the_first_trained_block_of_a_scope(alone: Any) ->
     """Nothing below it needs a gradient, its input neither."""
     from megatron_ext.checkpoint import reading, tensor_sources
     from megatron_ext.model import build as model
-    from megatron_ext.training.trainer import LossTerm, Trainer
+    from megatron_ext.training.loss_terms import LossTerm
+    from megatron_ext.training.trainer import Trainer
 
     trainable_layers, found = TrainableLayers(up_to=2, layers_to_transform=[1, 2]), []
     for recompute_activations in (False, True):
         built = model.build(CONFIG, alone, trainable_layers, Runtime(recompute_activations=recompute_activations))
         reading.fill(built, alone, tensor_sources.InitialValues(CONFIG, 3))
         trainer = Trainer(built, alone, Optimizer(learning_rate=0.05), 2)
-        trainer.accumulate([LossTerm("forget_loss", RMU(), SequenceDataset([FORGET]), FORGET_ROWS, topic="all")], [1.0])
+        trainer.accumulator.accumulate(
+            [LossTerm("forget_loss", RMU(), SequenceDataset([FORGET]), FORGET_ROWS, topic="all")], [1.0]
+        )
         found.append([p.main_grad for p in built.parameters() if p.requires_grad])
     assert len(found[0]) == 2
     for plain, again in zip(*found, strict=True):
@@ -203,19 +208,22 @@ def test_parameters_are_found_between_padding(alone: Any) -> None:
     import torch
 
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.trainer import LossTerm, Trainer
+    from megatron_ext.training.loss_terms import LossTerm
+    from megatron_ext.training.trainer import Trainer
 
     ranks = dataclasses.replace(alone, layout=Layout(distributed_optimizer=True))
     model = reading.initialise({**CONFIG, **MODELS["untied"]}, ranks, seed=3)
     trainer = Trainer(model, ranks, Optimizer(learning_rate=0.05), 2)
-    space = trainer.space
+    space = trainer.accumulator.space
     assert sum(piece.numel() for piece in space.held) > sum(p.numel() for p in model.parameters())
-    trainer.accumulate([LossTerm("forget_loss", NPO(), SequenceDataset([FORGET], REFERENCE), FORGET_ROWS)], [1.0])
+    trainer.accumulator.accumulate(
+        [LossTerm("forget_loss", NPO(), SequenceDataset([FORGET], REFERENCE), FORGET_ROWS)], [1.0]
+    )
     squared = sum(float(p.main_grad.double().square().sum()) for p in model.parameters())
     assert space.products([space.held]).item() == pytest.approx(squared, rel=1e-12)
 
     before = [p.detach().clone() for p in model.parameters()]
-    with space.moved(space.copy(), 0.5) as visits:
+    with space.perturbed_weights(space.copy(), 0.5) as visits:
         for scale in visits:
             for p, old in zip(model.parameters(), before, strict=True):
                 torch.testing.assert_close(p.detach(), old + scale * p.main_grad)
@@ -227,7 +235,7 @@ def test_inner_products_of_vanishing_gradients(alone: Any) -> None:
     from megatron_ext.checkpoint import reading
     from megatron_ext.training.trainer import Trainer
 
-    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).space
+    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).accumulator.space
     for piece in space.held:
         piece.fill_(1e-30)
     numbers = sum(piece.numel() for piece in space.held)
@@ -238,7 +246,7 @@ def test_memory_of_a_vector_is_used_again(alone: Any) -> None:
     from megatron_ext.checkpoint import reading
     from megatron_ext.training.trainer import Trainer
 
-    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).space
+    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).accumulator.space
     first = space.copy()
     second = space.copy()
     assert first[0].data_ptr() != second[0].data_ptr()

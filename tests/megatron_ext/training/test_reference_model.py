@@ -55,23 +55,23 @@ class Watched(Loss):
     expected: ClassVar[dict[tuple[int, ...], Any]] = {}
     seen: ClassVar[list[tuple[float, float]]] = []
 
-    def __call__(self, scores: Any) -> Any:
+    def __call__(self, inputs: Any) -> Any:
         import torch
 
-        reference_model = scores.reference_logits
-        width, rank = reference_model.size(-1), scores.vocabulary.group.rank()
+        reference_model = inputs.reference_logits
+        width, rank = reference_model.size(-1), inputs.vocabulary.group.rank()
         wanted = []
-        for row, tokens in enumerate(scores.batch.tokens):
+        for row, tokens in enumerate(inputs.batch.tokens):
             table = next((t for ids, t in self.expected.items() if list(ids) == tokens[: len(ids)].tolist()), None)
-            where = scores.batch.index[scores.batch.sequence == row] // len(scores.batch.tokens)
+            where = inputs.batch.index[inputs.batch.sequence == row] // len(inputs.batch.tokens)
             if len(where):
                 assert table is not None
                 wanted.append(table[where])
         if not wanted:  # a micro-batch that only fills up
-            return scores.logits.sum() * 0
+            return inputs.logits.sum() * 0
         columns = torch.cat(wanted)[:, rank * width : (rank + 1) * width]
         own = slice(columns.size(-1))
-        moved = scores.logits[:, own] - reference_model[:, own]
+        moved = inputs.logits[:, own] - reference_model[:, own]
         self.seen.append((float((reference_model[:, own] - columns).abs().max()), float(moved.detach().abs().max())))
         assert not reference_model.requires_grad
         return moved.square().sum()
@@ -89,18 +89,20 @@ def differences(folder: Path, name: str, layout: dict[str, Any], offload: bool) 
 
 def watch(expected: Any, checkpoint: Path, ranks: Any, offload: bool) -> list[tuple[float, float]]:
     from megatron_ext.checkpoint import reading
+    from megatron_ext.training.loss_terms import LossTerm
     from megatron_ext.training.reference_model import OffloadedReferenceModel
-    from megatron_ext.training.trainer import LossTerm, Trainer
+    from megatron_ext.training.trainer import Trainer
 
     Watched.expected, Watched.seen = expected, []
     model = reading.load(checkpoint, ranks, training=Runtime(layout=ranks.layout))
-    reference_model = OffloadedReferenceModel(reading.load(checkpoint, ranks), ranks, offload)
+    before = reading.load(checkpoint, ranks)
+    reference_model = OffloadedReferenceModel(before, ranks, offload)
     trainer = Trainer(model, ranks, Optimizer(learning_rate=0.01), 2, reference_model)
-    pool = SequenceDataset([DATA])
+    dataset = SequenceDataset([DATA])
     for _ in range(STEPS):
-        terms = [LossTerm("forget_loss", GA(), pool, ROWS), LossTerm("retain_loss", Watched(), pool, ROWS)]
+        terms = [LossTerm("forget_loss", GA(), dataset, ROWS), LossTerm("retain_loss", Watched(), dataset, ROWS)]
         trainer.step(terms, WeightedSum(), rate=0.01)
-    assert not any(p.requires_grad for p in reference_model.model.parameters())
+    assert not any(p.requires_grad for p in before.parameters())
     return Watched.seen
 
 
@@ -135,8 +137,8 @@ def test_offloaded_weights_are_on_the_device_only_while_their_module_runs(alone:
     from megatron_ext.checkpoint import reading
     from megatron_ext.training.reference_model import OffloadedReferenceModel
 
-    pool = SequenceDataset([DATA])
-    batches = [pool.collate(rows, alone.device) for rows in ([0, 3], [7, 5])]
+    dataset = SequenceDataset([DATA])
+    batches = [dataset.collate(rows, alone.device) for rows in ([0, 3], [7, 5])]
     model = reading.load(models / "fp32" / name, alone)
     before = [p.detach().clone() for p in model.parameters()]
     sizes = {id(module): sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()}
@@ -165,7 +167,7 @@ def test_offloaded_weights_are_on_the_device_only_while_their_module_runs(alone:
         assert given is not None and wanted is not None
         assert given.equal(wanted)
         with torch.no_grad():
-            assert reference_model.model.logits(given).equal(plain.model.logits(wanted))
+            assert reference_model.logits(given).equal(plain.logits(wanted))
     assert len(held) > 20
     assert all(on_device == own for on_device, own in held)
     assert [p.numel() for p in model.parameters()] == [0] * len(before)

@@ -11,8 +11,8 @@ import pytest
 from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
-from megatron_ext.training.step import Step, StepPosition
-from megatron_ext.updates import Rule
+from megatron_ext.training.step import Step
+from megatron_ext.updates import Rule, StepPosition
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
 from megatron_ext.updates.primal_dual import PrimalDual
@@ -36,10 +36,10 @@ def flat(model: Any) -> Any:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).double()
 
 
-def take(t: Any, rule: Rule, state: dict[str, float], place: StepPosition = StepPosition()) -> tuple[Step, Any]:  # noqa: B008
+def take(t: Any, rule: Rule, state: dict[str, float], position: StepPosition = StepPosition()) -> tuple[Step, Any]:  # noqa: B008
     """One step of gradient ascent with an NLL retain loss, and the direction that the weights moved along."""
     before = flat(t.model)
-    taken = t.step(terms(GA(), NLL()), rule, RATE, state=state, place=place)
+    taken = t.step(terms(GA(), NLL()), rule, RATE, state=state, position=position)
     return taken, (before - flat(t.model)) / taken.rate
 
 
@@ -48,10 +48,10 @@ def take(t: Any, rule: Rule, state: dict[str, float], place: StepPosition = Step
 
 def by_micro_batch(model: Any, size: int) -> list[tuple[Any, int]]:
     """Summed NLL and tokens of each retain micro-batch, in the order in which they are worked on."""
-    pool = SequenceDataset([RETAIN])
-    batches = [[row for row in rows if row >= 0] for rows in pool.micro_batches(RETAIN_ROWS, size, 0, 1)]
+    dataset = SequenceDataset([RETAIN])
+    batches = [[row for row in rows if row >= 0] for rows in dataset.micro_batches(RETAIN_ROWS, size, 0, 1)]
     return [
-        (-sum(log_probs(model, RETAIN, row).sum() for row in rows), int(pool.label_counts[rows].sum()))
+        (-sum(log_probs(model, RETAIN, row).sum() for row in rows), int(dataset.label_counts[rows].sum()))
         for rows in batches
     ]
 
@@ -160,13 +160,13 @@ def exact(model: Any, beta: float, penalty: float | None) -> Any:
 def counted(t: Any) -> list[None]:
     """Grows by one each time that a gradient is evaluated."""
     calls: list[None] = []
-    accumulate = t.accumulate
+    accumulate = t.accumulator.accumulate
 
     def counting(*args: Any) -> Any:
         calls.append(None)
         return accumulate(*args)
 
-    t.accumulate = counting
+    t.accumulator.accumulate = counting
     return calls
 
 
@@ -185,7 +185,7 @@ def test_ofmu_equals_double_backward(alone: Any, beta: float, penalty: float) ->
 
         taken, moved = take(t, rule, state)
 
-        del t.accumulate
+        del t.accumulator.accumulate
         assert taken.rate == rate
         assert len(evaluations) == {(True, 0.0): 6, (True, 1.0): 8, (False, 0.0): 1, (False, 1.0): 4}[beta > 0, phase]
         second = float((u - plain).norm())
@@ -207,8 +207,8 @@ def test_ofmu_equals_double_backward(alone: Any, beta: float, penalty: float) ->
 
 def test_ofmu_without_an_angle_or_a_gradient_says_so(alone: Any) -> None:
     class Zero(NLL):
-        def __call__(self, scores: Any) -> Any:
-            return scores.log_probs.sum() * 0.0
+        def __call__(self, inputs: Any) -> Any:
+            return inputs.log_probs.sum() * 0.0
 
     state = {"penalty": 1.0, "phase": 1.0}
     both = terms(GA(), NLL())
@@ -232,7 +232,7 @@ def test_a_direction_of_a_rules_own_is_clipped(alone: Any) -> None:
 def test_moved_weights_come_back_after_an_error(alone: Any) -> None:
     t = trainer(alone)
     before = t.checksum()
-    with pytest.raises(KeyError), t.space.moved(t.space.weights(), 1.0) as visits:
+    with pytest.raises(KeyError), t.accumulator.space.perturbed_weights(t.accumulator.space.weights(), 1.0) as visits:
         next(visits)
         assert (t.checksum() != before).any()
         raise KeyError("anything")

@@ -104,7 +104,8 @@ def group_names(ranks: Any) -> dict[str, str]:
 def step_costs(ranks: Any, layers: int, method: str) -> Costs:
     """Of the second step, when what is kept from step to step is there."""
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.trainer import LossTerm, Trainer
+    from megatron_ext.training.loss_terms import LossTerm
+    from megatron_ext.training.trainer import Trainer
 
     config = {**CONFIG, "hidden_size": 64, "num_hidden_layers": layers}
     model = reading.initialise(config, ranks, seed=3, training=Runtime(layout=ranks.layout))
@@ -117,7 +118,7 @@ def step_costs(ranks: Any, layers: int, method: str) -> Costs:
     trainer.step(terms, rule, 0.01, separate)
     with Recorder(group_names(ranks)) as recorder:
         trainer.step(terms, rule, 0.01, separate)
-    shard = sum(piece.numel() * piece.element_size() for piece in trainer.space.held)
+    shard = sum(piece.numel() * piece.element_size() for piece in trainer.accumulator.space.held)
     counts = dict(sorted(recorder.collectives.items()))
     return {"collectives": counts, "waits": recorder.waits, "peak": recorder.peak, "shard": shard}
 

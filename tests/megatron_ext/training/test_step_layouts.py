@@ -13,8 +13,7 @@ from megatron_ext.config import Layout, Optimizer, Runtime
 from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
-from megatron_ext.training.step import StepPosition
-from megatron_ext.updates import Products, Rule
+from megatron_ext.updates import Products, Rule, StepPosition
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
@@ -94,17 +93,19 @@ def check_vectors(t: Any, ranks: Any) -> list[Products]:
     for pair in range(PAIRS):
         vectors = []
         for which in (0, 1):
-            t.ddp.zero_grad_buffer()
+            t.accumulator.ddp.zero_grad_buffer()
             draw_into(t.model, ranks, gradients, pair, which)
-            vectors.append(t.space.copy())
+            vectors.append(t.accumulator.space.copy())
         f, r = vectors
-        ff, fr, _, rr = t.space.reduce(t.space.products([f, r]).flatten())
+        ff, fr, _, rr = t.accumulator.space.reduce(t.accumulator.space.products([f, r]).flatten())
         found.append(Products(ff, fr, rr))
         for rule in SPAN:
             u = rule.direction(found[-1])
-            t.space.hold(r)
-            t.space.combine(u.retain, f, u.forget)
-            for mine, made, a, b in zip(t.space.held, t.space.linear((u.forget, f), (u.retain, r)), f, r, strict=True):
+            t.accumulator.space.hold(r)
+            t.accumulator.space.combine(u.retain, f, u.forget)
+            for mine, made, a, b in zip(
+                t.accumulator.space.held, t.accumulator.space.linear((u.forget, f), (u.retain, r)), f, r, strict=True
+            ):
                 wanted = u.forget * a.double() + u.retain * b.double()
                 close = {"rtol": 1e-5, "atol": 1e-6 * float(wanted.abs().max()) if len(wanted) else 0.0}
                 torch.testing.assert_close(mine.double(), wanted, **close)
@@ -116,23 +117,23 @@ def check_moves(t: Any, ranks: Any) -> float:
     """Weights along a vector, whole on every rank, and back; the weights' squared norm."""
     import torch
 
-    t.ddp.zero_grad_buffer()
+    t.accumulator.ddp.zero_grad_buffer()
     parameters = dict(t.model.named_parameters())
     draw_into(t.model, ranks, {name: p.main_grad for name, p in parameters.items()}, 5, 0)
-    vector = t.space.copy()
+    vector = t.accumulator.space.copy()
     whole = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
     draw_into(t.model, ranks, whole, 5, 0)
     start = {name: p.detach().clone() for name, p in parameters.items()}
     scales = []
-    with t.space.moved(vector, 0.5, -2.0) as visits:
+    with t.accumulator.space.perturbed_weights(vector, 0.5, -2.0) as visits:
         for scale in visits:
             scales.append(scale)
             for name, p in parameters.items():
                 torch.testing.assert_close(p.detach(), start[name] + scale * whole[name], rtol=1e-6, atol=1e-7)
     assert scales == [0.5, -2.0]
     assert all(torch.equal(p, start[name]) for name, p in parameters.items())
-    base = t.space.weights()
-    (square,) = t.space.reduce(t.space.products([base]).flatten())
+    base = t.accumulator.space.weights()
+    (square,) = t.accumulator.space.reduce(t.accumulator.space.products([base]).flatten())
     return square
 
 
@@ -153,7 +154,7 @@ def check_extrapolation(ranks: Any, folder: Path) -> None:
 def run_rule(rule: Rule, ranks: Any, micro: int) -> dict[str, Any]:
     """Two steps: what they report, the rule's state after each, and this rank's share of every weight's change."""
     from megatron_ext.checkpoint import mapping
-    from megatron_ext.training.trainer import LossTerm
+    from megatron_ext.training.loss_terms import LossTerm
 
     t = make(ranks, micro)
     parameters = dict(t.model.named_parameters())
@@ -166,7 +167,9 @@ def run_rule(rule: Rule, ranks: Any, micro: int) -> dict[str, Any]:
     everything = LossTerm("all", NLL(), retain, range(40))
     state, states, reports = rule.start(None), [], []
     for i in range(2):
-        taken = t.step(terms, rule, 0.05, state=state, place=StepPosition(i, i, True), whole_retain=lambda: everything)
+        taken = t.step(
+            terms, rule, 0.05, state=state, position=StepPosition(i, i, True), whole_retain=lambda: everything
+        )
         measured = [taken.forget_alignment, taken.retain_alignment, taken.products and taken.products.cosine]
         reports += [taken.update_norm, taken.rate, *taken.losses.values(), *(m for m in measured if m is not None)]
         states.append(dict(state))

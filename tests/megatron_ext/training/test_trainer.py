@@ -36,7 +36,7 @@ def trainer(ranks: Any, **optimizer: Any) -> Any:
 
 
 def terms(forget: Loss, retain: Loss | None) -> list[Any]:
-    from megatron_ext.training.trainer import LossTerm
+    from megatron_ext.training.loss_terms import LossTerm
 
     both = [LossTerm("forget_loss", forget, SequenceDataset([FORGET], REFERENCE), FORGET_ROWS)]
     return both if retain is None else [*both, LossTerm("retain_loss", retain, SequenceDataset([RETAIN]), RETAIN_ROWS)]
@@ -123,7 +123,7 @@ def test_micro_batches_do_not_change_the_step(alone: Any) -> None:
     ends = []
     for micro in (1, 2, 5):
         t = trainer(alone)
-        t.micro_batch = micro
+        t.accumulator.micro_batch = micro
         t.step(terms(NPO(), NLL()), Blur(), rate=0.1, separate=False)
         ends.append(torch.cat([p.detach().flatten() for p in t.model.parameters()]))
     torch.testing.assert_close(ends[1], ends[0], atol=1e-6, rtol=1e-5)
@@ -173,7 +173,8 @@ def test_without_clipping_the_direction_reaches_the_optimizer_whole(alone: Any) 
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(alone: Any) -> None:
-    from megatron_ext.training.trainer import LossTerm, NonFinite
+    from megatron_ext.training.accumulator import NonFinite
+    from megatron_ext.training.loss_terms import LossTerm
 
     t = trainer(alone)
     before = t.checksum()
@@ -221,11 +222,11 @@ def broken_on_the_second_rank() -> str:
 
     from megatron_ext.config import Layout, Runtime
     from megatron_ext.distributed import process_groups
-    from megatron_ext.training.trainer import NonFinite
+    from megatron_ext.training.accumulator import NonFinite
 
     class Broken(NLL):
-        def __call__(self, scores: Any) -> Any:
-            return super().__call__(scores) * (math.nan if dist.get_rank() == 1 else 1.0)
+        def __call__(self, inputs: Any) -> Any:
+            return super().__call__(inputs) * (math.nan if dist.get_rank() == 1 else 1.0)
 
     with process_groups.start(Runtime(device="cpu", layout=Layout(data=2))) as ranks, pytest.raises(NonFinite) as error:
         trainer(ranks).step(terms(NPO(), Broken()), Blur(), rate=0.1)
@@ -241,7 +242,7 @@ def test_a_broken_loss_names_its_rank_not_those_its_gradient_reaches() -> None:
 def test_weights_that_are_not_finite_are_refused(alone: Any) -> None:
     import torch
 
-    from megatron_ext.training.trainer import NonFinite
+    from megatron_ext.training.accumulator import NonFinite
 
     t = trainer(alone)
     t.refuse_broken_weights()

@@ -191,7 +191,7 @@ def test_a_rule_that_extrapolates_is_scored_where_it_would_end(world: Path) -> N
 def test_a_model_that_gives_no_number_ends_the_run(world: Path) -> None:
     from megatron.core import parallel_state
 
-    from megatron_ext.training.trainer import NonFinite
+    from megatron_ext.training.accumulator import NonFinite
 
     broken = world / "broken" / "checkpoint"
     shutil.copytree(world / "target" / "checkpoint", broken)
