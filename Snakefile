@@ -33,14 +33,15 @@ steps.use_cache(site)
 steps.set_environment(plan, site, IMAGE if IN_IMAGE else None)
 if IN_IMAGE and not workflow.remote_exec:
     steps.plan_without_apptainer()
-ROOT = str(plan.root)
+ROOT = str(plan.paths.root)
+BENCHMARK = plan.config.benchmark.name
 
 
 report: "workflow/report/workflow.rst"
 
 
 wildcard_constraints:
-    run=steps.one_of(plan.run_ids),
+    run=steps.one_of(plan.run_folders),
     seed=r"\d+",
 
 
@@ -50,6 +51,7 @@ rule all:
         f"{ROOT}/report/index.html",
 
 
+include: "pipeline/workflow/rules/common.smk"
 include: "pipeline/workflow/rules/fetch.smk"
 include: "pipeline/workflow/rules/data.smk"
 include: "pipeline/workflow/rules/train.smk"

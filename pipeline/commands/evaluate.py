@@ -49,7 +49,7 @@ from pipeline.hub import local_files as files
 from pipeline.launch import ranks
 from pipeline.specs import RETRAIN, EvaluateSpec, FetchDatasetsSpec, FetchDataSpec, FetchSpec, PrepareSpec
 from pipeline.steps.programs import source_files
-from pipeline.workflow.plan import canonical
+from pipeline.workflow.jobs import canonical
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 INPUTS = "inputs.json"  # digests of everything that an evaluation was computed from

@@ -14,6 +14,7 @@ from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
+from pipeline.workflow.work import describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +70,10 @@ def jobs(plan: Plan, site: Site | None = None) -> list[str]:
     for job in plan.jobs.values():
         asked = _asked(resources.needs(plan, site, job), site, job.spec.program) if site else []
         rows.append([job.spec.program, job.name, str(job.ranks), _memory(plan, job.spec, site), *asked])
-        rows[-1].append(plan.describe(job.name))
+        rows[-1].append(describe(plan, job))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return [*(line.rstrip() for line in lines), "", f"{len(plan.jobs)} jobs; results in {plan.root}"]
+    return [*(line.rstrip() for line in lines), "", f"{len(plan.jobs)} jobs; results in {plan.paths.root}"]
 
 
 def _asked(wanted: resources.Needs, site: Site, step: str) -> list[str]:

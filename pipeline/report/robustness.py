@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pipeline.benchmarks.base import Metric
 from pipeline.report.read import Group, Result
 from pipeline.report.tables import ARROWS, NONE, are_counts, as_line, escape, formatted
-from pipeline.specs import Attack, ReportSpec
+from pipeline.specs import Attack, ModelId, ReportSpec
 
 # Names of OpenUnlearning's ratios (arXiv 2506.12618), for metrics that are lower the less a model knows. Relearning
 # compares how fast the unlearned model and retrain learn again; quantisation shows knowledge that was only hidden.
@@ -151,7 +151,8 @@ def _change(
 def _pairs(groups: Sequence[Group], attacked: Group) -> list[Pair]:
     """The seeds' models before and after."""
     known = {result.entry.model_id: result for group in groups for result in group.results}
-    return [(known[after.entry.model_id.removesuffix(f".{attacked.attack}")], after) for after in attacked.results]
+    attacks = [attacked.attack] if attacked.attack else []
+    return [(known[str(ModelId.parse(after.entry.model_id, attacks).before)], after) for after in attacked.results]
 
 
 def _retrain(groups: Sequence[Group], after: Sequence[Group]) -> list[Pair]:

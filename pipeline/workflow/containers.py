@@ -76,8 +76,8 @@ def binds(site: Site, plan: Plan) -> list[str]:
     site's `binds`, and what `APPTAINER_BIND` already names. Of a symbolic link, both its path and its target. Results
     that are not there yet are made in the nearest folder that is.
     """
-    folders = [ROOT, Path.cwd(), _nearest(plan.root), _nearest(plan.cache), site.huggingface]
-    folders.append(Path(tempfile.gettempdir()))
+    written = [folder for folder in (plan.paths.root, plan.paths.cache) if folder is not None]
+    folders = [ROOT, Path.cwd(), *map(_nearest, written), site.huggingface, Path(tempfile.gettempdir())]
     if isinstance(plan.config.source, FolderSource):
         folders.append(plan.config.source.path)
     plain = {str(each): None for folder in folders for each in (os.path.abspath(folder), folder.resolve())}

@@ -31,7 +31,9 @@ from pipeline.config import sizing
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes, Shape
 from pipeline.specs import EvaluateSpec
-from pipeline.workflow.plan import Job, Plan
+from pipeline.workflow.jobs import Job
+from pipeline.workflow.plan import Plan
+from pipeline.workflow.unlearning_jobs import unlearning_steps
 
 START = 300.0  # container, imports and rendezvous, on a file system that others use too
 OTHER = 300.0  # the work of a step without a model
@@ -203,7 +205,7 @@ def _seconds(plan: Plan, spec: Any, gpus: bool, state: int) -> float:
     speed = GPU_SPEED[spec.runtime.precision] if gpus else CPU_SPEED * spec.runtime.threads
     seconds = operations(plan, spec) / (layout.ranks * speed) + weights / DISK
     if isinstance(spec, TrainSpec | UnlearnSpec):
-        steps = spec.steps if isinstance(spec, TrainSpec) else plan.unlearning_steps(spec)
+        steps = spec.steps if isinstance(spec, TrainSpec) else unlearning_steps(plan.config, spec)
         states = steps // spec.checkpoint_every if spec.checkpoint_every else 0
         seconds += weights / DISK + states * state / DISK
     if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
@@ -239,7 +241,7 @@ def operations(plan: Plan, spec: Any) -> float:
         parameters, _ = sizing.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
     batches = 1 + spec.forget_loss.needs_preferred_answers + (spec.retain_loss is not None)
     each = trained * spec.rule.gradients + 2 * sizing.keeps_frozen(spec)
-    tokens = plan.unlearning_steps(spec) * batching.global_batch * length * batches
+    tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:
         passes += _measurements(plan, spec) * 2 * spec.validation.rows * length
@@ -250,4 +252,4 @@ def _measurements(plan: Plan, spec: UnlearnSpec) -> int:
     """How often a run with ``validation`` scores its sample."""
     assert spec.validation is not None
     per_epoch = math.ceil(plan.config.forget_rows / spec.batching.global_batch)
-    return len(spec.validation.points(plan.unlearning_steps(spec), per_epoch))
+    return len(spec.validation.points(unlearning_steps(plan.config, spec), per_epoch))

@@ -20,9 +20,12 @@ from pipeline.config.site import Site
 from pipeline.config.sizing import on_gpus, visible_gpus
 from pipeline.judging.endpoint import KeyMissing, api_key
 from pipeline.launch.__main__ import SECRET_NAMES
+from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
 from pipeline.workflow import containers, resources
-from pipeline.workflow.plan import Job, Plan, canonical
+from pipeline.workflow.jobs import Job, canonical
+from pipeline.workflow.plan import Plan
+from pipeline.workflow.robustness_jobs import attacks
 
 OPTIONS = ("experiment", "data_root", "results", "site", "image")
 
@@ -187,17 +190,22 @@ class Rules:
 
         return {key: value(key) for key in resources.KEYS}
 
-    def inputs(self, pattern: str) -> Callable[[Any], list[str]]:
-        """The files that the job reads of other jobs."""
-        return lambda wildcards: [str(path) for path in self._job(pattern, wildcards).inputs]
+    def model(self, text: str) -> ModelId:
+        """The model that a wildcard names."""
+        return ModelId.parse(text, attacks(self.plan.config), self.plan.config.requests)
+
+    def files(self, pattern: str, purpose: str) -> Callable[[Any], list[str]]:
+        """The files that the job reads for a purpose, which is one of ``Job.reads``."""
+        return lambda wildcards: [str(path) for path in self._job(pattern, wildcards).reads.get(purpose, ())]
 
     def source(self, pattern: str) -> Callable[[Any], list[str]]:
         """The source files that the job runs."""
         return lambda wildcards: [_relative(path) for path in source_files(self._job(pattern, wildcards).spec)]
 
-    def spec(self, pattern: str) -> Callable[[Any], str]:
-        """The job's specification: a change in it, and only that, is a reason to run the job again."""
-        return lambda wildcards: canonical(self._job(pattern, wildcards).spec)
+    def spec(self, wildcards: Any, output: Any) -> str:
+        """The specification of the job that writes ``output``: a change in it is a reason to run the job again."""
+        folder = Path(output.spec).parent.relative_to(self.plan.paths.root)
+        return canonical(self.plan.jobs[folder.as_posix()].spec)
 
     @property
     def threads(self) -> int:
@@ -226,9 +234,9 @@ class Rules:
         return self.plan.jobs[pattern.format(**dict(wildcards.items()))]
 
 
-def one_of(names: Iterable[str]) -> str:
+def one_of(names: Iterable[object]) -> str:
     """A regular expression for exactly these names; for none of them, one that never matches."""
-    return "|".join(map(re.escape, names)) or "(?!)"
+    return "|".join(re.escape(str(name)) for name in names) or "(?!)"
 
 
 def _relative(path: Path) -> str:

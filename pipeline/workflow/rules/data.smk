@@ -1,5 +1,5 @@
 # Benchmark text to tokenised splits.
-DATA = str(plan.data)
+DATA = str(plan.paths.data)
 
 
 rule data:
@@ -7,10 +7,15 @@ rule data:
         f"{DATA}/manifest.json",
 
 
-rule prepare:
+use rule image_step as prepare with:
     input:
-        jobs.inputs(f"data/{plan.config.benchmark.name}"),
-        source=jobs.source(f"data/{plan.config.benchmark.name}"),
+        files=(
+            [f"{SOURCE}/files", f"{SOURCE}/manifest.json"]
+            if plan.fetches_data
+            else jobs.files(f"data/{BENCHMARK}", "files")
+        ),
+        tokenizer=jobs.files(f"data/{BENCHMARK}", "tokenizer"),
+        source=jobs.source(f"data/{BENCHMARK}"),
     output:
         expand(f"{DATA}/train/{{name}}.npz", name=plan.tokenised_sets),
         expand(f"{DATA}/evaluation/{{name}}.jsonl", name=plan.evaluation_sets),
@@ -21,13 +26,7 @@ rule prepare:
         spec=f"{DATA}/spec.yaml",
     log:
         f"{ROOT}/logs/data.log",
-    container:
-        jobs.container
     resources:
-        **jobs.resources(f"data/{plan.config.benchmark.name}"),
-    params:
-        spec=jobs.spec(f"data/{plan.config.benchmark.name}"),
+        **jobs.resources(f"data/{BENCHMARK}"),
     message:
         f"data: {plan.config.benchmark.title}, {plan.config.experiment.split}"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"

@@ -1,16 +1,20 @@
 # Every model on the benchmark; retrain first, because forget quality compares the others with it.
-EVALUATION = f"{ROOT}/evaluation/{{model}}/{plan.config.benchmark.name}"
+EVALUATION = f"{ROOT}/evaluation/{{model}}/{BENCHMARK}"
 
 
 rule evaluate:
     input:
-        expand(f"{EVALUATION}/evaluation.json", model=plan.model_ids),
+        expand(f"{EVALUATION}/evaluation.json", model=plan.evaluated),
 
 
-rule evaluate_model:
+use rule model_step as evaluate_model with:
     input:
-        jobs.inputs(f"evaluation/{{model}}/{plan.config.benchmark.name}"),
-        source=jobs.source(f"evaluation/{{model}}/{plan.config.benchmark.name}"),
+        checkpoint=lambda wildcards: plan.paths.checkpoint(jobs.model(wildcards.model)),
+        tokenizer=f"{DATA}/tokenizer",
+        sets=expand(f"{DATA}/evaluation/{{name}}.jsonl", name=plan.evaluation_sets),
+        retrain=jobs.files(f"evaluation/{{model}}/{BENCHMARK}", "retrain"),  # retrain's evaluation, where it is compared
+        datasets=[f"{DATASETS}/manifest.json"] if plan.fetches_datasets else [],
+        source=jobs.source(f"evaluation/{{model}}/{BENCHMARK}"),
     output:
         f"{EVALUATION}/evaluation.json",
         f"{EVALUATION}/examples.jsonl",
@@ -20,18 +24,9 @@ rule evaluate_model:
     log:
         f"{ROOT}/logs/evaluation/{{model}}.log",
     wildcard_constraints:
-        model=steps.one_of(plan.model_ids),
-    container:
-        jobs.container_of_ranks
-    threads: jobs.threads
+        model=steps.one_of(plan.evaluated),
     resources:
-        **jobs.resources(f"evaluation/{{model}}/{plan.config.benchmark.name}"),
+        **jobs.resources(f"evaluation/{{model}}/{BENCHMARK}"),
         accelerator=jobs.accelerator,
-    params:
-        spec=jobs.spec(f"evaluation/{{model}}/{plan.config.benchmark.name}"),
-        image=jobs.image_of_ranks,
-        launch=jobs.launch,
     message:
         "evaluate: {wildcards.model}"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

@@ -1,18 +1,18 @@
 # The only steps that may need the internet. They run where Snakemake does, outside any image.
-SOURCE = f"{ROOT}/source/{plan.config.benchmark.name}"
+SOURCE = str(plan.paths.source)
+DATASETS = str(plan.paths.datasets)
 
 
 rule fetch:
     input:
         expand(f"{ROOT}/models/{{model}}/checkpoint", model=plan.fetched),
         [f"{SOURCE}/manifest.json"] if plan.fetches_data else [],
-        [plan.datasets] if plan.datasets else [],
+        [f"{DATASETS}/manifest.json"] if plan.fetches_datasets else [],
 
 
-rule fetch_data:
+use rule local_step as fetch_data with:
     input:
-        jobs.inputs(f"source/{plan.config.benchmark.name}"),
-        source=jobs.source(f"source/{plan.config.benchmark.name}"),
+        source=jobs.source(f"source/{BENCHMARK}"),
     output:
         directory(f"{SOURCE}/files"),
         f"{SOURCE}/manifest.json",
@@ -21,42 +21,27 @@ rule fetch_data:
         spec=f"{SOURCE}/spec.yaml",
     log:
         f"{ROOT}/logs/source.log",
-    localrule: True
-    container:
-        jobs.no_container
-    params:
-        spec=jobs.spec(f"source/{plan.config.benchmark.name}"),
     message:
         f"fetch: {plan.config.benchmark.title}"
-    shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"
 
 
-rule fetch_datasets:
+use rule local_step as fetch_datasets with:
     input:
-        jobs.inputs("datasets"),
         source=jobs.source("datasets"),
     output:
-        f"{ROOT}/datasets/manifest.json",
-        f"{ROOT}/datasets/summary.json",
-        f"{ROOT}/datasets/provenance.json",
-        spec=f"{ROOT}/datasets/spec.yaml",
+        f"{DATASETS}/manifest.json",
+        f"{DATASETS}/summary.json",
+        f"{DATASETS}/provenance.json",
+        spec=f"{DATASETS}/spec.yaml",
     log:
         f"{ROOT}/logs/datasets.log",
-    localrule: True
-    container:
-        jobs.no_container
-    params:
-        spec=jobs.spec("datasets"),
     message:
         "fetch: data sets of tasks"
-    shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"
 
 
-rule fetch_model:
+use rule local_step as fetch_model with:
     input:
-        jobs.inputs("models/{model}"),
+        folder=jobs.files("models/{model}", "files"),
         source=jobs.source("models/{model}"),
     output:
         directory(f"{ROOT}/models/{{model}}/checkpoint"),
@@ -67,12 +52,5 @@ rule fetch_model:
         f"{ROOT}/logs/models/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.fetched),
-    localrule: True
-    container:
-        jobs.no_container
-    params:
-        spec=jobs.spec("models/{model}"),
     message:
         "fetch: {wildcards.model}"
-    shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"

@@ -1,6 +1,6 @@
 # A language model's judgement of the answers, where the experiment asks for one. The endpoint may be on the internet: as
 # what fetches, these steps run where Snakemake does, outside any image. An evaluation is never lost by them.
-JUDGEMENT = f"{ROOT}/judge/{{model}}/{plan.config.benchmark.name}"
+JUDGEMENT = f"{ROOT}/judge/{{model}}/{BENCHMARK}"
 
 
 rule judge:
@@ -8,10 +8,11 @@ rule judge:
         expand(f"{JUDGEMENT}/judgement.json", model=plan.judged),
 
 
-rule judge_model:
+use rule local_step as judge_model with:
     input:
-        jobs.inputs(f"judge/{{model}}/{plan.config.benchmark.name}"),
-        source=jobs.source(f"judge/{{model}}/{plan.config.benchmark.name}"),
+        f"{EVALUATION}/evaluation.json",
+        f"{EVALUATION}/examples.jsonl",
+        source=jobs.source(f"judge/{{model}}/{BENCHMARK}"),
     output:
         f"{JUDGEMENT}/judgement.json",
         f"{JUDGEMENT}/judgements.jsonl",
@@ -22,12 +23,5 @@ rule judge_model:
         f"{ROOT}/logs/judge/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.judged),
-    localrule: True
-    container:
-        jobs.no_container
-    params:
-        spec=jobs.spec(f"judge/{{model}}/{plan.config.benchmark.name}"),
     message:
         "judge: {wildcards.model}"
-    shell:
-        "python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"

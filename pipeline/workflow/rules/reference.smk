@@ -2,9 +2,10 @@
 REFERENCE = f"{ROOT}/reference/{{set}}"
 
 
-rule reference_log_probabilities:
+use rule model_step as reference_log_probabilities with:
     input:
-        jobs.inputs("reference/{set}"),
+        checkpoint=jobs.files("reference/{set}", "checkpoint"),  # target's, but for later requests to forget
+        data=jobs.files("reference/{set}", "data"),
         source=jobs.source("reference/{set}"),
     output:
         f"{REFERENCE}/reference.npz",
@@ -15,17 +16,8 @@ rule reference_log_probabilities:
         f"{ROOT}/logs/reference/{{set}}.log",
     wildcard_constraints:
         set=steps.one_of(plan.reference_names),
-    container:
-        jobs.container_of_ranks
-    threads: jobs.threads
     resources:
         **jobs.resources("reference/{set}"),
         accelerator=jobs.accelerator,
-    params:
-        spec=jobs.spec("reference/{set}"),
-        image=jobs.image_of_ranks,
-        launch=jobs.launch,
     message:
         "reference: log-probabilities of {wildcards.set} under target"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

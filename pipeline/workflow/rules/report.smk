@@ -6,9 +6,20 @@ rule report:
         f"{ROOT}/report/index.html",
 
 
-rule write_report:
+use rule image_step as write_report with:
     input:
-        jobs.inputs("report"),
+        # Of every model: its evaluation, the step that made it and its logs, and the judgement where there is one.
+        evaluations=expand(
+            f"{EVALUATION}/{{file}}",
+            model=plan.evaluated,
+            file=["evaluation.json", "summary.json", "provenance.json"],
+        ),
+        runs=jobs.files("report", "runs"),
+        logs=jobs.files("report", "logs"),
+        judgements=expand(
+            f"{JUDGEMENT}/{{file}}", model=plan.judged, file=["judgement.json", "summary.json", "provenance.json"]
+        ),
+        others=jobs.files("report", "steps"),
         source=jobs.source("report"),
     output:
         report(
@@ -36,16 +47,10 @@ rule write_report:
         spec=f"{ROOT}/report/spec.yaml",
     log:
         f"{ROOT}/logs/report.log",
-    container:
-        jobs.container
     resources:
         **jobs.resources("report"),
-    params:
-        spec=jobs.spec("report"),
     message:
         f"report: {ROOT}/report/index.html"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"
 
 
 onsuccess:

@@ -7,9 +7,10 @@ rule robustness:
         expand(f"{EVALUATION}/evaluation.json", model=plan.attacked),
 
 
-rule relearn_model:
+use rule model_step as relearn_model with:
     input:
-        jobs.inputs("robustness/{model}/{attack}"),
+        checkpoint=lambda wildcards: plan.paths.checkpoint(jobs.model(wildcards.model)),
+        data=jobs.files("robustness/{model}/{attack}", "data"),  # the forget set of every topic
         source=jobs.source("robustness/{model}/{attack}"),
     output:
         directory(f"{ATTACKED}/checkpoint"),
@@ -20,27 +21,18 @@ rule relearn_model:
     log:
         f"{ROOT}/logs/robustness/{{model}}/{{attack}}.log",
     wildcard_constraints:
-        model=steps.one_of(plan.model_ids),
+        model=steps.one_of(plan.evaluated),
         attack=steps.one_of(attack.id for attack in plan.config.experiment.robustness.relearned),
-    container:
-        jobs.container_of_ranks
-    threads: jobs.threads
     resources:
         **jobs.resources("robustness/{model}/{attack}"),
         accelerator=jobs.accelerator,
-    params:
-        spec=jobs.spec("robustness/{model}/{attack}"),
-        image=jobs.image_of_ranks,
-        launch=jobs.launch,
     message:
         "relearn: {wildcards.model}, {wildcards.attack}"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"
 
 
-rule quantise_model:
+use rule image_step as quantise_model with:
     input:
-        jobs.inputs("robustness/{model}/{attack}"),
+        checkpoint=lambda wildcards: plan.paths.checkpoint(jobs.model(wildcards.model)),
         source=jobs.source("robustness/{model}/{attack}"),
     output:
         directory(f"{ATTACKED}/checkpoint"),
@@ -50,16 +42,10 @@ rule quantise_model:
     log:
         f"{ROOT}/logs/robustness/{{model}}/{{attack}}.log",
     wildcard_constraints:
-        model=steps.one_of(plan.model_ids),
+        model=steps.one_of(plan.evaluated),
         attack=steps.one_of(attack.id for attack in plan.config.experiment.robustness.quantised),
-    container:
-        jobs.container
     resources:
         **jobs.resources("robustness/{model}/{attack}"),
         accelerator=jobs.accelerator,
-    params:
-        spec=jobs.spec("robustness/{model}/{attack}"),
     message:
         "quantise: {wildcards.model}, {wildcards.attack}"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q}"

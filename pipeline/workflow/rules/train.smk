@@ -3,12 +3,16 @@
 
 rule train:
     input:
-        expand(f"{ROOT}/models/{{model}}/checkpoint", model=plan.evaluated),
+        expand(f"{ROOT}/models/{{model}}/checkpoint", model=plan.compared),
 
 
-rule train_model:
+use rule model_step as train_model with:
     input:
-        jobs.inputs("models/{model}"),
+        # A model that starts from random weights needs only the tokenizer.
+        start=lambda wildcards: (
+            f"{ROOT}/models/base/checkpoint" if plan.has_base and wildcards.model != "base" else f"{DATA}/tokenizer"
+        ),
+        data=jobs.files("models/{model}", "data"),
         source=jobs.source("models/{model}"),
     output:
         directory(f"{ROOT}/models/{{model}}/checkpoint"),
@@ -20,17 +24,9 @@ rule train_model:
         f"{ROOT}/logs/models/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.trained),
-    container:
-        jobs.container_of_ranks
     threads: jobs.training_threads
     resources:
         **jobs.resources("models/{model}"),
         accelerator=jobs.accelerator,
-    params:
-        spec=jobs.spec("models/{model}"),
-        image=jobs.image_of_ranks,
-        launch=jobs.launch,
     message:
         "train: {wildcards.model}"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

@@ -4,12 +4,14 @@ RUN = f"{ROOT}/unlearned/{{run}}/seed-{{seed}}"
 
 rule unlearn:
     input:
-        expand(f"{RUN}/checkpoint", run=plan.run_ids, seed=plan.config.experiment.seeds),
+        expand(f"{RUN}/checkpoint", run=plan.run_folders, seed=plan.config.experiment.seeds),
 
 
-rule unlearn_target:
+use rule model_step as unlearn_target with:
     input:
-        jobs.inputs("unlearned/{run}/seed-{seed}"),
+        checkpoint=jobs.files("unlearned/{run}/seed-{seed}", "checkpoint"),  # target's, but for later requests to forget
+        data=jobs.files("unlearned/{run}/seed-{seed}", "data"),
+        references=jobs.files("unlearned/{run}/seed-{seed}", "references"),
         source=jobs.source("unlearned/{run}/seed-{seed}"),
     output:
         directory(f"{RUN}/checkpoint"),
@@ -20,17 +22,8 @@ rule unlearn_target:
         spec=f"{RUN}/spec.yaml",
     log:
         f"{ROOT}/logs/unlearned/{{run}}/seed-{{seed}}.log",
-    container:
-        jobs.container_of_ranks
-    threads: jobs.threads
     resources:
         **jobs.resources("unlearned/{run}/seed-{seed}"),
         accelerator=jobs.accelerator,
-    params:
-        spec=jobs.spec("unlearned/{run}/seed-{seed}"),
-        image=jobs.image_of_ranks,
-        launch=jobs.launch,
     message:
         "unlearn: {wildcards.run}, seed {wildcards.seed}"
-    shell:
-        "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

@@ -19,7 +19,7 @@ from pipeline.data.settings import BpeTokenizer, SyntheticSource
 from pipeline.launch import __main__ as launch
 from pipeline.launch import provenance
 from pipeline.specs import FetchSpec, PrepareSpec
-from pipeline.workflow.plan import canonical
+from pipeline.workflow.jobs import canonical
 
 ROOT = Path(__file__).parents[3]
 

@@ -21,7 +21,7 @@ import pytest
 from megatron_ext.config import Layout, Runtime
 from megatron_ext.specs import ReferenceSpec
 from pipeline.launch import ranks
-from pipeline.workflow.plan import canonical
+from pipeline.workflow.jobs import canonical
 
 ROOT = Path(__file__).parents[3]
 STAND_INS = Path(__file__).parent / "stand_ins"

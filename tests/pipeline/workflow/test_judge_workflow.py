@@ -25,6 +25,7 @@ from pipeline.launch import __main__ as launch
 from pipeline.specs import FetchSpec, JudgeSpec, PrepareSpec
 from pipeline.workflow import snakemake_rules
 from pipeline.workflow.plan import Plan
+from pipeline.workflow.work import describe
 from tests.pipeline.steps.test_judge import EXAMPLES, evaluation
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +58,7 @@ def test_it_is_off_by_default() -> None:
 def test_every_evaluated_model_is_judged_and_reported(tmp_path: Path) -> None:
     settings = {"base_url": ADDRESS, "model": "judge", "api_key_env": "MY_JUDGE_KEY", "max_examples": 7}
     plan = Plan(load(experiment(tmp_path, settings)), Path("out"))
-    assert plan.judged == ["retrain", "target", "npo-seed-0"]
+    assert [str(model) for model in plan.judged] == ["retrain", "target", "npo-seed-0"]
     job = plan.jobs["judge/npo-seed-0/mini"]
     evaluated = plan.jobs["evaluation/npo-seed-0/mini"].spec.output
     assert job.inputs == (evaluated / "evaluation.json", evaluated / "examples.jsonl")
@@ -74,11 +75,11 @@ def test_every_evaluated_model_is_judged_and_reported(tmp_path: Path) -> None:
     )
     report = plan.jobs["report"]
     assert {entry.model_id: entry.judgement for entry in report.spec.entries} == {
-        model: plan.jobs[f"judge/{model}/mini"].spec.output for model in plan.judged
+        str(model): plan.jobs[f"judge/{model}/mini"].spec.output for model in plan.judged
     }
     for name in ("judgement.json", "summary.json", "provenance.json"):
         assert job.spec.output / name in report.inputs
-    assert plan.describe(job.name) == "at most 7 answers of each of two sets, by judge"
+    assert describe(plan, job) == "at most 7 answers of each of two sets, by judge"
     # With and without it, everything else is the same.
     without = Plan(load(experiment(tmp_path, None)), Path("out")).jobs
     assert {name: job.spec for name, job in without.items() if name != "report"} == {

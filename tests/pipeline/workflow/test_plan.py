@@ -26,7 +26,10 @@ from pipeline.config.sizing import (
 from pipeline.data.settings import BpeTokenizer, FetchedSource, FolderTokenizer, SyntheticSource
 from pipeline.specs import AnyStepSpec, FetchDataSpec, FetchSpec, PrepareSpec
 from pipeline.steps.prepare import prepare
-from pipeline.workflow.plan import Plan, canonical
+from pipeline.workflow.jobs import canonical
+from pipeline.workflow.plan import Plan
+from pipeline.workflow.unlearning_jobs import unlearning_steps
+from pipeline.workflow.work import describe
 
 
 def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> Plan:
@@ -76,11 +79,11 @@ def test_steps_are_counted_as_the_program_counts_them(local: Plan) -> None:
         for epochs in (0.1, 1, 2.5, 10):
             changed = spec.model_copy(update={"epochs": epochs})
             assert (
-                made.unlearning_steps(changed)
+                unlearning_steps(made.config, changed)
                 == ForgetRetainSampler(rows, rows, spec.batching.global_batch, epochs, 0).steps
             )
-    assert local.describe("unlearned/npo/seed-0") == "10 epochs, 30 steps of 32"
-    assert plan("tofu-small").describe("unlearned/npo/seed-0") == "10 epochs, about 130 steps of 32"
+    for made, text in ((local, "10 epochs, 30 steps of 32"), (plan("tofu-small"), "10 epochs, about 130 steps of 32")):
+        assert describe(made, made.jobs["unlearned/npo/seed-0"]) == text
 
 
 @pytest.mark.parametrize("background", [0, 3])
@@ -209,8 +212,8 @@ def test_steps_can_be_bounded(tmp_path: Path) -> None:
     spec = made.jobs["unlearned/npo/seed-0"].spec
     assert spec.max_steps == 7
     pairs = ForgetRetainSampler(80, 720, spec.batching.global_batch, spec.epochs, 0)
-    assert made.unlearning_steps(spec) == TopicRoundRobin((pairs,), spec.max_steps).steps == 7
-    assert made.unlearning_steps(spec.model_copy(update={"max_steps": 101})) == 100
+    assert unlearning_steps(made.config, spec) == TopicRoundRobin((pairs,), spec.max_steps).steps == 7
+    assert unlearning_steps(made.config, spec.model_copy(update={"max_steps": 101})) == 100
 
 
 def test_memory_of_what_is_built_and_trained() -> None:
@@ -384,10 +387,11 @@ def test_every_evaluated_model_is_attacked_and_evaluated_again(tmp_path: Path) -
     made, plain = plan("mini", changes, tmp_path), plan("mini", {**changes, "robustness": {}}, tmp_path)
     models = ["retrain", "target", *(f"{method}-seed-{seed}" for method in ("ga", "npo") for seed in (0, 1))]
     names = ["relearn", "int8", "int4-fine"]
-    assert made.attacked == [f"{model}.{name}" for model in models for name in names]
-    assert made.model_ids == [*models, *made.attacked]
+    attacked = [str(model) for model in made.attacked]
+    assert attacked == [f"{model}.{name}" for model in models for name in names]
+    assert [str(model) for model in made.evaluated] == [*models, *attacked]
     added = {f"robustness/{model}/{name}" for model in models for name in names}
-    added |= {f"evaluation/{name}/mini" for name in made.attacked}
+    added |= {f"evaluation/{name}/mini" for name in attacked}
     assert set(made.jobs) - set(plain.jobs) == added
     for name in set(plain.jobs) - {"report"}:
         assert made.jobs[name].spec == plain.jobs[name].spec
@@ -463,7 +467,7 @@ def test_several_ways_to_relearn(tmp_path: Path) -> None:
 
 def test_every_topic_is_relearned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     topics = {"one": ("forget", "retain"), "other": ("retain", "forget")}
-    monkeypatch.setattr(Plan, "topics", topics)
+    monkeypatch.setattr(type(DATA), "topics", lambda self, split: topics)
     spec = (
         plan("mini", {"robustness": {"relearn": RELEARN}, "methods": ["npo"]}, tmp_path)
         .jobs["robustness/npo-seed-0/relearn"]

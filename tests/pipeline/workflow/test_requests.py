@@ -13,6 +13,7 @@ from pipeline.config.checks import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.specs import EvaluateSpec, PrepareSpec, ReportSpec
 from pipeline.workflow.plan import Plan
+from pipeline.workflow.unlearning_jobs import references, unlearning_steps
 
 ROOT = Path("out/mini-muse-requests")
 
@@ -47,8 +48,8 @@ def test_one_after_the_other(tmp_path: Path) -> None:
         names = [f"unlearned/{method}/seed-0", *(f"unlearned/{method}.sust-{k}/seed-0" for k in (2, 3, 4))]
         assert [specs[name].checkpoint for name in names] == starts
         sets = [specs[name].topics[0].forget_data for name in names]
-        assert sets == [found.tokens(name) for name in ("forget", "sust-2", "sust-3", "sust-4")]
-        assert {specs[name].topics[0].retain_data for name in names} == {found.tokens("retain")}
+        assert sets == [found.paths.tokens(name) for name in ("forget", "sust-2", "sust-3", "sust-4")]
+        assert {specs[name].topics[0].retain_data for name in names} == {found.paths.tokens("retain")}
     # Log-probabilities are those of the model that the request starts from.
     for k, start in ((2, "unlearned/npo/seed-0"), (3, "unlearned/npo.sust-2/seed-0")):
         spec = specs[f"unlearned/npo.sust-{k}/seed-0"]
@@ -58,7 +59,7 @@ def test_one_after_the_other(tmp_path: Path) -> None:
             if isinstance(job.spec, ReferenceSpec)
             and job.spec.output / "reference.npz" == spec.topics[0].reference_logps
         )
-        assert (reference.checkpoint, reference.data) == (checkpoint(start), found.tokens(f"sust-{k}"))
+        assert (reference.checkpoint, reference.data) == (checkpoint(start), found.paths.tokens(f"sust-{k}"))
     assert all(specs[f"unlearned/graddiff.sust-{k}/seed-0"].topics[0].reference_logps is None for k in (2, 3, 4))
 
 
@@ -66,13 +67,13 @@ def test_growing(tmp_path: Path) -> None:
     found = plan(tmp_path, requests={"order": "scalability", "count": 3})
     specs = unlearned(found)
     assert {spec.checkpoint for spec in specs.values()} == {checkpoint("models/target")}
-    assert [found.unlearning_steps(specs[f"unlearned/npo{k}/seed-0"]) for k in ("", ".scal-2", ".scal-3")] == [
+    assert [unlearning_steps(found.config, specs[f"unlearned/npo{k}/seed-0"]) for k in ("", ".scal-2", ".scal-3")] == [
         40,
         80,
         120,
     ]
-    assert found.references == ["forget", "scal-2", "scal-3"]
-    assert specs["unlearned/npo.scal-3/seed-0"].topics[0].reference_logps == found.reference("scal-3")
+    assert references(found.config) == ["forget", "scal-2", "scal-3"]
+    assert specs["unlearned/npo.scal-3/seed-0"].topics[0].reference_logps == found.paths.reference("scal-3")
 
 
 @pytest.mark.parametrize("kind", ["sustainability", "scalability"])
@@ -88,7 +89,7 @@ def test_every_input_is_written_by_an_earlier_job(kind: str, tmp_path: Path) -> 
     assert prepare.requests == list(found.config.requests[1:]) and set(prepare.requests) < set(found.tokenised_sets)
     # The rules find each job by a run and a seed, a model, or a set.
     runs = {name.split("/")[1] for name in unlearned(found)}
-    assert runs == set(found.run_ids)
+    assert runs == set(found.run_folders)
     names = [job.spec.output.name for job in found.jobs.values() if isinstance(job.spec, ReferenceSpec)]
     assert names == found.reference_names
 

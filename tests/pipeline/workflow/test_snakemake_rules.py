@@ -210,7 +210,7 @@ def test_jobs_on_a_gpu_run_one_at_a_time(
 
 
 def _rules_of(text: str) -> list[tuple[str, str]]:
-    return re.findall(r"^rule (\w+):\n((?:    .*\n|\n)*)", text, re.MULTILINE)
+    return re.findall(r"^(?:use rule \w+ as|rule) (\w+)(?: with)?:\n((?:    .*\n|\n)*)", text, re.MULTILINE)
 
 
 def test_jobs_for_gpus_do_not_start_where_there_is_none(

@@ -1,0 +1,73 @@
+"""Jobs that bring data and published models, and the one that prepares the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.config.checks import Config
+from pipeline.config.schema import Checkpoint, checkpoints, tokenizer_source
+from pipeline.data.settings import FetchedSource, FolderSource, FolderTokenizer, HubSource
+from pipeline.hub import local_files
+from pipeline.specs import FetchDatasetsSpec, FetchDataSpec, FetchSpec, ModelId, PrepareSpec
+from pipeline.workflow.data_sets import data_files, evaluation_sets, trains
+from pipeline.workflow.jobs import Files, Job, job_of
+from pipeline.workflow.paths import Paths
+
+
+def published(config: Config) -> dict[str, Checkpoint]:
+    """The published checkpoints that the experiment uses, by ``base``, ``target`` and ``retrain``."""
+    return checkpoints(config.model, config.experiment.training, config.experiment.split)
+
+
+def fetches_data(config: Config) -> bool:
+    """Whether the benchmark's files come from the hub."""
+    return isinstance(config.source, HubSource) and bool(data_files(config))
+
+
+def fetch_jobs(config: Config, paths: Paths) -> Iterator[Job]:
+    """What brings the benchmark's files, whole data sets, and published models."""
+    if isinstance(config.source, HubSource) and fetches_data(config):
+        files = [list(names) for names in data_files(config)]
+        source = config.source
+        data = FetchDataSpec(repository=source.repository, revision=source.revision, files=files, output=paths.source)
+        yield job_of(paths, data)
+    if config.options.hub_datasets:
+        yield job_of(paths, FetchDatasetsSpec(datasets=config.options.hub_datasets, output=paths.datasets))
+    for which, checkpoint in published(config).items():
+        expected = config.model.architecture or {}
+        spec = FetchSpec(**checkpoint.model_dump(), expected=expected, output=paths.model(ModelId(which)))
+        own = local_files.model_files(checkpoint.folder) if checkpoint.folder else ()
+        yield job_of(paths, spec, files=tuple(own))
+
+
+def prepare_job(config: Config, paths: Paths) -> Job:
+    """What tokenises the benchmark's text, with the tokenizer of a published model where there is one."""
+    model, experiment = config.model, config.experiment
+    which = tokenizer_source(experiment.training, published(config))
+    folder = paths.checkpoint(ModelId(which)) if which else None
+    source, files = config.source, _source_files(config, paths)
+    if isinstance(source, HubSource):
+        source = FetchedSource(path=paths.source)
+    spec = PrepareSpec(
+        family=config.benchmark.family,
+        source=source,
+        forget_split=experiment.split,
+        sets=evaluation_sets(config),
+        training=trains(config),
+        tokenizer=FolderTokenizer(path=folder) if folder else model.tokenizer,
+        template=model.template,
+        max_length=experiment.data.max_length,
+        bad_rows=experiment.data.bad_rows,
+        requests=list(config.requests[1:]),
+        cache=paths.cache,
+        output=paths.data,
+    )
+    return job_of(paths, spec, files=files, tokenizer=(folder,) if folder else ())
+
+
+def _source_files(config: Config, paths: Paths) -> Files:
+    """The user's files, or what fetching them writes; none where the benchmark makes its own data."""
+    if isinstance(config.source, FolderSource):
+        return tuple(local_files.data_files(Path(config.source.path), data_files(config)))
+    return (paths.source / "files", paths.source / "manifest.json") if fetches_data(config) else ()

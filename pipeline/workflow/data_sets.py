@@ -1,0 +1,35 @@
+"""Which sets and files of a benchmark an experiment uses."""
+
+from __future__ import annotations
+
+from pipeline.config.checks import Config
+from pipeline.data.prepared import HasRequests, Names
+
+
+def topics(config: Config) -> dict[str, tuple[str, str]]:
+    """By topic that is unlearned, its forget and its retain set."""
+    return config.data.topics(config.experiment.split)
+
+
+def trains(config: Config) -> bool:
+    """Whether anything is trained or unlearned, so that training sets are needed."""
+    return bool(config.runs or config.experiment.training.used)
+
+
+def tokenised_sets(config: Config) -> list[str]:
+    """The tokenised sets that preparing writes: the benchmark's, those of topics, and those of later requests."""
+    named = config.data.tokenised_sets(config.source)
+    of_topics = (name for pair in topics(config).values() for name in pair)
+    return list(dict.fromkeys([*named, *of_topics, *config.requests[1:]]))
+
+
+def evaluation_sets(config: Config) -> list[str]:
+    """The sets that every model is evaluated on."""
+    return list(config.family.sets(config.options))
+
+
+def data_files(config: Config) -> list[Names]:
+    """The files of a hub repository or a folder that preparing the benchmark reads, each with its possible names."""
+    data, requests = config.data, config.requests[1:]
+    own = data.files(config.experiment.split, evaluation_sets(config), training=trains(config))
+    return list(dict.fromkeys([*own, *(data.request_files(requests) if isinstance(data, HasRequests) else ())]))

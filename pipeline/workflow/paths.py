@@ -1,0 +1,84 @@
+"""Where the jobs of an experiment write: the one place that knows the folders below ``results/<experiment>``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.specs import ModelId
+
+BASE, TARGET, RETRAIN = ModelId("base"), ModelId("target"), ModelId("retrain")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Folders and files of one experiment.
+
+    Attributes:
+        root: The experiment's folder.
+        benchmark: The benchmark's name, which names folders of data and evaluations.
+        cache: What experiments share; ``None`` where nothing is kept for others.
+    """
+
+    root: Path
+    benchmark: str
+    cache: Path | None = None
+
+    @property
+    def source(self) -> Path:
+        """The benchmark's files from the hub."""
+        return self.root / "source" / self.benchmark
+
+    @property
+    def datasets(self) -> Path:
+        """The record of whole data sets that were fetched into the hub's local cache."""
+        return self.root / "datasets"
+
+    @property
+    def data(self) -> Path:
+        """The benchmark's text as tokens, the tokenizer, and the evaluation sets."""
+        return self.root / "data" / self.benchmark
+
+    @property
+    def report(self) -> Path:
+        """The report on the whole experiment."""
+        return self.root / "report"
+
+    def tokens(self, name: str) -> Path:
+        """The tokenised set of that name."""
+        return self.data / "train" / f"{name}.npz"
+
+    def evaluation_set(self, name: str) -> Path:
+        """The evaluation set of that name."""
+        return self.data / "evaluation" / f"{name}.jsonl"
+
+    def reference(self, name: str, request: ModelId | None = None) -> Path:
+        """Log-probabilities of a tokenised set.
+
+        Args:
+            name: The set.
+            request: The model of a later request, for log-probabilities under the model that the request starts from;
+                ``None`` for those under target.
+        """
+        folder = name if request is None else f"{request.run_folder}.seed-{request.seed}.{name}"
+        return self.root / "reference" / folder / "reference.npz"
+
+    def model(self, model: ModelId) -> Path:
+        """The folder of the step that made the model."""
+        if model.attack is not None:
+            return self.root / "robustness" / str(model.before) / model.attack
+        if model.seed is not None:
+            return self.root / "unlearned" / model.run_folder / f"seed-{model.seed}"
+        return self.root / "models" / model.run
+
+    def checkpoint(self, model: ModelId) -> Path:
+        """The model's weights and tokenizer, a Hugging Face folder."""
+        return self.model(model) / "checkpoint"
+
+    def evaluation(self, model: ModelId) -> Path:
+        """The model's answers and metrics."""
+        return self.root / "evaluation" / str(model) / self.benchmark
+
+    def judgement(self, model: ModelId) -> Path:
+        """What a language model thinks of the model's answers."""
+        return self.root / "judge" / str(model) / self.benchmark

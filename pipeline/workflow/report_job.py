@@ -1,0 +1,131 @@
+"""The job that reports on a whole experiment: a row for each model, and the files that it is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config.checks import Config
+from pipeline.specs import ModelId, Published, ReportEntry, ReportSpec
+from pipeline.workflow.evaluation_jobs import compared_models, judged_models
+from pipeline.workflow.jobs import Files, Job, job_of
+from pipeline.workflow.paths import BASE, Paths
+from pipeline.workflow.robustness_jobs import attacks, described_attacks
+from pipeline.workflow.unlearning_jobs import references, unlearned_models
+
+RECORDS = ("summary.json", "provenance.json")
+LOGS = ("steps.jsonl", "trajectory.jsonl")
+
+
+def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
+    """The report.
+
+    Args:
+        config: The experiment.
+        paths: Its folders.
+        made: All other jobs.
+    """
+    experiment = config.experiment
+    first = _entries(config, paths)
+    attacked = [_moved(paths, model, entry, attack=name) for model, entry in first for name in attacks(config)]
+    later = [
+        _moved(paths, model, entry, request=request).model_copy(update={"request": number})
+        for model, entry in first
+        if model.seed is not None
+        for number, request in enumerate(config.requests[1:], 2)
+    ]
+    judgements = {model: paths.judgement(model) for model in judged_models(config)}
+    entries = [entry.model_copy(update={"judgement": judgements.get(model)}) for model, entry in first]
+    spec = ReportSpec(
+        options=config.options,
+        experiment=experiment.name,
+        benchmark=config.benchmark.name,
+        split=experiment.split,
+        model=config.model.name,
+        entries=entries,
+        attacks=described_attacks(config),
+        attacked=attacked,
+        requests=experiment.requests.order if experiment.requests else None,
+        later_requests=later,
+        steps=_other_steps(config, paths, made),
+        published=_published_numbers(config),
+        config=config.resolved(),
+        output=paths.report,
+    )
+    return job_of(paths, spec, **_files(spec))
+
+
+def _entries(config: Config, paths: Paths) -> list[tuple[ModelId, ReportEntry]]:
+    """Target, retrain, and what every run and seed made of target."""
+    found = []
+    for model in compared_models(config):
+        places = {"evaluation": paths.evaluation(model), "run": paths.model(model)}
+        entry = ReportEntry(model_id=str(model), kind=model.run, title=model.run.capitalize(), **places)
+        found.append((model, entry))
+    for run, model in unlearned_models(config):
+        entry = ReportEntry(
+            model_id=str(model),
+            kind="unlearned",
+            method=run.method.name,
+            title=run.method.title,
+            variant=run.variant,
+            seed=model.seed,
+            evaluation=paths.evaluation(model),
+            run=paths.model(model),
+        )
+        found.append((model, entry))
+    return found
+
+
+def _moved(
+    paths: Paths, model: ModelId, entry: ReportEntry, attack: str | None = None, request: str | None = None
+) -> ReportEntry:
+    """The row of what becomes of a model by an attack, or by a later request to forget."""
+    after = replace(model, attack=attack, request=request)
+    places = {"evaluation": paths.evaluation(after), "run": paths.model(after)}
+    return entry.model_copy(update={"model_id": str(after), "attack": attack, **places})
+
+
+def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str, Path]:
+    """The folders of steps whose times are listed beside those of the rows."""
+    others = {"data": paths.data, "base": paths.model(BASE)}
+    others |= {f"reference/{name}": paths.reference(name).parent for name in references(config)}
+    written = {job.spec.output for job in made}
+    return {name: folder for name, folder in others.items() if folder in written}
+
+
+def _files(spec: ReportSpec) -> dict[str, Files]:
+    """What the report reads, by what it is for."""
+    rows = [*spec.entries, *spec.attacked, *spec.later_requests]
+    unlearned = [entry for entry in (*spec.entries, *spec.later_requests) if entry.kind == "unlearned"]
+    files = {
+        "evaluations": [entry.evaluation / name for entry in rows for name in ("evaluation.json", *RECORDS)],
+        "runs": [entry.run / name for entry in rows if entry.run for name in RECORDS],
+        "logs": [entry.run / name for entry in unlearned if entry.run for name in LOGS],
+        "judgements": [
+            entry.judgement / name for entry in spec.entries if entry.judgement for name in ("judgement.json", *RECORDS)
+        ],
+        "steps": [folder / "summary.json" for folder in spec.steps.values()],
+    }
+    return {name: tuple(found) for name, found in files.items()}
+
+
+def _published_numbers(config: Config) -> list[Published]:
+    """The published numbers of this model and split; of two sources for one number, the first of the file."""
+    found: dict[tuple[str, str], Published] = {}
+    for table in config.benchmark.published:
+        if (table.model, table.split) != (config.model.name, config.experiment.split):
+            continue
+        for method, values in table.values.items():
+            for metric, value in values.items():
+                number = Published(
+                    method=method,
+                    metric=metric,
+                    value=value,
+                    source=table.source,
+                    model=table.model,
+                    split=table.split,
+                )
+                found.setdefault((method, metric), number)
+    return list(found.values())

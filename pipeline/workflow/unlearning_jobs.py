@@ -1,0 +1,122 @@
+"""Jobs that unlearn, for every method and seed, and those that compute log-probabilities for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from megatron_ext.specs import ReferenceSpec, Topic, UnlearnSpec, needed_files
+from pipeline.config import methods
+from pipeline.config.checks import Config, Run
+from pipeline.specs import ModelId
+from pipeline.workflow.data_sets import tokenised_sets, topics
+from pipeline.workflow.jobs import Job, job_of
+from pipeline.workflow.paths import TARGET, Paths
+from pipeline.workflow.training_jobs import runtime
+
+
+def unlearned_models(config: Config) -> list[tuple[Run, ModelId]]:
+    """What becomes of target, by every run and seed."""
+    return [(run, ModelId(run.id, seed)) for run in config.runs for seed in config.experiment.seeds]
+
+
+def reference_jobs(config: Config, paths: Paths) -> Iterator[Job]:
+    """Log-probabilities under target of each set of which some method needs them."""
+    for name in references(config):
+        yield reference_job(config, paths, paths.checkpoint(TARGET), name)
+
+
+def references(config: Config) -> list[str]:
+    """The tokenised sets whose log-probabilities under target some method needs."""
+    pairs = list(topics(config).values())
+    if config.experiment.requests and config.experiment.requests.order == "scalability":
+        pairs += [(request, retain) for request in config.requests[1:] for _, retain in pairs[:1]]
+    needed = {name for run in config.runs for pair in pairs for name in reference_sets(run, *pair).values()}
+    return [name for name in tokenised_sets(config) if name in needed]
+
+
+def reference_sets(run: Run, forget: str, retain: str) -> dict[str, str]:
+    """By entry of a topic, the tokenised set whose log-probabilities the run's method wants there.
+
+    Args:
+        run: The method with its settings.
+        forget: The topic's forget set.
+        retain: The topic's retain set.
+    """
+    method = run.method
+    sets = {"reference_logps": forget, "retain_reference_logps": retain}
+    if method.preferred_answers is not None:
+        sets["preferred_answers_logps"] = method.preferred_answers
+    return {key: sets[key] for key in needed_files(method.forget, method.rule) if key in sets}
+
+
+def reference_job(config: Config, paths: Paths, checkpoint: Path, name: str, request: ModelId | None = None) -> Job:
+    """The log-probabilities of the tokenised set ``name`` under a checkpoint, for a later request or for all runs."""
+    data = paths.tokens(name)
+    spec = ReferenceSpec(
+        checkpoint=checkpoint,
+        data=data,
+        token_budget=config.experiment.evaluation.token_budget,
+        runtime=runtime(config),
+        output=paths.reference(name, request).parent,
+    )
+    return job_of(paths, spec, checkpoint=(checkpoint,), data=(data,))
+
+
+def unlearning_jobs(config: Config, paths: Paths) -> Iterator[Job]:
+    """What makes target forget the experiment's split, by every run and seed."""
+    for run, model in unlearned_models(config):
+        wanted = {}
+        for name, (forget, retain) in topics(config).items():
+            references = {key: paths.reference(of) for key, of in reference_sets(run, forget, retain).items()}
+            wanted[name] = topic_entries(run, paths, forget, retain, references)
+        yield unlearning_job(config, paths, run, model, paths.checkpoint(TARGET), wanted)
+
+
+def topic_entries(run: Run, paths: Paths, forget: str, retain: str, references: Mapping[str, Path]) -> dict[str, Path]:
+    """The files of a topic: its sets, other answers where the method needs them, and log-probabilities."""
+    sets = {"forget_data": paths.tokens(forget), "retain_data": paths.tokens(retain)}
+    answers = run.method.preferred_answers
+    if answers is not None and "preferred_answers" in needed_files(run.method.forget, run.method.rule):
+        sets["preferred_answers"] = paths.tokens(answers)
+    return {**sets, **references}
+
+
+def unlearning_job(
+    config: Config,
+    paths: Paths,
+    run: Run,
+    model: ModelId,
+    checkpoint: Path,
+    wanted: Mapping[str, Mapping[str, Path]],
+) -> Job:
+    """The job that makes one unlearned model.
+
+    Args:
+        config: The experiment.
+        paths: Its folders.
+        run: The method with its settings.
+        model: What comes of it.
+        checkpoint: The model that it starts from.
+        wanted: By topic, its files.
+    """
+    spec = UnlearnSpec(
+        checkpoint=checkpoint,
+        topics=[Topic(name=name, **entries) for name, entries in wanted.items()],
+        seed=model.seed,
+        output=paths.model(model),
+        **methods.settings(run.method, runtime(config)),
+    )
+    files = [(key, path) for entries in wanted.values() for key, path in entries.items()]
+    data = tuple(path for key, path in files if not key.endswith("_logps"))
+    references = tuple(path for key, path in files if key.endswith("_logps"))
+    return job_of(paths, spec, checkpoint=(checkpoint,), data=data, references=references)
+
+
+def unlearning_steps(config: Config, spec: UnlearnSpec) -> int:
+    """Optimizer steps of an unlearning job, counted as ``megatron_ext.data.sampling.TopicRoundRobin`` counts them."""
+    forget = Path(spec.topics[0].forget_data).stem
+    rows = config.request_rows(forget) if forget in config.requests else config.forget_rows
+    steps = max(1, round(spec.epochs * math.ceil(rows / spec.batching.global_batch)))
+    return min(steps, spec.max_steps or steps)

@@ -1,0 +1,37 @@
+"""How much a job does, in a line."""
+
+from __future__ import annotations
+
+from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
+from pipeline.specs import FetchDatasetsSpec, FetchDataSpec, FetchSpec, JudgeSpec, ReportSpec
+from pipeline.workflow.jobs import Job
+from pipeline.workflow.plan import Plan
+from pipeline.workflow.unlearning_jobs import unlearning_steps
+
+
+def describe(plan: Plan, job: Job) -> str:
+    """What the job does and how much of it; empty where its name says it all."""
+    match job.spec:
+        case QuantiseSpec() as spec:
+            return spec.scheme
+        case TrainSpec() as spec:
+            return f"{spec.steps} steps of {spec.batching.global_batch}"
+        case UnlearnSpec() as spec:
+            about = "" if plan.config.forget_rows_are_exact else "about "
+            steps = unlearning_steps(plan.config, spec)
+            return f"{spec.epochs:g} epochs, {about}{steps} steps of {spec.batching.global_batch}"
+        case FetchSpec():
+            return "published checkpoint"
+        case FetchDataSpec():
+            return "data set's files"
+        case FetchDatasetsSpec() as spec:
+            return ", ".join(spec.datasets)
+        case JudgeSpec() as spec:
+            most = spec.settings.max_examples
+            return (
+                f"{'all' if most is None else f'at most {most}'} answers of each of two sets, by {spec.settings.model}"
+            )
+        case ReportSpec():
+            return f"{len(plan.jobs)} jobs' results"
+        case _:
+            return ""
