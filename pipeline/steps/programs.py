@@ -98,9 +98,8 @@ def _imports(name: str, path: Path) -> tuple[str, ...]:
             above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
             names += [source, *(f"{source}.{alias.name}" for alias in node.names)]
-    if path.name == "__init__.py":
-        if name not in PLUG_INS and "pkgutil" in names:
-            names += [f"{name}.{file.stem}" for file in sorted(path.parent.glob("*.py")) if file != path]
+    if path.name == "__init__.py" and name not in PLUG_INS and "pkgutil" in names:
+        names += [f"{name}.{file.stem}" for file in sorted(path.parent.glob("*.py")) if file != path]
     return tuple(names)
 
 

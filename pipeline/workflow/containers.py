@@ -23,8 +23,10 @@ DRIVER = Path("/proc/driver/nvidia/version")
 PASSED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME")
 PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
 # Variables of containers that are set here.
-SET = ("HF_HOME", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
-SET += ("TRITON_CACHE_DIR", "UNLEARN_IMAGE", "UNLEARN_IMAGE_SHA256")
+SET = (
+    *("HF_HOME", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
+    *("TRITON_CACHE_DIR", "UNLEARN_IMAGE", "UNLEARN_IMAGE_SHA256"),
+)
 MOUNTED = ("/", "/tmp", "/var/tmp")  # by Apptainer itself
 
 
@@ -66,7 +68,7 @@ def enter(variables: dict[str, str], environ: MutableMapping[str, str] = os.envi
         own = name.removeprefix("APPTAINERENV_")
         if name == "APPTAINER_NV" or (own != name and (own in (*SET, *PASSED) or own.startswith(PASSED_PREFIXES))):
             del environ[name]
-    environ |= variables
+    environ.update(variables)
 
 
 def binds(site: Site, plan: Plan) -> list[str]:

@@ -46,16 +46,15 @@ def prepare_job(config: Config, paths: Paths) -> Job:
     model, experiment = config.model, config.experiment
     which = tokenizer_source(experiment.training, published(config))
     folder = paths.checkpoint(ModelId(which)) if which else None
-    source, files = config.source, _source_files(config, paths)
-    if isinstance(source, HubSource):
-        source = FetchedSource(path=paths.source)
+    tokenizer = FolderTokenizer(path=folder) if folder else model.tokenizer
+    assert tokenizer is not None  # checked with the experiment
     spec = PrepareSpec(
         family=config.benchmark.family,
-        source=source,
+        source=FetchedSource(path=paths.source) if isinstance(config.source, HubSource) else config.source,
         forget_split=experiment.split,
         sets=evaluation_sets(config),
         training=trains(config),
-        tokenizer=FolderTokenizer(path=folder) if folder else model.tokenizer,
+        tokenizer=tokenizer,
         template=model.template,
         max_length=experiment.data.max_length,
         bad_rows=experiment.data.bad_rows,
@@ -63,6 +62,7 @@ def prepare_job(config: Config, paths: Paths) -> Job:
         cache=paths.cache,
         output=paths.data,
     )
+    files = _source_files(config, paths)
     return job_of(paths, spec, files=files, tokenizer=(folder,) if folder else ())
 
 

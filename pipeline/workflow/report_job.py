@@ -10,7 +10,7 @@ from pipeline.config.checks import Config
 from pipeline.specs import ModelId, Published, ReportEntry, ReportSpec
 from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of
-from pipeline.workflow.paths import BASE, Paths
+from pipeline.workflow.paths import BASE, TARGET, Paths
 from pipeline.workflow.robustness_jobs import attacks, described_attacks
 from pipeline.workflow.unlearning_jobs import references, unlearned_models
 
@@ -60,8 +60,13 @@ def _entries(config: Config, paths: Paths) -> list[tuple[ModelId, ReportEntry]]:
     """Target, retrain, and what every run and seed made of target."""
     found = []
     for model in compared_models(config):
-        places = {"evaluation": paths.evaluation(model), "run": paths.model(model)}
-        entry = ReportEntry(model_id=str(model), kind=model.run, title=model.run.capitalize(), **places)
+        entry = ReportEntry(
+            model_id=str(model),
+            kind="target" if model == TARGET else "retrain",
+            title=model.run.capitalize(),
+            evaluation=paths.evaluation(model),
+            run=paths.model(model),
+        )
         found.append((model, entry))
     for run, model in unlearned_models(config):
         entry = ReportEntry(

@@ -46,8 +46,10 @@ QUANTISED = 4e6  # weights a second
 ROUND = 5
 
 # What a rule's resources are, by the names that Snakemake's Slurm executor reads.
-KEYS = ("runtime", "mem_mb", "cpus_per_task", "nodes", "mpi", "tasks_per_node", "tasks", "tasks_per_gpu", "gres")
-KEYS += ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
+KEYS = (
+    *("runtime", "mem_mb", "cpus_per_task", "nodes", "mpi", "tasks_per_node", "tasks", "tasks_per_gpu", "gres"),
+    *("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra"),
+)
 
 GIB = 2**30
 PROCESS = {True: 8 * GIB, False: 2 * GIB}

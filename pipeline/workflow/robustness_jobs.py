@@ -19,7 +19,8 @@ from pipeline.workflow.training_jobs import train_spec
 def attacks(config: Config) -> dict[str, Relearn | Quantise]:
     """What is done to every evaluated model, by name."""
     robustness = config.experiment.robustness
-    return {attack.id: attack for attack in (*robustness.relearned, *robustness.quantised)}
+    found: list[Relearn | Quantise] = [*robustness.relearned, *robustness.quantised]
+    return {attack.id: attack for attack in found}
 
 
 def attacked_models(config: Config) -> list[ModelId]:

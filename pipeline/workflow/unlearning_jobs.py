@@ -101,6 +101,7 @@ def unlearning_job(
         checkpoint: The model that it starts from.
         wanted: By topic, its files.
     """
+    assert model.seed is not None
     spec = UnlearnSpec(
         checkpoint=checkpoint,
         topics=[Topic(name=name, **entries) for name, entries in wanted.items()],

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config.checks import load
 from pipeline.specs import FetchDatasetsSpec
 from pipeline.workflow.plan import Plan
+from pipeline.workflow.unlearning_jobs import references
 
 
 @pytest.fixture(scope="module")
