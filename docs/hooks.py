@@ -61,6 +61,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return _links(markdown, path.parent, page.file.src_uri) if path.is_file() else markdown
 
 
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would load something from another server."""
+    if found := re.search(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*", output):
+        raise PluginError(f"{page.file.src_uri}: would be loaded from elsewhere: {found[0]}")
+    return output
+
+
 def _rewritten(file: Path, page: str) -> str:
     return _links(file.read_text(encoding="utf-8"), file.parent, page)
 
