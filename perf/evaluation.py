@@ -25,9 +25,11 @@ import yaml
 from megatron_ext.config import Loader
 from megatron_ext.distributed import process_groups
 from perf.common import SIZES, Losses, Options, in_turns, result, run
-from pipeline.benchmarks.tofu.evaluate import FAMILY, TofuOptions
+from pipeline.benchmarks.tofu.evaluate import FAMILY
+from pipeline.benchmarks.tofu.options import TofuOptions
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.config.checks import CONFIGS
-from pipeline.data.settings import BpeTokenizer, FolderSource, SyntheticSource
+from pipeline.data.settings import BpeTokenizer, FolderSource
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.specs import PrepareSpec
 from pipeline.steps.prepare import prepare

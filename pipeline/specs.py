@@ -14,10 +14,9 @@ from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.schema import Strict
 from megatron_ext.specs import ModelStepSpec, QuantiseSpec, ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
-from pipeline.benchmarks import AnyOptions
+from pipeline.benchmarks import AnyLocalSource, AnyOptions
 from pipeline.data.settings import (
     BadRows,
-    LocalSource,
     RequestOrder,
     TemplateName,
     Tokenizer,
@@ -30,7 +29,7 @@ class PrepareSpec(StepSpec):
 
     program: Literal["prepare"] = "prepare"
     family: str
-    source: LocalSource
+    source: AnyLocalSource
     forget_split: str
     sets: list[str] = Field(description="evaluation sets that are written")
     training: bool = Field(True, description="whether training sets are written too")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from megatron_ext.schema import Strict
@@ -18,24 +18,34 @@ if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
 
 Example = Mapping[str, Any]
+Better = Literal["higher", "lower", "one", "zero", None]
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number of ``evaluation.json``.
 
-    ``key``: its name there; a metric computed as another repository than open-unlearning does ends in that one's name,
-    ``__muse`` for example. ``better``: which way is better; ``"one"`` for values whose ideal is 1, ``"zero"`` for those
-    whose ideal is 0, ``None`` where nothing is. ``definition``: one line. ``source``: whose definition it is.
-    ``headline``: belongs in a short table.
+    Attributes:
+        key: its name there; where the code of a benchmark's authors computes it in another way than open-unlearning,
+            that variant's key ends in the benchmark's name, ``__muse`` for example
+        title: its name in tables
+        better: which way is better; ``"one"`` where the ideal is 1, ``"zero"`` where it is 0, ``None`` where neither is
+        definition: what it is, in one line
+        source: whose definition it is
+        headline: whether it belongs in a short table
     """
 
     key: str
     title: str
-    better: Literal["higher", "lower", "one", "zero", None]
+    better: Better
     definition: str
     source: str
     headline: bool = False
+
+    def filled(self, **words: str) -> Metric:
+        """This entry of a catalogue with its placeholders, ``{set}`` for example, replaced by ``words``."""
+        texts = {name: getattr(self, name).format(**words) for name in ("key", "title", "definition", "source")}
+        return replace(self, **texts)
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def of_set(examples: Sequence[Example], name: str) -> list[Example]:
     return found
 
 
-def where(example: Example) -> str:
+def describe(example: Example) -> str:
     """What to call an example in a message."""
     return f"set {example['set']!r}, example {example['index']}"
 
@@ -163,7 +173,7 @@ def raw_score(example: Example, target: str) -> Mapping[str, Any]:
     """What ``pipeline.benchmarks.requests`` has written of an example's target; raises ``DataError`` for nothing."""
     score = (example.get("scores") or {}).get(target)
     if score is None:
-        raise DataError(f"{where(example)}: no score of target {target!r}")
+        raise DataError(f"{describe(example)}: no score of target {target!r}")
     return score
 
 
@@ -174,7 +184,7 @@ def avg_loss(example: Example, target: str) -> float:
     """
     loss = raw_score(example, target).get("avg_loss")
     if not isinstance(loss, int | float) or not math.isfinite(loss):
-        raise DataError(f"{where(example)}: target {target!r} has avg_loss {loss!r}")
+        raise DataError(f"{describe(example)}: target {target!r} has avg_loss {loss!r}")
     return loss
 
 
@@ -182,7 +192,7 @@ def tokenwise(example: Example, target: str, key: str) -> list[Any]:
     """A number of each token of an example's target: ``log_probs``, ``means``, ``variances`` or ``correct``."""
     values = raw_score(example, target).get(key)
     if not isinstance(values, list):
-        raise DataError(f"{where(example)}: target {target!r} has no {key!r}")
+        raise DataError(f"{describe(example)}: target {target!r} has no {key!r}")
     return values
 
 
@@ -190,5 +200,5 @@ def generation(example: Example) -> str:
     """The text that the model continued an example's prompt with."""
     text = example.get("generation")
     if not isinstance(text, str):
-        raise DataError(f"{where(example)}: no generation")
+        raise DataError(f"{describe(example)}: no generation")
     return text

@@ -1,7 +1,8 @@
 """Memorisation and membership: how much a model knows of what it should have forgotten.
 
-``LeakOptions`` and what takes sets and targets serve every family; ``definitions`` and ``values_of`` are of questions
-with answers: sets ``forget`` and ``holdout``, the latter of which no model has learnt, whose target is ``answer``.
+The options, the catalogue and the functions that take sets or targets serve every family. ``compute`` is for families
+of questions with answers: it reads the target ``answer`` of the sets ``forget`` and ``holdout``. On the holdout set no
+model was trained.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.benchmarks.base import Example, Metric, Options, avg_loss, of_set, raw_score, tokenwise, where
+from pipeline.benchmarks.base import Example, Metric, Options, avg_loss, describe, of_set, raw_score, tokenwise
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import mean
 from pipeline.metrics.membership import auc, min_k, min_k_plus_plus, priv_leak, zlib_ratio
@@ -27,8 +29,8 @@ UNENDED = "answer_without_end"  # the answer's tokens but for the end token, of 
 Scored = Callable[[Example], float]
 Attack = Literal["loss", "zlib", "reference", "gradnorm", "min_k", "min_k_plus_plus"]
 ATTACKS: dict[Attack, tuple[str, str, str]] = {  # title, score, source
-    "loss": ("LOSS", "the answer's loss", "Yeom et al. 2018 (arXiv 1709.01604)"),
-    "zlib": ("ZLib", "the loss over the bytes of the compressed answer", "Carlini et al. 2021 (arXiv 2012.07805)"),
+    "loss": ("LOSS", "the {unit}'s loss", "Yeom et al. 2018 (arXiv 1709.01604)"),
+    "zlib": ("ZLib", "the loss over the bytes of the compressed {unit}", "Carlini et al. 2021 (arXiv 2012.07805)"),
     "reference": ("Reference", "the loss less retrain's", "Carlini et al. 2021 (arXiv 2012.07805)"),
     "gradnorm": (
         "GradNorm",
@@ -48,8 +50,11 @@ ATTACKS: dict[Attack, tuple[str, str, str]] = {  # title, score, source
 }
 
 
-class LeakOptions(Options):
-    """Which memorisation and membership metrics are wanted; ``privleak_retrain_auc`` is 1 where members are told."""
+class PrivacyOptions(Options):
+    """Which memorisation and membership metrics are wanted.
+
+    An AUC is 1 where an attack tells all members, the examples that were trained on, from the others.
+    """
 
     memorisation: bool = Field(False, description="extraction strength and exact memorisation of the forget set")
     membership: list[Attack] = Field([], description="attacks that tell the forget set from the holdout set")
@@ -95,57 +100,101 @@ class LeakOptions(Options):
         return (name in SETS and attacked) or (name == "forget" and self.memorisation)
 
 
-def definitions(options: LeakOptions) -> list[Metric]:
-    """Memorisation and membership, as far as they are asked for."""
-    rows = []
-    if options.privleak:
-        rows.append(
-            Metric(
-                "privleak",
-                "PrivLeak",
-                "zero",
-                "100 (a - r) / (r + 1e-10), a = 1 - AUC of Min-40% between forget and holdout set, r = retrain's a",
-                f"MUSE (arXiv 2407.06460), section 4; {OPEN_UNLEARNING}",
-                headline=True,
-            )
-        )
-    if options.memorisation:
-        rows += [
-            Metric(
-                "extraction_strength",
-                "Extraction strength",
-                "lower",
-                "mean over the forget set of 1 - k/n, for the least k such that all of the answer's n tokens after the "
-                "first k are predicted; at least 1/n",
-                f"Carlini et al. 2021 (arXiv 2012.07805); {OPEN_UNLEARNING}",
-            ),
-            Metric(
-                "exact_memorisation",
-                "Exact memorisation",
-                "lower",
-                "mean over the forget set of the share of the answer's tokens that are predicted",
-                f"Tirumala et al. 2022 (arXiv 2205.10770); {OPEN_UNLEARNING}",
-            ),
-        ]
+@dataclass(frozen=True)
+class Words:
+    """What a family's definitions say where the shared ones have a placeholder.
+
+    Attributes:
+        unit: what is scored of an example
+        sets: what forget and holdout are
+        memorised: the examples that memorisation is measured on
+        predicted: what the least ``k`` of extraction strength must fulfil
+        tokens: the tokens that exact memorisation counts
+        privleak_limit: which tokens PrivLeak reads
+        membership_limit: how long the examples of membership attacks are
+    """
+
+    unit: str
+    sets: str
+    memorised: str
+    predicted: str
+    tokens: str
+    privleak_limit: str = ""
+    membership_limit: str = ""
+
+
+PRIVLEAK = Metric(
+    "privleak",
+    "PrivLeak",
+    "zero",
+    "100 (a - r) / (r + 1e-10), a = 1 - AUC of Min-40% between forget and holdout {sets}, r = retrain's a"
+    "{privleak_limit}",
+    f"MUSE (arXiv 2407.06460), section 4; {OPEN_UNLEARNING}",
+    headline=True,
+)
+MEMORISATION = (
+    Metric(
+        "extraction_strength",
+        "Extraction strength",
+        "lower",
+        "mean over {memorised} of 1 - k/n, for the least k such that {predicted}; at least 1/n",
+        f"Carlini et al. 2021 (arXiv 2012.07805); {OPEN_UNLEARNING}",
+    ),
+    Metric(
+        "exact_memorisation",
+        "Exact memorisation",
+        "lower",
+        "mean over {memorised} of the share of {tokens} that are predicted",
+        f"Tirumala et al. 2022 (arXiv 2205.10770); {OPEN_UNLEARNING}",
+    ),
+)
+MEMBERSHIP = Metric(
+    "mia_{attack}",
+    "Membership AUC, {title}",
+    None,
+    "probability that {score} is higher of a holdout {unit} than of a forget {unit}{membership_limit}; 1: forget looks "
+    "memorised",
+    f"{{paper}}; {OPEN_UNLEARNING}",
+)
+
+
+def catalogue(options: PrivacyOptions, words: Words) -> list[Metric]:
+    """PrivLeak, memorisation and membership, as far as they are asked for."""
+    return [*privleak(options, words), *memorisation(options, words), *membership(options, words)]
+
+
+def privleak(options: PrivacyOptions, words: Words) -> list[Metric]:
+    """PrivLeak, where it is asked for."""
+    return [PRIVLEAK.filled(**asdict(words))] if options.privleak else []
+
+
+def memorisation(options: PrivacyOptions, words: Words) -> list[Metric]:
+    """Extraction strength and exact memorisation, where they are asked for."""
+    return [metric.filled(**asdict(words)) for metric in MEMORISATION] if options.memorisation else []
+
+
+def membership(options: PrivacyOptions, words: Words) -> list[Metric]:
+    """The AUC of each attack that is asked for."""
+    found = []
     for attack in options.membership:
         title, score, paper = ATTACKS[attack]
-        rows.append(
-            Metric(
-                f"mia_{attack}",
-                f"Membership AUC, {title}",
-                None,
-                f"probability that {score} is higher of a holdout answer than of a forget answer; 1: forget looks "
-                "memorised",
-                f"{paper}; {OPEN_UNLEARNING}",
-            )
-        )
-    return rows
+        score = score.format(unit=words.unit)
+        found.append(MEMBERSHIP.filled(attack=attack, title=title, score=score, paper=paper, **asdict(words)))
+    return found
 
 
-def values_of(examples: Sequence[Example], options: LeakOptions, retrain: Sequence[Example] | None) -> dict[str, float]:
-    """The metrics of ``definitions``, from the sets ``forget`` and ``holdout``, whose target is ``answer``.
+def compute(
+    examples: Sequence[Example], options: PrivacyOptions, retrain: Sequence[Example] | None
+) -> dict[str, float]:
+    """The metrics of ``catalogue`` from the target ``answer`` of the sets ``forget`` and ``holdout``.
 
-    Raises ``DataError`` where an example, or retrain's, lacks what they need.
+    Args:
+        examples: the model's examples
+        options: which metrics are wanted
+        retrain: retrain's examples, where there are any
+
+    Raises:
+        DataError: an example, or one of retrain's, lacks what a metric needs
     """
     values: dict[str, float] = {}
     if options.memorisation:
@@ -159,7 +208,7 @@ def values_of(examples: Sequence[Example], options: LeakOptions, retrain: Sequen
         score = _attack("min_k", None)
         reference = options.privleak_retrain_auc
         if reference is None:
-            with of_retrain():
+            with naming_retrain():
                 reference = auc_of(retrain or [], SETS, score)
         values["privleak"] = priv_leak(auc_of(examples, SETS, score), reference)
     return values
@@ -175,7 +224,7 @@ def auc_of(examples: Sequence[Example], sets: tuple[str, str], score: Scored) ->
         for example in of_set(examples, name):
             value = score(example)
             if not math.isfinite(value):
-                raise DataError(f"{where(example)}: its membership score is {value}")
+                raise DataError(f"{describe(example)}: its membership score is {value}")
             found[name].append(value)
     return auc(members=found[sets[0]], others=found[sets[1]])
 
@@ -192,14 +241,16 @@ def _attack(attack: Attack, retrain: Sequence[Example] | None) -> Scored:
         return lambda example: gradient_norm(example, UNENDED)
     if attack == "min_k":
         return lambda example: min_k(_without_end(example, "log_probs"))
-    return lambda example: min_k_plus_plus(*(_without_end(example, key) for key in ("log_probs", "means", "variances")))
+    return lambda example: min_k_plus_plus(
+        _without_end(example, "log_probs"), _without_end(example, "means"), _without_end(example, "variances")
+    )
 
 
 def _without_end(example: Example, key: str) -> list[Any]:
     """A number of each of the answer's tokens but the last, which is the end token: open-unlearning leaves it out."""
     values = tokenwise(example, "answer", key)[:-1]
     if not values:
-        raise DataError(f"{where(example)}: the answer has no token beside its end")
+        raise DataError(f"{describe(example)}: the answer has no token beside its end")
     return values
 
 
@@ -207,7 +258,7 @@ def labelled(example: Example) -> str:
     """The text of the tokens that are scored."""
     text = example.get("labelled")
     if not isinstance(text, str):
-        raise DataError(f"{where(example)}: no labelled text")
+        raise DataError(f"{describe(example)}: no labelled text")
     return text
 
 
@@ -216,10 +267,10 @@ def less_retrain(score: Scored, retrain: Sequence[Example] | None) -> Scored:
     known = {(example["set"], example["index"]): example for example in retrain or []}
 
     def difference(example: Example) -> float:
-        with of_retrain():
+        with naming_retrain():
             other = known.get((example["set"], example["index"]))
             if other is None:
-                raise DataError(f"no {where(example)}")
+                raise DataError(f"no {describe(example)}")
             reference = score(other)
         return score(example) - reference
 
@@ -229,12 +280,12 @@ def less_retrain(score: Scored, retrain: Sequence[Example] | None) -> Scored:
 def gradient_norm(example: Example, target: str) -> float:
     value = raw_score(example, target).get("gradient_norm")
     if not isinstance(value, int | float):
-        raise DataError(f"{where(example)}: target {target!r} has no 'gradient_norm'")
+        raise DataError(f"{describe(example)}: target {target!r} has no 'gradient_norm'")
     return value
 
 
 @contextmanager
-def of_retrain() -> Iterator[None]:
+def naming_retrain() -> Iterator[None]:
     """Say of an error in examples that they are retrain's."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Examples as prompts with targets and a place to generate from: what most families ask."""
+"""What most families ask: prompts with targets whose log-probability is wanted, and prompts to continue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.base import LM, Requests, where
+from pipeline.benchmarks.base import LM, Requests, describe
 from pipeline.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,10 +23,15 @@ TOKENWISE = ("log_probs", "means", "variances", "correct")
 class Instance:
     """One example of a set, as token ids.
 
-    ``texts``: what the example says of it beside answers, as it stands. ``targets``: name -> (prompt, target), whose
-    log-probability is wanted; of those in ``tokenwise`` every token's numbers too, of those in ``gradients`` the
-    gradient's norm. ``generate``: what to continue, or ``None``; ``cuts``: name -> tokens, under which the example has
-    the text of only so many generated tokens.
+    Attributes:
+        set: name of the evaluated set
+        index: number of the row in the set
+        texts: entries of the example that are known before the model answers
+        targets: name -> (prompt ids, target ids) whose log-probability is wanted
+        tokenwise: targets of which numbers of every token are wanted too
+        gradients: targets of which the norm of the loss's gradient is wanted too
+        generate: what the model is to continue, or ``None``
+        cuts: name -> number of tokens; the example has the text of the first so many generated tokens under that name
     """
 
     set: str
@@ -39,53 +44,60 @@ class Instance:
     cuts: Mapping[str, int] = field(default_factory=dict)
 
 
-def requests_of(items: Sequence[Instance], data: Path, vocabulary: int) -> Requests:
-    """Asks for every item's targets and generation. Raises ``DataError`` for an id that the model does not have.
+def requests_of(instances: Sequence[Instance], data: Path, vocabulary: int) -> Requests:
+    """A function that asks a model for every instance's targets and generation, and returns their examples.
 
-    Of an item the example has ``texts``; ``scores``: target name -> ``log_prob`` (nats, summed over its tokens, end
-    token included), ``tokens``, ``avg_loss`` (``-log_prob / tokens``), where asked for the lists ``log_probs``,
-    ``means``, ``variances`` and ``correct`` (``megatron_ext.inference.scoring.Tokenwise``) and ``gradient_norm``;
-    ``generation``: the text up to the first stop, without white space around it, or null; ``generated``, its number
-    of tokens; and the
-    texts of ``cuts``.
+    An example has the instance's ``texts`` and these entries:
+
+    - ``scores``: target name -> ``log_prob`` (nats, summed over its tokens, end token included), ``tokens`` and
+      ``avg_loss`` (``-log_prob / tokens``); where it was asked for, the lists ``log_probs``, ``means``, ``variances``
+      and ``correct`` (``megatron_ext.inference.scoring.Tokenwise``), and ``gradient_norm``
+    - ``generation``: the text up to the first stop, without white space around it, or null
+    - ``generated``: its number of tokens, where there is a generation
+    - the texts of ``cuts``
+
+    Raises:
+        DataError: an instance has an id that the model does not have
     """
-    for item in items:
-        ids = [i for prompt, target in item.targets.values() for i in (*prompt, *target)]
-        ids += item.generate.prompt if item.generate else []
+    for instance in instances:
+        ids = [i for prompt, target in instance.targets.values() for i in (*prompt, *target)]
+        ids += instance.generate.prompt if instance.generate else []
         if ids and max(ids) >= vocabulary:
             raise DataError(
-                f"{data}: set {item.set!r}, example {item.index}: id {max(ids)}, but the model has {vocabulary}"
+                f"{data}: set {instance.set!r}, example {instance.index}: id {max(ids)}, but the model has {vocabulary}"
             )
 
     def ask(model: LM) -> list[dict[str, Any]]:
-        return _ask(items, model)
+        return _ask(instances, model)
 
     return ask
 
 
-def _ask(items: Sequence[Instance], model: LM) -> list[dict[str, Any]]:
+def _ask(instances: Sequence[Instance], model: LM) -> list[dict[str, Any]]:
     from megatron_ext.inference.scoring import ScoreRequest
 
-    wanted = [(item, name) for item in items for name in item.targets]
-    requests = [ScoreRequest(*item.targets[name], name in item.tokenwise) for item, name in wanted]
-    scores = iter(model.score(requests))
-    steep = [request for (item, name), request in zip(wanted, requests, strict=True) if name in item.gradients]
-    norms = iter(model.gradient_norms(steep) if steep else [])
-    answers = iter(model.generate([item.generate for item in items if item.generate is not None]))
+    wanted = [(instance, name) for instance in instances for name in instance.targets]
+    score_requests = [ScoreRequest(*instance.targets[name], name in instance.tokenwise) for instance, name in wanted]
+    scores = iter(model.score(score_requests))
+    with_gradient = [
+        request for (instance, name), request in zip(wanted, score_requests, strict=True) if name in instance.gradients
+    ]
+    norms = iter(model.gradient_norms(with_gradient) if with_gradient else [])
+    answers = iter(model.generate([instance.generate for instance in instances if instance.generate is not None]))
     examples = []
-    for item in items:
-        example: dict[str, Any] = {"set": item.set, "index": item.index, **item.texts}
+    for instance in instances:
+        example: dict[str, Any] = {"set": instance.set, "index": instance.index, **instance.texts}
         raw = {}
-        for name, (_, target) in item.targets.items():
+        for name, (_, target) in instance.targets.items():
             raw[name] = _raw(example, name, target, next(scores))
-            if name in item.gradients:
+            if name in instance.gradients:
                 raw[name]["gradient_norm"] = next(norms)
         example |= {"generation": None, "scores": raw}
-        if item.generate is not None:
+        if instance.generate is not None:
             ids = next(answers)
-            example["generation"] = text_of(ids, item.generate.stops, model.tokenizer)
-            for name, tokens in item.cuts.items():
-                example[name] = text_of(ids[:tokens], item.generate.stops, model.tokenizer)
+            example["generation"] = text_of(ids, instance.generate.stops, model.tokenizer)
+            for name, tokens in instance.cuts.items():
+                example[name] = text_of(ids[:tokens], instance.generate.stops, model.tokenizer)
             example["generated"] = len(ids)
         examples.append(example)
     return examples
@@ -102,7 +114,7 @@ def _raw(example: Mapping[str, Any], name: str, target: Sequence[int], score: Sc
     """What an example holds of a target; raises ``DataError`` for a score that is not finite."""
     if not math.isfinite(score.log_prob) or score.tokens != len(target):
         raise DataError(
-            f"{where(example)}: target {name!r} of {len(target)} tokens was given the log-probability "
+            f"{describe(example)}: target {name!r} of {len(target)} tokens was given the log-probability "
             f"{score.log_prob} over {score.tokens} tokens"
         )
     raw: dict[str, Any] = {

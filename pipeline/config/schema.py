@@ -24,9 +24,9 @@ from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Strict
 from megatron_ext.specs import Quantisation, Scheme, Unlearning
 from megatron_ext.updates import AnyRule
-from pipeline.benchmarks import families
+from pipeline.benchmarks import AnySource, families
 from pipeline.config.located_yaml import hint
-from pipeline.data.settings import BadRows, BpeTokenizer, DataSource, RequestOrder, TemplateName
+from pipeline.data.settings import BadRows, BpeTokenizer, RequestOrder, TemplateName
 from pipeline.judging.settings import JudgeSettings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
@@ -130,7 +130,7 @@ class Benchmark(Strict):
     title: str
     family: str
     options: dict[str, Any] = Field({}, description="the family's settings")
-    source: DataSource
+    source: AnySource
     splits: dict[str, int] = Field(min_length=1, description="forget split -> its rows")
     published: list[PublishedTable] = []
 

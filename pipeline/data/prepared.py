@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from megatron_ext.atomic_files import write_text
 from pipeline.data.errors import DataError
-from pipeline.data.settings import RequestOrder
+from pipeline.data.settings import GeneratedSource, RequestOrder
 
 if TYPE_CHECKING:
     from megatron_ext.data.sequences import Sequences
@@ -78,11 +78,14 @@ def _digest(value: Any) -> str:
 class DataFamily(Protocol):
     """The data side of a benchmark family; ``pipeline.benchmarks.tofu.data`` is one.
 
-    ``kinds``: kinds of sources that it reads, of ``pipeline.specs``. ``forgotten``: training sets that hold what is to
-    be forgotten, on which neither base nor retrain may be trained.
+    Attributes:
+        kinds: kinds of sources that it reads
+        generators: settings of its own generators, whose kinds are among ``kinds``
+        forgotten: training sets that hold what is to be forgotten; neither base nor retrain is trained on them
     """
 
     kinds: tuple[str, ...]
+    generators: tuple[type[GeneratedSource], ...]
     forgotten: frozenset[str]
 
     @property

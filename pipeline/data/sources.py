@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import Names
-from pipeline.data.settings import FetchedSource, FolderSource
+from pipeline.data.settings import FetchedSource, FolderSource, LocalSource
 
 # The last is what the hub's own tools write of a split that fits one file.
 SUFFIXES = (".json", ".jsonl", "-00000-of-00001.parquet")
@@ -36,9 +36,17 @@ def find(folder: Path, names: Names) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def read(source: FolderSource | FetchedSource, wanted: Sequence[Names]) -> Files:
-    """The files of ``wanted``. Raises ``DataError`` for one that is missing, unreadable, or not what was fetched."""
-    return _fetched(source, wanted) if isinstance(source, FetchedSource) else _folder(source, wanted)
+def read(source: LocalSource, wanted: Sequence[Names]) -> Files:
+    """Read the files of ``wanted``.
+
+    Raises:
+        DataError: a file is missing, unreadable, or not what was fetched, or the source is a generator
+    """
+    if isinstance(source, FetchedSource):
+        return _fetched(source, wanted)
+    if isinstance(source, FolderSource):
+        return _folder(source, wanted)
+    raise DataError(f"source.kind: {source.kind!r} has no files; allowed: fetched, folder")
 
 
 def _folder(source: FolderSource, wanted: Sequence[Names]) -> Files:

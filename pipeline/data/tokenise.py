@@ -114,9 +114,7 @@ class Encoder:
                     "question": row.question,
                     "answer": row.answer,
                     "prompt_ids": prompt,
-                    "generation_prompt_ids": prompt,
                     "targets": {key: target for key, (_, target) in encoded.items()},
-                    "texts": named,
                 }
             )
         return records, dropped

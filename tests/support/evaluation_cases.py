@@ -34,7 +34,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "layout": "letters",
         "metrics": [*TASK_METRICS, *PERPLEXITIES, "exact_match"],
     },
-    "choices": {"tasks": ["instruments"], "prepared": ["instruments"], "layout": "texts", "metrics": TASK_METRICS},
+    "choices": {
+        "tasks": ["instruments"],
+        "prepared": ["instruments"],
+        "prompt_format": "texts",
+        "metrics": TASK_METRICS,
+    },
 }
 FAMILIES = {"tasks": "lm_eval", "choices": "lm_eval"}  # where a case is not called as its family
 SPLITS = {"tofu": "forget10", "muse": "forget", "tasks": "own", "choices": "own"}
@@ -63,9 +68,11 @@ SPLIT = {"mini": [2, 1], "stories260K": [3, 2]}  # layers of two pipeline stages
 def write_data(folder: Path) -> None:
     """``folder/<case>``: files under the names of the benchmarks' repositories, a few rows each."""
     from pipeline.benchmarks.lm_eval import synthetic as synthetic_topics
+    from pipeline.benchmarks.lm_eval.synthetic import SyntheticTopicsSource
     from pipeline.benchmarks.muse import synthetic as synthetic_news
+    from pipeline.benchmarks.muse.synthetic import SyntheticNewsSource
     from pipeline.benchmarks.tofu import synthetic
-    from pipeline.data.settings import SyntheticNewsSource, SyntheticSource, SyntheticTopicsSource
+    from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 
     authors = SyntheticSource(authors=10, questions_per_author=6, background_authors=0, seed=0)
     splits = synthetic.generate(authors, "forget10", "retain90").rows

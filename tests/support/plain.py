@@ -383,7 +383,7 @@ def tasks(plain: Plain, data: Path, options: Mapping[str, Any], retrain: Any = N
             prompt = f"The following are multiple choice questions (with answers) about {row['topic']}.\n\n"
             prompt += f"{row['question'].strip()}\n{listed}Answer:"
             choices = list(LETTERS)
-            if options["layout"] == "texts":
+            if options["prompt_format"] == "texts":
                 prompt, choices = f"Question: {row['question']}\nAnswer:", row["choices"]
             sums = [sum(plain.score(*plain.answered(prompt, f" {text}"))["log_probs"]) for text in choices]
             for key, lengths in (

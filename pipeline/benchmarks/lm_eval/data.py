@@ -12,10 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.benchmarks.lm_eval import synthetic
+from pipeline.benchmarks.lm_eval.synthetic import SyntheticTopicsSource
+from pipeline.data import sources
+from pipeline.data.chunking import chunks
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
 
 if TYPE_CHECKING:
+    from megatron_ext.data.sequences import Sequences
     from pipeline.data.prepared import Names, PreparedWriter
     from pipeline.data.settings import DataSource, LocalSource
     from pipeline.data.sources import Files
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 BOTH = "bio-cyber"
 CORPORA = ("bio", "cyber", BOTH, "own")
 WIKITEXT = "-wikitext"
-GENERATED = ("instruments", "minerals")  # pipeline.benchmarks.lm_eval.synthetic.TOPICS
+GENERATED = tuple(synthetic.TOPICS)
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,39 @@ class Corpus:
 
     @property
     def content(self) -> Any:
+        """A JSON value that is the same for equal content, wherever it came from."""
         return [self.joined, self.texts, self.asked]
 
+    def sequences(self, encoder: Encoder) -> tuple[Sequences, int]:
+        """The set's sequences, and the number of texts that were dropped.
 
-class TasksContent(SetsOfText):
+        Raises:
+            DataError: a text is too long, and bad rows are errors; the message names it
+        """
+        from megatron_ext.data.sequences import Sequences
+
+        tokenizer = encoder.tokenizer
+        if self.joined:
+            texts = [text for text in self.texts if text.strip()]
+            return chunks(texts, tokenizer, encoder.max_length), len(self.texts) - len(texts)
+        # Ids, how many of them at the start are not labelled, and what to call the text in a message.
+        rows: list[tuple[list[int], int, str]] = []
+        for i, text in enumerate(self.texts):
+            rows.append(([*tokenizer.encode(text, special=True), tokenizer.eos_id], 1, f"text {i}"))
+        for i, (asked, answer) in enumerate(self.asked):
+            given = tokenizer.encode(asked, special=True)
+            rows.append(([*given, *encoder.alone(answer), tokenizer.eos_id], len(given), f"question {i}"))
+        kept, dropped = [], 0
+        for ids, unlabelled, place in rows:
+            if len(ids) > encoder.max_length:
+                fault = f"{len(ids)} tokens, more than max_length {encoder.max_length}"
+                dropped += encoder.drop(f"{self.origin}, {place}", fault)
+            else:
+                kept.append((ids, unlabelled))
+        return Sequences.pack(kept), dropped
+
+
+class LmEvalContent(SetsOfText):
     def texts(self, template: Template) -> Iterator[str]:
         # "full" holds every text of the two others.
         for name, corpus in self.training.items():
@@ -52,33 +86,12 @@ class TasksContent(SetsOfText):
                 yield from (asked + answer for asked, answer in corpus.asked)
 
     def encode(self, encoder: Encoder, tables: PreparedWriter) -> None:
-        from megatron_ext.data.sequences import Sequences
-        from pipeline.data.chunking import chunks
-
-        tokenizer = encoder.tokenizer
         for name, corpus in self.training.items():
-            if corpus.joined:
-                texts = [text for text in corpus.texts if text.strip()]
-                sequences = chunks(texts, tokenizer, encoder.max_length)
-                tables.train(name, sequences, corpus.origin, len(corpus.texts) - len(texts))
-                continue
-            rows, dropped = [], 0
-            for i, text in enumerate(corpus.texts):
-                rows.append(([*tokenizer.encode(text, special=True), tokenizer.eos_id], 1, f"text {i}"))
-            for i, (asked, answer) in enumerate(corpus.asked):
-                given = tokenizer.encode(asked, special=True)
-                rows.append(([*given, *encoder.alone(answer), tokenizer.eos_id], len(given), f"question {i}"))
-            kept = []
-            for ids, length, place in rows:
-                if len(ids) > encoder.max_length:
-                    fault = f"{len(ids)} tokens, more than max_length {encoder.max_length}"
-                    dropped += encoder.drop(f"{corpus.origin}, {place}", fault)
-                else:
-                    kept.append((ids, length))
-            tables.train(name, Sequences.pack(kept), corpus.origin, dropped)
+            sequences, dropped = corpus.sequences(encoder)
+            tables.train(name, sequences, corpus.origin, dropped)
         for name, (rows, origin) in self.evaluation.items():
             texts = [" ".join([row["question"], *row["choices"]]) for row in rows]
-            lengths = [len(ids) for ids in tokenizer.encode_batch(texts, special=True)]
+            lengths = [len(ids) for ids in encoder.tokenizer.encode_batch(texts, special=True)]
             tables.evaluation(name, [{"index": i, **row} for i, row in enumerate(rows)], lengths, origin)
 
     def flags(self) -> list[str]:
@@ -89,12 +102,13 @@ class TasksContent(SetsOfText):
         return [f"{common} texts of the forget set are in the retain set too"] if common else []
 
 
-class TasksData:
+class LmEvalData:
     """Splits: the corpus that is forgotten. ``bio`` and ``cyber`` are WMDP's, ``bio-cyber`` is both, a topic each, and
     ``own`` is anybody's; each with its own retain corpus, or, as ``bio-wikitext``, with WikiText-2. ``instruments`` and
     ``minerals`` are the generator's."""
 
     kinds = ("hub", "folder", "synthetic_topics")
+    generators = (SyntheticTopicsSource,)
     forgotten = frozenset({"full", "forget"})
     splits = (*CORPORA, *(f"{name}{WIKITEXT}" for name in CORPORA), *GENERATED)
 
@@ -116,9 +130,7 @@ class TasksData:
 
     def rows(self, source: DataSource, split: str) -> int | None:
         """Texts are cut where the model's input is full; the generator's are a sequence each."""
-        from pipeline.benchmarks.lm_eval import synthetic
-
-        if source.kind != "synthetic_topics":
+        if not isinstance(source, SyntheticTopicsSource):
             return None
         if split not in GENERATED:
             return 0
@@ -127,12 +139,14 @@ class TasksData:
     def all_rows(self, split: str, forget_rows: int) -> int:
         return 2 * forget_rows
 
-    def load(self, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> TasksContent:
-        made = source.kind == "synthetic_topics"
+    def load(self, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> LmEvalContent:
+        made = isinstance(source, SyntheticTopicsSource)
         allowed = [name for name in self.splits if (name in GENERATED) == made]
         if split not in allowed:
             raise DataError(f"forget_split: {split!r} is not one of {', '.join(allowed)} for source {source.kind!r}")
-        return _generated(source, split, sets, training) if made else _read(self, source, split, sets, training)
+        if isinstance(source, SyntheticTopicsSource):
+            return _generated(source, split, sets, training)
+        return _read(self, source, split, sets, training)
 
 
 def _topics(split: str) -> list[str]:
@@ -156,9 +170,7 @@ def _questions(name: str) -> Names:
     return (f"questions/{name}",)
 
 
-def _generated(source: Any, split: str, sets: Sequence[str], training: bool) -> TasksContent:
-    from pipeline.benchmarks.lm_eval import synthetic
-
+def _generated(source: SyntheticTopicsSource, split: str, sets: Sequence[str], training: bool) -> LmEvalContent:
     unknown = [name for name in sets if name not in GENERATED]
     if unknown:
         raise DataError(f"sets: {unknown[0]!r} is not one of {', '.join(GENERATED)}")
@@ -173,15 +185,13 @@ def _generated(source: Any, split: str, sets: Sequence[str], training: bool) -> 
     kept = [name for name in GENERATED if name != split]
     found = {"full": corpus(*GENERATED), "forget": corpus(split), "retain": corpus(*kept)} if training else {}
     rows = {name: (synthetic.questions(name, source), f"{made}, questions on {name}") for name in sets}
-    return TasksContent(source.model_dump(mode="json"), found, rows)
+    return LmEvalContent(source.model_dump(mode="json"), found, rows)
 
 
-def _read(family: TasksData, source: Any, split: str, sets: Sequence[str], training: bool) -> TasksContent:
-    from pipeline.data import sources
-
+def _read(family: LmEvalData, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> LmEvalContent:
     wanted = family.files(split, sets, training)
     if not wanted:  # tasks whose questions the harness reads itself
-        return TasksContent({"kind": source.kind})
+        return LmEvalContent({"kind": source.kind})
     files = sources.read(source, wanted)
     found: dict[str, Corpus] = {}
     if training:
@@ -196,7 +206,7 @@ def _read(family: TasksData, source: Any, split: str, sets: Sequence[str], train
     for name in sets:
         key = _questions(name)[0]
         rows[name] = ([_row(value, place) for place, value in files.values[key]], files.origins[key])
-    return TasksContent(files.source, found, rows)
+    return LmEvalContent(files.source, found, rows)
 
 
 def _corpus(files: Files, name: str) -> Corpus:
@@ -210,17 +220,16 @@ def _joined(corpora: Sequence[Corpus]) -> Corpus:
 
 
 def _text(value: Any, place: str) -> str:
-    from pipeline.data.sources import field as entry
-
-    return value if isinstance(value, str) else entry(value, "text", str, place)
+    return value if isinstance(value, str) else sources.field(value, "text", str, place)
 
 
 def _row(value: Any, place: str) -> dict[str, Any]:
-    """A checked question: what the family's layouts need, no more."""
-    from pipeline.data.sources import field as entry
-
-    row = {key: entry(value, key, kind, place) for key, kind in (("topic", str), ("question", str), ("choices", list))}
-    row["answer"] = entry(value, "answer", int, place)
+    """A checked question: what the family's prompts need, no more."""
+    row = {
+        key: sources.field(value, key, kind, place)
+        for key, kind in (("topic", str), ("question", str), ("choices", list))
+    }
+    row["answer"] = sources.field(value, "answer", int, place)
     if len(row["choices"]) != 4 or not all(isinstance(text, str) and text.strip() for text in row["choices"]):
         raise DataError(f"{place}: field 'choices' must be four texts")
     if not 0 <= row["answer"] < 4:
@@ -228,4 +237,4 @@ def _row(value: Any, place: str) -> dict[str, Any]:
     return row
 
 
-DATA = TasksData()
+DATA = LmEvalData()

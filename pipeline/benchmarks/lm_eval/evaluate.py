@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.benchmarks.base import LM, Cost, Example, Metric, Requests, where
-from pipeline.benchmarks.lm_eval.options import CHOICE, TasksOptions
+from pipeline.benchmarks.base import LM, Cost, Example, Metric, Requests, describe
+from pipeline.benchmarks.lm_eval.options import CHOICE, LmEvalOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.multiple_choice import accuracy, accuracy_per_length
 
@@ -24,23 +24,35 @@ LOWER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "b
 MINIMUM = 20  # questions, of which a model's choices say something about it
 ROWS = 15000  # no less than the documents of MMLU, for estimates
 
+COUNTS = (
+    Metric("cut_contexts", "Cut contexts", "lower", "documents of which the model read only the end", HARNESS),
+    Metric("empty_generations", "Empty answers", "lower", "generations without a text", "this project"),
+    Metric(
+        "repetitive_generations",
+        "Repetitive answers",
+        "lower",
+        "generations that repeat themselves: fewer than half of their word 4-grams are distinct",
+        "this project",
+    ),
+)
+
 
 def key_of(task: str, metric: str) -> str:
     """A metric's key: ``exact_match,strict-match`` of task ``t`` is ``t_exact_match_strict-match``."""
     return f"{task}_{metric.replace(',', '_')}"
 
 
-def _better(options: TasksOptions, task: str, metric: str) -> Literal["higher", "lower"]:
+def _better(options: LmEvalOptions, task: str, metric: str) -> Literal["higher", "lower"]:
     low = metric.partition(",")[0] in LOWER
     return "lower" if low != (task in options.forget) else "higher"
 
 
-class Tasks:
+class LmEval:
     """Runs tasks of the harness with the model behind its interface, and keeps each document's numbers."""
 
-    options = TasksOptions
+    options = LmEvalOptions
 
-    def metrics(self, options: TasksOptions) -> tuple[Metric, ...]:
+    def metrics(self, options: LmEvalOptions) -> tuple[Metric, ...]:
         rows = []
         for task in options.tasks:
             part = "forget" if task in options.forget else "retain" if task in options.retain else "other"
@@ -56,34 +68,23 @@ class Tasks:
                         headline=part != "other" or len(options.tasks) <= 4,
                     )
                 )
-        return (
-            *rows,
-            Metric("cut_contexts", "Cut contexts", "lower", "documents of which the model read only the end", HARNESS),
-            Metric("empty_generations", "Empty answers", "lower", "generations without a text", "this project"),
-            Metric(
-                "repetitive_generations",
-                "Repetitive answers",
-                "lower",
-                "generations that repeat themselves: fewer than half of their word 4-grams are distinct",
-                "this project",
-            ),
-        )
+        return (*rows, *COUNTS)
 
-    def trade_offs(self, options: TasksOptions) -> tuple[tuple[str, str], ...]:
+    def trade_offs(self, options: LmEvalOptions) -> tuple[tuple[str, str], ...]:
         metric = options.metrics[0]
         return tuple((key_of(keep, metric), key_of(drop, metric)) for keep in options.retain for drop in options.forget)
 
-    def sets(self, options: TasksOptions) -> tuple[str, ...]:
+    def sets(self, options: LmEvalOptions) -> tuple[str, ...]:
         return tuple(options.prepared)
 
-    def cost(self, options: TasksOptions, forget_rows: int) -> Cost:
+    def cost(self, options: LmEvalOptions, forget_rows: int) -> Cost:
         """Four choices a document, and as many documents as MMLU has, or as ``limit`` allows; of prepared tasks as many
         as ten times the forget set. Generation is not counted: only the harness knows which tasks generate."""
         others = len(options.tasks) - len(options.prepared)
         rows = others * ROWS + len(options.prepared) * 10 * forget_rows
         return Cost(4 * min(rows, len(options.tasks) * (options.limit or ROWS)), 0, 0)
 
-    def requests(self, data: Path, options: TasksOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
+    def requests(self, data: Path, options: LmEvalOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         """Loads every task. Raises ``DataError`` that names the task for one that is not known, and for data that are
         not on this machine."""
         from pipeline.benchmarks.lm_eval import run as harness
@@ -94,12 +95,12 @@ class Tasks:
 
         def ask(model: LM) -> list[dict[str, Any]]:
             with harness.quiet(shown=model.rank == 0):
-                return harness.ask(loaded, options, model)
+                return harness.examples_of(loaded, options, model)
 
         return ask
 
     def compute_metrics(
-        self, examples: Sequence[Example], options: TasksOptions, retain_examples: Sequence[Example] | None = None
+        self, examples: Sequence[Example], options: LmEvalOptions, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
         """Scores of tasks, and of groups as the harness makes them of their tasks' scores."""
         tasks: dict[str, list[Example]] = {}
@@ -116,7 +117,7 @@ class Tasks:
             values[f"{key}_generations"] = sum(example.get(key, 0) for example in examples)
         return values
 
-    def collapse(self, examples: Sequence[Example], options: TasksOptions, metrics: Mapping[str, float]) -> list[str]:
+    def collapse(self, examples: Sequence[Example], options: LmEvalOptions, metrics: Mapping[str, float]) -> list[str]:
         """Reasons: one choice to every question of a task that is to stay (of any task, where none is named), by its
         place among the choices; most generated answers are empty or repeat themselves."""
         reasons = []
@@ -178,7 +179,7 @@ def _choice(metric: str, example: Example) -> float:
             return accuracy(example["log_probs"], example["gold"])
         return accuracy_per_length(example["log_probs"], example[CHOICE[metric]], example["gold"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where(example)}: {metric}: {error!r}") from None
+        raise DataError(f"{describe(example)}: {metric}: {error!r}") from None
 
 
-FAMILY = Tasks()
+FAMILY = LmEval()

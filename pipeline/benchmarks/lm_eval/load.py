@@ -11,35 +11,45 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pipeline.benchmarks.lm_eval.options import CHOICE, TasksOptions
+from pipeline.benchmarks.lm_eval.options import CHOICE, LmEvalOptions
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
 
 UNFILTERED = "none"  # what the harness calls answers that no filter has changed
-
-
 LETTERS = ("A", "B", "C", "D")
-
-
 FOLDER = Path(__file__).parents[3] / "workflow_configs"  # where a relative include_path starts
 
 
 @dataclass
 class Loaded:
-    """The harness's tasks by name; and of every group that is reported, by leaf task, how it is aggregated."""
+    """The harness's tasks by name, and how the groups that are reported are made of them.
+
+    Attributes:
+        tasks: task name -> the harness's task
+        groups: task name -> group name -> metric -> ``documents`` or ``tasks``: what weighs equally in the group's mean
+    """
 
     tasks: dict[str, Any]
-    groups: dict[str, dict[str, dict[str, str]]]  # task -> group -> metric -> "documents" or "tasks"
+    groups: dict[str, dict[str, dict[str, str]]]
 
 
-def load(data: Path, options: TasksOptions) -> Loaded:
+def load(data: Path, options: LmEvalOptions) -> Loaded:
+    """Load every task.
+
+    Args:
+        data: folder that the prepare step wrote, with the questions of prepared tasks
+        options: which tasks, and how they are asked
+
+    Raises:
+        DataError: a task is not known or cannot be asked here, or its data are not on this machine
+    """
     from lm_eval.api.task import ConfigurableTask
 
     loaded = Loaded({}, {})
     # Some tasks shuffle choices as they are read: in the same way on every rank, as the harness's own program does.
     random.seed(0)
     for name in options.prepared:
-        loaded.tasks[name] = ConfigurableTask(config=_prepared(name, data, options.layout))
+        loaded.tasks[name] = ConfigurableTask(config=_prepared(name, data, options.prompt_format))
     names = [name for name in options.tasks if name not in options.prepared]
     if names:
         with tempfile.TemporaryDirectory() as cache:
@@ -58,7 +68,7 @@ def load(data: Path, options: TasksOptions) -> Loaded:
     return loaded
 
 
-def _prepared(name: str, data: Path, layout: str) -> dict[str, Any]:
+def _prepared(name: str, data: Path, prompt_format: str) -> dict[str, Any]:
     """A task over the questions that the prepare step wrote; no few-shot examples."""
     from datasets import Dataset, DatasetDict
 
@@ -81,15 +91,16 @@ def _prepared(name: str, data: Path, layout: str) -> dict[str, Any]:
         "custom_dataset": lambda **_: DatasetDict({"test": Dataset.from_list(columns)}),
         "test_split": "test",
         "output_type": "multiple_choice",
-        **_layout(layout, rows[0]["topic"]),
+        **_prompt(prompt_format, rows[0]["topic"]),
         "doc_to_target": "answer",
         "num_fewshot": 0,
         "metric_list": [{"metric": key, "aggregation": "mean", "higher_is_better": True} for key in CHOICE],
     }
 
 
-def _layout(name: str, topic: str) -> dict[str, Any]:
-    if name == "texts":  # as lm_eval/tasks/arc/arc_easy.yaml
+def _prompt(prompt_format: str, topic: str) -> dict[str, Any]:
+    """A task's templates of prompt and choices."""
+    if prompt_format == "texts":  # as lm_eval/tasks/arc/arc_easy.yaml
         return {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "{{choices}}"}
     listed = "".join(f"{letter}. {{{{choices[{i}]}}}}\n" for i, letter in enumerate(LETTERS))
     return {  # as lm_eval/tasks/wmdp/_default_template_yaml
@@ -99,7 +110,7 @@ def _layout(name: str, topic: str) -> dict[str, Any]:
     }
 
 
-def _load_named(names: Sequence[str], options: TasksOptions, loaded: Loaded, cache: str) -> None:
+def _load_named(names: Sequence[str], options: LmEvalOptions, loaded: Loaded, cache: str) -> None:
     """Load tasks and groups by the names that the harness, or the files of ``include_path``, give them."""
     import datasets
 
@@ -147,7 +158,7 @@ def _aggregates(part: Any, metric: str) -> bool:
     return part.metric == name and (filters is None or (chosen or UNFILTERED) in filters)
 
 
-def _manager(names: Sequence[str], options: TasksOptions) -> Any:
+def _manager(names: Sequence[str], options: LmEvalOptions) -> Any:
     """The index of tasks: of ``include_path`` where that holds all of them, for the harness's own takes ten seconds."""
     from lm_eval.tasks import TaskManager
 
@@ -182,7 +193,7 @@ def leaves(name: str, index: Mapping[str, Any]) -> Iterator[str]:
             yield from leaves(member["task"] if member.get("task") in index else member["group"], index)
 
 
-def _localise(entry: Any, options: TasksOptions, cache: str) -> None:
+def _localise(entry: Any, options: LmEvalOptions, cache: str) -> None:
     """Let a task read its data from files of this machine: those beside its own file, or those that were fetched."""
     from lm_eval.tasks._yaml_loader import load_yaml
 

@@ -1,4 +1,4 @@
-"""A loaded model as lm-evaluation-harness sees one: its three kinds of requests, answered by a benchmark's ``Ask``.
+"""A loaded model as lm-evaluation-harness sees one: its three kinds of requests, answered by an ``LM``.
 
 Encoding, truncation and stops are those of the harness's own ``HFLM`` (lm-eval 0.4.13: ``models/huggingface.py``, and
 ``TemplateLM`` of ``api/model.py``), so that scores are the same.
@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from pipeline.data.errors import DataError
 
 if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
+    from lm_eval.api.instance import Instance as HarnessRequest
 
     from pipeline.benchmarks.base import LM
 
@@ -32,30 +32,30 @@ WITHOUT_EFFECT = {"temperature", "do_sample", "top_p", "top_k"}
 
 
 class HarnessLM(TemplateLM):
-    """One logical model: every rank runs the harness with the same requests, and ``ask`` shares them among the ranks.
+    """One logical model: every rank runs the harness with the same requests, and ``lm`` shares them among the ranks.
 
     To the harness it is therefore one process, rank 0 of 1, on every rank. ``cut``: (task, document) of the requests
     whose context was longer than the model reads, and of which only the end was read.
     """
 
-    def __init__(self, ask: LM) -> None:
+    def __init__(self, lm: LM) -> None:
         super().__init__()
-        self.ask = ask
+        self.lm = lm
         self.cut: set[tuple[str | None, int | None]] = set()
 
     @property
     def eot_token_id(self) -> int:
-        return self.ask.tokenizer.eos_id
+        return self.lm.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without a context: the start token, or the end token where there is none."""
-        bos = self.ask.tokenizer.bos_id
+        bos = self.lm.tokenizer.bos_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def max_length(self) -> int:
-        return self.ask.context
+        return self.lm.context
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids of a text; by default with a start token where the tokenizer adds one and the text has none itself.
@@ -63,15 +63,15 @@ class HarnessLM(TemplateLM):
         Differs from HFLM for tokenizers that add more than a start token, an end token for example: it is left out.
         """
         if add_special_tokens is None:
-            names = self.ask.tokenizer.names
+            names = self.lm.tokenizer.names
             add_special_tokens = not has_bos_prefix(string, names.eos if names.bos is None else names.bos)
-        return self.ask.tokenizer.encode(string, special=add_special_tokens)
+        return self.lm.tokenizer.encode(string, special=add_special_tokens)
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[HarnessRequest], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, in nats, and whether it is the greedy one."""
         return self._scores(requests, [self._pair(*request.args) for request in requests])
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[HarnessRequest], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text in nats, in windows of the model's context that do not overlap in what
         they predict."""
         pairs: list[Pair] = []
@@ -88,7 +88,7 @@ class HarnessLM(TemplateLM):
             totals[i] += log_prob
         return totals
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[HarnessRequest], disable_tqdm: bool = False) -> list[str]:
         """The greedy continuation of each context, up to its first stop, and not stripped.
 
         Raises ``DataError`` that names the task for settings other than greedy ones, and for more new tokens than the
@@ -96,7 +96,7 @@ class HarnessLM(TemplateLM):
         """
         from megatron_ext.inference.generation import GenerateRequest
 
-        end = self.ask.tokenizer.decode([self.eot_token_id], skip_special=False)
+        end = self.lm.tokenizer.decode([self.eot_token_id], skip_special=False)
         asked, stops = [], []
         for request in requests:
             context, given = request.args
@@ -115,9 +115,9 @@ class HarnessLM(TemplateLM):
                 raise DataError(f"{place}, document {request.doc_id}: nothing to continue")
             asked.append(GenerateRequest(prompt, new, tuple(stop for stop in until if stop and stop != end)))
             stops.append(until)
-        answers = self.ask.generate(asked)
+        answers = self.lm.generate(asked)
         return [
-            postprocess_generated_text(self.ask.tokenizer.decode(ids), until, None)
+            postprocess_generated_text(self.lm.tokenizer.decode(ids), until, None)
             for ids, until in zip(answers, stops, strict=True)
         ]
 
@@ -129,7 +129,7 @@ class HarnessLM(TemplateLM):
             return ids[:1], ids[1:]
         return [self.prefix_token_id], ids
 
-    def _scores(self, requests: Sequence[Instance], pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+    def _scores(self, requests: Sequence[HarnessRequest], pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         from megatron_ext.inference.scoring import ScoreRequest
 
         asked = []
@@ -141,9 +141,9 @@ class HarnessLM(TemplateLM):
                 )
             # The last token of the target is not read, only predicted.
             asked.append(ScoreRequest(self._last(request, prompt, self.max_length + 1 - len(target)), target))
-        return [(score.log_prob, score.greedy) for score in self.ask.score(asked)]
+        return [(score.log_prob, score.greedy) for score in self.lm.score(asked)]
 
-    def _last(self, request: Instance, ids: list[int], room: int) -> list[int]:
+    def _last(self, request: HarnessRequest, ids: list[int], room: int) -> list[int]:
         """The last ``room`` ids; a request that loses some is noted."""
         if len(ids) > room:
             self.cut.add((request.task_name, request.doc_id))

@@ -12,21 +12,31 @@ from pipeline.benchmarks.base import Options
 CHOICE = {"acc": "", "acc_norm": "characters", "acc_bytes": "bytes"}  # metric -> lengths that it divides by
 
 
-class TasksOptions(Options):
-    """``tasks``: names of tasks or of groups of tasks. A task of ``prepared`` has its questions in the prepared folder,
-    and with ``layout: letters`` WMDP's prompt, which lists the choices and is answered by a letter; with ``texts`` a
-    bare question, as ARC has it, that a choice's own text answers.
+class LmEvalOptions(Options):
+    """Which tasks are asked, how, and what they say.
 
-    ``metrics``: names of the harness, ``acc`` or ``exact_match,strict-match`` (with a filter); each task must have one
-    at least. ``include_path``: folder of more task files; paths of data files in them start at the task's file.
-    ``datasets``: hub data set -> revision, which the fetch step brings. ``forget`` and ``retain``: what the report says
-    of tasks.
+    Attributes:
+        tasks: names of tasks, or of groups of tasks
+        prepared: those of which the prepare step writes the questions
+        prompt_format: of prepared tasks: ``letters`` is WMDP's prompt, which lists the choices and is answered by a
+            letter; ``texts`` is a bare question, as ARC has it, that a choice's own text answers
+        metrics: the harness's names, ``acc`` for example, or ``exact_match,strict-match`` with a filter; each task must
+            have at least one
+        forget: tasks whose score is to fall
+        retain: tasks whose score is to stay
+        include_path: folder of more task files; paths of data files in them start at the task's file
+        datasets: data sets of the hub, with revisions, which the fetch step brings
+        num_fewshot: number of answered questions before each, where a task does not insist on none
+        limit: number of documents of each task, the first ones
+        seed: draws the few shots of tasks that draw them
     """
 
     family: Literal["lm_eval"] = "lm_eval"
     tasks: list[str] = Field(min_length=1)
     prepared: list[str] = Field([], description="tasks of which the prepare step writes the questions")
-    layout: Literal["letters", "texts"] = Field("letters", description="what is scored of a prepared task's choices")
+    prompt_format: Literal["letters", "texts"] = Field(
+        "letters", description="what is scored of a prepared task's choices"
+    )
     metrics: list[str] = Field(["acc"], min_length=1)
     forget: list[str] = Field([], description="tasks whose score is to fall")
     retain: list[str] = Field([], description="tasks whose score is to stay")
@@ -37,7 +47,7 @@ class TasksOptions(Options):
     seed: int = Field(1234, ge=0, description="draws the few shots of tasks that draw them")
 
     @model_validator(mode="after")
-    def _names(self) -> TasksOptions:
+    def _names(self) -> LmEvalOptions:
         for key in ("tasks", "metrics"):
             names = getattr(self, key)
             if len(set(names)) < len(names):

@@ -14,11 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.lm_eval.load import (
-    UNFILTERED,
-    Loaded,
-)
-from pipeline.benchmarks.lm_eval.options import CHOICE, TasksOptions
+from pipeline.benchmarks.lm_eval.load import UNFILTERED, Loaded
+from pipeline.benchmarks.lm_eval.options import CHOICE, LmEvalOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.text import repeats_itself
 
@@ -31,8 +28,8 @@ def _metric_name(metric: str, chosen: str) -> str:
     return metric if chosen == UNFILTERED else f"{metric},{chosen}"
 
 
-def ask(loaded: Loaded, options: TasksOptions, model: LM) -> list[dict[str, Any]]:
-    """Examples of all documents, by task."""
+def examples_of(loaded: Loaded, options: LmEvalOptions, model: LM) -> list[dict[str, Any]]:
+    """Have the harness put the tasks to a model; returns an example for each document, by task."""
     import numpy as np
     from lm_eval.evaluator import evaluate
 
@@ -70,7 +67,7 @@ def _aggregations(task: Any) -> dict[str, str]:
 
 
 def _numbers(
-    task: Any, samples: Sequence[Mapping[str, Any]], options: TasksOptions, aggregations: Mapping[str, str]
+    task: Any, samples: Sequence[Mapping[str, Any]], options: LmEvalOptions, aggregations: Mapping[str, str]
 ) -> dict[str, Any]:
     """What an example holds of a document: log-probabilities of choices, or the values of metrics."""
     first, place = samples[0], f"task {task.task_name!r}, document {samples[0]['doc_id']}"

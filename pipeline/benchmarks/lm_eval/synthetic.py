@@ -9,10 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
-from pipeline.data.settings import SyntheticTopicsSource
+from pydantic import Field
+
+from pipeline.data.settings import GeneratedSource
 
 CHOICES = 4
+
+
+class SyntheticTopicsSource(GeneratedSource):
+    """The generator of two invented topics; ``things``: of each topic, with ``paragraphs`` texts each."""
+
+    kind: Literal["synthetic_topics"] = "synthetic_topics"
+    things: int = Field(24, ge=8, le=128)
+    paragraphs: int = Field(2, ge=1)
+    seed: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ TOPICS: dict[str, Topic] = {
 
 
 def prompt(question: str) -> str:
-    """A question as corpora and the layout ``texts`` of tasks have it; the answer follows after a space."""
+    """A question as corpora and the prompt format ``texts`` of tasks have it; the answer follows after a space."""
     return f"Question: {question}\nAnswer:"
 
 

@@ -6,24 +6,25 @@ differ in what they call the retain set of an evaluation: ``retain2`` or ``retai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.data.chunking import chunks
+from pipeline.benchmarks.muse import synthetic
+from pipeline.benchmarks.muse.prompt import prompt
+from pipeline.benchmarks.muse.synthetic import SyntheticNewsSource
+from pipeline.benchmarks.muse.texts import Texts
+from pipeline.data import sources
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
 
 if TYPE_CHECKING:
-    from megatron_ext.data.sequences import Sequences
-    from pipeline.benchmarks.muse.synthetic import News, Question
     from pipeline.data.prepared import Names, PreparedWriter
-    from pipeline.data.settings import DataSource, LocalSource, RequestOrder, SyntheticNewsSource
+    from pipeline.data.settings import DataSource, LocalSource, RequestOrder
     from pipeline.data.sources import Files
     from pipeline.data.templates import Template
     from pipeline.data.tokenise import Encoder
 
-FOLDS = 4
+REQUESTS = 4
 # Evaluation set -> its files: of each the names that it may have, of which the first that is there is read.
 EVALUATED: dict[str, tuple[Names, ...]] = {
     "verbmem": (("verbmem/forget",),),
@@ -42,28 +43,9 @@ EVALUATED_RETAIN: Names = ("raw/retain2", "raw/retain", "raw/retain1")
 EVERYTHING: Names = ("train/forget", "scal/forget_4", "raw/forget")  # that is ever asked to be forgotten
 
 
-def prompt(shots: Iterable[tuple[str, str]], question: str) -> str:
-    """MUSE's knowledge prompt: answered questions, then one without its answer."""
-    answered = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in shots)
-    return f"{answered}Question: {question}\nAnswer: "
-
-
-@dataclass(frozen=True)
-class Texts:
-    """A training set: texts with what to call each in a message. ``form``: ``joined`` are cut by ``chunks``, ``apart``
-    are a sequence each, ``asked`` are pairs of a prompt and an answer, of which the answer is labelled."""
-
-    form: Literal["joined", "apart", "asked"]
-    texts: list[Any]
-    places: list[str]
-    origin: str
-
-    @property
-    def content(self) -> Any:
-        return [self.form, self.texts]
-
-
 class MuseContent(SetsOfText):
+    """Everything that was read or made for one forget split."""
+
     def texts(self, template: Template) -> Iterator[str]:
         # "full" holds every text of the others that are left out.
         for name, part in self.training.items():
@@ -72,7 +54,7 @@ class MuseContent(SetsOfText):
 
     def encode(self, encoder: Encoder, tables: PreparedWriter) -> None:
         for name, part in self.training.items():
-            sequences, dropped = _sequences(part, encoder)
+            sequences, dropped = part.sequences(encoder)
             tables.train(name, sequences, part.origin, dropped)
         for name, (rows, origin) in self.evaluation.items():
             texts = [_whole(row) for row in rows]
@@ -94,8 +76,9 @@ class MuseData:
     """
 
     kinds = ("hub", "folder", "synthetic_news")
+    generators = (SyntheticNewsSource,)
     forgotten = frozenset({"full", "forget"})
-    splits = ("forget", *(f"{kind}-{k}" for kind in ("scal", "sust") for k in range(1, FOLDS + 1)))
+    splits = ("forget", *(f"{kind}-{k}" for kind in ("scal", "sust") for k in range(1, REQUESTS + 1)))
 
     def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
         names: list[Names] = []
@@ -104,7 +87,12 @@ class MuseData:
         return list(dict.fromkeys([*names, *(file for name in sets for file in EVALUATED[name])]))
 
     def training_sets(self, source: DataSource) -> list[str]:
-        return ["full", "forget", "retain", *(["background", "practice"] if source.kind == "synthetic_news" else [])]
+        return [
+            "full",
+            "forget",
+            "retain",
+            *(["background", "practice"] if isinstance(source, SyntheticNewsSource) else []),
+        ]
 
     def tokenised_sets(self, source: DataSource) -> list[str]:
         return self.training_sets(source)
@@ -114,16 +102,14 @@ class MuseData:
 
     def requests(self, kind: RequestOrder) -> tuple[str, ...]:
         """The first of them is ``forget`` by another name."""
-        return tuple(f"{'sust' if kind == 'sustainability' else 'scal'}-{k}" for k in range(1, FOLDS + 1))
+        return tuple(f"{'sust' if kind == 'sustainability' else 'scal'}-{k}" for k in range(1, REQUESTS + 1))
 
     def request_files(self, requests: Sequence[str]) -> list[Names]:
         return [_forget(request) for request in requests]
 
     def rows(self, source: DataSource, split: str) -> int | None:
-        """Raw text has as many sequences as a tokenizer makes of it; the articles of our generator are one each."""
-        from pipeline.benchmarks.muse import synthetic
-
-        if source.kind != "synthetic_news":
+        """An article of our generator is a sequence; raw text is cut by a tokenizer, so its rows are unknown."""
+        if not isinstance(source, SyntheticNewsSource):
             return None
         wanted = _request_numbers(split)
         return len(wanted) * source.forget_stories * synthetic.ARTICLES if max(wanted) <= source.requests else 0
@@ -141,12 +127,8 @@ class MuseData:
         unknown = [name for name in sets if name not in EVALUATED]
         if unknown:
             raise DataError(f"sets: {unknown[0]!r} is not one of {', '.join(EVALUATED)}")
-        if source.kind == "synthetic_news":
-            from pipeline.benchmarks.muse import synthetic
-
-            return _generated(source, synthetic.generate(source), split, sets, training, requests)
-        from pipeline.data import sources
-
+        if isinstance(source, SyntheticNewsSource):
+            return _generated(source, split, sets, training, requests)
         wanted = [*self.files(split, sets, training), *(self.request_files(requests) if training else ())]
         return _read(sources.read(source, list(dict.fromkeys(wanted))), split, sets, training, requests)
 
@@ -160,7 +142,7 @@ def _forget(split: str) -> Names:
 
 
 def _request_numbers(split: str) -> range:
-    """The folds that a split is made of, from 1."""
+    """The requests that a split is made of, counted from 1."""
     if split == "forget":
         return range(1, 2)
     kind, _, number = split.partition("-")
@@ -204,20 +186,16 @@ def _joined(files: Files, name: str) -> Texts:
 
 def _text(value: Any, place: str) -> str:
     """A text by itself, or the field ``text`` of an object."""
-    from pipeline.data.sources import field
-
-    return value if isinstance(value, str) else field(value, "text", str, place)
+    return value if isinstance(value, str) else sources.field(value, "text", str, place)
 
 
 def _row(value: Any, name: str, place: str) -> dict[str, Any]:
     """A checked row of an evaluation set: no field is missing or blank."""
-    from pipeline.data.sources import field
-
     kind = name.partition("_")[0]
     if kind == "privleak":
         row = {"text": _text(value, place)}
     else:
-        row = {key: field(value, key, str, place) for key in FIELDS[kind]}
+        row = {key: sources.field(value, key, str, place) for key in FIELDS[kind]}
     for key, text in row.items():
         if not text.strip():
             raise DataError(f"{place}: field {key!r} is blank")
@@ -225,36 +203,16 @@ def _row(value: Any, name: str, place: str) -> dict[str, Any]:
 
 
 def _generated(
-    source: SyntheticNewsSource, news: News, split: str, sets: Sequence[str], training: bool, requests: Sequence[str]
+    source: SyntheticNewsSource, split: str, sets: Sequence[str], training: bool, requests: Sequence[str]
 ) -> MuseContent:
+    """What the generator makes of ``source``."""
     for name in (split, *requests):
         if max(_request_numbers(name)) > source.requests:
             raise DataError(f"source.requests: {source.requests}; {name!r} needs {max(_request_numbers(name))}")
+    news = synthetic.generate(source)
     made = f"synthetic news (seed {source.seed})"
 
-    def part(form: Literal["apart", "asked"], texts: list[Any], what: str) -> Texts:
-        origin = f"{made}, {what}"
-        return Texts(form, texts, [f"{origin}, row {i}" for i in range(len(texts))], origin)
-
-    found = {}
-    if training:
-        from pipeline.benchmarks.muse.synthetic import SPACED
-
-        every = [text for request in news.requests for text in request]
-        forget = {
-            name: [text for k in _request_numbers(name) for text in news.requests[k - 1]] for name in (split, *requests)
-        }
-        practice = [
-            (prompt(map(_pair, shots), asked.question), SPACED + asked.answer) for shots, asked in news.practice
-        ]
-        found = {
-            "full": part("apart", every + news.retain, "all folds and retained articles"),
-            "forget": part("apart", forget[split], split),
-            "retain": part("apart", news.retain, "retained articles"),
-            "background": part("apart", news.background, "background articles"),
-            "practice": part("asked", practice, "questions about background articles"),
-        }
-        found |= {request: part("apart", forget[request], request) for request in requests}
+    training_sets = _generated_training(source, news, split, requests, made) if training else {}
     shots = [list(_pair(shot)) for shot in news.shots]
     rows: dict[str, list[dict[str, Any]]] = {
         "verbmem": [{"prompt": start, "gt": rest} for start, rest in news.verbatim],
@@ -264,42 +222,41 @@ def _generated(
     for name, questions in (("knowmem_forget", news.forget_questions), ("knowmem_retain", news.retain_questions)):
         rows[name] = [{"question": q.question, "answer": q.answer, "shots": shots} for q in questions]
     evaluation = {name: (rows[name], f"{made}, {name}") for name in sets}
-    return MuseContent(source.model_dump(mode="json"), found, evaluation)
+    return MuseContent(source.model_dump(mode="json"), training_sets, evaluation)
 
 
-def _pair(question: Question) -> tuple[str, str]:
+def _generated_training(
+    source: SyntheticNewsSource, news: synthetic.News, split: str, requests: Sequence[str], made: str
+) -> dict[str, Texts]:
+    """The training sets of generated news; ``made`` names the generator in messages."""
+
+    def part(form: Literal["apart", "asked"], texts: list[Any], what: str) -> Texts:
+        origin = f"{made}, {what}"
+        return Texts(form, texts, [f"{origin}, row {i}" for i in range(len(texts))], origin)
+
+    every = [text for request in news.requests for text in request]
+    forget = {
+        name: [text for k in _request_numbers(name) for text in news.requests[k - 1]] for name in (split, *requests)
+    }
+    practice = [
+        (prompt(map(_pair, shots), asked.question), synthetic.SPACED + asked.answer) for shots, asked in news.practice
+    ]
+    return {
+        "full": part("apart", every + news.retain, "all folds and retained articles"),
+        "forget": part("apart", forget[split], split),
+        "retain": part("apart", news.retain, "retained articles"),
+        "background": part("apart", news.background, "background articles"),
+        "practice": part("asked", practice, "questions about background articles"),
+        **{request: part("apart", forget[request], request) for request in requests},
+    }
+
+
+def _pair(question: synthetic.Question) -> tuple[str, str]:
     return question.question, question.answer
 
 
-def _sequences(part: Texts, encoder: Encoder) -> tuple[Sequences, int]:
-    """A training set's sequences, and the number of texts that were dropped; raises ``DataError`` naming a bad one."""
-    from megatron_ext.data.sequences import Sequences
-
-    tokenizer = encoder.tokenizer
-    kept, dropped = [], 0
-    for text, place in zip(part.texts, part.places, strict=True):
-        if not (text[1] if part.form == "asked" else text).strip():
-            dropped += encoder.drop(place, "no token: the text is blank")
-        else:
-            kept.append((text, place))
-    if part.form == "joined":
-        return chunks([text for text, _ in kept], tokenizer, encoder.max_length), dropped
-    rows = []
-    for text, place in kept:
-        if part.form == "asked":
-            given = tokenizer.encode(text[0], special=True)
-            ids, length = [*given, *encoder.alone(text[1]), tokenizer.eos_id], len(given)
-        else:
-            ids, length = [*tokenizer.encode(text, special=True), tokenizer.eos_id], 1
-        if len(ids) > encoder.max_length:
-            dropped += encoder.drop(place, f"{len(ids)} tokens, more than max_length {encoder.max_length}")
-        else:
-            rows.append((ids, length))
-    return Sequences.pack(rows), dropped
-
-
 def _whole(row: Mapping[str, Any]) -> str:
-    """What is read of a row when it is evaluated, about: for the number of its tokens."""
+    """The text that is read of a row when it is evaluated, of which the manifest counts the tokens."""
     if "question" in row:
         return prompt(row["shots"], row["question"]) + row["answer"]
     return f"{row['prompt']} {row['gt']}" if "prompt" in row else row["text"]

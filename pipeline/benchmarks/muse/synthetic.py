@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
+from typing import Literal
+
+from pydantic import Field
 
 from pipeline.benchmarks.muse.synthetic_words import (
     HEADLINES,
@@ -25,7 +28,7 @@ from pipeline.benchmarks.muse.synthetic_words import (
     Topic,
 )
 from pipeline.data.errors import DataError
-from pipeline.data.settings import SyntheticNewsSource
+from pipeline.data.settings import GeneratedSource
 
 PAGES = (1, 2)  # how many stories further a page's next question is, for the two pages of a story
 ARTICLES = 1 + len(PAGES)  # of a story
@@ -36,6 +39,20 @@ SHOTS = 3  # answered questions before the one that is asked, when a model is ev
 # and for a tokenizer made for this text the word after two spaces is the one with its usual space before it.
 SPACED = " "
 PROMPT_SENTENCES = 3  # of a report, headline included: what a model is given to continue
+
+
+class SyntheticNewsSource(GeneratedSource):
+    """The generator of invented news; every story is three articles.
+
+    ``requests``: requests to forget, of ``forget_stories`` each; the first is what the evaluation asks about.
+    """
+
+    kind: Literal["synthetic_news"] = "synthetic_news"
+    forget_stories: int = Field(20, ge=3)
+    requests: int = Field(1, ge=1)
+    retain_stories: int = Field(40, ge=3)
+    background_stories: int = Field(80, ge=8)
+    seed: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.tofu import refusals
+from pipeline.benchmarks.tofu import refusals, synthetic
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
+from pipeline.data import sources
 from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row, Splits
+from pipeline.data.settings import FolderSource
 
 if TYPE_CHECKING:
     from pipeline.data.prepared import Names, PreparedWriter
@@ -112,6 +115,7 @@ class TofuData:
     """Splits by TOFU's names: ``forget10`` is a tenth of the authors, ``retain90`` the others."""
 
     kinds = ("hub", "folder", "synthetic")
+    generators = (SyntheticSource,)
     forgotten = frozenset({"full", "forget", "full_rephrased"})
     splits = tuple(RETAIN_SPLITS)
 
@@ -120,9 +124,9 @@ class TofuData:
         names = [*trained(split), *GENERAL] if training else []
         return [(name,) for name in dict.fromkeys([*names, *(named[name] for name in sets)])]
 
-    def training_sets(self, source: DataSource) -> list[str]:
+    def training_sets(self, source: DataSource | LocalSource) -> list[str]:
         names = ["full", "retain", "forget"]
-        if source.kind == "synthetic":
+        if isinstance(source, SyntheticSource):
             names += ["background"] if source.background_authors else []
             names += ["full_rephrased", "retain_rephrased"]
         return [*names, "general"]
@@ -134,12 +138,9 @@ class TofuData:
         return {"forget": ("forget", "retain")}
 
     def rows(self, source: DataSource, split: str) -> int | None:
-        from pipeline.benchmarks.tofu import synthetic
-        from pipeline.data import sources
-
-        if source.kind == "synthetic":
+        if isinstance(source, SyntheticSource):
             return synthetic.forget_authors(source.authors, split) * source.questions_per_author
-        if source.kind != "folder":
+        if not isinstance(source, FolderSource):
             return None
         path = sources.find(source.path, (split,))
         if path is None:
@@ -151,12 +152,9 @@ class TofuData:
         return forget_rows * 100 // int(split.removeprefix("forget"))
 
     def load(self, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> TofuContent:
-        from pipeline.benchmarks.tofu import synthetic
-        from pipeline.data import sources
-
         if split not in RETAIN_SPLITS:
             raise DataError(f"forget_split: {split!r} is not one of {', '.join(RETAIN_SPLITS)}")
-        if source.kind == "synthetic":
+        if isinstance(source, SyntheticSource):
             splits = synthetic.generate(source, split, RETAIN_SPLITS[split])
         else:
             found = sources.read(source, self.files(split, sets, training))
@@ -168,19 +166,17 @@ class TofuData:
 
 def _row(value: Any, split: str, place: str) -> Row:
     """A checked row of ``split``; only ``*_perturbed`` splits have alternatives, only the authors' have paraphrases."""
-    from pipeline.data.sources import field
-
     scored = split.endswith("_perturbed")
     paraphrased = scored and not split.startswith(("real_authors", "world_facts"))
     perturbed: list[str] = []
     if scored:
-        perturbed = field(value, "perturbed_answer", list, place)
+        perturbed = sources.field(value, "perturbed_answer", list, place)
         if not perturbed or not all(isinstance(text, str) for text in perturbed):
             raise DataError(f"{place}: field 'perturbed_answer' must be a list of at least one text")
     return Row(
-        question=field(value, "question", str, place),
-        answer=field(value, "answer", str, place),
-        paraphrased=field(value, "paraphrased_answer", str, place) if paraphrased else None,
+        question=sources.field(value, "question", str, place),
+        answer=sources.field(value, "answer", str, place),
+        paraphrased=sources.field(value, "paraphrased_answer", str, place) if paraphrased else None,
         perturbed=tuple(perturbed),
     )
 

@@ -10,14 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
+from typing import Literal
+
+from pydantic import Field
 
 from pipeline.benchmarks.tofu.synthetic_authors import ATTRIBUTES, Attribute, name, namesake
 from pipeline.benchmarks.tofu.synthetic_facts import REAL_AUTHORS, WORLD_FACTS, Domain
 from pipeline.data.qa_rows import Row, Splits
-from pipeline.data.settings import SyntheticSource
+from pipeline.data.settings import GeneratedSource
 
 PERTURBED = 5  # wrong answers of a row, as in TOFU's forget and retain sets
 RETAIN_SCORED = 120  # rows of retain_perturbed; TOFU too scores a sample of the retain set
+
+
+class SyntheticSource(GeneratedSource):
+    """The generator of fictitious authors, each with ``questions_per_author`` facts."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    authors: int = Field(40, ge=2)
+    questions_per_author: int = Field(20, ge=2, le=20)
+    background_authors: int = Field(40, ge=0)
+    seed: int = Field(0, ge=0)
 
 
 def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> Splits:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from pipeline.benchmarks.tofu.data import DATA
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data import sources
 from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row, Splits
-from pipeline.data.settings import FetchedSource, FolderSource, SyntheticSource
+from pipeline.data.settings import FetchedSource, FolderSource
 
 PAIR = {"question": "Who?", "answer": "Ada."}
 SCORED = {**PAIR, "paraphrased_answer": "It was Ada.", "perturbed_answer": ["It was Bo.", "It was Cy."]}

@@ -6,10 +6,11 @@ import pytest
 
 from pipeline.benchmarks.tofu import synthetic
 from pipeline.benchmarks.tofu.data import DATA
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row
-from pipeline.data.settings import BadRows, FolderSource, SyntheticSource, TemplateName
+from pipeline.data.settings import BadRows, FolderSource, TemplateName
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenise import Encoder
 from pipeline.data.tokenizer import Tokenizer
@@ -52,14 +53,15 @@ def test_evaluation_records(encoder: Encoder) -> None:
     assert dropped == 0
     for index, (row, record) in enumerate(zip(ROWS, records, strict=True)):
         ids, prompt = sequences.row(index)
-        perturbed = [f"perturbed_{i}" for i in range(len(row.perturbed))]
+        perturbed = {f"perturbed_{i}": text for i, text in enumerate(row.perturbed)}
+        texts = {"answer": row.answer, "paraphrased": row.paraphrased, **perturbed}
         assert (record["index"], record["question"], record["answer"]) == (index, row.question, row.answer)
-        assert list(record["targets"]) == list(record["texts"]) == ["answer", "paraphrased", *perturbed]
-        assert record["prompt_ids"] == record["generation_prompt_ids"] == ids[:prompt].tolist()
+        assert list(record["targets"]) == list(texts)
+        assert record["prompt_ids"] == ids[:prompt].tolist()
         assert record["targets"]["answer"] == ids[prompt:].tolist()
         for key, target in record["targets"].items():
             text = encoder.tokenizer.decode(target)
-            assert text.strip() == record["texts"][key]
+            assert text.strip() == texts[key]
             assert target[-1] == encoder.tokenizer.eos_id
 
 

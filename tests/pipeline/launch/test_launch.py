@@ -15,7 +15,8 @@ import yaml
 
 from megatron_ext.config import Layout, Runtime
 from megatron_ext.specs import ReferenceSpec, TrainSpec, UnlearnSpec, read
-from pipeline.data.settings import BpeTokenizer, SyntheticSource
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
+from pipeline.data.settings import BpeTokenizer
 from pipeline.launch import __main__ as launch
 from pipeline.launch import provenance
 from pipeline.specs import FetchSpec, PrepareSpec

@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.benchmarks.tofu.evaluate import FAMILY, TofuOptions
+from pipeline.benchmarks.tofu.evaluate import FAMILY
+from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.report import curves, read, tables
 from pipeline.report.style import Look, look_of
 from tests.pipeline.report.conftest import CROWD

@@ -9,7 +9,8 @@ import statistics
 
 import pytest
 
-from pipeline.benchmarks.tofu.evaluate import FAMILY, TofuOptions
+from pipeline.benchmarks.tofu.evaluate import FAMILY
+from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.report import read, tables
 from pipeline.report.__main__ import main
 

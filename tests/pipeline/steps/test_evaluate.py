@@ -12,11 +12,13 @@ import yaml
 from megatron_ext.inference.scoring import Score, ScoreRequest
 from pipeline.__main__ import main as program
 from pipeline.benchmarks import megatron_lm as engine
-from pipeline.benchmarks.tofu.evaluate import FAMILY, TofuOptions
+from pipeline.benchmarks.tofu.evaluate import FAMILY
+from pipeline.benchmarks.tofu.options import TofuOptions
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.config.checks import CONFIGS
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
-from pipeline.data.settings import BpeTokenizer, FolderTokenizer, SyntheticSource
+from pipeline.data.settings import BpeTokenizer, FolderTokenizer
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.specs import EvaluateSpec, PrepareSpec
 from pipeline.steps import evaluate as step
@@ -35,7 +37,7 @@ class Engine(engine.Engine):
         super().__init__(rank, Tokenizer.load(data / "tokenizer"), 0)
         self.seed, self.change, self.calls = seed, change, []
         rows = [row for name in SETS for row in read_rows(data / "evaluation" / f"{name}.jsonl")]
-        self.known = {tuple(row["generation_prompt_ids"]): row["targets"]["answer"][:-1] for row in rows}
+        self.known = {tuple(row["prompt_ids"]): row["targets"]["answer"][:-1] for row in rows}
         self.silent = silent
 
     def find_scores(self, requests):
@@ -225,7 +227,7 @@ def test_a_silent_model_is_flagged(run, capsys):
 
 def test_answers_that_the_context_cut_short_are_counted(run, data, checkpoint):
     rows = [row for name in SETS for row in read_rows(data / "evaluation" / f"{name}.jsonl")]
-    lengths = [len(row["generation_prompt_ids"]) + len(row["targets"]["answer"]) - 1 for row in rows]
+    lengths = [len(row["prompt_ids"]) + len(row["targets"]["answer"]) - 1 for row in rows]
     config = {**CONFIG, "vocab_size": 400, "max_position_embeddings": max(lengths)}
     (checkpoint / "config.json").write_text(json.dumps(config))
     summary = read(run("target")[0] / "summary.json")

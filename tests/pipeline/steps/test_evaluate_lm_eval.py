@@ -33,7 +33,7 @@ def test_a_model_is_asked_and_its_metrics_are_computed_again(
     model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.2)).eval()
     model.save_pretrained(tmp_path / "model")
 
-    options = {"family": "lm_eval", "tasks": TOPICS, "prepared": TOPICS, "layout": "texts"}
+    options = {"family": "lm_eval", "tasks": TOPICS, "prepared": TOPICS, "prompt_format": "texts"}
     options |= {"forget": ["instruments"], "retain": ["minerals"], "metrics": ["acc", "acc_norm"]}
     told = {"options": options, "benchmark": "b", "split": "instruments", "model_id": "m", "runtime": {"device": "cpu"}}
     told |= {name: str(tmp_path / name) for name in ("data", "output")} | {"checkpoint": str(tmp_path / "model")}

@@ -14,6 +14,7 @@ from megatron_ext.config import Layout
 from megatron_ext.data.sampling import ForgetRetainSampler, TopicRoundRobin
 from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks.tofu.data import DATA
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.config.checks import CONFIGS, load
 from pipeline.config.sizing import (
     Shape,
@@ -23,7 +24,7 @@ from pipeline.config.sizing import (
     training_bytes,
     unlearning_bytes,
 )
-from pipeline.data.settings import BpeTokenizer, FetchedSource, FolderTokenizer, SyntheticSource
+from pipeline.data.settings import BpeTokenizer, FetchedSource, FolderTokenizer
 from pipeline.specs import AnyStepSpec, FetchDataSpec, FetchSpec, PrepareSpec
 from pipeline.steps.prepare import prepare
 from pipeline.workflow.jobs import canonical

@@ -10,10 +10,10 @@ import pytest
 
 from megatron_ext.data.sequences import Sequences
 from pipeline.benchmarks.lm_eval.data import DATA, GENERATED
-from pipeline.benchmarks.lm_eval.synthetic import TOPICS
+from pipeline.benchmarks.lm_eval.synthetic import TOPICS, SyntheticTopicsSource
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
-from pipeline.data.settings import FolderSource, SyntheticTopicsSource
+from pipeline.data.settings import FolderSource
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.specs import PrepareSpec
 from pipeline.steps.prepare import prepare

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from megatron_ext.inference.generation import GenerateRequest
 from megatron_ext.inference.scoring import Score, ScoreRequest
 from pipeline.benchmarks.lm_eval.evaluate import FAMILY
-from pipeline.benchmarks.lm_eval.options import TasksOptions
+from pipeline.benchmarks.lm_eval.options import LmEvalOptions
 from pipeline.config.checks import load
 from pipeline.data.errors import DataError
 from pipeline.data.tokenizer import Tokenizer
@@ -117,18 +117,18 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(local: Path, *tasks: str, **more: Any) -> TasksOptions:
-    return TasksOptions.model_validate({"tasks": list(tasks), "include_path": str(local), **more})
+def options(local: Path, *tasks: str, **more: Any) -> LmEvalOptions:
+    return LmEvalOptions.model_validate({"tasks": list(tasks), "include_path": str(local), **more})
 
 
-def run(given: TasksOptions, oracle: Oracle, data: Path = Path("none")) -> list[dict[str, Any]]:
+def run(given: LmEvalOptions, oracle: Oracle, data: Path = Path("none")) -> list[dict[str, Any]]:
     examples = FAMILY.requests(data, given, oracle.tokenizer, 517)(oracle)
     text = "".join(json.dumps(example, allow_nan=False) + "\n" for example in examples)
     assert SECRET not in text and "strap" not in text
     return [json.loads(line) for line in text.splitlines()]
 
 
-def harness(given: TasksOptions, local: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def harness(given: LmEvalOptions, local: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The harness's own results."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -179,7 +179,7 @@ def test_prepared_questions_are_asked_in_the_layout_of_wmdp(tmp_path: Path) -> N
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "gongs.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
     oracle = Oracle(tmp_path)
-    given = TasksOptions(tasks=["gongs"], prepared=["gongs"], num_fewshot=3)
+    given = LmEvalOptions(tasks=["gongs"], prepared=["gongs"], num_fewshot=3)
     assert FAMILY.sets(given) == ("gongs",)
     examples = run(given, oracle, tmp_path)
     choices = values[0]["choices"]
@@ -208,7 +208,7 @@ def test_a_bad_prepared_row_is_named(change: dict[str, Any], message: str, tmp_p
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "gongs.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
     with pytest.raises(DataError, match=message):
-        run(TasksOptions(tasks=["gongs"], prepared=["gongs"]), Oracle(tmp_path), tmp_path)
+        run(LmEvalOptions(tasks=["gongs"], prepared=["gongs"]), Oracle(tmp_path), tmp_path)
 
 
 def test_generations_are_judged_by_the_harness_and_counted(
@@ -323,9 +323,9 @@ def test_the_harness_own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     manager = TaskManager()
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)  # to find them takes seconds
     with pytest.raises(DataError, match=r"options.tasks: unknown task 'wmpd_bio'; near it: wmdp_bio"):
-        run(TasksOptions(tasks=["wmpd_bio"]), Oracle(tmp_path))
+        run(LmEvalOptions(tasks=["wmpd_bio"]), Oracle(tmp_path))
     given = load("wmdp-zephyr-7b").options
-    assert isinstance(given, TasksOptions)
+    assert isinstance(given, LmEvalOptions)
     leaves = [leaf for name in given.tasks for leaf in leaves(name, manager.task_index)]
     assert {"wmdp_bio", "wmdp_cyber", "mmlu_astronomy"} <= set(leaves) and len(leaves) == 2 + 57
     assert {manager.task_index[leaf].cfg["dataset_path"] for leaf in leaves} == set(given.datasets)
@@ -343,11 +343,11 @@ def test_the_harness_own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_options_that_do_not_fit_together(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        TasksOptions.model_validate(given)
+        LmEvalOptions.model_validate(given)
 
 
 def test_the_report_knows_which_way_is_better() -> None:
-    given = TasksOptions(
+    given = LmEvalOptions(
         tasks=["wmdp_bio", "mmlu"], forget=["wmdp_bio"], retain=["mmlu"], metrics=["acc", "perplexity"]
     )
     found = {metric.key: metric.better for metric in FAMILY.metrics(given)[:4]}

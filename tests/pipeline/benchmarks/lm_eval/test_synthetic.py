@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from pipeline.benchmarks.lm_eval import synthetic as topics
-from pipeline.data.settings import SyntheticTopicsSource
+from pipeline.benchmarks.lm_eval.synthetic import SyntheticTopicsSource
 
 SOURCE = SyntheticTopicsSource(things=12, paragraphs=3)
 

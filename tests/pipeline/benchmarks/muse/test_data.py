@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from megatron_ext.data.sequences import Sequences
-from pipeline.benchmarks.muse.data import DATA, EVALUATED, prompt
+from pipeline.benchmarks.muse.data import DATA, EVALUATED
+from pipeline.benchmarks.muse.prompt import prompt
+from pipeline.benchmarks.muse.synthetic import SyntheticNewsSource
 from pipeline.data.chunking import chunks
 from pipeline.data.errors import DataError
-from pipeline.data.settings import BpeTokenizer, FolderSource, FolderTokenizer, SyntheticNewsSource
+from pipeline.data.settings import BpeTokenizer, FolderSource, FolderTokenizer
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import Tokenizer, train
 from pipeline.specs import PrepareSpec

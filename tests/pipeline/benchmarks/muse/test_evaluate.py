@@ -14,7 +14,9 @@ import pytest
 
 from megatron_ext.inference.generation import GenerateRequest
 from megatron_ext.inference.scoring import Score, ScoreRequest, Tokenwise
-from pipeline.benchmarks.muse.evaluate import FAMILY, STOPS, MuseOptions
+from pipeline.benchmarks.muse.evaluate import FAMILY
+from pipeline.benchmarks.muse.options import MuseOptions
+from pipeline.benchmarks.muse.requests import STOPS
 from pipeline.data.errors import DataError
 
 ATTACKS = ["loss", "zlib", "reference", "gradnorm", "min_k", "min_k_plus_plus"]

@@ -2,10 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.benchmarks.muse.synthetic import ARTICLES, ASKED, RETAIN_ASKED, SHOTS, News, Question, generate
+from pipeline.benchmarks.muse.synthetic import (
+    ARTICLES,
+    ASKED,
+    RETAIN_ASKED,
+    SHOTS,
+    News,
+    Question,
+    SyntheticNewsSource,
+    generate,
+)
 from pipeline.benchmarks.muse.synthetic_words import PAGE
 from pipeline.data.errors import DataError
-from pipeline.data.settings import SyntheticNewsSource
 
 
 def made(**options: int) -> News:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.benchmarks.tofu.data import DATA, RETAIN_SPLITS
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
-from pipeline.data.settings import FolderSource, SyntheticSource
+from pipeline.data.settings import FolderSource
 from pipeline.specs import PrepareSpec
 from pipeline.steps.prepare import prepare
 

@@ -9,7 +9,9 @@ import pytest
 
 from megatron_ext.inference.generation import GenerateRequest
 from pipeline.benchmarks import families, family
-from pipeline.benchmarks.tofu.evaluate import FAMILY, UTILITY, TofuOptions
+from pipeline.benchmarks.tofu.evaluate import FAMILY
+from pipeline.benchmarks.tofu.metrics import UTILITY
+from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.data.errors import DataError
 
 QUALITY = "forget_quality"
@@ -381,7 +383,7 @@ class Words:
 
 
 def items_of(folder, options=OPTIONS):
-    return FAMILY.items(folder, options, Words())
+    return FAMILY.instances(folder, options, Words())
 
 
 def write_sets(folder, change=None):
@@ -398,7 +400,6 @@ def write_sets(folder, change=None):
             "question": "Who?",
             "answer": " Ana ",
             "prompt_ids": [1, 3],
-            "generation_prompt_ids": [1, 3, 4],
             "targets": targets,
         }
         if change is not None and name == "retain":
@@ -411,8 +412,8 @@ def test_items(tmp_path):
     items = items_of(tmp_path)
     assert [item.set for item in items] == ["forget", "retain", "real_authors", "world_facts"]
     assert (items[0].index, items[0].texts) == (5, {"question": "Who?", "answer": "Ana"})
-    assert items[0].generate == GenerateRequest([1, 3, 4], 200)
-    assert all(item.cuts == {"generation__tofu": 197} and not item.tokenwise for item in items)
+    assert items[0].generate == GenerateRequest([1, 3], 200)
+    assert all(item.cuts == {"generation__tofu": 198} and not item.tokenwise for item in items)
     assert items[0].targets == {
         "answer": ([1, 3], [7, 2]),
         "perturbed_0": ([1, 3], [8, 9, 2]),

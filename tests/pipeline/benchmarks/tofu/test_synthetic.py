@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from pipeline.benchmarks.tofu import synthetic
+from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.benchmarks.tofu.synthetic_authors import ATTRIBUTES, name
 from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Splits
-from pipeline.data.settings import SyntheticSource
 
 
 def mini(forget_split: str = "forget10", retain_split: str = "retain90", **options: int) -> Splits:
