@@ -61,33 +61,26 @@ def found(folder: Path, layout: str, name: str) -> dict[str, float]:
     return json.loads((folder / layout / name / "evaluation.json").read_text())["metrics"]
 
 
-@pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("case", cases.OPTIONS)
 @pytest.mark.parametrize("model", MODELS)
-def test_every_metric(expected_in: Any, model: str, case: str, layout: str) -> None:
+def test_every_metric(expected_in: Any, model: str, case: str) -> None:
     folder, expected = expected_in
     if (case, model) not in expected:
         pytest.skip(f"{model} is absent")
-    _equal(found(folder, layout, f"{case}-{model}"), expected[case, model])
+    for layout in cases.LAYOUTS:
+        _equal(layout, found(folder, layout, f"{case}-{model}"), expected[case, model])
+    if case in cases.COMPARED:
+        _equal("retrain", found(folder, "TP1", f"{case}-{model}-retrain"), expected[case, f"{model}-retrain"])
 
 
-@pytest.mark.parametrize("case", cases.COMPARED)
-@pytest.mark.parametrize("model", MODELS)
-def test_every_metric_of_retrain(expected_in: Any, model: str, case: str) -> None:
-    folder, expected = expected_in
-    if (case, model) not in expected:
-        pytest.skip(f"{model} is absent")
-    _equal(found(folder, "TP1", f"{case}-{model}-retrain"), expected[case, f"{model}-retrain"])
-
-
-def _equal(ours: dict[str, float], theirs: dict[str, float]) -> None:
-    assert ours.keys() == theirs.keys()
+def _equal(where: str, ours: dict[str, float], theirs: dict[str, float]) -> None:
+    assert ours.keys() == theirs.keys(), where
     different = {
         key: (ours[key], value)
         for key, value in theirs.items()
         if ours[key] != pytest.approx(value, rel=1e-4, abs=1e-4)
     }
-    assert not different
+    assert not different, where
 
 
 def test_the_rows_tell_metrics_apart(expected_in: Any) -> None:

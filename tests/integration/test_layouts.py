@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_ext.config import Layout
 from tests.support.distributed import free_ports, run_ranks
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -146,8 +147,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     run_ranks(make_world, 1, folder)
     for name, layout in LAYOUTS.items():
-        ranks = layout.get("tensor", 1) * layout.get("pipeline", 1) * layout.get("data", 1)
-        run_ranks(unlearn_and_evaluate, ranks, folder, name, layout, free_ports(4), timeout=240)
+        run_ranks(unlearn_and_evaluate, Layout(**layout).ranks, folder, name, layout, free_ports(4), timeout=240)
     return folder
 
 

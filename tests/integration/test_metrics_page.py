@@ -54,9 +54,10 @@ def test_every_family_has_a_section() -> None:
         assert patterns(name)
 
 
-@pytest.mark.parametrize(("name", "key"), [(name, key) for name in EVERYTHING for key in keys(name)])
-def test_a_metric_is_on_the_page(name: str, key: str) -> None:
-    assert any(re.fullmatch(pattern, key) for pattern in patterns(name))
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_every_metric_is_on_the_page(name: str) -> None:
+    defined = re.compile("|".join(patterns(name)))
+    assert [key for key in keys(name) if not defined.fullmatch(key)] == []
 
 
 @pytest.mark.parametrize("name", EVERYTHING)

@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
+import tempfile
 import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from tests.support import worlds
-from tests.support.distributed import ROOT
+from tests.support import distributed, worlds
+from tests.support.distributed import environments, free_ports
 
 TIMES = ("seconds", "peak_memory_bytes")  # what differs between two runs of the same steps
 
 
-def command(program: str, spec: Path, ranks: int = 1) -> list[str]:
-    module = ["-m", f"megatron_ext.{program}", str(spec)]
-    if ranks == 1:
-        return [sys.executable, *module]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *module]
+@dataclass
+class Started:
+    """A program's ranks, forked as ``tests.support.distributed`` does, and what the first one prints."""
+
+    ranks: list[ForkServerProcess]
+    log: Path
+
+    def end(self, timeout: float) -> tuple[list[int | None], str]:
+        """Exit statuses by rank, and what was printed, when all have ended."""
+        deadline = time.monotonic() + timeout
+        for rank in self.ranks:
+            rank.join(max(0.0, deadline - time.monotonic()))
+        codes = [rank.exitcode for rank in self.ranks]
+        for rank in self.ranks:
+            rank.kill()
+        return codes, self.log.read_text()
 
 
-def start(program: str, spec: Path, ranks: int = 1) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(program, spec, ranks),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(program: str, spec: Path, ranks: int = 1) -> Started:
+    log = Path(tempfile.mkdtemp(dir=spec.parent)) / "0.log"
+    (port,) = free_ports(1)
+    started = [
+        distributed.start(run, program, spec, output=log.with_name(f"{rank}.log"), environment=environment)
+        for rank, environment in enumerate(environments(ranks, port))
+    ]
+    return Started(started, log)
+
+
+def run(program: str, spec: Path) -> None:
+    importlib.import_module(f"megatron_ext.steps.{program}").main([str(spec)])
 
 
 def finish(program: str, spec: Path, ranks: int = 1) -> str:
-    process = start(program, spec, ranks)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    return output
+    codes, printed = start(program, spec, ranks).end(200)
+    assert codes == [0] * ranks, printed
+    return printed
 
 
-def wait_for_step(process: subprocess.Popen[str], log: Path, step: int) -> None:
+def wait_for_step(started: Started, log: Path, step: int) -> None:
     end = time.monotonic() + 120
     while not log.exists() or log.read_bytes().count(b"\n") < step:
-        assert process.poll() is None, f"ended before step {step}:\n{process.communicate()[0]}"
+        assert started.ranks[0].exitcode is None, f"ended before step {step}:\n{started.log.read_text()}"
         assert time.monotonic() < end, f"step {step} was never reached"
         time.sleep(0.005)
 
@@ -81,11 +95,11 @@ def test_training_killed_and_started_again_is_bit_identical(world: Path, when: s
     changes = {"steps": 80, "checkpoint_every": 9}
     whole, cut = (worlds.train_spec(world, f"{name}-{kill_at}", **changes) for name in ("whole", "cut"))
     finish("train", whole)
-    process = start("train", cut)
+    started = start("train", cut)
     output = world / f"cut-{kill_at}"
-    wait_for_step(process, output / "resume" / "steps.jsonl", kill_at)
-    process.kill()
-    process.communicate()
+    wait_for_step(started, output / "resume" / "steps.jsonl", kill_at)
+    started.ranks[0].kill()
+    started.end(60)
     assert not (output / "checkpoint").exists(), "nothing unfinished has its final name"
 
     said = finish("train", cut)
@@ -108,21 +122,16 @@ def test_training_killed_and_started_again_is_bit_identical(world: Path, when: s
 )
 def test_unlearning_on_two_ranks_survives_the_death_of_one(world: Path, precision: str, layout: dict[str, Any]) -> None:
     runtime = {"device": "cpu", "timeout_seconds": 60.0, "precision": precision, "layout": layout}
-    changes = {"epochs": 20.0, "checkpoint_every": 7, "runtime": runtime}
+    changes = {"epochs": 8.0, "checkpoint_every": 7, "runtime": runtime}
     ends = [world / f"{end}-{precision}-{'-'.join(layout)}" for end in ("whole", "cut")]
     whole, cut = (worlds.unlearn_spec(world, end.name, **changes) for end in ends)
     finish("unlearn", whole, ranks=2)
-    process = start("unlearn", cut, ranks=2)
-    wait_for_step(process, ends[1] / "resume" / "steps.jsonl", 30)
-    ranks = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "megatron_ext.steps.unlearn" in p.cmdline()
-    ]
-    assert len(ranks) == 2
-    ranks[-1].kill()
-    begin = time.monotonic()
-    process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert time.monotonic() - begin < 60, "the other rank waited longer than the time-out"
+    started = start("unlearn", cut, ranks=2)
+    wait_for_step(started, ends[1] / "resume" / "steps.jsonl", 12)
+    started.ranks[1].kill()
+    codes, printed = started.end(60)
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, None), f"the other rank waited longer than the time-out\n{printed}"
 
     assert "going on after step" in finish("unlearn", cut, ranks=2)
 
@@ -133,12 +142,12 @@ def test_unlearning_on_two_ranks_survives_the_death_of_one(world: Path, precisio
 @pytest.mark.slow
 def test_sigterm_writes_a_state_and_ends_in_order(world: Path) -> None:
     spec = worlds.unlearn_spec(world, "asked", epochs=20.0)  # writes no states by itself
-    process = start("unlearn", spec)
-    wait_for_step(process, world / "asked" / "resume" / "steps.jsonl", 10)
+    started = start("unlearn", spec)
+    wait_for_step(started, world / "asked" / "resume" / "steps.jsonl", 10)
     for number in (signal.SIGTERM, signal.SIGURG, signal.SIGTERM):  # as a scheduler, a container and a launcher send it
-        process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
+        os.kill(started.ranks[0].pid or 0, number)
+    codes, output = started.end(60)
+    assert codes == [143], output
     assert "asked to stop" in output
     assert "going on after step" in finish("unlearn", spec)
     assert [line["step"] for line in steps(world / "asked")] == list(range(80))
@@ -147,10 +156,10 @@ def test_sigterm_writes_a_state_and_ends_in_order(world: Path) -> None:
 @pytest.mark.slow
 def test_a_state_of_another_configuration_is_dropped_aloud(world: Path) -> None:
     first = worlds.train_spec(world, "other", steps=500, checkpoint_every=5)
-    process = start("train", first)
-    wait_for_step(process, world / "other" / "resume" / "steps.jsonl", 8)
-    process.kill()
-    process.communicate()
+    started = start("train", first)
+    wait_for_step(started, world / "other" / "resume" / "steps.jsonl", 8)
+    started.ranks[0].kill()
+    started.end(60)
     changed = worlds.train_spec(world, "other", steps=20, checkpoint_every=5)
     assert "another configuration" in finish("train", changed)
     assert len(steps(world / "other")) == 20

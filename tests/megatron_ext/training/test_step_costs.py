@@ -34,7 +34,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2-sharded": {"data": 2, "distributed_optimizer": True},
 }
 # So long that activations, not the step's arithmetic on vectors, make the peak of memory.
-SEQUENCES = Sequences.pack([(list(range(2, 62)), 1)] * 32)
+ROWS = 32
+SEQUENCES = Sequences.pack([(list(range(2, 62)), 1)] * ROWS)
 METHODS: dict[str, tuple[Rule, bool]] = {
     "weighted sum": (WeightedSum(), False),
     "weighted sum, diagnostics": (WeightedSum(), True),
@@ -50,6 +51,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.collectives: Counter[tuple[str, str, str]] = Counter()
         self.waits = self.peak = 0
+        self._at_most = 0  # bytes of what lives now, and of some of what does no more
         self._groups = groups
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
@@ -69,8 +71,11 @@ class Recorder(TorchDispatchMode):
         for tensor in made:
             storage = tensor.untyped_storage()
             self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+            self._at_most += storage.nbytes()
+        if self._at_most > self.peak:
+            self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
+            self._at_most = sum(size for _, size in self._live.values())
+            self.peak = max(self.peak, self._at_most)
 
     def __enter__(self) -> Any:
         self._tolist = torch.Tensor.tolist  # which reads a CPU tensor without an operator
@@ -110,9 +115,9 @@ def step_costs(ranks: Any, layers: int, method: str) -> Costs:
     config = {**CONFIG, "hidden_size": 64, "num_hidden_layers": layers}
     model = reading.initialise(config, ranks, seed=3, training=Runtime(layout=ranks.layout))
     trainer = Trainer(model, ranks, Optimizer(learning_rate=0.01), micro_batch=8)
-    rows, (rule, separate) = list(range(32)), METHODS[method]
+    rows, (rule, separate) = list(range(ROWS)), METHODS[method]
     terms = [
-        LossTerm("forget_loss", NPO(beta=0.1), SequenceDataset([SEQUENCES], np.zeros(32)), rows),
+        LossTerm("forget_loss", NPO(beta=0.1), SequenceDataset([SEQUENCES], np.zeros(ROWS)), rows),
         LossTerm("retain_loss", NLL(), SequenceDataset([SEQUENCES]), rows),
     ]
     trainer.step(terms, rule, 0.01, separate)
