@@ -28,7 +28,7 @@ from perf.common import SIZES, Losses, Options, in_turns, result, run
 from pipeline.benchmarks.tofu.evaluate import FAMILY
 from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
-from pipeline.config.checks import CONFIGS
+from pipeline.config.load import CONFIGS
 from pipeline.data.settings import BpeTokenizer, FolderSource
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.specs import PrepareSpec

@@ -27,7 +27,7 @@ from pipeline.benchmarks import Family, Metric, Options, data_family, family
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord, is_complete
 from pipeline.commands.options import laid_on
 from pipeline.config import sizing
-from pipeline.config.checks import CONFIGS
+from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, check, hint
 from pipeline.config.located_yaml import read as read_document
 from pipeline.config.schema import Benchmark

@@ -9,7 +9,8 @@ from pathlib import Path
 from megatron_ext.specs import UnlearnSpec
 from pipeline.config import methods, sizing
 from pipeline.config import site as sites
-from pipeline.config.checks import Config, load
+from pipeline.config.experiment import Config
+from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
 from pipeline.workflow import resources

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from megatron_ext.config import Loader
+from megatron_ext.renamed_keys import renamed
 
 Key = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
 KEYS = ("str", "int", "merge", "value")  # YAML's types of keys; layouts are given by number
 
 
@@ -94,7 +96,7 @@ def read(path: Path) -> Document:
         wrong = [f"{short(path)}:{line}: {message}" for message, line in _wrong_nodes(node, set(), ())]
         if wrong:
             raise ConfigError(wrong)
-        marks = {(): Mark(Path(path), 1, ())}
+        marks: dict[Key, Mark] = {(): Mark(Path(path), 1, ())}
         _walk(loader, node, (), Path(path), marks)
         return Document(loader.construct_document(node), marks)
     except yaml.MarkedYAMLError as error:
@@ -160,6 +162,16 @@ def merge(base: Document, over: Document) -> Document:
     return Document(data, marks)
 
 
+def current(kind: str, document: Document, problems: list[str]) -> Document:
+    """A document under its keys' new names; each old one in it is added to ``problems``, with the new one.
+
+    ``kind``: what it holds, one of ``megatron_ext.renamed_keys.KEYS``.
+    """
+    data, keys, found = renamed(kind, document.data)
+    problems += [document.problem(key, message) for key, message in found]
+    return Document(data, {new: document.marks[old] for new, old in keys.items() if old in document.marks})
+
+
 def explain(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
     """A line for each thing that pydantic found wrong in ``document``: where, what was given, what is allowed."""
     found = []
@@ -172,7 +184,7 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
     return found
 
 
-def check(model: type[BaseModel], document: Document, problems: list[str]) -> Any:
+def check(model: type[M], document: Document, problems: list[str]) -> M | None:
     """``document`` as a ``model``, or ``None`` with its problems added to the list."""
     try:
         return model.model_validate(document.data)

@@ -150,9 +150,15 @@ class TrainingPlan(Strict):
     retrain: ModelTraining | None = None
 
     @property
+    def sections(self) -> dict[str, ModelTraining]:
+        """What is given, by model."""
+        given = {"base": self.base, "target": self.target, "retrain": self.retrain}
+        return {which: section for which, section in given.items() if section is not None}
+
+    @property
     def used(self) -> list[str]:
         """The models that are trained; a base that neither of the others starts from is not among them."""
-        others = [which for which in ("target", "retrain") if getattr(self, which)]
+        others = [which for which in self.sections if which != "base"]
         return (["base"] if self.base and others else []) + others
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config.checks import Config
+from pipeline.config.experiment import Config
 from pipeline.config.schema import Checkpoint, checkpoints, tokenizer_source
 from pipeline.data.settings import FetchedSource, FolderSource, FolderTokenizer, HubSource
 from pipeline.hub import local_files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.checks import Config
+from pipeline.config.experiment import Config
 from pipeline.data.prepared import HasRequests, Names
 
 

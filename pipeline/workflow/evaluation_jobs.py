@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.benchmarks.base import Judged
-from pipeline.config.checks import Config
+from pipeline.config.experiment import Config
 from pipeline.specs import EvaluateSpec, JudgeSpec, ModelId
 from pipeline.workflow.data_jobs import published
 from pipeline.workflow.data_sets import evaluation_sets

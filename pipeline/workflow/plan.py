@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from megatron_ext.specs import ReferenceSpec
-from pipeline.config.checks import Config
+from pipeline.config.experiment import Config
 from pipeline.data.prepared import Names
 from pipeline.specs import ModelId
 from pipeline.workflow import data_sets

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.checks import Config
+from pipeline.config.experiment import Config
 from pipeline.specs import ModelId, Published, ReportEntry, ReportSpec
 from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.config.checks import Config, Run
+from pipeline.config.experiment import Config, Run
 from pipeline.specs import ModelId
 from pipeline.workflow.data_sets import topics
 from pipeline.workflow.evaluation_jobs import evaluation_job

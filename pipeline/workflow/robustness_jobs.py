@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_ext.specs import ModelSource, QuantiseSpec
-from pipeline.config.checks import Config
+from pipeline.config.experiment import Config
 from pipeline.config.schema import Quantise, Relearn
 from pipeline.specs import Attack, ModelId
 from pipeline.workflow.data_sets import topics

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_ext.config import Runtime, Training, shared
 from megatron_ext.specs import ModelSource, TrainSpec
 from pipeline.config import methods
-from pipeline.config.checks import Config
+from pipeline.config.experiment import Config
 from pipeline.config.schema import ModelTraining, Relearn
 from pipeline.specs import ModelId
 from pipeline.workflow.data_jobs import published

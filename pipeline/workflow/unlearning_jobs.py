@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_ext.specs import ReferenceSpec, Topic, UnlearnSpec, needed_files
 from pipeline.config import methods
-from pipeline.config.checks import Config, Run
+from pipeline.config.experiment import Config, Run
 from pipeline.specs import ModelId
 from pipeline.workflow.data_sets import tokenised_sets, topics
 from pipeline.workflow.jobs import Job, job_of

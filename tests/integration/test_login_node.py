@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.checks import load
+from pipeline.config.load import load
 from pipeline.config.site import Site
 from pipeline.workflow import snakemake_rules
 from pipeline.workflow.plan import Plan

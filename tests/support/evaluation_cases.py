@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tasks": {
         "tasks": ["minerals", "plain_texts", "plain_answers"],
         "prepared": ["minerals"],
-        "layout": "letters",
+        "prompt_format": "letters",
         "metrics": [*TASK_METRICS, *PERPLEXITIES, "exact_match"],
     },
     "choices": {

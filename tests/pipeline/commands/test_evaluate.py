@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.__main__ import main
 from pipeline.commands import evaluate
-from pipeline.config.checks import CONFIGS
+from pipeline.config.load import CONFIGS
 from pipeline.data.json_files import read_rows
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import train

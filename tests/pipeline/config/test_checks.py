@@ -18,7 +18,7 @@ from pipeline.__main__ import main as validate
 from pipeline.benchmarks import data_family
 from pipeline.commands.validate import notes
 from pipeline.config import sizing
-from pipeline.config.checks import CONFIGS, load
+from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
 

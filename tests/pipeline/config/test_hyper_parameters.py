@@ -15,7 +15,7 @@ from megatron_ext.config import TrainableLayers
 from megatron_ext.losses import LOSSES
 from megatron_ext.schema import Strict
 from megatron_ext.updates import RULES
-from pipeline.config.checks import CONFIGS, load
+from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.schema import Unlearning
 

@@ -15,7 +15,7 @@ from pipeline.benchmarks import megatron_lm as engine
 from pipeline.benchmarks.tofu.evaluate import FAMILY
 from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
-from pipeline.config.checks import CONFIGS
+from pipeline.config.load import CONFIGS
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
 from pipeline.data.settings import BpeTokenizer, FolderTokenizer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.checks import load
+from pipeline.config.load import load
 from pipeline.steps import programs
 from pipeline.workflow.plan import Plan
 
@@ -49,7 +49,7 @@ def test_steps_do_not_run_each_others_programs() -> None:
     assert "pipeline/steps/prepare.py" not in files("models/base")
     assert not any(name.startswith("megatron_ext/checkpoint/reading") for name in files("report") | files("data/mini"))
     for job in JOBS:
-        assert not {"pipeline/config/checks.py", "pipeline/workflow/plan.py", "megatron_ext/specs.py"} & files(job)
+        assert not {"pipeline/config/load.py", "pipeline/workflow/plan.py", "megatron_ext/specs.py"} & files(job)
 
 
 def test_rounding_runs_nothing_of_megatron_core() -> None:

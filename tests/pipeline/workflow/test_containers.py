@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.checks import load
+from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import ROOT, Site
 from pipeline.launch import image, ranks

@@ -18,7 +18,7 @@ import yaml
 from pipeline import benchmarks
 from pipeline.benchmarks.base import Judged
 from pipeline.config import checks
-from pipeline.config.checks import load
+from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.judging.settings import JudgeSettings
 from pipeline.launch import __main__ as launch

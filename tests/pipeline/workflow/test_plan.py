@@ -15,7 +15,7 @@ from megatron_ext.data.sampling import ForgetRetainSampler, TopicRoundRobin
 from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
-from pipeline.config.checks import CONFIGS, load
+from pipeline.config.load import CONFIGS, load
 from pipeline.config.sizing import (
     Shape,
     layout_problems,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.checks import load
+from pipeline.config.load import load
 from pipeline.specs import FetchDatasetsSpec
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import references

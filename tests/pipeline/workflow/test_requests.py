@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megatron_ext.specs import ReferenceSpec, UnlearnSpec
-from pipeline.config.checks import CONFIGS, load
+from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.specs import EvaluateSpec, PrepareSpec, ReportSpec
 from pipeline.workflow.plan import Plan
@@ -133,5 +133,5 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     assert "requests.count: 2; the source of 'mini-muse' makes no 'sust-2'" in message
     assert "split: 'sust-2'; the first of several requests is 'forget'" in refused(tmp_path, split="sust-2")
     message = refused(tmp_path, methods=["idk-dpo"])
-    assert "preferred_answers: the family 'muse' has no set 'idk' of other answers" in message
+    assert "preferred_answers: the family 'muse' has no set 'idk' of preferred answers" in message
     assert "requests.order" in refused(tmp_path, requests={"order": "sequential"})

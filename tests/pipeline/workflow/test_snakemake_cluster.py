@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config.checks import CONFIGS, load
+from pipeline.config.load import CONFIGS, load
 from pipeline.config.site import Site
 from pipeline.workflow import snakemake_rules
 from pipeline.workflow.plan import Plan

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config.checks import load
+from pipeline.config.load import load
 from pipeline.workflow import snakemake_rules
 
 ROOT = Path(__file__).parents[3]
@@ -169,7 +169,7 @@ def test_a_deleted_report_is_rebuilt_alone(project: Path) -> None:
             | {REPORT},
         ),
         ("pipeline/steps/prepare.py", EVERYTHING),
-        ("pipeline/config/checks.py", set()),
+        ("pipeline/config/load.py", set()),
     ],
 )
 def test_changed_code_reruns_its_step_and_what_follows(project: Path, file: str, first: set[str]) -> None:

@@ -18,7 +18,7 @@ from megatron_ext.inference.generation import GenerateRequest
 from megatron_ext.inference.scoring import Score, ScoreRequest
 from pipeline.benchmarks.lm_eval.evaluate import FAMILY
 from pipeline.benchmarks.lm_eval.options import LmEvalOptions
-from pipeline.config.checks import load
+from pipeline.config.load import load
 from pipeline.data.errors import DataError
 from pipeline.data.tokenizer import Tokenizer
 from tests.support import lm_eval_cases as cases

@@ -1,0 +1,113 @@
+"""Checks of the methods, their batches, and the attacks on what they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from megatron_ext.config import Layout
+from pipeline.benchmarks import data_family
+from pipeline.config import methods
+from pipeline.config.checks.checker import Checker, Files
+from pipeline.config.experiment import Run
+from pipeline.config.located_yaml import Document, Key, check, current, merge
+from pipeline.config.schema import Batches, Benchmark, Method, MethodUse, Relearn
+from pipeline.data.settings import DataSource
+
+Runs = list[tuple[Document, Run]]
+
+
+def runs(files: Files, entries: list[Any]) -> Runs:
+    """The methods of an experiment, each with its file, into which the experiment's settings are merged.
+
+    Args:
+        files: The experiment's document, and the files of methods.
+        entries: The experiment's ``methods``.
+
+    Returns:
+        All but those that are wrong by themselves, which are reported.
+    """
+    found: Runs = []
+    defaults = files.document.at("unlearning")
+    for i, entry in enumerate(entries):
+        try:
+            use = MethodUse.model_validate({"method": entry} if isinstance(entry, str) else entry)
+        except ValidationError:
+            continue  # reported with the experiment's own problems
+        own = files.find("method", use.method, ("methods", i) if isinstance(entry, str) else ("methods", i, "method"))
+        if own is None:
+            continue
+        overrides = current("method", files.document.at("methods", i, "overrides"), files.problems)
+        merged = merge(merge(own, defaults.under("training")), overrides)
+        method = check(Method, merged, files.problems)
+        if method is None:
+            continue
+        if method.name != use.method:
+            files.problems.append(merged.problem(("name",), f"{method.name!r} must be the file's own name"))
+        run = Run(method, use.variant)
+        if run.id in {other.id for _, other in found}:
+            files.problem(("methods", i), f"{run.id!r} is there twice; give one of them another 'variant'")
+        found.append((merged, run))
+    return found
+
+
+def batches(checker: Checker, layout: Layout, runs: Runs) -> None:
+    """Whether every batch divides over the layout, and its optimizer goes with it."""
+    parts: list[tuple[Document, Key, Batches]] = [(merged, ("training",), run.method.training) for merged, run in runs]
+    trained = checker.experiment.training.sections
+    parts += [(checker.document, ("training", which), section) for which, section in trained.items()]
+    parts += [(checker.document, key, attack) for key, attack in _relearned(checker)]
+    for document, key, part in parts:
+        total, micro = part.global_batch, part.micro_batch or 1
+        if total % (layout.data * micro):
+            message = f"{total} is not a multiple of {layout.data} (data-parallel ranks)"
+            if part.micro_batch:
+                message += f" x {micro} (micro_batch)"
+            checker.problems.append(document.problem((*key, "global_batch"), message))
+        if part.optimizer.name == "sgd" and layout.distributed_optimizer:
+            message = "'sgd' does not work with the layout's distributed_optimizer; allowed: adamw"
+            checker.problems.append(document.problem((*key, "optimizer", "name"), message))
+
+
+def relearning(checker: Checker, benchmark: Benchmark) -> None:
+    """Whether every batch of an attack that trains has a row of each topic."""
+    data, split = data_family(benchmark.family), checker.experiment.split
+    topics = len(data.topics(split)) if split in data.splits else 0
+    for key, attack in _relearned(checker):
+        if attack.global_batch < topics:
+            message = f"{attack.global_batch} is less than the {topics} topics, of which every batch has a share"
+            checker.problem((*key, "global_batch"), message)
+
+
+def attacks(checker: Checker) -> None:
+    """Whether attacks and further requests to forget are not asked for together."""
+    robustness = checker.experiment.robustness
+    if checker.experiment.requests is not None and (robustness.relearned or robustness.quantised):
+        checker.problem(("robustness",), "does not go with 'requests': attacks are made for one request to forget")
+
+
+def fit(checker: Checker, runs: Runs) -> None:
+    """Whether the parts of each method fit together, and into the model."""
+    runtime = methods.runtime(checker.parts.layout or Layout(), checker.experiment.runtime)
+    for merged, run in runs:
+        for key, message in methods.problems(run.method, runtime, checker.parts.shape):
+            document = checker.document if methods.experiments_own(key) else merged
+            checker.problems.append(document.problem(key, message))
+
+
+def preferred_answers(checker: Checker, benchmark: Benchmark, source: DataSource, runs: Runs) -> None:
+    """Whether the benchmark has the preferred answers that methods need."""
+    known = data_family(benchmark.family).tokenised_sets(source)
+    for merged, run in runs:
+        name = run.method.preferred_answers
+        if name is not None and name not in known:
+            message = f"the family {benchmark.family!r} has no set {name!r} of preferred answers"
+            checker.problems.append(merged.problem(("preferred_answers",), message))
+
+
+def _relearned(checker: Checker) -> list[tuple[Key, Relearn]]:
+    """The attacks that train, with their keys."""
+    robustness, key = checker.experiment.robustness, ("robustness", "relearn")
+    several = isinstance(robustness.relearn, list)
+    return [((*key, i) if several else key, attack) for i, attack in enumerate(robustness.relearned)]

@@ -1,0 +1,91 @@
+"""A checked experiment, with everything that it names: what ``pipeline.config.load`` gives, and plans are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_ext.config import Layout
+from pipeline.benchmarks import Family, Options, data_family, family
+from pipeline.config.schema import Benchmark, Experiment, Method, Model
+from pipeline.config.sizing import Shape
+from pipeline.data.prepared import DataFamily, HasRequests
+from pipeline.data.settings import DataSource
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method of an experiment with all its settings."""
+
+    method: Method
+    variant: str | None
+
+    @property
+    def id(self) -> str:
+        return f"{self.method.name}-{self.variant}" if self.variant else self.method.name
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked experiment and everything that it names."""
+
+    experiment: Experiment
+    benchmark: Benchmark
+    model: Model
+    runs: tuple[Run, ...]
+    layout: Layout
+    source: DataSource
+    options: Options
+    shape: Shape
+
+    @property
+    def family(self) -> Family:
+        return family(self.benchmark.family)
+
+    @property
+    def data(self) -> DataFamily:
+        return data_family(self.benchmark.family)
+
+    @property
+    def forget_rows(self) -> int:
+        """Rows of the forget set: counted where that is possible, else as the benchmark file states."""
+        counted = self.data.rows(self.source, self.experiment.split)
+        return self.benchmark.splits[self.experiment.split] if counted is None else counted
+
+    @property
+    def forget_rows_are_exact(self) -> bool:
+        """Whether ``forget_rows`` was counted, and no row may be dropped."""
+        counted = self.data.rows(self.source, self.experiment.split)
+        return counted is not None and self.experiment.data.bad_rows == "error"
+
+    @property
+    def requests(self) -> tuple[str, ...]:
+        """The forget splits of every request to forget, the experiment's own first; none where there is but one."""
+        requests = self.experiment.requests
+        return (
+            self.data.requests(requests.order)[: requests.count]
+            if requests and isinstance(self.data, HasRequests)
+            else ()
+        )
+
+    def request_rows(self, split: str) -> int:
+        """As ``forget_rows``, of another split."""
+        counted = self.data.rows(self.source, split)
+        return self.benchmark.splits.get(split, self.forget_rows) if counted is None else counted
+
+    @property
+    def has_retrain(self) -> bool:
+        """Whether there is a model that never saw the forget set."""
+        trained = self.experiment.training.retrain is not None
+        return trained or self.model.published("retrain", self.experiment.split) is not None
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that was configured, as plain data, with every default filled in."""
+        return {
+            "experiment": self.experiment.model_dump(mode="json"),
+            "layout": self.layout.model_dump(mode="json"),
+            "source": self.source.model_dump(mode="json"),
+            "options": self.options.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json", exclude={"layouts"}),
+            "methods": {run.id: run.method.model_dump(mode="json") for run in self.runs},
+        }

@@ -1,0 +1,98 @@
+"""Read an experiment with the benchmark, model and method files that it names, and check it.
+
+This is the one place where everything that is wrong is found. Neither torch nor a workflow engine is imported:
+checking takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.checks import data, methods, models
+from pipeline.config.checks.checker import Checker, Files
+from pipeline.config.experiment import Config
+from pipeline.config.located_yaml import ConfigError, check, current, hint, read
+from pipeline.config.schema import Benchmark, Experiment, Model
+from pipeline.config.site import Site
+
+CONFIGS = Path(__file__).resolve().parents[2] / "workflow_configs"
+
+# In the order in which a reader would make them.
+CHECKS: tuple[Callable[..., None], ...] = (
+    models.placed,
+    data.published_metrics,
+    models.trained_sets,
+    models.sources,
+    models.tokenizer,
+    models.lengths,
+    models.folders,
+    models.retrain,
+    data.judge,
+    data.requests,
+    models.new_tokens,
+    methods.batches,
+    methods.relearning,
+    methods.attacks,
+    methods.fit,
+    methods.preferred_answers,
+)
+
+
+def load(experiment: str | Path, data_root: str | Path | None = None, site: Site | None = None) -> Config:
+    """Read and check an experiment.
+
+    Args:
+        experiment: Its file, or the name of one of ``workflow_configs/experiments``.
+        data_root: A local folder that replaces a hub source.
+        site: The cluster on whose nodes jobs are to run, so that nothing is asked of this machine.
+
+    Returns:
+        The experiment and everything that it names.
+
+    Raises:
+        ConfigError: Lists everything that is wrong.
+    """
+    path = _file(experiment)
+    problems: list[str] = []
+    document = current("experiment", read(path), problems)
+    files = Files(document, list(dict.fromkeys([path.absolute().parent.parent, CONFIGS])), problems)
+    parsed = check(Experiment, document, problems)
+    if parsed is None:
+        _check_named(files)
+        raise ConfigError(problems)
+    checker = Checker(files, parsed, data_root, site)
+    parts = checker.parts
+    parts.benchmark, parts.benchmark_file = checker.named(Benchmark, parsed.benchmark)
+    parts.model, parts.model_file = checker.named(Model, parsed.model)
+    parts.options = checker.run(data.options)
+    parts.source = checker.run(data.source)
+    parts.shape = checker.run(models.shape)
+    parts.layout = checker.run(models.layout)
+    parts.runs = methods.runs(checker, parsed.methods)
+    for function in CHECKS:
+        checker.run(function)
+    return checker.config()
+
+
+def _file(experiment: str | Path) -> Path:
+    path = Path(experiment).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    named = CONFIGS / "experiments" / f"{experiment}.yaml"
+    if not named.is_file():
+        known = sorted(file.stem for file in named.parent.glob("*.yaml"))
+        raise ConfigError([f"experiment: no file and no known name: {str(experiment)!r}{hint(experiment, known)}"])
+    return named
+
+
+def _check_named(files: Files) -> None:
+    """What can be said of an experiment that is wrong by itself: problems of the files that it names."""
+    given: dict[str, Any] = files.document.data
+    if isinstance(given.get("benchmark"), str):
+        files.named(Benchmark, given["benchmark"])
+    if isinstance(given.get("model"), str):
+        files.named(Model, given["model"])
+    if isinstance(given.get("methods"), list) and isinstance(given.get("unlearning", {}), dict):
+        methods.runs(files, given["methods"])
