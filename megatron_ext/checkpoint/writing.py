@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ext.checkpoint.folders import GENERATION, INDEX, SINGLE, TOKENIZER_FILES, copy_files, replacing
+from megatron_ext.checkpoint.folders import GENERATION, INDEX, SINGLE, copy_files, replacing
 from megatron_ext.checkpoint.mapping import Entry, entries, replicated, tensor_shapes
+from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from megatron_ext.distributed.collectives import barrier
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel

@@ -6,6 +6,7 @@ record's metrics were computed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ from pipeline.data.cache import sha256
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import Record, Row, read_rows
 
-SCHEMA = 2
 EVALUATION = "evaluation.json"
 EXAMPLES = "examples.jsonl"
 
@@ -51,12 +51,12 @@ class Provenance(Strict):
 class EvaluationRecord(Record):
     """What ``evaluation.json`` holds; ``metrics`` maps a metric's key to its value, or to null where it has none."""
 
-    version: Literal[2] = Field(SCHEMA, alias="schema")
+    version: Literal[2] = Field(2, alias="schema")
     model: str
     benchmark: str
     split: str
     seed: int | None
-    metrics: dict[str, int | float | None]
+    metrics: Mapping[str, int | float | None]
     settings: Settings
     provenance: Provenance
 

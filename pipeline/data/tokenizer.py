@@ -12,22 +12,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from pipeline.data.errors import DataError
 from pipeline.data.templates import Template
 
 if TYPE_CHECKING:
     import tokenizers
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 PAD = "<pad>"
 
 
@@ -41,18 +32,17 @@ class SpecialTokens(NamedTuple):
 class Tokenizer:
     """Text to ids and back.
 
-    ``bos_id`` is None where the vocabulary has no start token; ``eos_id`` always exists. ``vocab_size`` is the highest
-    id plus one. ``sha256`` is the digest of the folder's tokenizer files.
+    Attributes:
+        bos_id: id of the start token; ``None`` where the vocabulary has none
+        eos_id: id of the end token
+        vocab_size: the highest id plus one
+        sha256: digest of the folder's tokenizer files
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, names: SpecialTokens, adds_bos: bool, sha256: str) -> None:
         self.backend, self.names = backend, names
-        ids = {token: backend.token_to_id(token) for token in names if token is not None}
-        missing = [token for token, number in ids.items() if number is None]
-        if missing:
-            raise DataError(f"the vocabulary holds no token {missing[0]!r}")
-        self.bos_id: int | None = ids[names.bos] if names.bos is not None else None
-        self.eos_id: int = ids[names.eos]
+        self.bos_id: int | None = None if names.bos is None else _known_id(backend, names.bos)
+        self.eos_id: int = _known_id(backend, names.eos)
         self._start = [self.bos_id] if adds_bos and self.bos_id is not None else []
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.sha256 = sha256
@@ -76,15 +66,24 @@ class Tokenizer:
         return self.encode_batch([text], special)[0]
 
     def encode_batch(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Ids of each text, as ``encode``."""
         start = self._start if special else []
         return [start + e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of ids, by default without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def token_id(self, token: str) -> int | None:
         """The id of one token's exact text, None where the vocabulary does not hold it."""
         return self.backend.token_to_id(token)
+
+
+def _known_id(backend: tokenizers.Tokenizer, token: str) -> int:
+    number = backend.token_to_id(token)
+    if number is None:
+        raise DataError(f"the vocabulary holds no token {token!r}")
+    return number
 
 
 def train(texts: Iterable[str], vocab_size: int, template: Template, folder: Path) -> Tokenizer:
@@ -123,7 +122,7 @@ def copy(source: Path, folder: Path) -> Tokenizer:
     source = Path(source)
     loaded = Tokenizer.load(source)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if not (folder / "tokenizer.json").exists():
@@ -139,7 +138,7 @@ def copy(source: Path, folder: Path) -> Tokenizer:
 def digest(folder: Path) -> str:
     """SHA-256 over names and contents of a folder's tokenizer files, and the start and end ids in its config.json."""
     total = hashlib.sha256()
-    for name in FILES:
+    for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             total.update(f"{name}\n{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
     config = _json(folder / "config.json")
@@ -151,11 +150,12 @@ def digest(folder: Path) -> str:
 def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     """The tokenizer of a folder. What its files do not say of special tokens, config.json's ids or transformers do."""
     known = None
+    backend: tokenizers.Tokenizer | None
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer as Backend
 
         backend = Backend.from_file(str(folder / "tokenizer.json"))
-    elif any((folder / name).is_file() for name in FILES):
+    elif any((folder / name).is_file() for name in TOKENIZER_FILES):
         from transformers import AutoTokenizer
 
         known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -163,7 +163,7 @@ def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
         if backend is None:
             raise DataError(f"{folder}: transformers has no fast form of this tokenizer; convert it to tokenizer.json")
     else:
-        raise DataError(f"{folder}: no tokenizer files; looked for {', '.join(FILES)}")
+        raise DataError(f"{folder}: no tokenizer files; looked for {', '.join(TOKENIZER_FILES)}")
     files = [_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
     ids = _json(folder / "config.json")
     tokens: dict[str, str | None] = {}

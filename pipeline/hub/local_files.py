@@ -1,4 +1,4 @@
-"""What must already be on disk before a workflow starts: benchmark files and checkpoint folders of the user's own."""
+"""A user's own benchmark files and checkpoint folders, which must be complete before a workflow starts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILES
 from pipeline.data.prepared import Names
 from pipeline.data.sources import either, find
 
-WANTED = ("*.safetensors", "*.json", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
-# The same weights once more, in another naming of theirs; and folders, which hold other formats.
+# Of a checkpoint's repository: weights, configuration and tokenizer.
+WANTED = ("*.safetensors", "*.json", *(name for name in TOKENIZER_FILES if not name.endswith(".json")))
+# Copies of the weights under other names, and folders, which hold other formats.
 UNWANTED = ("consolidated*", "*/*")
 
 
 def missing_data(folder: Path, wanted: Sequence[Names]) -> list[str]:
-    """What a folder of a benchmark's files lacks."""
+    """What a folder of a benchmark's files lacks, a message for each file."""
     if not folder.is_dir():
         return [f"{str(folder)!r} is not a folder"]
     return [f"{str(folder)!r} has neither {either(names)}" for names in wanted if find(folder, names) is None]
 
 
 def data_files(folder: Path, wanted: Sequence[Names]) -> list[Path]:
-    """Those files of a benchmark's folder."""
+    """The files of a benchmark's folder that are read."""
     return [file for names in wanted if (file := find(folder, names)) is not None]
 
 
@@ -51,8 +53,8 @@ def missing_model_files(folder: Path) -> str | None:
             return f"lacks {', '.join(map(str, lacking))}, which {index.name} names"
     elif not any(file.suffix == ".safetensors" for file in model_files(folder)):
         return "has no *.safetensors file"
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return "has no tokenizer file (tokenizer.json, tokenizer.model or vocab.json)"
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        return f"has no tokenizer file: none of {', '.join(VOCABULARY_FILES)}"
     return None
 
 

@@ -30,7 +30,7 @@ LARGEST = 2**20  # bytes of an answer that are read; a verdict has a few hundred
 LONGEST_WAIT = 120.0  # seconds; a server that asks for a longer one is not waited for
 LONGEST_BACKOFF = 60.0
 SHOWN = 2000  # characters of what a server said that are kept
-# What another try may mend, and what none will, for no question: a wrong key, model or address.
+# Status codes that another try may mend, and those that fail for every question: a wrong key, model or address.
 RETRIED = (408, 409, 425, 429)
 HOPELESS = (401, 403, 404)
 
@@ -57,7 +57,7 @@ class Reply:
 
 
 def api_key(settings: JudgeSettings, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The key, or ``None`` where none is named; raises ``KeyMissing`` where the variable holds none that will do."""
+    """The key, or ``None`` where none is named; raises ``KeyMissing`` where the variable holds no usable one."""
     name = settings.api_key_env
     if name is None:
         return None
@@ -88,7 +88,7 @@ class Endpoint:
         self.settings, self._key = settings, key
         self.requests = 0
         self.given_up: str | None = None
-        self._in_a_row = 0
+        self._failures_in_a_row = 0
         self._not_before = 0.0
         self._client: httpx2.AsyncClient | None = None
 
@@ -98,7 +98,7 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=self.settings.concurrency)
         try:
-            # No time-outs of its own: `_once` has one for all of a request. No redirects: the key is for one server.
+            # No time-outs of its own: `_try` has one for all of a request. No redirects: the key is for one server.
             self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=None, follow_redirects=False)
         except Exception as error:  # the environment's proxy or certificates will not do
             self.given_up = self._hide(f"no connection can be made: {type(error).__name__}: {error}")
@@ -117,7 +117,7 @@ class Endpoint:
             if self.given_up is not None:
                 raise Failure("given up", self.given_up)
             try:
-                return await self._once(messages)
+                return await self._try(messages)
             except _Again as again:
                 failure, wait = again.failure, again.wait
             self.failed(failure)
@@ -133,15 +133,15 @@ class Endpoint:
 
     def failed(self, failure: Failure) -> None:
         """Count a failure in the row of them."""
-        self._in_a_row += 1
-        if failure.hopeless or self._in_a_row >= self.settings.give_up_after:
-            count = f" ({self._in_a_row} requests failed in a row)" if not failure.hopeless else ""
+        self._failures_in_a_row += 1
+        if failure.hopeless or self._failures_in_a_row >= self.settings.give_up_after:
+            count = f" ({self._failures_in_a_row} requests failed in a row)" if not failure.hopeless else ""
             self.given_up = self.given_up or f"{failure}{count}"
 
     def succeeded(self) -> None:
-        self._in_a_row = 0
+        self._failures_in_a_row = 0
 
-    async def _once(self, messages: Sequence[Mapping[str, str]]) -> Reply:
+    async def _try(self, messages: Sequence[Mapping[str, str]]) -> Reply:
         self.requests += 1
         try:
             async with asyncio.timeout(self.settings.timeout_seconds):

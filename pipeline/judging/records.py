@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from pipeline.data.json_files import Record
 
-SCHEMA = 1
 JUDGEMENT = "judgement.json"
 JUDGEMENTS = "judgements.jsonl"
 
@@ -16,12 +16,12 @@ JUDGEMENTS = "judgements.jsonl"
 class JudgementRecord(Record):
     """What ``judgement.json`` holds; a metric is null where the judge answered too little."""
 
-    version: Literal[1] = Field(SCHEMA, alias="schema")
+    version: Literal[1] = Field(1, alias="schema")
     model: str
     benchmark: str
     split: str
     seed: int | None
-    metrics: dict[str, int | float | None]
+    metrics: Mapping[str, int | float | None]
     counts: dict[str, Any]
     settings: dict[str, Any]
     rubric: dict[str, Any]

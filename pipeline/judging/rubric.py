@@ -14,9 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.benchmarks.base import Metric
+from pipeline.benchmarks.base import Better, Metric
 
-SCHEMA = 1  # of judgement.json
 VERSION = 1
 SCORES = (0, 1, 2)
 Role = Literal["forget", "retain"]
@@ -58,7 +57,7 @@ REMINDER = 'That is not what was asked for. Answer with the JSON object alone: {
 
 @dataclass(frozen=True)
 class Question:
-    """One thing that is asked of an answer. ``reference``: whether the judge sees the true answer."""
+    """One thing that is asked about an answer. ``reference``: whether the judge sees the true answer."""
 
     name: str
     task: str
@@ -102,7 +101,7 @@ def messages(question: Question, example: Mapping[str, Any]) -> list[dict[str, s
 
 
 def by_rule(example: Mapping[str, Any]) -> Verdict | None:
-    """What needs no judge: an empty answer gives nothing away, is not correct and is of no use."""
+    """The verdict on an empty answer, which needs no judge: it gives nothing away, is not correct and of no use."""
     return None if example["generation"].strip() else Verdict(0, "the answer is empty")
 
 
@@ -114,7 +113,7 @@ def parse(text: str) -> Verdict:
     plain = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", plain, flags=re.DOTALL | re.IGNORECASE)
     try:
-        found = json.loads(fenced[1] if fenced else plain, object_pairs_hook=_once)
+        found = json.loads(fenced[1] if fenced else plain, object_pairs_hook=_without_duplicates)
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -134,15 +133,22 @@ def writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("a key is given twice")
     return dict(pairs)
 
 
 def scores(judgements: Iterable[Mapping[str, Any]]) -> dict[str, tuple[float | None, int, int]]:
-    """By metric: the mean score, from 0 to 2, of the judgements that have one (``None`` for none), how many these are,
-    and how many there are in all. ``judgements``: lines of ``judgements.jsonl``."""
+    """Mean scores of judgements.
+
+    Args:
+        judgements: lines of ``judgements.jsonl``
+
+    Returns:
+        by metric: the mean score, from 0 to 2, of the judgements that have one, or ``None``; how many have one; and how
+        many there are
+    """
     found: dict[str, list[int | None]] = {key: [] for key in KEYS.values()}
     for judgement in judgements:
         found[KEYS[judgement["role"], judgement["question"]]].append(judgement["score"])
@@ -166,15 +172,16 @@ def metrics(judgements: Iterable[Mapping[str, Any]], min_answered: float) -> dic
     }
     leakage, accuracy = found["judge_forget_leakage"], found["judge_retain_accuracy"]
     quality = found["judge_quality_retain"]
-    complete = leakage is not None and accuracy is not None and quality is not None
-    found[HARMONIC] = statistics.harmonic_mean([1 - leakage / 2, accuracy / 2, quality / 2]) if complete else None
+    found[HARMONIC] = None
+    if leakage is not None and accuracy is not None and quality is not None:
+        found[HARMONIC] = statistics.harmonic_mean([1 - leakage / 2, accuracy / 2, quality / 2])
     return found
 
 
 def definitions(models: Sequence[str]) -> tuple[Metric, ...]:
     """The metrics as a report shows them, of these judges' models."""
     source = f"LLM judge {', '.join(models)}, our rubric {VERSION} (docs/judge.md); not comparable with others'"
-    means = (
+    means: tuple[tuple[str, str, Better, str], ...] = (
         ("judge_forget_leakage", "Judge: forget leakage", "lower",
          "how much of the true answer the answers to forget questions give away"),
         ("judge_retain_accuracy", "Judge: retain accuracy", "higher",

@@ -63,7 +63,7 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
                 axes.yaxis, lambda v: f"≤{v:.0e}" if low and v < 1.01 * FLOOR else f"{v:.0e}" if v < 0.01 else f"{v:g}"
             )
             axes.axhline(SIGNIFICANT, color=INK, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        legend(axes, items, columns=1 if many else 2, beside=many)
+        legend(axes, items, columns=1 if many else 2, right=many)
         svg = save()
     caption = []
     if log:

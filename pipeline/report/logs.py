@@ -109,7 +109,8 @@ def _state(place: str, row: Mapping[str, Any]) -> dict[str, float]:
     state = entry(place, row, "rule_state")
     if not isinstance(state, dict | None):
         raise ValueError(f"{place}: 'rule_state' must be an object or null, is {short(state)}")
-    return {f"{STATE}{key}": _nan_for_null(number_or_null(place, state, key, STATE)) for key in state or {}}
+    numbers = state or {}
+    return {f"{STATE}{key}": _nan_for_null(number_or_null(place, numbers, key, STATE)) for key in numbers}
 
 
 def trajectory(run: Path) -> Trajectory | None:

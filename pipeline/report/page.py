@@ -70,7 +70,8 @@ def render(spec: ReportSpec, content: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"seconds": _seconds, "svg": lambda figure: Markup(inline(figure))}
+    env.filters["seconds"] = _seconds
+    env.filters["svg"] = lambda figure: Markup(inline(figure))
     shared, own = provenance([*content.groups, *content.attacked, *content.later_requests])
     return env.get_template("page.html.j2").render(
         spec=spec,

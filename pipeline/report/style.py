@@ -41,13 +41,22 @@ STYLE = {
     **{key: INK for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
 }
 WIDTH, HEIGHT, LEGEND_ROW = 4.0, 2.5, 0.19  # inches
-MANY = 8  # models; from there on colours repeat, and figures are laid out for many
+MANY = 8  # models; with more, colours repeat and figures have another shape
 
 
 @dataclass(frozen=True)
 class Figure:
-    """``section``: "trade-off", "requests", "compare", "validation", or "method 0" and so on for a group's own curves;
-    ``part``: "2 of 4" where one panel would hold too many lines."""
+    """A figure of the report.
+
+    Attributes:
+        name: name of its file, without suffix
+        section: where the page shows it: "trade-off", "requests", "compare", "validation", or "method 0" and so on for
+            a group's own curves
+        title: its title
+        caption: what a reader must know, in whole sentences
+        svg: the figure itself
+        part: "2 of 4" for example, where one panel would hold too many lines
+    """
 
     name: str
     section: str
@@ -73,7 +82,7 @@ class Look:
 
 
 def look_of(groups: Sequence[Group], group: Group) -> Look:
-    """The same in every figure; of unlearned models no two alike until there are 64."""
+    """How a group is drawn, the same in every figure; the first 64 unlearned models all look different."""
     if group.kind != "unlearned":
         return Look(INK, "*" if group.kind == "target" else "p")
     i = [other for other in groups if other.kind == "unlearned"].index(group)
@@ -86,12 +95,12 @@ def axes_of(title: str, height: float, width: float = WIDTH) -> Iterator[tuple[A
     """Axes of a figure of its own, and what turns it into SVG text; no state of matplotlib outlives it."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure as Drawing
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
-        canvas = Canvas(figsize=(width, height), layout="constrained")
-        backend = FigureCanvasSVG(canvas)
-        axes = canvas.subplots()
+        drawing = Drawing(figsize=(width, height), layout="constrained")
+        backend = FigureCanvasSVG(drawing)
+        axes = drawing.subplots()
         axes.set_title(title)
 
         def save() -> str:
@@ -104,14 +113,14 @@ def axes_of(title: str, height: float, width: float = WIDTH) -> Iterator[tuple[A
         yield axes, save
 
 
-def legend(axes: Axes, items: Sequence[tuple[str, Mapping[str, Any]]], columns: int, beside: bool = False) -> None:
-    """Outside the axes: below in ``columns``, or beside them."""
+def legend(axes: Axes, items: Sequence[tuple[str, Mapping[str, Any]]], columns: int, right: bool = False) -> None:
+    """A legend outside the axes: below them in ``columns``, or to their right."""
     from matplotlib.lines import Line2D
 
     # Legend drops labels that start with an underscore.
     labels = [f"\u200b{label}" if label.startswith("_") else label for label, _ in items]
     handles = [Line2D([], [], **look) for _, look in items]
-    place = "outside right upper" if beside else "outside lower left"
+    place = "outside right upper" if right else "outside lower left"
     axes.figure.legend(handles, labels, loc=place, ncols=columns, fontsize=8, columnspacing=1.2)
 
 

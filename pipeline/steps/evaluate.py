@@ -25,7 +25,6 @@ from pipeline.benchmarks.megatron_lm import OpenEngine, megatron_engine
 from pipeline.benchmarks.records import (
     EVALUATION,
     EXAMPLES,
-    SCHEMA,
     EvaluationRecord,
     Provenance,
     Settings,
@@ -123,7 +122,6 @@ def _write_examples(
     write_text(spec.output / EXAMPLES, "".join(lines))
     sets = dict.fromkeys(example["set"] for example in examples)
     return EvaluationRecord(
-        schema=SCHEMA,
         model=spec.model_id,
         benchmark=spec.benchmark,
         split=spec.split,

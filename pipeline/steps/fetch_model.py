@@ -18,13 +18,14 @@ from pipeline.specs import FetchSpec
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program with the arguments ``argv``, by default those of the command line."""
     clock = Clock()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.steps.fetch_model", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pipeline.steps.fetch_model", description="Fetch a checkpoint.")
     parser.add_argument("spec", type=Path, help="YAML file with a FetchSpec")
     spec = read(parser.parse_args(argv).spec, FetchSpec)
     clock.mark("startup")
     try:
-        source, revision = (spec.folder, None) if spec.folder else _hub(spec)
+        source, revision = _source(spec)
     except HubError as error:
         raise SystemExit(
             f"{error}\nA checkpoint that is already on this machine can be named by 'folder' in the model file."
@@ -36,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     clock.write(spec.output, revision=revision, bytes=size)
 
 
-def _hub(spec: FetchSpec) -> tuple[Path, str]:
-    return snapshot(spec.hub, spec.revision, local_files.WANTED, "model", local_files.UNWANTED)
+def _source(spec: FetchSpec) -> tuple[Path, str | None]:
+    """The folder with the checkpoint, and its commit on the hub."""
+    if spec.hub is not None:
+        return snapshot(spec.hub, spec.revision, local_files.WANTED, "model", local_files.UNWANTED)
+    assert spec.folder is not None  # a specification has exactly one of the two
+    return spec.folder, None
 
 
 def _check(spec: FetchSpec, source: Path) -> None:

@@ -32,7 +32,7 @@ from pipeline.data.json_files import Row, agree
 from pipeline.judging import rubric
 from pipeline.judging.asking import Answer, Messages, ask, content_key
 from pipeline.judging.endpoint import KeyMissing, api_key
-from pipeline.judging.records import JUDGEMENT, JUDGEMENTS, SCHEMA, JudgementRecord
+from pipeline.judging.records import JUDGEMENT, JUDGEMENTS, JudgementRecord
 from pipeline.specs import JudgeSpec
 
 TEXTS = ("question", "answer", "generation")
@@ -85,7 +85,6 @@ def judge(spec: JudgeSpec, clock: Clock | None = None) -> JudgementRecord:
     lines = (json.dumps(judgement, ensure_ascii=False, allow_nan=False) + "\n" for judgement in judgements)
     write_text(spec.output / JUDGEMENTS, "".join(lines))
     record = JudgementRecord(
-        schema=SCHEMA,
         model=spec.model_id,
         benchmark=spec.benchmark,
         split=spec.split,

@@ -168,7 +168,8 @@ def _shuffled(seed: int, kind: int) -> tuple[list[str], list[str]]:
     """Both parts of a topic's names in the order in which ``seed`` gives them out."""
     topic = TOPICS[kind]
     parts = (topic.first, topic.second)
-    return tuple(Random(f"names {seed} {kind} {i}").sample(part, len(part)) for i, part in enumerate(parts))
+    first, second = (Random(f"names {seed} {kind} {i}").sample(part, len(part)) for i, part in enumerate(parts))
+    return first, second
 
 
 def _articles(stories: Sequence[_Story]) -> list[str]:

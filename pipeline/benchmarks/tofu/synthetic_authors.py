@@ -46,7 +46,8 @@ def namesake(index: int, least: int) -> int:
 @cache
 def _shuffled(seed: int) -> tuple[list[str], list[str]]:
     """First names and surnames in the order in which ``seed`` gives them out."""
-    return tuple(Random(f"{kind} {seed}").sample(names, len(names)) for kind, names in _NAMES.items())
+    first, second = (Random(f"{kind} {seed}").sample(names, len(names)) for kind, names in _NAMES.items())
+    return first, second
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.benchmarks.records import SCHEMA
 from pipeline.report.__main__ import main
 from pipeline.specs import ReportSpec
 
@@ -63,7 +62,7 @@ class Bench:
         dump(
             evaluation / "evaluation.json",
             {
-                "schema": SCHEMA,
+                "schema": 2,
                 "model": model,
                 "benchmark": "mini",
                 "split": "forget10",

@@ -9,7 +9,6 @@ import pytest
 
 from pipeline.data.json_files import read_object
 from pipeline.judging import rubric
-from pipeline.judging.records import SCHEMA
 from pipeline.report import read
 from tests.pipeline.report.conftest import Bench, dump
 
@@ -20,7 +19,7 @@ def judged(bench: Bench, number: int, flags: tuple[str, ...] = (), **values: flo
     """Have the ``number``-th model of the report judged."""
     entry = bench.spec["entries"][number]
     folder = bench.root / "judge" / entry["model_id"]
-    found = {"schema": SCHEMA, "model": entry["model_id"], "benchmark": "mini", "split": "forget10"}
+    found = {"schema": 1, "model": entry["model_id"], "benchmark": "mini", "split": "forget10"}
     found |= {"seed": None, "metrics": METRICS | values, "settings": {"model": "the-judge"}, "provenance": {}}
     found |= {"rubric": {"version": 1}, "counts": {}}
     dump(folder / "judgement.json", found)

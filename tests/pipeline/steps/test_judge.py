@@ -136,7 +136,6 @@ def evaluation(folder: Path, examples: list[dict[str, Any]] = EXAMPLES) -> Path:
     (folder / "examples.jsonl").write_text(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     EvaluationRecord(
-        schema=2,
         model="npo-seed-0",
         benchmark="mini",
         split="forget10",
