@@ -18,9 +18,11 @@ _PART = 0x70617274  # keeps draws of a part apart from those of batches
 class Sequences:
     """``n`` token sequences, each a prompt followed by labelled tokens.
 
-    ``ids``: int32 ``[total]``, all sequences end to end. ``offsets``: int64 ``[n + 1]``; sequence ``i`` is
-    ``ids[offsets[i]:offsets[i + 1]]``. ``prompt_lengths``: int32 ``[n]``, at least 1: tokens from that position on are
-    labelled, each predicted from the tokens before it.
+    Attributes:
+        ids: int32 ``[total]``, all sequences end to end.
+        offsets: int64 ``[n + 1]``; sequence ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        prompt_lengths: int32 ``[n]``, at least 1. Tokens from that position on are labelled, each predicted from the
+            tokens before it.
     """
 
     ids: np.ndarray
@@ -29,7 +31,11 @@ class Sequences:
 
     @classmethod
     def pack(cls, rows: Iterable[tuple[list[int], int]]) -> Sequences:
-        """From ``(token ids, prompt length)`` pairs; raises ``ValueError`` naming a row without prompt or label."""
+        """Sequences of ``(token ids, prompt length)`` pairs.
+
+        Raises:
+            ValueError: Naming the row, for one without a prompt or without a label.
+        """
         rows = list(rows)
         for i, (ids, prompt) in enumerate(rows):
             if not 1 <= prompt < len(ids):
@@ -70,7 +76,16 @@ class Sequences:
         return self.lengths - self.prompt_lengths
 
     def check(self, what: str, vocabulary: int, context: int) -> None:
-        """Raise ``ValueError``, naming ``what`` and the row, for an id or a length that a model cannot read."""
+        """Check that a model can read every sequence.
+
+        Args:
+            what: What an error calls the sequences.
+            vocabulary: The model's vocabulary size.
+            context: Its longest sequence.
+
+        Raises:
+            ValueError: Naming ``what`` and the row, for an id or a length that the model cannot read.
+        """
         for row in np.flatnonzero(self.lengths > context)[:1]:
             raise ValueError(f"{what}, row {row}: {self.lengths[row]} tokens, the model's context is {context}")
         for place in np.flatnonzero((self.ids < 0) | (self.ids >= vocabulary))[:1]:
@@ -78,6 +93,7 @@ class Sequences:
             raise ValueError(f"{what}, row {row}: token id {self.ids[place]}, the model's vocabulary is {vocabulary}")
 
     def sha256(self) -> str:
+        """A digest of all ids, offsets and prompt lengths."""
         digest = hashlib.sha256()
         for array in (self.ids, self.offsets, self.prompt_lengths):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -89,6 +105,7 @@ class Sequences:
 
     @classmethod
     def load(cls, path: Path) -> Sequences:
+        """Read what ``save`` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["ids"], arrays["offsets"], arrays["prompt_lengths"])
 
@@ -99,5 +116,5 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type] # numpy's types take any name for its one option
     os.replace(temporary, path)

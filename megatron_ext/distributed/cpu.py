@@ -22,6 +22,8 @@ _MODULES_WITH_LITERALS = (
     "megatron.core.optimizer.clip_grads",
     "megatron.core.transformer.utils",
 )
+# What is replaced in torch, its types do not foresee.
+_torch: Any = torch
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "zeros_like", "empty_like")
 
 
@@ -48,20 +50,21 @@ def _on_cpu(factory: Any) -> Any:
 def install() -> None:
     """Make this process's megatron-core use the CPU; call once, before a model is built. Idempotent."""
     compile_ = torch.compile
-    torch.compile = _eager  # type: ignore[assignment]
+    _torch.compile = _eager
     try:
         # Its decorators would load torch's compiler, for fused kernels that a CPU never calls: a third of the start-up.
         importlib.import_module("megatron.core")
     finally:
-        torch.compile = compile_
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
+        _torch.compile = compile_
+    _torch.cuda.current_device = lambda: torch.device("cpu")
     # Transformer Engine's and Apex's, which megatron-core prefers where they are installed, need CUDA.
-    optimizer = importlib.import_module("megatron.core.optimizer")
-    optimizer.Adam, optimizer.SGD = torch.optim.AdamW, torch.optim.SGD  # type: ignore[attr-defined]
-    optimizer.USING_PYTORCH_OPTIMIZER = True  # type: ignore[attr-defined]
-    torch.cuda.synchronize = lambda *_: None  # type: ignore[assignment]
+    optimizer: Any = importlib.import_module("megatron.core.optimizer")
+    optimizer.Adam, optimizer.SGD = torch.optim.AdamW, torch.optim.SGD
+    optimizer.USING_PYTORCH_OPTIMIZER = True
+    _torch.cuda.synchronize = lambda *_: None
     for name in _MODULES_WITH_LITERALS:
-        importlib.import_module(name).torch = _CpuTorch()  # type: ignore[attr-defined]
+        module: Any = importlib.import_module(name)
+        module.torch = _CpuTorch()
 
 
 def _eager(function: Any = None, **_: Any) -> Any:
@@ -81,10 +84,10 @@ def construction(active: bool) -> Iterator[None]:
         answer = kind(tensor, *args, **kwargs)
         return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
 
-    torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[assignment,method-assign]
-    torch.Tensor.type = cuda_name  # type: ignore[assignment,method-assign]
+    _torch.Tensor.cuda = lambda tensor, *_, **__: tensor
+    _torch.Tensor.type = cuda_name
     try:
         yield
     finally:
-        torch.Tensor.cuda = cuda  # type: ignore[method-assign]
-        torch.Tensor.type = kind  # type: ignore[method-assign]
+        _torch.Tensor.cuda = cuda
+        _torch.Tensor.type = kind

@@ -22,7 +22,13 @@ ALIVE = 7 / 8
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """Token ids to continue, by how many at most, and texts of which the first to appear ends the continuation."""
+    """A prompt to continue.
+
+    Attributes:
+        prompt: Token ids.
+        max_new_tokens: Bound on the continuation.
+        stops: Texts of which the first to appear ends the continuation.
+    """
 
     prompt: list[int]
     max_new_tokens: int
@@ -43,20 +49,31 @@ def generate(
     progress: bool = True,
     answers: ResponseCache | None = None,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, after each prompt; in request order, on every rank.
+    """Greedy decoding: the most likely next token, again and again, after each prompt.
 
-    A row is its new ids, up to but without the first of ``end_ids``; the id with which ``stopped`` first says so is its
-    last. It has at most ``max_new_tokens``, and fewer where prompt and new ids fill the model's context. Among equal
-    logits the lowest id wins. Equal requests are computed once. ``answers``: what is known already, which grows batch
-    by batch.
+    Among equal logits the lowest id wins. Equal requests are computed once. A batch is prompts of similar length,
+    padded on the left to its longest. Rows that have ended leave it once they are an eighth.
 
-    A batch is prompts of similar length, padded on the left to its longest, and its cache takes at most
-    ``token_budget`` positions (but always one sequence's). Rows that have ended leave it once they are an eighth.
     Every rank calls this with the same arguments. Collectives, besides those of the forward passes: for each token of a
     batch an all-gather of two numbers a row over tensor-parallel ranks and a broadcast of one over the pipeline; at the
     end an all-reduce of the ids over data-parallel ranks.
 
-    Raises ``ValueError`` naming the prompt that is empty, longer than the model's context or outside its vocabulary.
+    Args:
+        model: This rank's stage of the model.
+        ranks: Where this process stands.
+        requests: What to continue.
+        end_ids: Ids that end a continuation; they are no part of it.
+        token_budget: Positions that a batch's key-value cache takes at most, but always one sequence's.
+        stopped: Says whether a continuation has come to one of its stops; its last id is that with which it first does.
+        progress: Whether the first rank shows a progress bar.
+        answers: What is known already; it grows batch by batch.
+
+    Returns:
+        New ids of each request, in the order of the requests, on every rank: at most ``max_new_tokens``, and fewer
+        where prompt and new ids fill the model's context.
+
+    Raises:
+        ValueError: Naming the prompt, for one that is empty, longer than the model's context or outside its vocabulary.
     """
     import torch
 
@@ -154,10 +171,17 @@ def _generate(
 
 
 def _mask(padding: Tensor, start: int, length: int) -> Tensor | None:
-    """What the queries at positions ``start ... start + length - 1`` must not attend to: bool ``[b, 1, length, keys]``.
+    """What the queries at positions ``start ... start + length - 1`` must not attend to.
 
-    ``padding``: how many positions of each row's left are padding. None where no row has any: plain causal attention.
     A padding position attends to itself, because attention to nothing is not a number.
+
+    Args:
+        padding: int64 ``[B]``, how many positions on each row's left are padding.
+        start: The first query's position.
+        length: How many queries there are.
+
+    Returns:
+        bool ``[B, 1, length, keys]``; None where no row has padding: plain causal attention.
     """
     import torch
 
@@ -170,7 +194,7 @@ def _mask(padding: Tensor, start: int, length: int) -> Tensor | None:
 
 
 def _keep_rows(cache: StaticInferenceContext, index: Tensor) -> None:
-    """Drop the batch rows that are not in ``index`` from the cache: ``[b, groups, positions, d]`` for each layer."""
+    """Drop the batch rows that are not in ``index`` from the cache: ``[B, groups, positions, d]`` for each layer."""
     cache.max_batch_size = len(index)
     for layer, tensors in cache.key_value_memory_dict.items():
         cache.key_value_memory_dict[layer] = tuple(tensor.index_select(0, index) for tensor in tensors)

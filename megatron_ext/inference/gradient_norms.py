@@ -33,22 +33,33 @@ def gradient_norms(
     progress: bool = True,
     answers: ResponseCache | None = None,
 ) -> list[float]:
-    """Of each request the mean, over the model's parameter tensors, of the 2-norm of the gradient of the target's mean
-    negative log-likelihood given the prompt: in request order, on every rank.
+    """The mean, over the model's parameter tensors, of the 2-norm of a text's gradient.
 
-    open-unlearning's GradNorm (``src/evals/metrics/mia/gradnorm.py``, p = 2), whose target has no end token. The
-    tensors are those of the Hugging Face checkpoint, a tied embedding counted once, so that the number depends neither
-    on how Megatron joins matrices nor on the layout. ``model``: built without ``training``; its mode and its weights
-    are left as they are, gradients that it holds are dropped. Squares are summed in fp64; the gradients have the dtype
-    of the weights, and of them at most one parameter's is held at a time, but for embeddings tied over a pipeline.
+    The gradient is that of the target's mean negative log-likelihood given the prompt: open-unlearning's GradNorm
+    (``src/evals/metrics/mia/gradnorm.py``, p = 2), whose target has no end token. The tensors are those of the Hugging
+    Face checkpoint, a tied embedding counted once, so that the number depends neither on how Megatron joins matrices
+    nor on the layout. Squares are summed in fp64; the gradients have the dtype of the weights, and of them at most one
+    parameter's is held at a time, but for embeddings tied over a pipeline.
 
-    One sequence a forward and backward pass; data-parallel ranks each take their share of the distinct requests.
-    ``answers``: what is known already, which grows as this goes on. Every rank calls this with the same requests.
-    Collectives: those of the passes; of every request one fp64 number a tensor over the tensor-parallel ranks and the
-    pipeline; at the end one fp64 number a distinct request over data-parallel ranks.
+    One sequence a forward and backward pass; data-parallel ranks each take their share of the distinct requests. Every
+    rank calls this with the same requests. Collectives: those of the passes; of every request one fp64 number a tensor
+    over the tensor-parallel ranks and the pipeline; at the end one fp64 number a distinct request over data-parallel
+    ranks.
 
-    Raises ``ValueError`` naming the request that is empty, longer than the model's context, outside its vocabulary, or
-    whose gradient is not finite.
+    Args:
+        model: Built without ``training``. Its mode and its weights are left as they are; gradients that it holds are
+            dropped.
+        ranks: Where this process stands.
+        requests: Prompts and targets.
+        progress: Whether the first rank shows a progress bar.
+        answers: What is known already; it grows as this goes on.
+
+    Returns:
+        A number for each request, in their order, on every rank.
+
+    Raises:
+        ValueError: Naming the request, for one that is empty, longer than the model's context, outside its vocabulary,
+            or whose gradient is not finite.
     """
     for i, request in enumerate(requests):
         for part in ("prompt", "target"):

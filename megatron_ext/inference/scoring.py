@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,13 @@ CPU_HIDDEN = 1 << 20
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Token ids of a prompt, and of what follows it; neither is empty. ``tokenwise``: ``Score.tokenwise`` is wanted."""
+    """Token ids to score; neither list is empty.
+
+    Attributes:
+        prompt: What comes before.
+        target: What is scored.
+        tokenwise: Whether ``Score.tokenwise`` is wanted.
+    """
 
     prompt: list[int]
     target: list[int]
@@ -31,8 +37,14 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class Tokenwise:
-    """Of each token of a target, in fp32 to nine digits: its log-probability; mean and variance of the log-probability
-    of a token drawn from the model's distribution there; and whether it is the most likely token."""
+    """Numbers of each token of a target, in fp32 to nine digits.
+
+    Attributes:
+        log_probs: The token's log-probability.
+        means: Mean of the log-probability of a token drawn from the model's distribution there.
+        variances: Its variance.
+        correct: Whether the token is the most likely one.
+    """
 
     log_probs: list[float]
     means: list[float]
@@ -42,8 +54,14 @@ class Tokenwise:
 
 @dataclass(frozen=True)
 class Score:
-    """``log_prob``: natural logarithm of the target's probability, summed over its ``tokens``; ``greedy``: whether each
-    of them is the most likely one where it stands."""
+    """The answer to a request.
+
+    Attributes:
+        log_prob: Natural logarithm of the target's probability.
+        tokens: Tokens of the target.
+        greedy: Whether each of them is the most likely one where it stands.
+        tokenwise: Numbers of each token, where they were asked for.
+    """
 
     log_prob: float
     tokens: int
@@ -59,80 +77,148 @@ def score(
     progress: bool = True,
     answers: ResponseCache | None = None,
 ) -> list[Score]:
-    """``sum_t log p(target[t] | prompt, target[:t])`` of each request, in request order, on every rank.
+    """``sum_t log p(target[t] | prompt, target[:t])`` of each request.
 
-    Log-probabilities are fp32, their sum fp64. Equal requests are computed once, and what differs in the last token
-    alone, as the letters that answer a question, is read once. A forward pass takes at most ``token_budget`` tokens,
-    padding included (but always one sequence), on a CPU fewer where their hidden states are large; logits exist only
-    where they predict a target token. ``answers``: what is known already, which grows batch by batch. Every rank calls
-    this with the same requests. Collectives: those of the forward passes, then a broadcast over the pipeline and an
-    all-reduce over data-parallel ranks of two fp64 numbers a distinct request and of four fp32 numbers a token of
-    tokenwise ones.
+    Log-probabilities are fp32, their sum fp64. Equal requests are computed once. Texts that differ in their last token
+    alone, as the letters that answer a question do, are read once. Logits exist only where they predict a target token.
 
-    Raises ``ValueError`` naming the request that is empty, longer than the model's context or outside its vocabulary.
+    Every rank calls this with the same requests. Collectives: those of the forward passes, then a broadcast over the
+    pipeline and an all-reduce over data-parallel ranks, of two fp64 numbers for each distinct request and of four fp32
+    numbers for each token of tokenwise ones.
+
+    Args:
+        model: This rank's stage of the model.
+        ranks: Where this process stands.
+        requests: What to score.
+        token_budget: Tokens of a forward pass, padding included, but always one sequence; on a CPU fewer where their
+            hidden states are large.
+        progress: Whether the first rank shows a progress bar.
+        answers: What is known already; it grows batch by batch.
+
+    Returns:
+        The scores in the order of the requests, on every rank.
+
+    Raises:
+        ValueError: Naming the request, for one that is empty, longer than the model's context or outside its
+            vocabulary.
     """
-    import torch
-
-    from megatron_ext.distributed.collectives import sum_over_data_ranks
     from megatron_ext.inference import pipeline_forward
     from megatron_ext.inference.response_cache import recall
 
     for i, request in enumerate(requests):
-        for part in ("prompt", "target"):
-            pipeline_forward.check_ids(model.hf_config, f"request {i}: {part}", getattr(request, part))
-        pipeline_forward.check_ids(
-            model.hf_config, f"request {i}", [*request.prompt, *request.target[:-1]]
-        )  # what is read
+        pipeline_forward.check_ids(model.hf_config, f"request {i}: prompt", request.prompt)
+        pipeline_forward.check_ids(model.hf_config, f"request {i}: target", request.target)
+        read = [*request.prompt, *request.target[:-1]]
+        pipeline_forward.check_ids(model.hf_config, f"request {i}", read)
     unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), tuple(r.target), r.tokenwise))
-    distinct = unique.items
-    keys, found = recall(answers, "score", [(r.prompt, r.target, r.tokenwise) for r in distinct])
-    left = [i for i, answer in enumerate(found) if answer is None]
-    read: dict[tuple[int, ...], list[int]] = {}
-    for i in left:
-        read.setdefault((*distinct[i].prompt, *distinct[i].target[:-1]), []).append(i)
-    texts = list(read)
-    if ranks.on_cpu:
-        token_budget = min(token_budget, max(1, CPU_HIDDEN // model.config.hidden_size))
-    batches = [[texts[k] for k in batch] for batch in pipeline_forward.plan(list(map(len, texts)), token_budget, ranks)]
+    keys, known = recall(answers, "score", [(r.prompt, r.target, r.tokenwise) for r in unique.items])
+    missing = [i for i, answer in enumerate(known) if answer is None]
+    scoring = _Scoring(model, ranks, unique.items, missing)
 
-    sums = torch.zeros(2, len(distinct), dtype=torch.float64, device=ranks.device)
-    places, total = {}, 0
-    for i in left:
-        if distinct[i].tokenwise:
-            places[i] = slice(total, total + len(distinct[i].target))
-            total += len(distinct[i].target)
-    every = torch.zeros(4, total, device=ranks.device)
-    stages = pipeline_forward.PipelineForward(model, ranks)
-    with pipeline_forward.evaluating(model):
-        for batch in pipeline_forward.rank_batches(batches, ranks, "scoring", progress):
-            hidden = stages.forward(_inputs(batch).to(ranks.device))
-            if hidden is None:
-                continue
-            asked = [(k, i) for k, text in enumerate(batch) for i in read[text]]
-            indices = [i for _, i in asked]
-            rows = [(k, distinct[i]) for k, i in asked]
-            log_probs, wrong, numbers = _numbers(model, ranks, hidden, rows)
-            sums[:, indices] = torch.stack([log_probs, wrong])
-            for i, own in zip(indices, numbers, strict=True):
-                if own is not None:
-                    every[:, places[i]] = own
-            if answers is not None:
-                values = sums[:, indices].T.tolist()
-                detail = [None if own is None else _digits(own) for own in numbers]
-                answers.add([(keys[i], [*v, d]) for i, v, d in zip(indices, values, detail, strict=True)])
-        stages.finish()
-        for tensor in (sums, every):
-            if tensor.numel():
-                sum_over_data_ranks(stages.from_last(tensor), ranks)
-    columns = sums.T.tolist()
-    for i in left:
-        found[i] = [*columns[i], _digits(every[:, places[i]]) if i in places else None]
-    return [_score(found[place], request) for place, request in zip(unique.place_of, requests, strict=True)]
+    def keep(rows: dict[int, list[Any]]) -> None:
+        if answers is not None:
+            answers.add([(keys[i], row) for i, row in rows.items()])
+
+    for i, row in scoring.run(token_budget, progress, keep).items():
+        known[i] = row
+    return [_score(known[place], request) for place, request in zip(unique.place_of, requests, strict=True)]
 
 
-def _score(answer: list, request: ScoreRequest) -> Score:
-    log_prob, wrong, detail = answer
-    tokenwise = None if detail is None else Tokenwise(*detail[:3], correct=[value == 1 for value in detail[3]])
+class _Scoring:
+    """Scores those of ``requests`` that ``missing`` numbers; requests are told by their number throughout.
+
+    A row is what the response cache holds of a request: its log-probability, how many of its tokens are not the most
+    likely ones, and of tokenwise ones four lists of numbers, else None.
+    """
+
+    def __init__(
+        self, model: LanguageModel, ranks: Ranks, requests: Sequence[ScoreRequest], missing: Sequence[int]
+    ) -> None:
+        import torch
+
+        self._model, self._ranks, self._requests, self._missing = model, ranks, requests, missing
+        self._sums_2R = torch.zeros(2, len(requests), dtype=torch.float64, device=ranks.device)
+        self._slices: dict[int, slice] = {}  # of tokenwise requests, in the tokens of all of them
+        tokens = 0
+        for i in missing:
+            if requests[i].tokenwise:
+                self._slices[i] = slice(tokens, tokens + len(requests[i].target))
+                tokens += len(requests[i].target)
+        self._tokenwise = torch.zeros(4, tokens, device=ranks.device)
+
+    def run(
+        self, token_budget: int, progress: bool, keep: Callable[[dict[int, list[Any]]], None]
+    ) -> dict[int, list[Any]]:
+        """Every missing request's row; ``keep`` is given this rank's, batch by batch."""
+        from megatron_ext.distributed.collectives import sum_over_data_ranks
+        from megatron_ext.inference import pipeline_forward
+
+        model, ranks = self._model, self._ranks
+        read: dict[tuple[int, ...], list[int]] = {}  # texts, and the requests that are answered by reading them
+        for i in self._missing:
+            read.setdefault((*self._requests[i].prompt, *self._requests[i].target[:-1]), []).append(i)
+        texts = list(read)
+        if ranks.on_cpu:
+            token_budget = min(token_budget, max(1, CPU_HIDDEN // model.config.hidden_size))
+        planned = pipeline_forward.plan(list(map(len, texts)), token_budget, ranks)
+        batches = [[texts[k] for k in batch] for batch in planned]
+        stages = pipeline_forward.PipelineForward(model, ranks)
+        with pipeline_forward.evaluating(model):
+            for batch in pipeline_forward.rank_batches(batches, ranks, "scoring", progress):
+                hidden_SBH = stages.forward(_inputs(batch).to(ranks.device))
+                if hidden_SBH is not None:
+                    asked = [
+                        _Asked(place, i, self._requests[i]) for place, text in enumerate(batch) for i in read[text]
+                    ]
+                    self._note(_numbers(model, ranks, hidden_SBH, asked), asked)
+                    keep(self._rows([each.number for each in asked]))
+            stages.finish()
+            for tensor in (self._sums_2R, self._tokenwise):
+                if tensor.numel():
+                    sum_over_data_ranks(stages.from_last(tensor), ranks)
+        return self._rows(self._missing)
+
+    def _note(self, answers: _Answers, asked: Sequence[_Asked]) -> None:
+        self._sums_2R[:, [each.number for each in asked]] = answers.sums_2R
+        for each, values in zip(asked, answers.tokenwise, strict=True):
+            if values is not None:
+                self._tokenwise[:, self._slices[each.number]] = values
+
+    def _rows(self, numbers: Sequence[int]) -> dict[int, list[Any]]:
+        columns = self._sums_2R[:, list(numbers)].T.tolist()
+        details = [_digits(self._tokenwise[:, self._slices[i]]) if i in self._slices else None for i in numbers]
+        return {i: [*column, detail] for i, column, detail in zip(numbers, columns, details, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request, its number, and the place of the text that answers it among those of a batch."""
+
+    place: int
+    number: int
+    request: ScoreRequest
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a batch's hidden states say of ``R`` requests.
+
+    Attributes:
+        sums_2R: fp64: log-probabilities, and numbers of tokens that are not the most likely ones.
+        tokenwise: Of each request fp32 ``[4, tokens]`` where that was asked for: log-probabilities, means, variances,
+            and 1 for tokens that are the most likely ones.
+    """
+
+    sums_2R: Tensor
+    tokenwise: list[Tensor | None]
+
+
+def _score(row: list[Any], request: ScoreRequest) -> Score:
+    log_prob, wrong, detail = row
+    tokenwise = None
+    if detail is not None:
+        log_probs, means, variances, correct = detail
+        tokenwise = Tokenwise(log_probs, means, variances, [value == 1 for value in correct])
     return Score(log_prob, len(request.target), wrong == 0, tokenwise)
 
 
@@ -141,48 +227,50 @@ def _digits(numbers: Tensor) -> list[list[float]]:
     return [[float(f"{value:.9g}") for value in row] for row in numbers.tolist()]
 
 
-def _inputs(texts: Sequence[tuple[int, ...]]) -> Tensor:
-    """What is read: int64 ``[b, s]``, padded on the right, where causal attention looks not."""
-    import torch
-
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True)
-
-
-def _numbers(
-    model: LanguageModel, ranks: Ranks, hidden: Tensor, asked: list[tuple[int, ScoreRequest]]
-) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """From hidden states ``[s, b, h]`` and ``n`` requests, each with its place among the ``b`` texts: log-probabilities
-    and numbers of tokens that are not the most likely ones, fp64 ``[n]`` each; and of tokenwise ones fp32 ``[4, t]``.
-    """
+def _numbers(model: LanguageModel, ranks: Ranks, hidden_SBH: Tensor, asked: Sequence[_Asked]) -> _Answers:
+    """Log-probabilities of every target's tokens, ``N`` in all, from the hidden states of a batch."""
     import torch
 
     from megatron_ext.distributed.vocab_parallel import VocabularyShards
 
-    device, rows = hidden.device, [row for _, row in asked]
-    lengths = [len(row.target) for row in rows]
-    counts = torch.tensor(lengths)
-    row_of = torch.repeat_interleave(torch.arange(len(rows)), counts)
-    position = torch.cat([len(row.prompt) - 1 + torch.arange(len(row.target)) for row in rows])
-    text_of = torch.repeat_interleave(torch.tensor([k for k, _ in asked]), counts)
-    places = (position * hidden.size(1) + text_of).to(device)
-    targets = torch.tensor([token for row in rows for token in row.target], device=device)
-    detailed = any(row.tokenwise for row in rows)
-    flat = hidden.reshape(-1, hidden.size(-1))
-    most = min(LOGITS, CPU_LOGITS) if ranks.on_cpu else LOGITS
-    size = max(1, most * ranks.layout.tensor // model.vocab_size)
+    device, requests = hidden_SBH.device, [each.request for each in asked]
+    lengths = [len(request.target) for request in requests]
+    counts_R = torch.tensor(lengths)
+    request_N = torch.repeat_interleave(torch.arange(len(requests)), counts_R)
+    position_N = torch.cat([len(request.prompt) - 1 + torch.arange(len(request.target)) for request in requests])
+    text_N = torch.repeat_interleave(torch.tensor([each.place for each in asked]), counts_R)
+    place_N = (position_N * hidden_SBH.size(1) + text_N).to(device)
+    target_N = torch.tensor([token for request in requests for token in request.target], device=device)
+    detailed = any(request.tokenwise for request in requests)
+    flat_hidden = hidden_SBH.reshape(-1, hidden_SBH.size(-1))
     shards = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
     log_probs, correct, moments = [], [], []
-    for some, wanted in zip(places.split(size), targets.split(size), strict=True):
-        logits = model.logits(flat[some])
-        log_probs.append(shards.target_log_probs(logits, wanted))
-        correct.append(shards.argmax(logits) == wanted)
+    size = _positions_at_a_time(model, ranks)
+    for places, targets in zip(place_N.split(size), target_N.split(size), strict=True):
+        logits_NV = model.logits(flat_hidden[places])
+        log_probs.append(shards.target_log_probs(logits_NV, targets))
+        correct.append(shards.argmax(logits_NV) == targets)
         if detailed:
-            moments.append(torch.stack(shards.log_prob_moments(logits)))
-    each, right = torch.cat(log_probs), torch.cat(correct)
-    sums = torch.zeros(2, len(rows), dtype=torch.float64, device=device)
-    sums.index_add_(1, row_of.to(device), torch.stack([each.double(), (~right).double()]))
+            moments.append(torch.stack(shards.log_prob_moments(logits_NV)))
+    log_prob_N, right_N = torch.cat(log_probs), torch.cat(correct)
+    sums_2R = torch.zeros(2, len(requests), dtype=torch.float64, device=device)
+    sums_2R.index_add_(1, request_N.to(device), torch.stack([log_prob_N.double(), (~right_N).double()]))
     if not detailed:
-        return sums[0], sums[1], [None] * len(rows)
-    numbers = torch.cat([each.float().unsqueeze(0), torch.cat(moments, dim=1).float(), right.float().unsqueeze(0)])
-    parts = numbers.split(lengths, dim=1)
-    return sums[0], sums[1], [part if row.tokenwise else None for row, part in zip(rows, parts, strict=True)]
+        return _Answers(sums_2R, [None] * len(requests))
+    moments_2N = torch.cat(moments, dim=1).float()
+    detail_4N = torch.cat([log_prob_N.float().unsqueeze(0), moments_2N, right_N.float().unsqueeze(0)])
+    parts = zip(requests, detail_4N.split(lengths, dim=1), strict=True)
+    return _Answers(sums_2R, [part if request.tokenwise else None for request, part in parts])
+
+
+def _positions_at_a_time(model: LanguageModel, ranks: Ranks) -> int:
+    """Of how many positions logits exist at the same time."""
+    most = min(LOGITS, CPU_LOGITS) if ranks.on_cpu else LOGITS
+    return max(1, most * ranks.layout.tensor // model.vocab_size)
+
+
+def _inputs(texts: Iterable[Sequence[int]]) -> Tensor:
+    """What is read: int64 ``[B, S]``, padded on the right, which causal attention does not see."""
+    import torch
+
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True)

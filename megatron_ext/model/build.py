@@ -25,7 +25,7 @@ from megatron_ext.config import Layout, Runtime, TrainableLayers, pipeline_split
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.families import family_of, rope_parameters
-from megatron_ext.model.layers import Attention, CachingAttention, Norm, _masked_transformer_engine_attention
+from megatron_ext.model.layers import Attention, CachingAttention, Norm, masked_transformer_engine_attention
 
 # Modules whose parameters are split over tensor-parallel ranks, and along which dimension; all others are replicated.
 SHARDED = {"word_embeddings": 0, "output_layer": 0, "linear_qkv": 0, "linear_proj": 1, "linear_fc1": 0, "linear_fc2": 1}
@@ -219,7 +219,7 @@ def _recompute(layer: torch.nn.Module) -> None:
     def forward(hidden_states: Tensor, **rest: Any) -> Any:
         return checkpoint(plain, hidden_states, use_reentrant=False, preserve_rng_state=False, **rest)
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
 
 
 # Which Megatron parameter holds the matrices that a scope names.
@@ -246,7 +246,7 @@ def _spec(config: TransformerConfig, ranks: Ranks, layers: int) -> ModuleSpec | 
     if HAVE_TE and not ranks.on_cpu and ranks.dtype != torch.float32:
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
         spec.submodules.self_attention.module = CachingAttention
-        spec.submodules.self_attention.submodules.core_attention = _masked_transformer_engine_attention()
+        spec.submodules.self_attention.submodules.core_attention = masked_transformer_engine_attention()
         return spec
     layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules

@@ -36,9 +36,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | N
 class Attention(DotProductAttention):
     """``attend``, for the spec without Transformer Engine."""
 
-    def forward(  # type: ignore[override]
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
         return attend(query, key, value, attention_mask, self.softmax_scale)
 
 
@@ -49,7 +47,7 @@ class CachingAttention(SelfAttention):
     positions, d]``, keys and values: what attention reads of a row lies together.
     """
 
-    def _adjust_key_value_for_inference(  # type: ignore[override]
+    def _adjust_key_value_for_inference(
         self,
         inference_context: Any,
         query: Tensor,
@@ -95,22 +93,22 @@ class Norm:
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
         norm = torch.nn.RMSNorm(hidden_size, eps=eps, dtype=config.params_dtype)
-        norm.weight.sequence_parallel = config.sequence_parallel
+        norm.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined] # megatron-core's mark
         return norm
 
 
-def _masked_transformer_engine_attention() -> type:
+def masked_transformer_engine_attention() -> type:
     """Transformer Engine's attention, which under the mask types that megatron-core gives it (causal, or none past the
     prefill) ignores the mask itself; where there is one, as in batches padded on the left, torch's attention heeds it.
     """
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
-    class MaskedAttention(TEDotProductAttention):  # type: ignore[misc]
+    class MaskedAttention(TEDotProductAttention):
         def forward(
             self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
         ) -> Tensor:
             if attention_mask is None:
-                return super().forward(query, key, value, None, *args, **kwargs)  # type: ignore[no-any-return]
+                return super().forward(query, key, value, None, *args, **kwargs)
             return attend(query, key, value, attention_mask, self.config.softmax_scale)
 
     return MaskedAttention

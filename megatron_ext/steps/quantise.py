@@ -21,6 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     spec: QuantiseSpec = read(Path(path), QuantiseSpec)
     backend, version = chosen(spec)
     clock.mark("startup")
-    facts = {"matrices": 0, "parameters": 0}
+    facts: dict[str, Any] = {"matrices": 0, "parameters": 0}
     changed = whole = 0.0
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
