@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from megatron_ext import losses, updates
+from megatron_ext import losses, methods, updates
 from megatron_ext.config import (
     Batching,
     Layout,
@@ -236,7 +236,7 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
         if len(set(names)) < len(names):
             raise ValueError(f"topics: {names} names one twice")
         for topic in self.topics:
-            missing = [key for key in needed_files(self.forget_loss, self.rule) if getattr(topic, key) is None]
+            missing = [key for key in methods.needed_files(self.forget_loss, self.rule) if getattr(topic, key) is None]
             if missing:
                 raise ValueError(f"topics: {topic.name!r}: {missing[0]!r} is missing, which the method needs")
             if topic.preferred_answers is not None and not self.forget_loss.needs_preferred_answers:
@@ -251,7 +251,7 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
 
     def method_problems(self) -> list[str]:
         """What does not fit together in the method and its settings: messages that begin with the key."""
-        found = method_problems(self.forget_loss, self.retain_loss, self.rule, self.trainable_layers)
+        found = methods.problems(self.forget_loss, self.retain_loss, self.rule, self.trainable_layers)
         names = [topic.name for topic in self.topics]
         for key, loss in (("forget_loss", self.forget_loss), ("retain_loss", self.retain_loss)):
             found += [f"{key}.{text}" for text in loss.problems(names)] if loss is not None else []
@@ -271,36 +271,6 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
             forget_loss=self.forget_loss.name,
             retain_loss=None if self.retain_loss is None else self.retain_loss.name,
         )
-
-
-def needed_files(forget: losses.Loss, rule: updates.Rule) -> list[str]:
-    """The optional entries of a topic that a method needs."""
-    found = ["reference_logps"] if forget.needs_reference_logps else []
-    if forget.needs_preferred_answers:
-        found += ["preferred_answers"] + (["preferred_answers_logps"] if forget.needs_reference_logps else [])
-    return found + (["retain_reference_logps"] if rule.needs_retain_reference_logps else [])
-
-
-def method_problems(
-    forget: losses.Loss, retain: losses.Loss | None, rule: updates.Rule, trainable_layers: TrainableLayers | None
-) -> list[str]:
-    """What does not fit together in a method: messages that begin with the key."""
-    found = []
-    if rule.needs_retain and retain is None:
-        found.append(f"retain_loss: is missing, and the rule {rule.name!r} needs one")
-    for key, loss in (("forget_loss", forget), ("retain_loss", retain)):
-        if loss is None:
-            continue
-        if loss.sees == "hidden" and trainable_layers is None:
-            found.append(f"trainable_layers: is missing, and the loss {loss.name!r} needs it")
-        if loss.sees == "logits" and trainable_layers is not None:
-            allowed = "with 'trainable_layers', allowed are losses on hidden states"
-            found.append(f"{key}: {loss.name!r} needs the whole model; {allowed}")
-        if key == "retain_loss" and (loss.needs_reference_logps or loss.needs_preferred_answers):
-            found.append(f"{key}: {loss.name!r} is a forget loss: it needs what is made of the forget set only")
-    if rule.needs_retain_reference_logps and (retain is None or retain.name != "nll"):
-        found.append(f"retain_loss: must be 'nll' where the rule {rule.name!r} measures it before unlearning")
-    return found
 
 
 def read(path: Path, kind: type[S]) -> S:

@@ -70,7 +70,15 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
 
     Ranks are numbered by the environment that torchrun or another launcher sets, see ``launched``; without it, this is
     the only rank. Every collective fails on every rank after ``spec.timeout_seconds``, and so does the start where
-    ranks are missing. Raises ``ValueError`` where the layout does not fit the number of ranks or devices.
+    ranks are missing.
+
+    Args:
+        spec: Layout, device, precision, threads.
+        seed: Of the random states of Python, numpy and torch.
+
+    Raises:
+        ValueError: The layout does not fit the number of ranks or devices, or the environment names a part only.
+        RuntimeError: Not all ranks met in time.
     """
     import numpy as np
     import torch
@@ -86,6 +94,26 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
     torch.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    _meet(spec, device, world_rank, world_size)
+    try:
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        if device.type == "cpu":
+            from megatron_ext.distributed import cpu
+
+            cpu.install()
+        yield _model_parallel(spec, device, world_rank, world_size)
+    finally:
+        from megatron.core import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        # After a failure this closes the connections, so that the other ranks' collectives fail at once.
+        dist.destroy_process_group()
+
+
+def _meet(spec: Runtime, device: torch.device, world_rank: int, world_size: int) -> None:
+    """Join the group of all ranks; raises ``RuntimeError`` where they do not all come in time."""
+    import torch.distributed as dist
 
     # A store in this process spares a single rank the rendezvous over a socket.
     alone: dict[str, Any] = {"store": dist.HashStore()} if "WORLD_SIZE" not in os.environ else {}
@@ -103,44 +131,36 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
             f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')} "
             f"within {spec.timeout_seconds:g} s: {str(error).splitlines()[0]}"
         ) from error
-    try:
-        for message in _KNOWN_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        if device.type == "cpu":
-            from megatron_ext.distributed import cpu
 
-            cpu.install()
-        from megatron.core import parallel_state
-        from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=spec.layout.tensor,
-            pipeline_model_parallel_size=spec.layout.pipeline,
-            distributed_timeout_minutes=spec.timeout_seconds / 60,
-            create_gloo_process_groups=False,
-        )
-        # The one that leaves random states alone: nothing here draws random numbers between parallel regions, and the
-        # one for training wants a CUDA generator, seeded, and waits for the device at every fork.
-        initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
-        yield Ranks(
-            layout=spec.layout,
-            device=device,
-            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision],
-            world_rank=world_rank,
-            world_size=world_size,
-            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
-            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
-            data_rank=parallel_state.get_data_parallel_rank(),
-            tensor_group=parallel_state.get_tensor_model_parallel_group(),
-            pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
-            data_group=parallel_state.get_data_parallel_group(),
-        )
-    finally:
-        from megatron.core import parallel_state
+def _model_parallel(spec: Runtime, device: torch.device, world_rank: int, world_size: int) -> Ranks:
+    """Split the ranks by the layout; where this process stands in it."""
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import initialize_rng_tracker
 
-        parallel_state.destroy_model_parallel()
-        # After a failure this closes the connections, so that the other ranks' collectives fail at once.
-        dist.destroy_process_group()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=spec.layout.tensor,
+        pipeline_model_parallel_size=spec.layout.pipeline,
+        distributed_timeout_minutes=spec.timeout_seconds / 60,
+        create_gloo_process_groups=False,
+    )
+    # The one that leaves random states alone: nothing here draws random numbers between parallel regions, and the one
+    # for training wants a CUDA generator, seeded, and waits for the device at every fork.
+    initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    return Ranks(
+        layout=spec.layout,
+        device=device,
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision],
+        world_rank=world_rank,
+        world_size=world_size,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+        data_group=parallel_state.get_data_parallel_group(),
+    )
 
 
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

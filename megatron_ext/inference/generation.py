@@ -75,12 +75,9 @@ def generate(
     Raises:
         ValueError: Naming the prompt, for one that is empty, longer than the model's context or outside its vocabulary.
     """
-    import torch
-
-    from megatron_ext.distributed.collectives import sum_over_data_ranks
     from megatron_ext.inference import pipeline_forward
+    from megatron_ext.inference.pipeline_forward import PipelineForward
     from megatron_ext.inference.response_cache import recall
-    from megatron_ext.model.families import family_of
 
     for i, request in enumerate(requests):
         if request.max_new_tokens < 1:
@@ -88,32 +85,55 @@ def generate(
         if request.stops and stopped is None:
             raise ValueError(f"prompt {i}: has stops, but nothing tells where they appear")
         pipeline_forward.check_ids(model.hf_config, f"prompt {i}", request.prompt)
-    context = family_of(model.hf_config).context(model.hf_config)
     unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops))
-    distinct = unique.items
     ends = sorted(end_ids)
-    keys, found = recall(answers, "generate", [(r.prompt, r.max_new_tokens, r.stops, ends) for r in distinct])
-    left = [i for i, answer in enumerate(found) if answer is None]
-    limits = [min(r.max_new_tokens, context - len(r.prompt)) for r in distinct]
-    lengths = [len(distinct[i].prompt) + limits[i] for i in left]
-    batches = [[left[i] for i in batch] for batch in pipeline_forward.plan(lengths, token_budget, ranks)]
+    keys, known = recall(answers, "generate", [(r.prompt, r.max_new_tokens, r.stops, ends) for r in unique.items])
+    missing = [i for i, answer in enumerate(known) if answer is None]
 
+    def keep(rows: dict[int, list[int]]) -> None:
+        if answers is not None:
+            answers.add([(keys[missing[i]], row) for i, row in rows.items()])
+
+    new = _in_batches(
+        PipelineForward(model, ranks), [unique.items[i] for i in missing], ends, token_budget, stopped, progress, keep
+    )
+    for i, row in zip(missing, new, strict=True):
+        known[i] = row
+    return [list(known[place]) for place in unique.place_of]
+
+
+def _in_batches(
+    stages: PipelineForward,
+    requests: Sequence[GenerateRequest],
+    end_ids: Collection[int],
+    token_budget: int,
+    stopped: Stopped | None,
+    progress: bool,
+    keep: Callable[[dict[int, list[int]]], None],
+) -> list[list[int]]:
+    """New ids of distinct requests, on every rank; ``keep`` is given this rank's, by number, batch by batch."""
+    import torch
+
+    from megatron_ext.distributed.collectives import sum_over_data_ranks
+    from megatron_ext.inference import pipeline_forward
+    from megatron_ext.model.families import family_of
+
+    model, ranks = stages.model, stages.ranks
+    context = family_of(model.hf_config).context(model.hf_config)
+    limits = [min(request.max_new_tokens, context - len(request.prompt)) for request in requests]
+    lengths = [len(request.prompt) + limit for request, limit in zip(requests, limits, strict=True)]
     # Ids are stored one higher, so that zero means "nothing here".
-    new = torch.zeros(len(distinct), max([limits[i] for i in left], default=0), dtype=torch.int64, device=ranks.device)
-    stages = pipeline_forward.PipelineForward(model, ranks)
+    new = torch.zeros(len(requests), max(limits, default=0), dtype=torch.int64, device=ranks.device)
     with pipeline_forward.evaluating(model):
+        batches = pipeline_forward.plan(lengths, token_budget, ranks)
         for batch in pipeline_forward.rank_batches(batches, ranks, "generating", progress):
-            rows = _generate(stages, [distinct[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
+            rows = _generate(stages, [requests[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
             for i, row in zip(batch, rows, strict=True):
                 new[i, : len(row)] = torch.tensor(row, dtype=torch.int64) + 1
-            if answers is not None:
-                answers.add([(keys[i], row) for i, row in zip(batch, rows, strict=True)])
+            keep(dict(zip(batch, rows, strict=True)))
         stages.finish()
         sum_over_data_ranks(new, ranks)
-    rows = new.tolist()
-    for i in left:
-        found[i] = [token - 1 for token in rows[i] if token]
-    return [list(found[place]) for place in unique.place_of]
+    return [[token - 1 for token in row if token] for row in new.tolist()]
 
 
 def _generate(

@@ -61,10 +61,7 @@ def gradient_norms(
         ValueError: Naming the request, for one that is empty, longer than the model's context, outside its vocabulary,
             or whose gradient is not finite.
     """
-    for i, request in enumerate(requests):
-        for part in ("prompt", "target"):
-            pipeline_forward.check_ids(model.hf_config, f"request {i}: {part}", getattr(request, part))
-        pipeline_forward.check_ids(model.hf_config, f"request {i}", [*request.prompt, *request.target])
+    _check(model, requests)
     unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), tuple(r.target)))
     distinct = unique.items
     keys, found = recall(answers, "gradient-norm", [(r.prompt, r.target) for r in distinct])
@@ -88,6 +85,13 @@ def gradient_norms(
         if not 0 <= found[place] < float("inf"):
             raise ValueError(f"request {i}: the gradient's norm is {found[place]}")
     return [found[place] for place in unique.place_of]
+
+
+def _check(model: LanguageModel, requests: Sequence[ScoreRequest]) -> None:
+    for i, request in enumerate(requests):
+        pipeline_forward.check_ids(model.hf_config, f"request {i}: prompt", request.prompt)
+        pipeline_forward.check_ids(model.hf_config, f"request {i}: target", request.target)
+        pipeline_forward.check_ids(model.hf_config, f"request {i}", [*request.prompt, *request.target])
 
 
 class _Gradients:

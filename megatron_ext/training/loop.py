@@ -79,13 +79,6 @@ def run(
     """
     from tqdm import tqdm
 
-    @contextmanager
-    def naming(i: int) -> Iterator[None]:
-        try:
-            yield
-        except NonFinite as error:
-            raise NonFinite(f"step {i}: {error}. {resume.kept()}") from error
-
     first = resume.restore()
     leader = trainer.ranks.world_rank == 0
     quiet = not sys.stderr.isatty()
@@ -94,11 +87,11 @@ def run(
     )
     with bar:
         if validate is not None and first == 0:
-            with naming(0):
+            with _naming(0, resume):
                 validate(0)
         for i in range(first, steps):
             begin = time.perf_counter()
-            with naming(i):
+            with _naming(i, resume):
                 outcome = step(i)
             seconds = time.perf_counter() - begin
             timing = {"seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
@@ -106,7 +99,7 @@ def run(
             bar.set_postfix_str(_brief(outcome.record, outcome.tokens / seconds), refresh=False)
             bar.update()
             done = i + 1
-            with naming(i):
+            with _naming(i, resume):
                 if validate is not None:
                     validate(done)
                 if (outcome.stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
@@ -116,6 +109,15 @@ def run(
                 if leader:
                     print(f"asked to stop: the state after step {done} of {steps} is in {resume.folder}", flush=True)
                 sys.exit(STOPPED)
+
+
+@contextmanager
+def _naming(step: int, resume: Resume) -> Iterator[None]:
+    """Say in a ``NonFinite`` at which step it came up, and which state is kept."""
+    try:
+        yield
+    except NonFinite as error:
+        raise NonFinite(f"step {step}: {error}. {resume.kept()}") from error
 
 
 def _brief(record: dict[str, Any], speed: float) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_ext.data.collate import SequenceDataset
-from megatron_ext.data.sampling import ForgetRetainSampler, Mixture
+from megatron_ext.data.sampling import BatchRows, ForgetRetainSampler, Mixture, preferred_answer
 from megatron_ext.data.sequences import Sequences
 
 
@@ -72,6 +72,20 @@ def test_pairs_follow_from_seed_and_step_alone() -> None:
     assert [later.rows(i) for i in (7, 2)] == [sampler.rows(i) for i in (7, 2)]
     assert ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=2).rows(2) != sampler.rows(2)
     assert all(len(set(rows.retain)) == len(rows.forget) for rows in map(sampler.rows, range(9)))
+
+
+def test_retain_rows_are_drawn_anew_for_each_step() -> None:
+    sampler = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=0)
+    draws = {tuple(sampler.rows(step).retain) for step in range(9)}
+    assert len(draws) == 9, "within an epoch too"
+    assert sampler.rows(4) == BatchRows(forget=[2, 4, 6, 1], retain=[20, 3, 10, 9])
+
+
+def test_a_preferred_answer_follows_from_seed_and_step() -> None:
+    chosen = [preferred_answer(0, step, 3) for step in range(12)]
+    assert set(chosen) == {0, 1, 2}
+    assert chosen == [1, 1, 0, 2, 0, 0, 1, 1, 1, 0, 2, 1]
+    assert [preferred_answer(0, step, 1) for step in range(3)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -18,7 +18,8 @@ import yaml
 
 from megatron_ext.config import Loader, Runtime
 from megatron_ext.losses import LOSSES
-from megatron_ext.specs import UnlearnSpec, needed_files
+from megatron_ext.methods import needed_files
+from megatron_ext.specs import UnlearnSpec
 from megatron_ext.updates import RULES
 from tests.support import formula_steps, formulas, worlds
 from tests.support.distributed import free_ports, run_ranks

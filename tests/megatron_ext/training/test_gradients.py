@@ -243,6 +243,23 @@ def test_inner_products_of_vanishing_gradients(alone: Any) -> None:
     assert space.products([space.held]).item() == pytest.approx(numbers * 1e-60, rel=1e-6)
 
 
+def test_every_chunk_of_a_vector_counts(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training import gradients
+    from megatron_ext.training.trainer import Trainer
+
+    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).accumulator.space
+    generator = torch.Generator().manual_seed(0)
+    vectors = [[torch.randn(piece.shape, generator=generator) for piece in space.held] for _ in range(2)]
+    f, r = (torch.cat(vector).double() for vector in vectors)
+    monkeypatch.setattr(gradients, "_CHUNK", {"cpu": 1000})  # models of tests are smaller than a chunk
+    assert max(piece.numel() for piece in space.held) > 10_000
+    exact = torch.stack([f @ f, f @ r, f @ r, r @ r]).view(2, 2)
+    torch.testing.assert_close(space.products(vectors), exact)
+
+
 def test_memory_of_a_vector_is_used_again(alone: Any) -> None:
     from megatron_ext.checkpoint import reading
     from megatron_ext.training.trainer import Trainer
@@ -257,3 +274,5 @@ def test_memory_of_a_vector_is_used_again(alone: Any) -> None:
     third = space.copy()
     assert [piece.data_ptr() for piece in third] == places
     assert (third[0] == 7.0).all()
+    fourth = space.copy()
+    assert {piece.data_ptr() for piece in fourth}.isdisjoint(places), "memory is given away once"
