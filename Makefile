@@ -49,7 +49,7 @@ lint: $(INSTALLED) ## style, spelling, docstrings, documentation, workflow and c
 	$(BIN)/snakefmt --check $(SNAKEFILES)
 	$(BIN)/snakemake --lint
 	$(BIN)/codespell
-	$(BIN)/pydoclint pipeline megatron_ext
+	$(BIN)/flake8 pipeline megatron_ext
 	$(MAKE) --no-print-directory docs
 	for file in workflow_configs/experiments/*.yaml; do $(BIN)/python -m pipeline validate $$file > /dev/null || exit; done
 

@@ -24,7 +24,8 @@ class Files:
     """An experiment's document, and the files of benchmarks, models and methods that it names."""
 
     def __init__(self, document: Document, folders: list[Path], problems: list[str]):
-        """
+        """Look for files in ``folders``, and collect what is wrong.
+
         Args:
             document: The experiment's file.
             folders: Where files are looked for by their names, the first folder first.
@@ -81,7 +82,8 @@ class Checker(Files):
     """An experiment that is right by itself, while it is checked together with the files that it names."""
 
     def __init__(self, files: Files, experiment: Experiment, data_root: str | Path | None, site: Site | None):
-        """
+        """Check ``experiment``, which has been read from the document of ``files``.
+
         Args:
             files: The experiment's document, and the files that it names.
             experiment: The experiment.
