@@ -21,12 +21,14 @@ from megatron_ext.config import (
     Loader,
     Optimisation,
     Optimizer,
+    Quantisation,
     RunSettings,
     Runtime,
     Shares,
     TrainableLayers,
     Training,
 )
+from megatron_ext.renamed_keys import renamed
 from megatron_ext.schema import Strict
 
 
@@ -105,37 +107,6 @@ class TrainSpec(ModelStepSpec, Shares, Training):
         if unknown:
             raise ValueError(f"parts: {unknown[0]!r} is not in 'data'; allowed: {', '.join(self.data)}")
         _works_with(self.optimizer, self.runtime.layout)
-        return self
-
-
-Scheme = Literal["int8", "int4", "fp4", "nf4"]
-BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # of bitsandbytes
-
-
-class Quantisation(Strict):
-    """How the matrices of decoder blocks are rounded (``megatron_ext.steps.quantise`` has the formulas)."""
-
-    scheme: Scheme
-    group: int | None = Field(
-        None, ge=2, description="weights that share a scale; default: 64, under int8 a whole row, always"
-    )
-    backend: Literal["auto", "builtin", "bitsandbytes"] = Field(
-        "auto", description="whose code rounds; auto: bitsandbytes where it is installed and a GPU is seen, else ours"
-    )
-
-    @property
-    def group_size(self) -> int:
-        return self.group or 64
-
-    @model_validator(mode="after")
-    def _known(self) -> Quantisation:
-        if self.scheme == "int8" and self.group is not None:
-            raise ValueError("group: int8 has a scale a row, and no groups")
-        if self.backend == "bitsandbytes" and self.scheme == "int4":
-            raise ValueError("backend: bitsandbytes has no scheme 'int4'; allowed: 'auto', 'builtin'")
-        if self.backend == "bitsandbytes" and self.group not in (None, *BLOCKS):
-            allowed = ", ".join(map(str, BLOCKS))
-            raise ValueError(f"group: bitsandbytes has no groups of {self.group}; allowed: {allowed}")
         return self
 
 
@@ -274,8 +245,11 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
 
 
 def read(path: Path, kind: type[S]) -> S:
-    """The specification in a program's YAML file; ends the program with what is wrong where it will not do."""
+    """The specification in a program's YAML file; ends the program with what is wrong where there is something."""
     try:
-        return kind.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
+        values, _, old = renamed("specification", yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
+        if old:
+            raise ValueError("\n".join(f"{'.'.join(map(str, key))}: {message}" for key, message in old))
+        return kind.model_validate(values)
     except (OSError, ValueError, yaml.YAMLError) as error:  # pydantic's ValidationError is a ValueError
         raise SystemExit(f"{path}: {error}") from None

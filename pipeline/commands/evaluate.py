@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -481,4 +480,4 @@ def _summary(
 def _run(spec: StepSpec) -> int:
     """Run a step in a process of its own; its exit status."""
     command = [sys.executable, "-m", "pipeline.launch", str(spec.output / "spec.yaml"), canonical(spec)]
-    return ranks.supervise(command, subprocess.Popen.send_signal)
+    return ranks.supervise(command, ranks.to_child)

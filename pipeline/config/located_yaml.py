@@ -100,8 +100,8 @@ def read(path: Path) -> Document:
         _walk(loader, node, (), Path(path), marks)
         return Document(loader.construct_document(node), marks)
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError([f"{short(path)}{line}: not YAML: {error.problem}"]) from None
+        where = f"{short(path)}:{error.problem_mark.line + 1}" if error.problem_mark else short(path)
+        raise ConfigError([f"{where}: not YAML: {error.problem}"]) from None
     finally:
         loader.dispose()
 

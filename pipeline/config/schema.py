@@ -15,14 +15,16 @@ from megatron_ext.config import (
     GlobalBatch,
     Layout,
     Optimisation,
+    Quantisation,
     RuntimeSettings,
+    Scheme,
     Shares,
     TrainableLayers,
     Training,
 )
 from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Strict
-from megatron_ext.specs import Quantisation, Scheme, Unlearning
+from megatron_ext.specs import Unlearning
 from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import AnySource, families
 from pipeline.config.located_yaml import hint

@@ -126,5 +126,5 @@ def _paths(site: Site) -> list[tuple[str, int | None, str]]:
 
 def _expanded(text: str, folder: Path) -> str:
     """An absolute path; raises ``KeyError`` with the name of a variable that is not set."""
-    path = os.path.expanduser(re.sub(r"\$\{?(\w+)\}?", lambda match: os.environ[match[1]], text))
-    return os.path.normpath(folder / path)
+    replaced: str = re.sub(r"\$\{?(\w+)\}?", lambda match: os.environ[match.group(1)], text)
+    return os.path.normpath(folder / os.path.expanduser(replaced))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import signal
 import socket
@@ -20,20 +19,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
-from megatron_ext.atomic_files import write_text
-from megatron_ext.config import Loader
-from megatron_ext.specs import ModelStepSpec, StepSpec
+from megatron_ext.specs import StepSpec
+from pipeline.config.located_yaml import ConfigError
 from pipeline.launch import attempts, ranks
-from pipeline.specs import AnyStepSpec, JudgeSpec
+from pipeline.launch.environment import set_environment
+from pipeline.launch.image import name_image
+from pipeline.launch.specification import specification
 from pipeline.steps.programs import program
-
-# What opens accounts: the hub's only a step that loads from it gets, the judge's only the judge. SECRET_NAMES is a
-# variable with the names of further ones, separated by commas: an experiment chooses how its judge's key is called.
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-SECRET_NAMES = "UNLEARN_SECRETS"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,21 +67,21 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
     try:
-        spec = _specification(given.path, given.json)
-    except (OSError, ValidationError, ValueError, yaml.YAMLError) as error:
-        print(f"{given.path}: {error}", file=sys.stderr)
+        spec = specification(given.path, given.json)
+    except (ConfigError, OSError, ValueError) as error:
+        print(error if isinstance(error, ConfigError) else f"{given.path}: {error}", file=sys.stderr)
         return 2
     count = spec.ranks
     refused = ranks.refusal(count, given.nodes)
     if refused:
         print(refused, file=sys.stderr)
         return 2
-    environment(spec)
+    set_environment(spec)
     if count > 1 and rank_logs is not None:
         rank_logs.mkdir(parents=True, exist_ok=True)
     logs = rank_logs if count > 1 else None
     if given.image:
-        _name_image(Path(given.image))
+        name_image(Path(given.image))
     if count > 1 and given.nodes and "SLURM_JOB_ID" in os.environ:
         return ranks.srun(given.path, count, given.nodes, spec.threads, given.image, logs)
     if given.image:
@@ -107,8 +99,8 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
 def _as_rank(path: Path, logs: Path | None) -> int:
     """Be one rank; the first one writes the step's provenance, from where the step has run."""
     started = datetime.now(UTC)
-    spec = _specification(path, None)
-    environment(spec)
+    spec = specification(path)
+    set_environment(spec)
     rank = os.environ.get("RANK", "0")
     shared = sys.stderr if logs is None or rank == "0" else attempts.redirect(logs / f"{rank}.log")
     status, error = _program(spec, path)
@@ -150,56 +142,6 @@ def _provenance(spec: StepSpec, path: Path, started: datetime) -> None:
     from pipeline.launch import provenance
 
     provenance.write(spec, path, started)
-
-
-def _specification(path: Path, text: str | None) -> StepSpec:
-    """The specification in ``text``, which is then written to ``path``, or else the one in ``path``."""
-    if text is None:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    else:
-        values = json.loads(sys.stdin.read() if text == "-" else text)
-    spec: StepSpec = TypeAdapter(AnyStepSpec).validate_python(values)
-    if text is not None:
-        write_text(path, as_yaml(spec))
-    return spec
-
-
-def as_yaml(spec: StepSpec) -> str:
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def environment(spec: StepSpec) -> None:
-    """Set what a step and its children run with, before numerical libraries are loaded."""
-    threads = str(spec.threads)
-    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
-    # Threads decide how sums are rounded: as many as specified, also on fewer cores.
-    os.environ |= {"OMP_DYNAMIC": "FALSE", "MKL_DYNAMIC": "FALSE"}
-    os.environ.pop("OMP_THREAD_LIMIT", None)
-    # Threads that spin while they wait make a step three times slower as soon as the machine does anything else.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A tokenizer's own thread pool would come on top of these; hashing of strings decides no result.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if isinstance(spec, ModelStepSpec) and spec.runtime.layout.tensor > 1:
-        # megatron-core's order of kernels, in which communication starts before the product that hides it.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    fetches = spec.program.startswith("fetch")
-    if not fetches:
-        # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    own = {spec.settings.api_key_env} if isinstance(spec, JudgeSpec) else set(SECRETS) if fetches else set()
-    for name in {*SECRETS, *filter(None, os.environ.get(SECRET_NAMES, "").split(","))} - own:
-        os.environ.pop(name, None)
-        os.environ.pop(f"APPTAINERENV_{name}", None)
-
-
-def _name_image(image: Path) -> None:
-    """Tell provenance, which is written inside the container, what the container is, where the caller has not."""
-    from pipeline.launch.image import image_sha256
-
-    os.environ.setdefault("APPTAINERENV_UNLEARN_IMAGE", str(image.resolve()))
-    digest = image_sha256(image.resolve())
-    if digest:
-        os.environ.setdefault("APPTAINERENV_UNLEARN_IMAGE_SHA256", digest)
 
 
 def _here() -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -70,5 +71,6 @@ def redirect(file: Path) -> TextIO:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
-    sys.stdout.reconfigure(line_buffering=True)  # lines in the order in which they were written, also after a kill
+    if isinstance(sys.stdout, TextIOWrapper):  # lines in the order in which they were written, also after a kill
+        sys.stdout.reconfigure(line_buffering=True)
     return before

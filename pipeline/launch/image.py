@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from pipeline.config.site import ROOT, Site
 
 IMAGES = ROOT / "containers" / "images"
+# Variables that tell a step's provenance what image it runs in.
+IMAGE, IMAGE_SHA256 = "UNLEARN_IMAGE", "UNLEARN_IMAGE_SHA256"
+INSIDE = "APPTAINERENV_"  # begins the names of variables that Apptainer sets, without it, in containers
 
 
 def image(site: Site, gpus: bool) -> Path:
@@ -24,3 +28,11 @@ def image_sha256(image: Path) -> str | None:
         return json.loads(image.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
     except FileNotFoundError:
         return None
+
+
+def name_image(image: Path) -> None:
+    """Tell provenance, which is written inside the container, what the container is, where the caller has not."""
+    os.environ.setdefault(f"{INSIDE}{IMAGE}", str(image.resolve()))
+    digest = image_sha256(image.resolve())
+    if digest:
+        os.environ.setdefault(f"{INSIDE}{IMAGE_SHA256}", digest)

@@ -17,6 +17,7 @@ from typing import Any
 
 from megatron_ext.atomic_files import write_json
 from megatron_ext.specs import StepSpec
+from pipeline.launch.image import IMAGE, IMAGE_SHA256
 from pipeline.steps.programs import ROOT
 
 SCHEMA = 1
@@ -43,7 +44,7 @@ def record(spec: StepSpec, path: Path, started: datetime) -> dict[str, Any]:
         "python": platform.python_version(),
         "layout": values.get("runtime", {}).get("layout"),
         "seed": values.get("seed"),
-        "image": _given(path="UNLEARN_IMAGE", sha256="UNLEARN_IMAGE_SHA256"),
+        "image": _given(path=IMAGE, sha256=IMAGE_SHA256),
         "slurm": _given(job="SLURM_JOB_ID", nodes="SLURM_JOB_NODELIST"),
         "host": {"name": socket.gethostname(), "machine": platform.machine(), "cores": os.cpu_count()},
         "started": started.isoformat(timespec="seconds"),

@@ -45,7 +45,7 @@ def torchrun(path: Path, ranks: int, logs: Path | None = None) -> int:
 
 def apptainer(path: Path, image: str, logs: Path | None = None) -> int:
     """Run the step of ``path`` in a container on this machine, all of its ranks in the same one; the exit status."""
-    return supervise(contained(image, ["python", "-m", *_launch(path, logs)]), subprocess.Popen.send_signal)
+    return supervise(contained(image, ["python", "-m", *_launch(path, logs)]), to_child)
 
 
 def srun(path: Path, ranks: int, nodes: int, cpus: int, image: str | None, logs: Path | None = None) -> int:
@@ -157,6 +157,11 @@ def _read(file: Path) -> str:
 
 def _launch(path: Path, logs: Path | None) -> list[str]:
     return ["pipeline.launch", str(path), *(["--rank-logs", str(logs)] if logs else [])]
+
+
+def to_child(child: subprocess.Popen[bytes], number: int) -> None:
+    """Pass a signal on to the process itself."""
+    child.send_signal(number)
 
 
 def _to_ranks(child: subprocess.Popen[bytes], number: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import ROOT, Site
 from pipeline.data.settings import FolderSource
-from pipeline.launch.image import image_sha256
+from pipeline.launch.image import IMAGE, IMAGE_SHA256, INSIDE, image_sha256
 from pipeline.launch.ranks import shielded
 from pipeline.workflow.plan import Plan
 
@@ -25,7 +25,7 @@ PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
 # Variables of containers that are set here.
 SET = (
     *("HF_HOME", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
-    *("TRITON_CACHE_DIR", "UNLEARN_IMAGE", "UNLEARN_IMAGE_SHA256"),
+    *("TRITON_CACHE_DIR", IMAGE, IMAGE_SHA256),
 )
 MOUNTED = ("/", "/tmp", "/var/tmp")  # by Apptainer itself
 
@@ -47,25 +47,25 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
         "XDG_CACHE_HOME": own,
         "XDG_CONFIG_HOME": own,
         "TRITON_CACHE_DIR": f"{own}/triton",
-        "UNLEARN_IMAGE": str(image),
+        IMAGE: str(image),
     }
     inside.setdefault("NCCL_DEBUG", "WARN")
     digest = image_sha256(image)
     if digest:
-        inside["UNLEARN_IMAGE_SHA256"] = digest
+        inside[IMAGE_SHA256] = digest
     found = {"APPTAINER_CLEANENV": "1", "APPTAINER_BIND": ",".join(binds(site, plan))}
     found["PATH"] = shielded(os.environ.get("PATH", os.defpath))
     if DRIVER.exists():
         found["APPTAINER_NV"] = "1"
     if os.geteuid() == 0:
         found["APPTAINER_USERNS"] = "1"  # root may lack capabilities that Apptainer wants, as in a container
-    return found | {f"APPTAINERENV_{name}": value for name, value in inside.items()}
+    return found | {f"{INSIDE}{name}": value for name, value in inside.items()}
 
 
 def enter(variables: dict[str, str], environ: MutableMapping[str, str] = os.environ) -> None:
     """Put ``variables`` into ``environ``; what another node left there of them, from which a job inherits, goes."""
     for name in [*environ]:
-        own = name.removeprefix("APPTAINERENV_")
+        own = name.removeprefix(INSIDE)
         if name == "APPTAINER_NV" or (own != name and (own in (*SET, *PASSED) or own.startswith(PASSED_PREFIXES))):
             del environ[name]
     environ.update(variables)

@@ -19,7 +19,7 @@ from pipeline.config.located_yaml import ConfigError, hint
 from pipeline.config.site import Site
 from pipeline.config.sizing import on_gpus, visible_gpus
 from pipeline.judging.endpoint import KeyMissing, api_key
-from pipeline.launch.__main__ import SECRET_NAMES
+from pipeline.launch.environment import SECRET_NAMES
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
 from pipeline.workflow import containers, resources

@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from megatron_ext.specs import Quantisation, QuantiseSpec
+from megatron_ext.config import Quantisation
+from megatron_ext.specs import QuantiseSpec
 from megatron_ext.steps import quantise
 
 SCHEMES = ("int8", "int4", "fp4", "nf4")

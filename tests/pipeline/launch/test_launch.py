@@ -17,8 +17,8 @@ from megatron_ext.config import Layout, Runtime
 from megatron_ext.specs import ReferenceSpec, TrainSpec, UnlearnSpec, read
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data.settings import BpeTokenizer
-from pipeline.launch import __main__ as launch
-from pipeline.launch import provenance
+from pipeline.launch import environment, provenance
+from pipeline.launch.specification import as_yaml, specification
 from pipeline.specs import FetchSpec, PrepareSpec
 from pipeline.workflow.jobs import canonical
 
@@ -60,7 +60,7 @@ def test_a_step_leaves_its_specification_and_provenance(prepare: PrepareSpec) ->
 
 def test_a_step_runs_again_from_its_specification_alone(prepare: PrepareSpec, tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
-    path.write_text(launch.as_yaml(prepare))
+    path.write_text(as_yaml(prepare))
     before = path.read_bytes()
     assert start(str(path)).returncode == 0
     assert path.read_bytes() == before
@@ -94,14 +94,21 @@ def reference(folder: Path, ranks: int = 1, threads: int = 1) -> ReferenceSpec:
 
 def test_a_number_that_was_edited_by_hand_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
-    text = launch.as_yaml(reference(tmp_path, threads=3))
+    text = as_yaml(reference(tmp_path, threads=3))
     path.write_text(text.replace("timeout_seconds: 600.0", "timeout_seconds: 6e2"))
     assert path.read_text() != text
-    assert launch._specification(path, None).runtime.timeout_seconds == 600.0
+    assert specification(path).runtime.timeout_seconds == 600.0
     assert read(path, ReferenceSpec).runtime.timeout_seconds == 600.0
 
 
-@pytest.mark.parametrize(("text", "expected"), [("step: reference", "checkpoint\n  Field required"), ("a: [", "while")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("program: reference", "checkpoint\n  Field required"),
+        ("a: [", "while"),
+        ("step: reference", "step: was renamed to 'program'"),
+    ],
+)
 def test_a_program_names_what_is_wrong_with_its_specification(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(text)
@@ -113,20 +120,20 @@ def test_a_program_names_what_is_wrong_with_its_specification(tmp_path: Path, te
 def test_the_environment_follows_the_specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS", "PYTHONHASHSEED", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "99")
-    launch.environment(reference(tmp_path, threads=3))
+    environment.set_environment(reference(tmp_path, threads=3))
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("3", "3")
     assert "OMP_THREAD_LIMIT" not in os.environ
     assert os.environ["PYTHONHASHSEED"] == "0"
 
 
 def test_secrets_reach_only_what_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"{prefix}{name}" for prefix in ("", "APPTAINERENV_") for name in launch.SECRETS]
+    names = [f"{prefix}{name}" for prefix in ("", "APPTAINERENV_") for name in environment.SECRETS]
     for name in ("HF_HUB_OFFLINE", *names):
         monkeypatch.setenv(name, "0")
-    launch.environment(FetchSpec(hub="a/b", output=tmp_path))
+    environment.set_environment(FetchSpec(hub="a/b", output=tmp_path))
     assert [os.environ.get(name) for name in names] == ["0"] * len(names)
     assert os.environ["HF_HUB_OFFLINE"] == "0"
-    launch.environment(reference(tmp_path))
+    environment.set_environment(reference(tmp_path))
     assert [os.environ.get(name) for name in names] == [None] * len(names)
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.data.sources import SUFFIXES
-from pipeline.launch.__main__ import as_yaml
+from pipeline.launch.specification import as_yaml
 from pipeline.specs import FetchDataSpec
 from pipeline.steps import fetch_data
 

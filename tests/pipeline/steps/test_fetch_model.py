@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch.__main__ import as_yaml
+from pipeline.launch.specification import as_yaml
 from pipeline.specs import FetchSpec
 from pipeline.steps import fetch_model
 

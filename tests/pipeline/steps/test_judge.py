@@ -24,7 +24,7 @@ from pipeline.judging.asking import content_key
 from pipeline.judging.endpoint import KeyMissing
 from pipeline.judging.records import JudgementRecord
 from pipeline.judging.settings import JudgeSettings
-from pipeline.launch.__main__ import as_yaml
+from pipeline.launch.specification import as_yaml
 from pipeline.specs import JudgeSpec
 from pipeline.steps import judge
 

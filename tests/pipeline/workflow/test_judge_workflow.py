@@ -17,11 +17,11 @@ import yaml
 
 from pipeline import benchmarks
 from pipeline.benchmarks.base import Judged
-from pipeline.config import checks
+from pipeline.config.checks import data as checks
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.judging.settings import JudgeSettings
-from pipeline.launch import __main__ as launch
+from pipeline.launch.environment import SECRET_NAMES, set_environment
 from pipeline.specs import FetchSpec, JudgeSpec, PrepareSpec
 from pipeline.workflow import snakemake_rules
 from pipeline.workflow.plan import Plan
@@ -150,16 +150,16 @@ def test_the_key_reaches_the_judge_alone(tmp_path: Path, monkeypatch: pytest.Mon
             monkeypatch.setenv(name, KEY)
             monkeypatch.setenv(f"APPTAINERENV_{name}", KEY)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        launch.environment(spec)
+        set_environment(spec)
         return [name for name in names if KEY in (os.environ.get(name), os.environ.get(f"APPTAINERENV_{name}"))]
 
     plan = Plan(
         load(experiment(tmp_path, {"base_url": ADDRESS, "model": "m", "api_key_env": "MY_JUDGE_KEY"})), tmp_path
     )
-    monkeypatch.setenv(launch.SECRET_NAMES, "")
+    monkeypatch.setenv(SECRET_NAMES, "")
     monkeypatch.setenv("PATH", os.environ["PATH"])
     snakemake_rules.set_environment(plan, snakemake_rules.Site(), None)
-    assert os.environ[launch.SECRET_NAMES] == "MY_JUDGE_KEY"
+    assert os.environ[SECRET_NAMES] == "MY_JUDGE_KEY"
     judge = plan.jobs["judge/target/mini"].spec
     assert seen(judge) == ["MY_JUDGE_KEY"]
     assert seen(FetchSpec(hub="a/b", output=tmp_path)) == ["HF_TOKEN"]

@@ -1,0 +1,47 @@
+"""A step's specification: read from its file or taken from the command line, checked, and written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter
+
+from megatron_ext.atomic_files import write_text
+from megatron_ext.specs import StepSpec
+from pipeline.config.located_yaml import ConfigError, current, read
+from pipeline.specs import AnyStepSpec
+
+_ANY: TypeAdapter[StepSpec] = TypeAdapter(AnyStepSpec)  # type: ignore[arg-type] # mypy takes a union for no type
+
+
+def specification(path: Path, text: str | None = None) -> StepSpec:
+    """A step's specification, checked.
+
+    Args:
+        path: Its YAML file.
+        text: The specification as JSON, which is then written to ``path``; ``-`` reads it from standard input.
+
+    Returns:
+        The specification: of ``text`` where that is given, else of ``path``.
+
+    Raises:
+        ConfigError: ``path`` cannot be read, or has keys that were renamed.
+        ValueError: The specification is wrong, or no JSON.
+    """
+    if text is not None:
+        spec = _ANY.validate_python(json.loads(sys.stdin.read() if text == "-" else text))
+        write_text(path, as_yaml(spec))
+        return spec
+    problems: list[str] = []
+    document = current("specification", read(path), problems)
+    if problems:
+        raise ConfigError(problems)
+    return _ANY.validate_python(document.data)
+
+
+def as_yaml(spec: StepSpec) -> str:
+    """The specification as the text of its file."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
