@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -41,10 +42,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "Snakefile", folder)
     for name, text in FILES.items():
         assert not (folder / name).exists(), f"{name} exists: the page needs another name"
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"# {name}\n{text}")
     mini = yaml.safe_load((folder / "workflow_configs/experiments/mini.yaml").read_text())
     mini |= {"name": "trial", **yaml.safe_load(blocks()["methods of an experiment"])}
     (folder / "workflow_configs/experiments/trial.yaml").write_text(yaml.safe_dump(mini))
+    training = mini["training"]["target"]
+    models = {"target": {**training, "data": {"full": 1.0}}, "retrain": {**training, "data": {"retain": 1.0}}}
+    colours = {"name": "colours", "benchmark": "colours", "split": "quarter", "training": models, "evaluation": {}}
+    (folder / "workflow_configs/experiments/colours.yaml").write_text(yaml.safe_dump({**mini, **colours}))
     return folder
 
 
@@ -58,7 +64,13 @@ def test_every_code_block_of_the_page_is_a_file_or_the_experiment() -> None:
     assert len(re.findall(r"^```\w", PAGE.read_text(), re.MULTILINE)) == len(blocks())
     assert set(blocks()) - set(FILES) == {"methods of an experiment"}
     folders = {Path(name).parent.as_posix() for name in FILES}
-    assert folders == {"megatron_ext/losses", "megatron_ext/updates", "workflow_configs/methods"}
+    assert folders == {
+        "megatron_ext/losses",
+        "megatron_ext/updates",
+        "pipeline/benchmarks/colours",
+        "workflow_configs/benchmarks",
+        "workflow_configs/methods",
+    }
 
 
 def test_the_page_is_kept_in_the_projects_style(project: Path) -> None:
@@ -73,6 +85,38 @@ def test_an_experiment_with_the_pages_methods_is_valid(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name in ("surgery-npo", "pause", "hinge-wide"):
         assert f"unlearned/{name}/seed-0" in done.stdout
+
+
+def test_an_experiment_on_the_pages_benchmark_is_valid(project: Path) -> None:
+    done = python(project, "pipeline", "validate", "colours")
+    assert done.returncode == 0, done.stderr
+    assert "quarter (4 rows to forget)" in done.stdout and "things 16" in done.stdout
+
+
+def test_the_pages_benchmark_is_prepared_and_its_metrics_are_computed(project: Path, tmp_path: Path) -> None:
+    spec = {
+        "program": "prepare",
+        "family": "colours",
+        "source": {"kind": "colours", "things": 8},
+        "forget_split": "quarter",
+        "sets": ["forget", "retain"],
+        "tokenizer": {"kind": "bpe", "vocab_size": 300},
+        "max_length": 64,
+        "output": str(tmp_path / "data"),
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    done = python(project, "pipeline.steps.prepare", tmp_path / "spec.yaml")
+    assert done.returncode == 0, done.stderr
+    lengths = {path.stem: len(Sequences.load(path)) for path in (tmp_path / "data/train").iterdir()}
+    assert lengths == {"full": 8, "forget": 2, "retain": 6}
+    examples = [
+        {"set": name, "index": 0, "scores": {"answer": {"avg_loss": math.log(odds)}}}
+        for name, odds in (("forget", 4), ("retain", 2))
+    ]
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    done = python(project, "pipeline", "metrics", tmp_path / "examples.jsonl", "--family", "colours")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx({"forget_probability": 0.25, "retain_probability": 0.5})
 
 
 def test_a_hyper_parameter_out_of_range_is_an_error_that_names_its_key(project: Path) -> None:
