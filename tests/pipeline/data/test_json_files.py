@@ -27,9 +27,8 @@ def test_a_record_comes_back_as_it_was_and_whole_numbers_stay_whole(path: Path) 
     ship = Ship(name="Ane", crew={"cooks": 1, "hours": 1.0, "guests": None})
     ship.write(path)
     assert Ship.read(path) == ship
-    assert path.read_text().split() == (
-        '{ "schema": 3, "name": "Ane", "crew": { "cooks": 1, "hours": 1.0, "guests": null } }'.split()
-    )
+    one_line = " ".join(path.read_text().split())
+    assert one_line == '{ "schema": 3, "name": "Ane", "crew": { "cooks": 1, "hours": 1.0, "guests": null } }'
 
 
 @pytest.mark.parametrize(
