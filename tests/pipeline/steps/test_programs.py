@@ -117,3 +117,17 @@ def test_every_form_of_import(project: Path) -> None:
     }
     found = closure(project, texts, "pipeline.a")
     assert found == set(texts) - {"pipeline/checked.py", "pipeline/unused.py", "pipeline/p/unused.py"}
+
+
+@pytest.mark.parametrize("statement", ["import pipeline.p.q.late", "from pipeline.p.q.late import x"])
+def test_packages_around_an_imported_module_run_too(project: Path, statement: str) -> None:
+    """Python runs a package's ``__init__`` before a module of it, though no import names the package."""
+    texts = {
+        "pipeline/__init__.py": "",
+        "pipeline/a.py": statement,
+        "pipeline/p/__init__.py": "import pipeline.helper",
+        "pipeline/p/q/__init__.py": "",
+        "pipeline/p/q/late.py": "x = 1\n",
+        "pipeline/helper.py": "",
+    }
+    assert closure(project, texts, "pipeline.a") == set(texts)
