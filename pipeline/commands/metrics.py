@@ -13,14 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.benchmarks import AnyOptions, Options, families, family
 from pipeline.benchmarks.base import Example
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
-from pipeline.commands.options import laid_on
-from pipeline.config.located_yaml import ConfigError, Document, Mark, hint
+from pipeline.commands.options import family_options
+from pipeline.config.located_yaml import ConfigError, Document, Key, Mark, hint
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import agree, read_rows
 from pipeline.specs import RETRAIN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
     add = parser.add_argument
     add("examples", type=Path, metavar="FILE", help="examples.jsonl of an evaluation")
     add("--retain", type=Path, metavar="FILE", help="examples.jsonl of retrain, to compare with")
@@ -96,16 +97,16 @@ def _options(given: argparse.Namespace, evaluation: EvaluationRecord | None) -> 
     problems: list[str] = []
     file = given.examples.parent / EVALUATION
     own = {key: value for key, value in recorded.items() if key != "family"}
-    marks = {(): Mark(file, 1, ("settings", "options"))}
-    found = laid_on(Document(own, marks), given.option, name, problems)
-    if found is None or problems:
+    marks: dict[Key, Mark] = {(): Mark(file, 1, ("settings", "options"))}
+    changed = family_options(Document(own, marks), given.option, name, problems)
+    if changed is None or problems:
         raise ConfigError(problems)
-    return found
+    return changed
 
 
 def _examples(path: Path) -> list[Example]:
     """The rows of a file; raises ``DataError`` that names the line of one that is no example."""
-    rows = read_rows(path)
+    rows: list[Example] = [*read_rows(path)]
     for number, row in enumerate(rows, 1):
         for key, kind in (("set", str), ("index", int)):
             if not isinstance(row.get(key), kind):

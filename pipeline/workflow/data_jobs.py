@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.experiment import Config
 from pipeline.config.schema import Checkpoint, checkpoints, tokenizer_source
@@ -35,10 +36,23 @@ def fetch_jobs(config: Config, paths: Paths) -> Iterator[Job]:
     if config.options.hub_datasets:
         yield job_of(paths, FetchDatasetsSpec(datasets=config.options.hub_datasets, output=paths.datasets))
     for which, checkpoint in published(config).items():
-        expected = config.model.architecture or {}
-        spec = FetchSpec(**checkpoint.model_dump(), expected=expected, output=paths.model(ModelId(which)))
-        own = local_files.model_files(checkpoint.folder) if checkpoint.folder else ()
-        yield job_of(paths, spec, files=tuple(own))
+        yield fetch_model_job(paths, ModelId(which), checkpoint, config.model.architecture)
+
+
+def fetch_model_job(
+    paths: Paths, model: ModelId, checkpoint: Checkpoint, expected: Mapping[str, Any] | None = None
+) -> Job:
+    """What brings a published model.
+
+    Args:
+        paths: The experiment's folders.
+        model: What it is there.
+        checkpoint: Where it is published.
+        expected: Entries that its ``config.json`` must have, because the plan was checked against them.
+    """
+    spec = FetchSpec(**checkpoint.model_dump(), expected=dict(expected or {}), output=paths.model(model))
+    files = local_files.model_files(checkpoint.folder) if checkpoint.folder else ()
+    return job_of(paths, spec, files=tuple(files))
 
 
 def prepare_job(config: Config, paths: Paths) -> Job:

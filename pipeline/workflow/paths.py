@@ -82,3 +82,36 @@ class Paths:
     def judgement(self, model: ModelId) -> Path:
         """What a language model thinks of the model's answers."""
         return self.root / "judge" / str(model) / self.benchmark
+
+
+@dataclass(frozen=True)
+class EvaluationPaths(Paths):
+    """Folders of one model's evaluation without a workflow: it is the root itself, and all else lies below it.
+
+    Attributes:
+        model_folder: The model's own folder; ``None`` for one that is fetched.
+    """
+
+    model_folder: Path | None = None
+
+    @property
+    def source(self) -> Path:
+        """The benchmark's files from the hub."""
+        return self.root / "source"
+
+    @property
+    def data(self) -> Path:
+        """The benchmark's text as tokens, the tokenizer, and the evaluation sets."""
+        return self.root / "data"
+
+    def model(self, model: ModelId) -> Path:
+        """The folder of the step that fetches the model."""
+        return self.root / "model"
+
+    def checkpoint(self, model: ModelId) -> Path:
+        """The model's weights and tokenizer, a Hugging Face folder."""
+        return self.model_folder or super().checkpoint(model)
+
+    def evaluation(self, model: ModelId) -> Path:
+        """The model's answers and metrics."""
+        return self.root

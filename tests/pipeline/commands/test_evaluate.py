@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -17,8 +18,10 @@ import pytest
 import yaml
 
 from pipeline.__main__ import main
-from pipeline.commands import evaluate
+from pipeline.commands import evaluate, given_model
+from pipeline.commands.options import parallel_layout
 from pipeline.config.load import CONFIGS
+from pipeline.config.sizing import Shape
 from pipeline.data.json_files import read_rows
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import train
@@ -209,19 +212,19 @@ def test_the_template_is_that_of_the_tokenizer(template: str | None, wanted: str
     # Llama 3's base model has the same tokens, but no chat template.
     config = {"added_tokens_decoder": {"1": {"content": "<|start_header_id|>"}}, "chat_template": template}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    name, why = evaluate._template(tmp_path)
+    name, why = given_model.template_of(tmp_path)
     assert name == wanted and "chat template" in why
     if template:
         (tmp_path / "chat_template.jinja").write_text(template)
         (tmp_path / "tokenizer_config.json").write_text("{}")
-        assert evaluate._template(tmp_path)[0] == wanted
+        assert given_model.template_of(tmp_path)[0] == wanted
 
 
 def test_layers_that_do_not_divide_are_split_unevenly() -> None:
-    shape = evaluate.Shape.of({**ARCHITECTURE, "vocab_size": 400})
-    layout = evaluate._layout("pp=2, dp=1", [])
+    shape = Shape.of({**ARCHITECTURE, "vocab_size": 400})
+    layout = parallel_layout("pp=2, dp=1", [])
     assert layout is not None
-    assert evaluate._fitting(layout, shape, "cpu").pipeline_split == [2, 1]
+    assert given_model.fitting_layout(layout, shape, "cpu").pipeline_split == [2, 1]
 
 
 def start(arguments: list[str], most: int | None = None) -> subprocess.Popen[str]:
@@ -321,6 +324,15 @@ def _on_two_ranks(arguments: list[str], out: Path, one: dict[str, Any]) -> None:
             assert other["scores"][name]["log_prob"] == pytest.approx(score["log_prob"], abs=1e-4)
 
 
+SETTINGS = {
+    "options": {"family": "tofu"},
+    "decoding": "greedy",
+    "precision": "fp32",
+    "examples": {"forget": 3},
+    "data_sha256": {"forget": "a" * 64},
+}
+
+
 def _examples(folder: Path, model: str = "npo", **changes: Any) -> Path:
     """A small evaluation by hand, of a tofu forget set and what else there must be."""
     rows = []
@@ -333,10 +345,13 @@ def _examples(folder: Path, model: str = "npo", **changes: Any) -> Path:
                 | {"generation__tofu": "one"}
             )
     folder.mkdir()
-    (folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"options": {"family": "tofu"}, "data_sha256": {"forget": "a" * 64}}
-    found = {"model": model, "benchmark": "tofu", "split": "forget10", "settings": settings, **changes}
-    (folder / "evaluation.json").write_text(json.dumps(found))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "examples.jsonl").write_text(text)
+    provenance = {"checkpoint": "model", "data": "data", "retain_evaluation": None}
+    provenance["examples_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    record = {"schema": 2, "model": model, "benchmark": "tofu", "split": "forget10", "seed": None, "metrics": {}}
+    record |= {"settings": SETTINGS, "provenance": provenance, **changes}
+    (folder / "evaluation.json").write_text(json.dumps(record))
     return folder / "examples.jsonl"
 
 
@@ -386,7 +401,7 @@ def test_metrics_name_the_row_that_lacks_something(tmp_path: Path, capsys: Any) 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"split": "forget05"}, {"settings": {"options": {"family": "tofu"}, "data_sha256": {"forget": "b" * 64}}}],
+    [{"split": "forget05"}, {"settings": {**SETTINGS, "data_sha256": {"forget": "b" * 64}}}],
 )
 def test_metrics_refuse_retrain_of_other_data(changes: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
     examples = _examples(tmp_path / "npo")
@@ -416,5 +431,5 @@ def test_a_retain_evaluation_of_other_data_is_refused_before_the_model_is_loaded
     more = ["--retain-evaluation", str(retain.with_name("evaluation.json"))]
     assert main(command(model, benchmark, tmp_path / "out", *more)) == 1
     said = capsys.readouterr().err
-    assert "split is 'forget05', but this evaluation's is 'forget10'" in said
+    assert "evaluation.json: split is 'forget05'" in said and "'forget10'" in said
     assert not any(isinstance(spec, EvaluateSpec) for spec in started)

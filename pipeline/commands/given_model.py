@@ -1,0 +1,81 @@
+"""What the files of a model that somebody gives say: its sizes, the layouts that fit it, and its chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_ext.config import Layout
+from pipeline.config import sizing
+from pipeline.config.located_yaml import ConfigError
+from pipeline.config.sizing import Shape
+from pipeline.data.settings import TemplateName
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.hub import local_files
+
+# What in a chat template tells which of our templates its model was tuned with, the most specific first.
+CHAT_MARKS: dict[str, TemplateName] = {"<|start_header_id|>": "llama-3", "<|assistant|>": "zephyr", "[INST]": "llama-2"}
+
+
+def shape_of(model: Path, new_tokens: int) -> Shape:
+    """The sizes of the model in a folder.
+
+    Args:
+        model: A Hugging Face folder.
+        new_tokens: New tokens that an answer may have.
+
+    Raises:
+        ConfigError: The model cannot be run here, its tokenizer does not fit it, or answers do not.
+    """
+    config = local_files.architecture(model)
+    if config is None:
+        raise ConfigError([f"--model: {model / 'config.json'} is not a JSON object"])
+    try:
+        shape = Shape.of(config)
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ConfigError([f"--model: {model / 'config.json'}: {what}"]) from None
+    size = Tokenizer.load(model).vocab_size
+    if size > shape.vocabulary:
+        message = f"its tokenizer has {size} ids, but vocab_size of its config.json is {shape.vocabulary}"
+        raise ConfigError([f"--model: {model}: {message}: they do not fit"])
+    if new_tokens >= shape.context:
+        message = f"an answer may have {new_tokens} new tokens; the model's context is {shape.context}"
+        raise ConfigError([f"--option: {message}"])
+    return shape
+
+
+def fitting_layout(layout: Layout, shape: Shape, device: str) -> Layout:
+    """The layout with its pipeline split, where layers do not divide evenly: the first stages have one more.
+
+    Raises:
+        ConfigError: The model cannot be laid out so, or this machine cannot start the ranks.
+    """
+    if layout.pipeline_split is None and layout.pipeline <= shape.layers and shape.layers % layout.pipeline:
+        each, more = divmod(shape.layers, layout.pipeline)
+        split = [each + (stage < more) for stage in range(layout.pipeline)]
+        layout = layout.model_copy(update={"pipeline_split": split})
+    problems = [*sizing.layout_problems(layout, shape), *filter(None, [sizing.device_problem(layout, device)])]
+    if problems:
+        raise ConfigError([f"--layout: {message}" for message in problems])
+    return layout
+
+
+def template_of(model: Path) -> tuple[TemplateName, str]:
+    """The template that a model's tokenizer speaks for, and why."""
+    text = _chat_template(model)
+    if not text:
+        return "plain", "the tokenizer has no chat template"
+    for mark, name in CHAT_MARKS.items():
+        if mark in text:
+            return name, f"the tokenizer's chat template has {mark}"
+    return "plain", "the tokenizer's chat template is none of ours; --template chooses another"
+
+
+def _chat_template(model: Path) -> str:
+    """The text of a tokenizer's chat templates; empty where it has none."""
+    file, config = model / "chat_template.jinja", model / "tokenizer_config.json"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    return template if isinstance(template, str) else json.dumps(template) if template else ""

@@ -1,0 +1,185 @@
+"""What the ``evaluate`` command is asked for, checked as far as it can be before anything is fetched."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ext.config import Layout
+from pipeline.benchmarks import Family, Options, data_family, family
+from pipeline.commands.options import family_options, parallel_layout
+from pipeline.config.load import CONFIGS
+from pipeline.config.located_yaml import ConfigError, Document, check, hint, read
+from pipeline.config.schema import Benchmark, Checkpoint
+from pipeline.data.settings import DataSource, FolderSource, HubSource
+from pipeline.hub import local_files
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, a benchmark, and how the one is put to the other.
+
+    Attributes:
+        name: The model as it was given.
+        checkpoint: A folder, or a repository of the hub.
+        benchmark: The benchmark's file.
+        split: The forget split.
+        source: Where the benchmark's files are.
+        options: Settings of the benchmark's family.
+        explicit: Keys of the settings that the command line gives.
+        layout: Ranks.
+        retain: The folder of retrain's evaluation, where there is one to compare with.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    benchmark: Benchmark
+    split: str
+    source: DataSource
+    options: Options
+    explicit: frozenset[str]
+    layout: Layout
+    retain: Path | None
+
+    @property
+    def family(self) -> Family:
+        """The benchmark's family."""
+        return family(self.options.family)
+
+
+def read_request(given: argparse.Namespace) -> Request:
+    """The request that a command line makes.
+
+    Raises:
+        ConfigError: Lists everything that is wrong with it.
+    """
+    problems: list[str] = []
+    layout = parallel_layout(given.layout, problems)
+    for name in ("threads", "token_budget"):
+        if getattr(given, name) < 1:
+            problems.append(f"--{name.replace('_', '-')}: {getattr(given, name)}; at least 1 is needed")
+    checkpoint = _checkpoint(given, problems)
+    retain = _retain(given, problems)
+    benchmark, document = _benchmark(given.benchmark, problems)
+    if benchmark is None or document is None:
+        raise ConfigError(problems)
+    split = _split(given.split, benchmark, problems)
+    options = family_options(document.at("options"), given.option, benchmark.family, problems)
+    explicit = frozenset(text.partition("=")[0].strip() for text in given.option)
+    if options is not None and retain is None and not given.as_retrain:
+        options = _without_retrain(options, explicit, problems)
+    source = _source(given, benchmark, problems)
+    if problems or layout is None or options is None or split is None or checkpoint is None:
+        raise ConfigError(problems)
+    name = str(checkpoint.folder or checkpoint.hub)
+    request = Request(name, checkpoint, benchmark, split, source, options, explicit, layout, retain)
+    _require_files(request)
+    return request
+
+
+def _checkpoint(given: argparse.Namespace, problems: list[str]) -> Checkpoint | None:
+    folder = Path(given.model).expanduser()
+    if folder.exists():
+        if given.revision is not None:
+            problems.append(f"--revision: {given.model} is a folder; only a model on the hub has revisions")
+        fault = local_files.missing_model_files(folder)
+        if fault:
+            problems.append(f"--model: {str(folder)!r}: {fault}")
+        return Checkpoint(folder=folder.absolute())
+    if not HUB_NAME.fullmatch(given.model):
+        problems.append(f"--model: there is no folder {given.model!r}, and it is not a name on the hub (owner/name)")
+        return None
+    return Checkpoint(hub=given.model, revision=given.revision)
+
+
+def _retain(given: argparse.Namespace, problems: list[str]) -> Path | None:
+    """The folder of retrain's evaluation."""
+    path = given.retain_evaluation
+    if path is None:
+        return None
+    if given.as_retrain:
+        problems.append("--retain-evaluation: a model that is retrain itself is compared with nothing else")
+    path = path.expanduser().absolute()
+    folder = path if path.is_dir() else path.parent
+    if path.is_file() and path.name not in ("evaluation.json", "examples.jsonl"):
+        problems.append(f"--retain-evaluation: {path.name!r} is not allowed: evaluation.json, or the folder it is in")
+    elif not (folder / "evaluation.json").is_file():
+        problems.append(f"--retain-evaluation: {folder / 'evaluation.json'} is missing")
+    return folder
+
+
+def _benchmark(name: str, problems: list[str]) -> tuple[Benchmark | None, Document | None]:
+    folder = CONFIGS / "benchmarks"
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        problems.append(f"--benchmark: no file and no known name: {name!r}{hint(name, known)}")
+        return None, None
+    try:
+        document = read(path)
+    except ConfigError as error:
+        problems += error.problems
+        return None, None
+    return check(Benchmark, document, problems), document
+
+
+def _split(name: str | None, benchmark: Benchmark, problems: list[str]) -> str | None:
+    known = list(benchmark.splits)
+    if name is None and len(known) == 1:
+        return known[0]
+    if name is None:
+        problems.append(f"--split: is missing; allowed: {', '.join(known)}")
+        return None
+    if name not in known:
+        problems.append(f"--split: unknown split {name!r}{hint(name, known)}")
+        return None
+    allowed = data_family(benchmark.family).splits
+    if name not in allowed:
+        problems.append(f"--split: the family {benchmark.family!r} has no such split{hint(name, list(allowed))}")
+    return name
+
+
+def _without_retrain(options: Options, explicit: frozenset[str], problems: list[str]) -> Options:
+    """Options that need no retrain: without what the benchmark file asks for, but never without what the user does."""
+    why = options.needs_retrain
+    if why is None:
+        return options
+    reduced = options.without_retrain()
+    changed = [key for key in type(options).model_fields if getattr(options, key) != getattr(reduced, key)]
+    asked = sorted(explicit.intersection(changed))
+    if reduced.needs_retrain or asked:
+        option = f"--option {', '.join(asked)}" if asked else "--retain-evaluation"
+        problems.append(f"{option}: no evaluation of retrain is given: {why}")
+        return options
+    now = ", ".join(f"{key} = {json.dumps(reduced.model_dump(mode='json')[key])}" for key in changed)
+    print(f"note: without --retain-evaluation nothing is compared with retrain, so {now}: {why}", flush=True)
+    return reduced
+
+
+def _source(given: argparse.Namespace, benchmark: Benchmark, problems: list[str]) -> DataSource:
+    source = benchmark.source
+    kinds = data_family(benchmark.family).kinds
+    if source.kind not in kinds:
+        what = f"the family {benchmark.family!r} has no source {source.kind!r}{hint(source.kind, list(kinds))}"
+        problems.append(f"--benchmark: {what}")
+    if given.data_root is None:
+        return source
+    if not isinstance(source, HubSource | FolderSource):
+        problems.append(f"--data-root: {benchmark.name!r} makes its own data: a folder has no meaning here")
+        return source
+    return FolderSource(path=given.data_root.expanduser().absolute())
+
+
+def _require_files(request: Request) -> None:
+    """Raise ``ConfigError`` for files of the benchmark that the user's folder lacks."""
+    if isinstance(request.source, FolderSource):
+        sets = request.family.sets(request.options)
+        files = data_family(request.benchmark.family).files(request.split, sets, training=False)
+        missing = local_files.missing_data(request.source.path, files)
+        if missing:
+            raise ConfigError([f"--data-root: {message}" for message in missing])
