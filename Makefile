@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXPERIMENT ?= mini
 INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile workflow pipeline/workflow/rules
 
@@ -22,9 +23,9 @@ image-cpu: ## the same for CPUs, unlearn-cpu.sif
 	$(PYTHON) containers/build cpu
 
 # Without the workflow's own hooks, which print the table only where something was run.
-run: $(INSTALLED) ## run the experiment `mini` and print its table
-	$(BIN)/snakemake --profile workflow_configs/profiles/local --no-hooks all
-	$(BIN)/python -m pipeline.report --print results/mini/report
+run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print its table
+	$(BIN)/snakemake --profile workflow_configs/profiles/local --no-hooks all --config experiment=$(EXPERIMENT)
+	$(BIN)/python -m pipeline.report --print results/$(EXPERIMENT)/report
 
 # The tests of a file run in one process: some share what is slow to make. Not the slow files first, which are mostly those
 # of several ranks: side by side they keep each other waiting.
