@@ -35,7 +35,7 @@ IMPORTED = [
 ]
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 240.0) -> list[Any]:
     """Run ``function(*args)`` on each of ``ranks`` new processes, with torchrun's environment.
 
     Args:

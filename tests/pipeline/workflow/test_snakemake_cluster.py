@@ -166,7 +166,6 @@ def test_several_ranks_bring_containers_of_their_own(submitted: Project) -> None
 
 @pytest.mark.slow
 def test_another_site_reruns_nothing(project: Project) -> None:
-    assert project.would_run() == set()
     project.site(partition="other", time_factor=3.0, warn_seconds=300, gpu_type="h100", gpus_per_node=4, qos="low")
     assert project.would_run() == set()
 
@@ -203,9 +202,6 @@ def test_the_report_alone_can_be_made_again(project: Project) -> None:
     [
         ({"partition": "gpus"}, "partition: Slurm has no 'gpus'; did you mean 'gpu'? allowed: gpu"),
         ({"image": "nowhere.sif"}, "nowhere.sif' does not exist. `make image` or `make image-cpu` builds one"),
-        ({"gpus_per_node": 3, "partiton": "gpu"}, "site.yaml:4: partiton: unknown key; did you mean 'partition'?"),
-        ({"cpus_per_node": 1}, "mini.yaml:11: runtime.threads: 2 of each rank, but cpus_per_node is 1"),
-        ({"memory_per_node_mb": 3000}, "site.yaml: memory_per_node_mb: 3000; "),
     ],
 )
 def test_what_cannot_run_stops_before_anything_starts(project: Project, site: dict[str, object], message: str) -> None:
@@ -215,6 +211,26 @@ def test_what_cannot_run_stops_before_anything_starts(project: Project, site: di
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert project.log.read_text() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ({"gpus_per_node": 3, "partiton": "gpu"}, "site.yaml:4: partiton: unknown key; did you mean 'partition'?"),
+        ({"cpus_per_node": 1}, "mini.yaml:11: runtime.threads: 2 of each rank, but cpus_per_node is 1"),
+        ({"memory_per_node_mb": 3000}, "site.yaml: memory_per_node_mb: 3000; "),
+    ],
+)
+def test_a_site_that_does_not_hold_the_jobs_stops_the_planning(
+    project: Project, site: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.site(**site)
+    experiment = project.folder / "workflow_configs" / "experiments" / "mini.yaml"
+    options = {"experiment": str(experiment), "site": str(project.folder / "site.yaml")}
+    with pytest.raises(SystemExit, match="2"):
+        snakemake_rules.read(options, cluster=True)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
