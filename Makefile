@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile workflow pipeline/workflow/rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-login image image-cpu run test test-fast test-cluster bench lint docs format clean
+.PHONY: help install install-login image image-cpu run test test-fast test-cluster mutants bench lint docs format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -39,6 +39,9 @@ test-fast: $(INSTALLED) ## the tests that take seconds
 
 test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (15 minutes)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs
+
+mutants: $(INSTALLED) ## what the tests of losses, rules, sampling, gradients and metrics notice: 120 changes of the code (an hour)
+	$(BIN)/python -m tests.support.mutants
 
 bench: $(INSTALLED) ## what unlearning steps and evaluations cost, one against another, on an idle machine (25 minutes)
 	$(BIN)/python -m perf
