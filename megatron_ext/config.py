@@ -205,6 +205,9 @@ def pipeline_split(layers: int, layout: Layout, trainable_layers: TrainableLayer
         layout: Its ``pipeline_split`` is taken where it is given; otherwise layers are split evenly.
         trainable_layers: With them, only the layers up to ``up_to`` are built, and always split evenly.
 
+    Returns:
+        Layers of each stage, first to last.
+
     Raises:
         ValueError: The layout's own split is not one number a stage that sum to ``layers``, or the model has no layer
             ``up_to``, or fewer layers are built than there are stages.

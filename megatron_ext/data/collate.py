@@ -49,6 +49,12 @@ class SequenceDataset:
     """
 
     def __init__(self, parts: Sequence[Sequences], reference_logps: np.ndarray | None = None) -> None:
+        """Number the rows of several files, one file after the other.
+
+        Args:
+            parts: The files' sequences.
+            reference_logps: fp64 ``[rows]``, in the order of the numbering.
+        """
         self.parts = list(parts)
         self.starts = np.cumsum([0, *(len(p) for p in parts)])
         self.lengths = np.concatenate([p.lengths for p in parts])
@@ -73,6 +79,9 @@ class SequenceDataset:
             size: Rows of a micro-batch; -1 fills up.
             data_rank: This rank's number among data-parallel ranks.
             data_size: How many there are.
+
+        Returns:
+            The rows of each micro-batch.
         """
         ordered = sorted(rows, key=lambda row: (-int(self.lengths[row]), row))
         slots = math.ceil(len(ordered) / (size * data_size)) * data_size
@@ -89,6 +98,9 @@ class SequenceDataset:
             device: Where the tensors go.
             positions: Which positions of each sequence ``index``, ``targets`` and ``sequence`` list.
             multiple: The padded length is a multiple of it; otherwise it is that of the longest sequence.
+
+        Returns:
+            The micro-batch, with ``B`` the number of ``rows``.
         """
         longest = max((int(self.lengths[row]) for row in rows if row >= 0), default=1)
         tokens_BS = np.zeros((len(rows), math.ceil(longest / multiple) * multiple), np.int64)

@@ -31,7 +31,13 @@ class Sequences:
 
     @classmethod
     def pack(cls, rows: Iterable[tuple[list[int], int]]) -> Sequences:
-        """Sequences of ``(token ids, prompt length)`` pairs.
+        """Sequences of lists of token ids.
+
+        Args:
+            rows: Token ids and prompt length of each sequence.
+
+        Returns:
+            The sequences, in the same order.
 
         Raises:
             ValueError: Naming the row, for one without a prompt or without a label.

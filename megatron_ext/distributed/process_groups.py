@@ -76,6 +76,9 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
         spec: Layout, device, precision, threads.
         seed: Of the random states of Python, numpy and torch.
 
+    Yields:
+        Where this process stands.
+
     Raises:
         ValueError: The layout does not fit the number of ranks or devices, or the environment names a part only.
         RuntimeError: Not all ranks met in time.

@@ -75,6 +75,9 @@ class VocabularyShards:
         Args:
             logits_NV: Logits.
             targets_N: int64, vocabulary ids.
+
+        Returns:
+            ``[N]``.
         """
 
         def function(logits_NV: Tensor, derive: bool) -> _Known:
@@ -178,6 +181,9 @@ class VocabularyShards:
 
         Args:
             values: ``[N, any]``, such as a function of every entry of ``real(logits)``.
+
+        Returns:
+            ``[N]``.
         """
         total_N: Tensor = _Sum.apply(values.sum(-1, dtype=_wide(values)), self)
         return total_N

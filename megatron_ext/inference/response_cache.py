@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 
 
 class ResponseCache:
-    """A table from keys to JSON values, in ``folder``; in memory only where that is ``None``.
+    """A table from keys to JSON values on disk. A line that a kill cut short is left out.
 
-    ``identity``: everything that the values depend on beside their keys (model, precision, layout); what a folder of
-    another identity holds is dropped, with a message. The constructor is collective; ``add`` is not. A line that a kill
-    cut short is left out.
+    The constructor and ``discard`` are collective over all ranks; ``add`` and ``get`` are not.
     """
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], ranks: Ranks) -> None:
+        """Read what the folder holds. Collective over all ranks.
+
+        Args:
+            folder: Where the table lies; None keeps nothing.
+            identity: Everything that the values depend on beside their keys: model, precision, layout. What a folder of
+                another identity holds is dropped, with a message.
+            ranks: Where this process stands.
+        """
         from megatron_ext.distributed.collectives import barrier, from_first_rank
 
         self.folder = folder
@@ -38,18 +44,19 @@ class ResponseCache:
         self._known = from_first_rank(lambda: {} if folder is None else self._open(folder, identity), ranks)
 
     def get(self, key: str) -> Any | None:
+        """The value of a key that was known at the start; None where there is none."""
         return self._known.get(key)
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, pairs: Sequence[tuple[str, Any]]) -> None:
-        """Keep values that this rank has computed: on disk when this returns, for those who start later."""
+    def add(self, answers: Sequence[tuple[str, Any]]) -> None:
+        """Keep keys with values that this rank has computed: on disk when this returns, for those who start later."""
         if not self._writes or self.folder is None:
             return
         if self._file is None:
             self._file = (self.folder / self._name).open("a", encoding="utf-8")
-        self._file.writelines(json.dumps([key, value], separators=(",", ":")) + "\n" for key, value in pairs)
+        self._file.writelines(json.dumps([key, value], separators=(",", ":")) + "\n" for key, value in answers)
         self._file.flush()
 
     def discard(self) -> None:

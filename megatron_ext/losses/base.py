@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
 
 class Loss(Named):
-    """A differentiable function of a micro-batch's scores.
+    """A differentiable function of what a model makes of a micro-batch.
 
     Losses never see a rank: collectives over vocabulary shards happen in ``vocab_parallel``, through ``inputs``. Files
     here import torch inside functions, because plans are checked where torch is not installed.
 
-    ``unit``: what ``__call__`` sums over; the caller divides by the number of those units in the global batch.
-    ``sees``: "logits", or "hidden" for a loss on the hidden states that leave the last block which is built (see
-    ``config.TrainableLayers``).
-    ``needs_reference_logps``: the log-probability of each sequence under the model before unlearning, one
-    cached number. ``needs_reference_model``: that model's logits or hidden states, from a second forward pass.
-    ``needs_preferred_answers``: beside each sequence, another answer to the same prompt.
+    Attributes:
+        unit: What ``__call__`` sums over. The caller divides by the number of those units in the global batch.
+        sees: ``logits``, or ``hidden`` for a loss on the hidden states that leave the last block which is built (see
+            ``config.TrainableLayers``).
+        needs_reference_logps: Whether it reads the log-probability of each sequence under the model before unlearning,
+            one cached number.
+        needs_reference_model: Whether it reads that model's logits or hidden states, from a second forward pass.
+        needs_preferred_answers: Whether there is, beside each sequence, another answer to the same prompt.
     """
 
     name: str
@@ -43,7 +45,15 @@ class Loss(Named):
         return "predicting"
 
     def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:
-        """Units of the global batch. int ``[B]`` each: labelled tokens and tokens of its sequences."""
+        """How many units a batch has.
+
+        Args:
+            labels: int64 ``[B]``, labelled tokens of each sequence.
+            lengths: int64 ``[B]``, tokens of each sequence, prompt included.
+
+        Returns:
+            Units of all its sequences.
+        """
         if self.unit == "sequence":
             return len(labels)
         return int((lengths if self.input_positions == "all" else labels).sum())

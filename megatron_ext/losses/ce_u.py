@@ -24,6 +24,6 @@ class CEU(Loss):
         return int((labels - 1).sum())
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        teacher = inputs.vocabulary.shifted_at(inputs.logits.detach(), inputs.targets, float("-inf"))
-        per_token = inputs.vocabulary.soft_cross_entropy(teacher, inputs.logits)
-        return per_token[~inputs.first].sum()
+        teacher_NV = inputs.vocabulary.shifted_at(inputs.logits.detach(), inputs.targets, float("-inf"))
+        entropy_N = inputs.vocabulary.soft_cross_entropy(teacher_NV, inputs.logits)
+        return entropy_N[~inputs.first].sum()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class DPO(Loss):
     """``mean_b -(2/beta) log sigmoid(beta * (rho_b^w - rho_b^l))``, ``rho = log p(y) - log p_ref(y)`` over an answer's
-    labelled tokens, of the alternative answer (w) and of the forget set's (l).
+    labelled tokens, of the preferred answer (w) and of the forget set's (l).
 
     DPO (arXiv 2305.18290, eq. 7) as TOFU (arXiv 2401.06121) applies it to forgetting, there with refusals
     as the preferred answers. The factor ``2/beta`` is NPO's and open-unlearning's; neither paper has it.
@@ -32,7 +32,8 @@ class DPO(Loss):
     def __call__(self, inputs: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        loser, winner = (inputs.sequence_log_probs - inputs.reference_logps).chunk(2)
-        real, _ = inputs.real.chunk(2)
-        per_pair = softplus(-self.beta * (winner - loser)) * (2 / self.beta)
-        return per_pair[real].sum()
+        # The micro-batch holds the forget rows, then as many preferred answers.
+        rejected_B, chosen_B = (inputs.sequence_log_probs - inputs.reference_logps).chunk(2)
+        real_B, _ = inputs.real.chunk(2)
+        losses_B = softplus(-self.beta * (chosen_B - rejected_B)) * (2 / self.beta)
+        return losses_B[real_B].sum()

@@ -20,10 +20,10 @@ Coefficient = Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(g
 
 
 class OnHidden(Strict):
-    """A mean of squared differences between hidden states ``[n, h]`` and what they are to be.
+    """A mean of squared differences between hidden states ``[N, H]`` and what they are to be.
 
     The square is averaged over the hidden dimension, as in the code of both RMU's and BLUR's authors; their papers
-    write a squared norm, ``h`` times as much. Coefficients from the literature belong to the average. (With the same
+    write a squared norm, ``H`` times as much. Coefficients from the literature belong to the average. (With the same
     factor on the forget and the retain loss, AdamW's steps do not see it, nor does the direction of BLUR's.)
     """
 
@@ -47,11 +47,19 @@ class OnHidden(Strict):
         return int((lengths if self.positions == "all" else labels).sum())
 
     def total(self, inputs: LossInputs, wanted: Tensor) -> Tensor:
-        """The sum over units of the mean square of ``hidden - wanted``, in fp32; ``wanted``: ``[n, h]`` or ``[h]``."""
-        squares = (inputs.hidden.float() - wanted.float()).square().mean(dim=-1)
-        if self.reduction == "sequence":
-            squares = inputs.per_sequence(squares) / inputs.counts
-        return squares.sum()
+        """The sum over units of the mean square of ``hidden - wanted``.
+
+        Args:
+            inputs: The micro-batch.
+            wanted: What the hidden states are to be, ``[N, H]`` or ``[H]``.
+
+        Returns:
+            An fp32 scalar.
+        """
+        squares_N = (inputs.hidden.float() - wanted.float()).square().mean(dim=-1)
+        if self.reduction == "token":
+            return squares_N.sum()
+        return (inputs.per_sequence(squares_N) / inputs.counts).sum()
 
 
 def of_topic(coefficient: Coefficient, topic: str) -> float:

@@ -27,6 +27,6 @@ class NPO(Loss):
     def __call__(self, inputs: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        rho = inputs.sequence_log_probs - inputs.reference_logps
-        per_sequence = softplus(self.beta * rho) * (2 / self.beta)
-        return per_sequence[inputs.real].sum()
+        rho_B = inputs.sequence_log_probs - inputs.reference_logps
+        losses_B = softplus(self.beta * rho_B) * (2 / self.beta)
+        return losses_B[inputs.real].sum()

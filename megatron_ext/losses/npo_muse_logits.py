@@ -41,6 +41,6 @@ class NPOMuseLogits(Loss):
         from torch.nn.functional import softplus
 
         shards = inputs.vocabulary
-        change = shards.real(inputs.logits).float() - shards.real(inputs.reference_logits)
-        per_token = shards.sum(softplus(self.beta * change)) / shards.size
-        return per_token.sum() * (2 / self.beta)
+        change_NV = shards.real(inputs.logits).float() - shards.real(inputs.reference_logits)
+        losses_N = shards.sum(softplus(self.beta * change_NV)) / shards.size
+        return losses_N.sum() * (2 / self.beta)

@@ -36,13 +36,13 @@ class RMU(OnHidden, Loss):
         return topic_problems("steering", self.steering, topics)
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        u = direction(self.seed, inputs.topic, inputs.hidden.size(-1)).to(inputs.hidden.device)
-        return self.total(inputs, of_topic(self.steering, inputs.topic) * u)
+        u_H = direction(self.seed, inputs.topic, inputs.hidden.size(-1)).to(inputs.hidden.device)
+        return self.total(inputs, of_topic(self.steering, inputs.topic) * u_H)
 
 
 @lru_cache(maxsize=16)
 def direction(seed: int, topic: str, size: int) -> Tensor:
-    """``u / |u|``: fp32 ``[size]``, on the CPU. The same on every rank and in every run."""
+    """``u / |u|``: fp32 ``[H]`` with ``H`` = ``size``, on the CPU. The same on every rank and in every run."""
     import torch
 
     digest = hashlib.sha256(f"{seed}:{topic}".encode()).digest()

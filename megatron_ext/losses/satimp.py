@@ -25,7 +25,7 @@ class SatImp(Loss):
     beta2: float = Field(1.0, ge=0, description="exponent of 1 - p")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        fixed = inputs.log_probs.detach()
+        fixed_N = inputs.log_probs.detach()
         # 1 - p, exact also where p is close to 1
-        weights = (self.beta1 * fixed).exp() * (-fixed.expm1()) ** self.beta2
-        return (weights * inputs.log_probs).sum()
+        weights_N = (self.beta1 * fixed_N).exp() * (-fixed_N.expm1()) ** self.beta2
+        return (weights_N * inputs.log_probs).sum()

@@ -27,6 +27,6 @@ class SimNPO(Loss):
     def __call__(self, inputs: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        margin = -inputs.sequence_log_probs / inputs.counts - self.delta
-        per_sequence = softplus(-self.beta * margin) * (2 / self.beta)
-        return per_sequence[inputs.real].sum()
+        margin_B = -inputs.sequence_log_probs / inputs.counts - self.delta
+        losses_B = softplus(-self.beta * margin_B) * (2 / self.beta)
+        return losses_B[inputs.real].sum()

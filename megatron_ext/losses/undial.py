@@ -29,5 +29,5 @@ class Undial(Loss):
     beta: float = Field(10.0, gt=0, description="how far the labelled token's logit is lowered")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        teacher = inputs.vocabulary.shifted_at(inputs.reference_logits, inputs.targets, -self.beta)
-        return inputs.vocabulary.soft_cross_entropy(teacher, inputs.logits).sum()
+        teacher_NV = inputs.vocabulary.shifted_at(inputs.reference_logits, inputs.targets, -self.beta)
+        return inputs.vocabulary.soft_cross_entropy(teacher_NV, inputs.logits).sum()

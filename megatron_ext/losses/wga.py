@@ -24,5 +24,5 @@ class WGA(Loss):
     beta: float = Field(1.0, ge=0, description="exponent of the weight; at 0 the loss is gradient ascent")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        weights = (self.beta * inputs.log_probs.detach()).exp()
-        return (weights * inputs.log_probs).sum()
+        weights_N = (self.beta * inputs.log_probs.detach()).exp()
+        return (weights_N * inputs.log_probs).sum()

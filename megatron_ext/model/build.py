@@ -212,7 +212,7 @@ def _recompute(layer: torch.nn.Module) -> None:
     """Keep only the input of ``layer`` for backward, which computes its activations again.
 
     By torch's checkpointing, not by megatron-core's, which gives no gradient to a block whose input needs none, as the
-    first trained one of a scope.
+    first trained one of ``trainable_layers``.
     """
     plain = layer.forward
 
@@ -222,7 +222,7 @@ def _recompute(layer: torch.nn.Module) -> None:
     layer.forward = forward
 
 
-# Which Megatron parameter holds the matrices that a scope names.
+# Which Megatron parameter holds the matrices that ``trainable_layers.target_modules`` names.
 MATRICES = {
     "qkv_proj": "self_attention.linear_qkv.weight",
     "o_proj": "self_attention.linear_proj.weight",

@@ -115,7 +115,10 @@ class LossInputs:
 
     @cached_property
     def reference_logits(self) -> Tensor:
-        """``[N, V]``: logits of the model before unlearning, without gradient; this rank's columns.
+        """Logits of the model before unlearning, without gradient; this rank's columns.
+
+        Returns:
+            ``[N, V]``.
 
         Raises:
             ValueError: The run has none.

@@ -87,13 +87,22 @@ class GradientAccumulator:
             terms: The losses.
             weights: One for each term.
             adapt: Replaces the last term's weight after each of its micro-batches; see ``Step.descend``.
+
+        Returns:
+            Loss sums of this rank, and the last term's weight.
         """
         self.ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
         return self._pass(terms, weights, adapt, forward_only=False)
 
     def mean_loss(self, term: LossTerm) -> float:
-        """The mean loss of ``term`` over its rows, without gradients. Forward passes and one all-reduce.
+        """The mean loss of a term over its rows, without gradients. Forward passes and one all-reduce.
+
+        Args:
+            term: The loss and its rows.
+
+        Returns:
+            The mean, equal on every rank.
 
         Raises:
             NonFinite: The loss is not finite; on every rank.

@@ -19,7 +19,10 @@ class CollapseCheck:
         self._bound = math.log(accumulator.model.hf_config["vocab_size"])
 
     def measure(self) -> float:
-        """Nats a token; one forward pass. Collective over all ranks.
+        """Take the batch's loss: one forward pass. Collective over all ranks.
+
+        Returns:
+            Nats a token.
 
         Raises:
             NonFinite: The model gives NaN; on every rank.

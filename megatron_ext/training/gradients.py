@@ -49,8 +49,8 @@ class _Overlap:
 class GradientSpace:
     """The space that reduced, accumulated gradients of one model live in.
 
-    Attributes:
-        held: The gradient in DDP's buffers: this rank's flat fp32 pieces, one for each bucket.
+    ``held`` is the gradient in the buffers of DistributedDataParallel: this rank's flat fp32 pieces of it, one for each
+    bucket.
     """
 
     def __init__(self, model: DistributedDataParallel, ranks: Ranks) -> None:

@@ -175,6 +175,9 @@ class Step:
             vector: ``v``.
             norm: ``|v|``.
             reach: How far from the current weights the two gradients are taken.
+
+        Returns:
+            The product.
         """
         size = reach / norm
         with self.perturbed_weights(vector, size, -size) as scales:

@@ -79,6 +79,9 @@ class Trainer:
             position: Where in the run the step stands.
             whole_retain: Makes the retain term over the whole retain set.
 
+        Returns:
+            The step, with its results.
+
         Raises:
             NonFinite: A loss, gradient or direction is not finite; on every rank, before the weights change.
         """

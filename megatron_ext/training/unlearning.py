@@ -58,6 +58,10 @@ class UnlearningRun:
     def __init__(self, spec: UnlearnSpec, ranks: Ranks) -> None:
         """Read data and model.
 
+        Args:
+            spec: The run.
+            ranks: Where this process stands.
+
         Raises:
             ValueError: For data that do not fit the model or each other; see ``TopicData``.
         """

@@ -54,6 +54,9 @@ def score(forget_probability: float, retain_probability: float, retain_before: f
         forget_probability: Mean probability of the sampled forget rows, a token.
         retain_probability: The same of the sampled retain rows.
         retain_before: ``retain_probability`` before the first step; where it was 0, nothing could be lost.
+
+    Returns:
+        A number from 0 to 1; higher is better.
     """
     forgotten = max(0.0, 1 - forget_probability)
     retained = min(1.0, retain_probability / retain_before) if retain_before > 0 else 1.0

@@ -155,6 +155,9 @@ class Step(Protocol):
             vector: ``v``.
             norm: ``|v|``.
             reach: How far from the current weights the two gradients are taken.
+
+        Returns:
+            The product.
         """
 
     def perturbed_weights(self, vector: Vector, *scales: float) -> AbstractContextManager[Iterator[float]]:
@@ -174,7 +177,7 @@ class Step(Protocol):
 
         Args:
             vector: The direction.
-            gradients: The forget and the retain gradient, where their products and alignments are to be logged.
+            *gradients: The forget and the retain gradient, where their products and alignments are to be logged.
             note: For the step log: where the rule fell back.
         """
 

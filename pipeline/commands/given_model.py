@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_ext.config import Layout
+from megatron_ext.config import Layout, even_split
 from pipeline.config import sizing
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.sizing import Shape
@@ -52,8 +52,7 @@ def fitting_layout(layout: Layout, shape: Shape, device: str) -> Layout:
         ConfigError: The model cannot be laid out so, or this machine cannot start the ranks.
     """
     if layout.pipeline_split is None and layout.pipeline <= shape.layers and shape.layers % layout.pipeline:
-        each, more = divmod(shape.layers, layout.pipeline)
-        split = [each + (stage < more) for stage in range(layout.pipeline)]
+        split = even_split(shape.layers, layout.pipeline)
         layout = layout.model_copy(update={"pipeline_split": split})
     problems = [*sizing.layout_problems(layout, shape), *filter(None, [sizing.device_problem(layout, device)])]
     if problems:

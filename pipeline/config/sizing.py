@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from megatron_ext.config import Layout, Runtime, TrainableLayers
+from megatron_ext.config import Layout, Runtime, TrainableLayers, even_split
 from megatron_ext.model.families import family_of
 from megatron_ext.specs import UnlearnSpec
 from pipeline.config.site import Site
@@ -96,8 +96,7 @@ def layout_problems(layout: Layout, shape: Shape) -> list[str]:
         if layout.pipeline > shape.layers:
             found.append(f"pipeline: {layout.pipeline} stages, but the model has only {shape.layers} layers")
         elif shape.layers % layout.pipeline:
-            each, more = divmod(shape.layers, layout.pipeline)
-            split = [each + (i < more) for i in range(layout.pipeline)]
+            split = even_split(shape.layers, layout.pipeline)
             found.append(
                 f"pipeline: {layout.pipeline} does not divide the model's {shape.layers} layers; "
                 f"say how to split them, for example pipeline_split: {split}"
@@ -128,8 +127,7 @@ def stage_parameters(layout: Layout, shape: Shape) -> int:
 
 def trainable_parameters(layout: Layout, shape: Shape, trainable_layers: TrainableLayers) -> tuple[int, int]:
     """Of the layers that a scope builds, split evenly: parameters of the largest rank, and how many it trains."""
-    short, longer = divmod(trainable_layers.up_to + 1, layout.pipeline)
-    counts = [short + (stage < longer) for stage in range(layout.pipeline)]
+    counts = even_split(trainable_layers.up_to + 1, layout.pipeline)
     each = sum(shape.matrices[name] for name in trainable_layers.target_modules)
     sizes = []
     for stage, count in enumerate(counts):
