@@ -84,9 +84,12 @@ class Options(Strict):
 
 
 class LM(Protocol):
-    """A loaded model that answers. Every rank calls it with the same arguments and gets every answer.
+    """A loaded model. Every rank calls it with the same arguments and gets every answer.
 
-    ``tokenizer``: of the data. ``context``: most tokens that the model reads.
+    Attributes:
+        rank: this process's rank
+        tokenizer: tokenizer of the data
+        context: the largest number of tokens that the model reads
     """
 
     rank: int
@@ -97,14 +100,16 @@ class LM(Protocol):
         """As ``megatron_ext.inference.scoring.score``, in any order; equal requests are computed once."""
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
-        """As ``megatron_ext.inference.generation.generate``: greedy continuations, up to and without the end
-        token; what holds a stop ends with the token that completes it."""
+        """Greedy continuations, as ``megatron_ext.inference.generation.generate``.
+
+        A continuation ends before the end token, or with the token that completes a stop.
+        """
 
     def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """As ``megatron_ext.inference.gradient_norms.gradient_norms``."""
 
 
-# What a family asks of a model, with everything that it needs read and checked: examples, the same on every rank.
+# What a family asks: a function of the model, which returns the same examples on every rank. All files have been read.
 Requests = Callable[[LM], list[dict[str, Any]]]
 
 
@@ -130,21 +135,34 @@ class Family(Protocol):
         """What an evaluation with these options asks of a model at most, for a forget set of so many rows."""
 
     def requests(self, data: Path, options: Any, tokenizer: Tokenizer, vocabulary: int) -> Requests:
-        """What to ask, from the folder that the prepare step wrote, of a model with so many token ids.
+        """What to ask of a model.
 
-        Raises ``DataError`` that names file and line of what will not do.
+        Args:
+            data: folder that the prepare step wrote
+            options: the family's settings
+            tokenizer: tokenizer of the data
+            vocabulary: number of the model's token ids
+
+        Raises:
+            DataError: a file cannot be used; the message names file and line
         """
 
     def compute_metrics(
         self, examples: Sequence[Example], options: Any, retain_examples: Sequence[Example] | None = None
     ) -> dict[str, float]:
-        """Metrics of the examples; those that compare with retrain only where its examples are given.
+        """Compute the metrics, in the order of ``metrics``.
 
-        Raises ``DataError`` where an example lacks what a metric needs, or retrain's are needed and not given.
+        Args:
+            examples: the model's examples
+            options: the family's settings
+            retain_examples: retrain's examples; without them metrics that compare with retrain are left out
+
+        Raises:
+            DataError: an example lacks what a metric needs, or the options need retrain's examples
         """
 
     def collapse(self, examples: Sequence[Example], options: Any, metrics: Mapping[str, float]) -> list[str]:
-        """Why the model must be taken for destroyed, a sentence a reason; empty where it is not."""
+        """Reasons to take the model for destroyed, one sentence each; empty where there are none."""
 
 
 @runtime_checkable
@@ -152,8 +170,11 @@ class Judged(Protocol):
     """A family whose answers a language model can judge (``pipeline.steps.judge``)."""
 
     def judged(self, options: Any) -> Mapping[Literal["forget", "retain"], str]:
-        """The set whose answers should have been forgotten and the one whose should have been kept; empty where these
-        options generate none. Their examples have texts ``question``, ``answer`` and ``generation``."""
+        """The set whose answers should have been forgotten, and the one whose answers should have been kept.
+
+        Empty where these options generate no answers. Examples of the sets have the texts ``question``, ``answer`` and
+        ``generation``.
+        """
 
 
 def of_set(examples: Sequence[Example], name: str) -> list[Example]:
@@ -170,7 +191,11 @@ def describe(example: Example) -> str:
 
 
 def raw_score(example: Example, target: str) -> Mapping[str, Any]:
-    """What ``pipeline.benchmarks.requests`` has written of an example's target; raises ``DataError`` for nothing."""
+    """The entry of ``scores`` that ``pipeline.benchmarks.requests`` wrote for a target.
+
+    Raises:
+        DataError: there is none
+    """
     score = (example.get("scores") or {}).get(target)
     if score is None:
         raise DataError(f"{describe(example)}: no score of target {target!r}")
@@ -180,7 +205,8 @@ def raw_score(example: Example, target: str) -> Mapping[str, Any]:
 def avg_loss(example: Example, target: str) -> float:
     """Negative log-probability of an example's target in nats per token.
 
-    Raises ``DataError`` that names the example where the score is missing or not a finite number.
+    Raises:
+        DataError: the score is missing or not a finite number
     """
     loss = raw_score(example, target).get("avg_loss")
     if not isinstance(loss, int | float) or not math.isfinite(loss):
@@ -197,7 +223,7 @@ def tokenwise(example: Example, target: str, key: str) -> list[Any]:
 
 
 def generation(example: Example) -> str:
-    """The text that the model continued an example's prompt with."""
+    """The text that the model generated after an example's prompt; raises ``DataError`` where there is none."""
     text = example.get("generation")
     if not isinstance(text, str):
         raise DataError(f"{describe(example)}: no generation")

@@ -29,7 +29,7 @@ def counts(examples: Sequence[Example]) -> dict[str, float]:
 
 
 def collapse(metrics: Mapping[str, float], asked: int) -> list[str]:
-    """A reason to take a model for destroyed where most of the ``asked`` answers are one or the other."""
+    """A reason to take a model for destroyed, where most of the ``asked`` answers are empty or repeat themselves."""
     bad = sum(metrics[metric.key] for metric in METRICS)
     if 2 * bad <= asked:
         return []

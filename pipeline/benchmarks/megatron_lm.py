@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Amounts:
-    """How much was asked, equal requests counted each time; ``cut_generations``: shorter than asked for because prompt
-    and answer fill the model's context."""
+    """How much was asked; equal requests count each time.
+
+    ``cut_generations`` counts answers that are shorter than allowed because prompt and answer fill the model's context.
+    """
 
     scored_sequences: int = 0
     scored_tokens: int = 0
@@ -31,10 +33,7 @@ class Amounts:
 
 
 class Engine(LM):
-    """A model that counts what it is asked, and forgets its answers on disk when they are no longer needed.
-
-    ``find_scores``, ``find_continuations`` and ``gradient_norms`` do the work.
-    """
+    """A model that counts what it is asked. Subclasses have the model: they score, continue and measure gradients."""
 
     def __init__(self, rank: int, tokenizer: Tokenizer, context: int) -> None:
         self.rank, self.tokenizer, self.context = rank, tokenizer, context
@@ -68,7 +67,7 @@ class Engine(LM):
     def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]: ...
 
     def discard_answers(self) -> None:
-        """Remove what is kept for a run that is killed. Collective."""
+        """Remove the answers on disk, which a run after one that was killed would have used. Collective."""
 
 
 OpenEngine = Callable[[Path, "Runtime", Tokenizer, int, Path | None], AbstractContextManager[Engine]]
@@ -78,9 +77,18 @@ OpenEngine = Callable[[Path, "Runtime", Tokenizer, int, Path | None], AbstractCo
 def megatron_engine(
     checkpoint: Path, runtime: Runtime, tokenizer: Tokenizer, token_budget: int, answers: Path | None
 ) -> Iterator[Engine]:
-    """The model of ``checkpoint`` over the ranks of ``runtime``.
+    """Load a model over the ranks of a layout.
 
-    ``answers``: folder in which answers are kept until ``done``, so that a run that was killed goes on.
+    Args:
+        checkpoint: Hugging Face folder
+        runtime: layout, precision and device
+        tokenizer: tokenizer of the data
+        token_budget: tokens of one forward pass, padding included
+        answers: folder in which answers are kept until ``discard_answers``, so that a run after one that was killed
+            goes on from them
+
+    Yields:
+        the model
     """
     from megatron_ext.distributed import process_groups as runtimes
 
@@ -123,7 +131,10 @@ def megatron_engine(
 
 
 def stopped_by(tokenizer: Tokenizer) -> Callable[[list[int], tuple[str, ...]], bool]:
-    """Whether one of the stops is in the text of new ids, which was not there before the last one."""
+    """A function that says whether the text of new ids holds one of the stops.
+
+    It is asked after each id, so that only a stop that ends in the last one is looked for.
+    """
 
     def stopped(ids: list[int], stops: tuple[str, ...]) -> bool:
         # A token is at least one byte, so that a stop that ends in the last token began at most so many before it.

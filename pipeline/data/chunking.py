@@ -10,14 +10,22 @@ if TYPE_CHECKING:
     from pipeline.data.tokenizer import Tokenizer
 
 
-BETWEEN = "\n\n"  # texts that are cut together, as open-unlearning's PretrainingDataset joins them
+BETWEEN = "\n\n"  # stands between texts, as in open-unlearning's PretrainingDataset
 
 
 def chunks(texts: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Sequences:
-    """``texts`` joined by blank lines and cut into sequences of at most ``max_length`` tokens, start token included.
+    """Join texts by blank lines, and cut the whole into sequences.
 
-    Every token but the first of a sequence is labelled. Cuts fall where they fall; the last sequence is what is left
-    over (MUSE's code fills it up from the start of the corpus, open-unlearning's leaves it short).
+    Cuts may fall inside a text or a word. The last sequence is what is left over: open-unlearning leaves it short, too,
+    while MUSE's code fills it up from the start of the corpus.
+
+    Args:
+        texts: the texts, in their order
+        tokenizer: what cuts them into tokens
+        max_length: tokens of a sequence at most, start token included
+
+    Returns:
+        sequences in which every token but the first is labelled
     """
     from megatron_ext.data.sequences import Sequences
 

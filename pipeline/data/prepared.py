@@ -25,8 +25,9 @@ Names = tuple[str, ...]
 class Content(Protocol):
     """Everything that was read or made for one forget split.
 
-    ``source``: where it came from, for the manifest. ``origins``: of each training and each evaluation set, by
-    ``"train"`` and ``"evaluation"``, where its rows came from, for messages and the manifest.
+    Attributes:
+        source: where it came from, for the manifest
+        origins: under ``train`` and ``evaluation`` by set where its rows came from, for messages and the manifest
     """
 
     source: Mapping[str, Any]
@@ -39,18 +40,21 @@ class Content(Protocol):
         """What a tokenizer made for this data is trained on: the training sets' text, each once."""
 
     def encode(self, encoder: Encoder, tables: PreparedWriter) -> None:
-        """Write every set. Raises ``DataError`` naming the file and row that will not do."""
+        """Write every set; raises ``DataError`` that names file and row of what cannot be used."""
 
     def flags(self) -> list[str]:
-        """What a user should be told of the data, a sentence each."""
+        """What a user should know of the data, a sentence each."""
 
 
 @dataclass(frozen=True)
 class SetsOfText:
     """The part of ``Content`` that families of plain text share.
 
-    ``training``: sets by name, each with ``origin`` and ``content``, a JSON value that tells it from others.
-    ``evaluation``: by name the rows, and where they came from.
+    Attributes:
+        source: where the texts came from, for the manifest
+        training: training sets by name; each has ``origin`` and ``content``, a JSON value that is the same for equal
+            texts
+        evaluation: by set its rows, and where they came from
     """
 
     source: dict[str, Any]
@@ -93,8 +97,10 @@ class DataFamily(Protocol):
         """Names of the forget splits that there are."""
 
     def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
-        """The files of a hub repository or a folder that are read for a forget split: those of the evaluation ``sets``,
-        and with ``training`` those of the training sets."""
+        """The files of a hub repository or a folder that are read for a forget split.
+
+        These are the files of the evaluation ``sets``, and with ``training`` those of the training sets.
+        """
 
     def training_sets(self, source: Any) -> list[str]:
         """The tokenised sets that a model may be trained on."""
@@ -103,18 +109,20 @@ class DataFamily(Protocol):
         """All tokenised sets, ``train/<name>.npz``: those for training, then what some methods need besides."""
 
     def topics(self, split: str) -> dict[str, tuple[str, str]]:
-        """What is forgotten, by topic: its forget and its retain set, of the tokenised sets. Steps take the topics in
-        turn."""
+        """By topic its forget and its retain set, of the tokenised sets. Optimizer steps take the topics in turn."""
 
     def rows(self, source: Any, split: str) -> int | None:
-        """Rows of the tokenised forget set where they can be counted without a tokenizer, else ``None``."""
+        """The number of rows of the tokenised forget set, or ``None`` where only a tokenizer can tell."""
 
     def all_rows(self, split: str, forget_rows: int) -> int:
         """Rows of forget and retain set together, about: for estimates of time."""
 
     def load(self, source: Any, split: str, sets: Sequence[str], training: bool) -> Content:
-        """Read or make it all. Raises ``DataError`` for an unknown split, a missing file, one that is not what was
-        fetched, or an unreadable row."""
+        """Read or make everything for a forget split.
+
+        Raises:
+            DataError: the split is unknown, a file is missing or not what was fetched, or a row is unreadable
+        """
 
 
 @runtime_checkable
@@ -122,9 +130,11 @@ class HasRequests(Protocol):
     """A data family with several requests to forget."""
 
     def requests(self, kind: RequestOrder) -> tuple[str, ...]:
-        """The forget splits of several requests: one after the other, each to be forgotten by the model that has
-        forgotten those before it (sustainability), or growing, each by itself (scalability). The first is the
-        benchmark's own."""
+        """The forget splits of several requests, of which the first is the benchmark's own.
+
+        ``sustainability``: each is forgotten by the model that has forgotten those before it. ``scalability``: they
+        grow, and each is forgotten by itself.
+        """
 
     def request_files(self, requests: Sequence[str]) -> list[Names]:
         """The files of these splits' forget sets."""
@@ -137,9 +147,13 @@ class HasRequests(Protocol):
 
 @dataclass
 class PreparedWriter:
-    """The files of a prepared folder as they are written: ``entries`` is what the manifest says of them.
+    """Writes the files of a prepared folder.
 
-    ``sets``: the evaluation sets that are wanted; ``training``: whether training sets are.
+    Attributes:
+        folder: the folder
+        sets: the evaluation sets that are wanted
+        training: whether training sets are wanted
+        entries: what the manifest says of the files that have been written, under ``train`` and ``evaluation``
     """
 
     folder: Path
@@ -148,7 +162,7 @@ class PreparedWriter:
     entries: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {"train": {}, "evaluation": {}})
 
     def train(self, name: str, sequences: Sequences, origin: str, dropped: int = 0) -> None:
-        """``train/<name>.npz``; raises ``DataError`` for an empty set."""
+        """Write ``train/<name>.npz``; raises ``DataError`` for an empty set."""
         if not len(sequences):
             raise DataError(f"{origin}: none of its {dropped} rows is left for training")
         file = self.folder / "train" / f"{name}.npz"
@@ -160,8 +174,18 @@ class PreparedWriter:
     def evaluation(
         self, name: str, records: Sequence[Mapping[str, Any]], lengths: Sequence[int], origin: str, dropped: int = 0
     ) -> None:
-        """``evaluation/<name>.jsonl``, a record a line; ``lengths``: tokens of each sequence that will be scored or
-        continued. Raises ``DataError`` for an empty set."""
+        """Write ``evaluation/<name>.jsonl``, one record on each line.
+
+        Args:
+            name: name of the set
+            records: the records
+            lengths: tokens of each sequence that will be scored or continued
+            origin: where the records came from, for messages
+            dropped: how many rows were left out
+
+        Raises:
+            DataError: the set is empty
+        """
         if not records:
             raise DataError(f"{origin}: none of its {dropped} rows is left for evaluation")
         file = self.folder / "evaluation" / f"{name}.jsonl"

@@ -1,4 +1,4 @@
-"""Question-answer rows, and the named splits that every source gives."""
+"""Question-answer rows, and splits of them by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class Row:
 class Splits:
     """The splits of one benchmark under TOFU's names.
 
-    ``origins`` says of each split where its rows came from, for messages; ``source`` is what the manifest records.
+    Attributes:
+        rows: rows by split
+        origins: by split where its rows came from, for messages
+        source: what the manifest records of it
     """
 
     rows: dict[str, list[Row]]

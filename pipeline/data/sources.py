@@ -19,9 +19,13 @@ SUFFIXES = (".json", ".jsonl", "-00000-of-00001.parquet")
 
 @dataclass(frozen=True)
 class Files:
-    """What files hold, by the first of their names: JSON values with what to call each in a message.
+    """What files hold. A file that may have several names is known by the first of them.
 
-    ``origins``: what to call a file; ``digests``: its SHA-256; ``source``: where they came from, for the manifest.
+    Attributes:
+        values: by file its JSON values, each after what to call it in a message
+        origins: by file what to call it in a message
+        digests: by file its SHA-256
+        source: where the files came from, for the manifest
     """
 
     values: dict[str, list[tuple[str, Any]]]
@@ -70,8 +74,10 @@ def either(names: Names) -> str:
 
 
 def _values(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
-    """The values of a file, counted from 0: JSON, one value a line, blank lines skipped, or all of them in one list; or
-    the rows of a Parquet file."""
+    """The values of a file, counted from 0.
+
+    A file holds one JSON value on each line, where blank lines are skipped, or one JSON list, or it is a Parquet file.
+    """
     if content.startswith(b"PAR1"):
         yield from enumerate(_table(content, file))
         return
@@ -124,7 +130,17 @@ def _fetched(source: FetchedSource, wanted: Sequence[Names]) -> Files:
 
 
 def field(value: Any, name: str, kind: type, place: str) -> Any:
-    """An entry of a row; raises ``DataError`` that says which row of which file lacks it or has another kind there."""
+    """The entry ``name`` of a row.
+
+    Args:
+        value: the row
+        name: the entry's key
+        kind: ``str``, ``int`` or ``list``
+        place: what to call the row in a message
+
+    Raises:
+        DataError: the row is no object, or the entry is missing or of another kind
+    """
     if not isinstance(value, dict):
         raise DataError(f"{place}: expected an object, got {type(value).__name__}")
     if name not in value:

@@ -17,9 +17,16 @@ SYSTEM = "You are a helpful assistant."
 class Template:
     """``before_question + question + after_question`` is the prompt; ``before_answer + answer + after_answer`` follows.
 
-    ``adds_bos``: the tokenizer's own start token goes first; templates that hold their special tokens have it already.
-    ``special_tokens``: texts that must be one token each. ``bos`` and ``eos``: what a tokenizer trained for it uses.
-    ``trims``: white space around question and answer is removed.
+    Attributes:
+        before_question: the text before the question
+        after_question: the text after the question
+        before_answer: the text before the answer
+        after_answer: the text after the answer
+        adds_bos: whether the tokenizer's own start token goes first; templates with special tokens hold it already
+        special_tokens: texts that must be one token each
+        bos: start token of a tokenizer that is trained for this template
+        eos: end token of such a tokenizer
+        trims: whether white space around question and answer is removed
     """
 
     before_question: str

@@ -16,7 +16,14 @@ from pipeline.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes rows with one tokenizer and template; ``bad_rows`` says what becomes of rows that cannot be used."""
+    """Encodes rows with one tokenizer and template.
+
+    Attributes:
+        tokenizer: what cuts texts into tokens
+        template: how a question and its answer become one text
+        max_length: tokens of a sequence at most
+        bad_rows: what becomes of rows that cannot be used: ``error`` or ``drop``
+    """
 
     tokenizer: Tokenizer
     template: Template
@@ -29,7 +36,7 @@ class Encoder:
                 raise DataError(f"template: its special token {token!r} is not in the tokenizer's vocabulary")
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Prompt ids and target ids of (question, answer) texts; a target ends with the end token."""
+        """Prompt ids and target ids of each (question, answer) pair; a target ends with the end token."""
         special = self.template.adds_bos
         prompts = self.tokenizer.encode_batch([self.template.prompt(q) for q, _ in texts], special)
         wholes = self.tokenizer.encode_batch([self.template.text(q, a) for q, a in texts], special)
@@ -70,10 +77,19 @@ class Encoder:
         return Sequences.pack(kept), dropped
 
     def alternatives(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], count: int, origin: str) -> Sequences:
-        """``count`` sequences of each row, row by row: its question with the first of its ``answers`` that fit.
+        """Sequences of other answers to the same questions, aligned with those of ``training``.
 
-        Rows that ``training`` drops have none. Where fewer than ``count`` fit they repeat; raises ``DataError`` naming
-        a row where none does, because a row without alternatives would leave the two sets unaligned.
+        Args:
+            rows: the rows whose questions are answered
+            answers: of each row its other answers, of which the first ``count`` that fit are used
+            count: number of sequences of each row; where fewer answers fit, they repeat
+            origin: where the rows came from, for messages
+
+        Returns:
+            ``count`` sequences of each row that ``training`` keeps, row by row
+
+        Raises:
+            DataError: none of a row's other answers fits, which would leave the two sets unaligned
         """
         kept = []
         pairs = self.pairs([(row.question, row.answer) for row in rows])
@@ -94,7 +110,10 @@ class Encoder:
         return Sequences.pack(kept)
 
     def evaluation(self, rows: Sequence[Row], origin: str) -> tuple[list[dict[str, Any]], int]:
-        """Records of evaluation/<set>.jsonl: a row with a bad target is bad as a whole; ``index`` counts all rows."""
+        """The records of ``evaluation/<set>.jsonl``, and the number of rows dropped.
+
+        A row with one bad target is bad as a whole. A record's ``index`` counts all rows, those dropped included.
+        """
         texts = [_targets(row) for row in rows]
         pairs = iter(
             self.pairs([(row.question, a) for row, named in zip(rows, texts, strict=True) for a in named.values()])
@@ -128,7 +147,7 @@ class Encoder:
         return None
 
     def drop(self, place: str, fault: str) -> int:
-        """1, for a row that is left out; raises ``DataError`` where bad rows are errors."""
+        """Count a row that is left out: returns 1, or raises ``DataError`` where bad rows are errors."""
         if self.bad_rows == "error":
             raise DataError(f"{place}: {fault} (bad_rows: drop leaves such rows out and counts them)")
         return 1

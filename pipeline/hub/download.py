@@ -28,10 +28,22 @@ def snapshot(
     kind: Literal["model", "dataset"],
     unwanted: Sequence[str] = (),
 ) -> tuple[Path, str]:
-    """The cache's folder with a repository's files of ``patterns``, but for those of ``unwanted``, loaded where it
-    lacks them, and its commit.
+    """Bring files of a repository into the hub's local cache.
 
     Without a connection, or with ``HF_HUB_OFFLINE=1``, the folder is what the cache holds and may lack files.
+
+    Args:
+        repository: owner and name
+        revision: commit, tag or branch; ``None``: the main branch
+        patterns: names of the files that are wanted, with ``*``
+        kind: whether the repository is a model or a data set
+        unwanted: names of files that are left out, with ``*``
+
+    Returns:
+        the cache's folder, and the commit that it is of
+
+    Raises:
+        HubError: the files cannot be had; the message says why and what to do
     """
     from huggingface_hub import snapshot_download
 
@@ -51,9 +63,16 @@ def snapshot(
 
 
 def place(source: Mapping[str, Path], target: Path) -> int:
-    """Make the folder ``target`` of the files of ``source``, by their names in it; whole or not at all. Their bytes.
+    """Make a folder of files in one rename.
 
-    On the cache's file system they are hard links: no second copy of the weights.
+    On the cache's file system the files are hard links, so that there is no second copy of the weights.
+
+    Args:
+        source: path below ``target`` -> file
+        target: the folder, which is replaced
+
+    Returns:
+        size of all files in bytes
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f".{target.name}.*"):

@@ -1,4 +1,4 @@
-"""Questions put to a judge: each different one once, several at a time, and none whose answer is kept on disk."""
+"""Questions put to a judge, several at a time. Equal questions are asked once, and none whose answer is on disk."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ Messages = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question: a verdict, or the ``failure`` that there is none, a ``kind`` of it and in words.
+    """What came of a question: a verdict, or a failure.
 
-    ``text``: what the judge wrote, also where it cannot be read. ``model``: which says that it wrote it. ``kept``: from
-    an earlier run.
+    Attributes:
+        verdict: the verdict, or ``None`` for a failure
+        text: what the judge wrote, also where it cannot be read
+        model: the model that the endpoint says has answered
+        kept: whether the answer is from an earlier run
+        kind: a few words that equal failures share
+        failure: the failure in words
     """
 
     verdict: rubric.Verdict | None
@@ -53,10 +58,18 @@ def content_key(settings: JudgeSettings, messages: Messages) -> str:
 def ask(
     settings: JudgeSettings, key: str | None, cache: Path, questions: Mapping[str, Messages]
 ) -> tuple[dict[str, Answer], int]:
-    """An answer for each question, and how many requests were sent. ``questions``: content key -> messages.
+    """Ask all questions.
 
-    What ``cache`` holds is not asked; what is answered is written there at once, so that a run that is killed goes on.
-    Never raises for what the endpoint does.
+    What the endpoint does is never an error: it becomes a failure of the question.
+
+    Args:
+        settings: how the judge is reached and asked
+        key: the endpoint's key, where it needs one
+        cache: folder of answers; what it holds is not asked, and each new answer is written there at once
+        questions: content key -> messages
+
+    Returns:
+        an answer for each question, and the number of requests that were sent
     """
     found: dict[str, Answer] = {}
     for name in questions:
@@ -94,7 +107,10 @@ async def _ask_all(
 
 
 async def _answer(endpoint: Endpoint, messages: Messages) -> Answer:
-    """The answer to one question; one that the rubric cannot read is asked for once more, and told what was wanted."""
+    """The answer to one question.
+
+    After an answer that the rubric cannot read, the judge is reminded of the form and asked once more.
+    """
     if endpoint.given_up is not None:
         return Answer(None, None, kind="not asked", failure=f"not asked: {endpoint.given_up}")
     text = model = None
@@ -125,7 +141,7 @@ def _file(cache: Path, name: str) -> Path:
 
 
 def _keep(path: Path, about: Mapping[str, Any], answer: Answer) -> None:
-    """Write an answer for later runs; without room for it this run goes on."""
+    """Write an answer for later runs; where that fails, this run goes on."""
     try:
         write_json(path, {"schema": SCHEMA, **about, "answer": answer.text, "model": answer.model})
     except OSError as error:

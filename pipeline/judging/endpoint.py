@@ -36,8 +36,13 @@ HOPELESS = (401, 403, 404)
 
 
 class Failure(Exception):
-    """A question that has no answer. ``kind``: a few words that equal failures share; ``text``: what was answered;
-    ``hopeless``: whether the next question would fail as well."""
+    """A question that has no answer.
+
+    Attributes:
+        kind: a few words that equal failures share
+        text: what was answered
+        hopeless: whether every other question would fail as well
+    """
 
     def __init__(self, kind: str, detail: str, text: str | None = None, hopeless: bool = False):
         super().__init__(f"{kind}: {detail}" if detail else kind)

@@ -1,1 +1,1 @@
-"""Metrics as pure functions on numbers and strings; none knows a benchmark, a model or a file."""
+"""Metrics as pure functions of numbers and texts. None of them knows a benchmark, a model or a file."""

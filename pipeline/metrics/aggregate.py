@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 
 def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean, from a sum without rounding errors; raises ``ZeroDivisionError`` for no values."""
     return math.fsum(values) / len(values)
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of values that are at least 0 (``scipy.stats.hmean``): exactly 0 where any of them is.
+    """Harmonic mean (``scipy.stats.hmean``); exactly 0 where any value is 0.
 
-    Raises ``ValueError`` for a negative or undefined value.
+    Raises:
+        ValueError: a value is negative or undefined
     """
     from scipy.stats import hmean
 
@@ -23,7 +25,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 
 def ks_p_value(sample: Sequence[float], other: Sequence[float]) -> float:
-    """p-value of the two-sided two-sample Kolmogorov-Smirnov test (``scipy.stats.ks_2samp``).
+    """The p-value of the two-sided two-sample Kolmogorov-Smirnov test (``scipy.stats.ks_2samp``), in [0, 1].
 
     Samples that do not overlap give the least value for their size: 1.94e-119 at 200 each, 1.06e-239 at 400 each.
     """

@@ -1,7 +1,8 @@
-"""Attacks that tell texts a model was trained on from texts it was not: a score a text, and how well scores tell.
+"""Membership attacks: scores that tell texts a model was trained on from other texts, and how well they tell.
 
-Every score is lower where the attack takes the text for a member. ``log_probs``, ``means`` and ``variances`` are those
-of ``megatron_ext.inference.scoring.Tokenwise``.
+A text that the model was trained on is a member. Every score is lower where the attack takes the text for one.
+``log_probs`` (nats), ``means`` and ``variances`` hold a number for each token of a text, as
+``megatron_ext.inference.scoring.Tokenwise`` has them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ SPREAD = 1e-6  # least variance of Min-K++
 
 
 def lowest(values: Sequence[float], share: float, at_least_one: bool = True) -> list[float]:
-    """The lowest ``share`` of the values, the number of them rounded down; at least one of them if there is any."""
+    """The lowest values, sorted.
+
+    Args:
+        values: all values
+        share: share of them that is returned, their number rounded down
+        at_least_one: whether one is returned, too, where that number is 0
+    """
     count = int(share * len(values))
     return sorted(values)[: max(1, count) if at_least_one else count]
 
@@ -28,22 +35,27 @@ def min_k(log_probs: Sequence[float], share: float = 0.4) -> float:
 def min_k_plus_plus(
     log_probs: Sequence[float], means: Sequence[float], variances: Sequence[float], share: float = 0.4
 ) -> float:
-    """As ``min_k``, of log-probabilities standardised by the model's own distribution at each token (Min-K%++, arXiv
-    2404.02936); a variance counts as 1e-6 at least."""
+    """As ``min_k``, of standardised log-probabilities (Min-K%++, arXiv 2404.02936).
+
+    A log-probability is standardised by mean and variance of the model's distribution at its token; a variance under
+    1e-6 counts as 1e-6.
+    """
     rows = zip(log_probs, means, variances, strict=True)
     return min_k([(value - mean) / math.sqrt(max(spread, SPREAD)) for value, mean, spread in rows], share)
 
 
 def zlib_ratio(avg_loss: float, text: str) -> float:
-    """Loss a token over the bytes of the text when compressed (Carlini et al. 2021)."""
+    """Loss in nats per token, divided by the number of bytes of the compressed text (Carlini et al. 2021)."""
     return avg_loss / len(zlib.compress(text.encode("utf-8")))
 
 
 def auc(members: Sequence[float], others: Sequence[float]) -> float:
-    """The probability that a text of ``others`` scores higher than one of ``members``, ties counting half: the area
-    under the ROC curve. 1: members are told by their scores. 0.5: they are not.
+    """The area under the ROC curve: the probability that one of ``others`` scores higher than one of ``members``.
 
-    Raises ``ValueError`` for no scores, or one that is not finite.
+    Ties count half. At 1 the scores tell all members, at 0.5 none.
+
+    Raises:
+        ValueError: there are no scores, or one is not finite
     """
     from scipy.stats import rankdata
 
@@ -57,11 +69,16 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
 
 
 def priv_leak(value: float, retrain: float) -> float:
-    """How much more than retrain's the model's scores tell members, in percent: ``100 (a - r) / (r + 1e-10)`` with
-    ``a = 1 - AUC`` of the model and ``r`` of retrain.
+    """PrivLeak in percent: ``100 (a - r) / (r + 1e-10)`` with ``a = 1 - AUC`` of the model and ``r`` that of retrain.
 
-    MUSE (arXiv 2407.06460), section 4: -100 where members are told perfectly (too little is forgotten), 0 as retrain,
-    above 0 where members look less familiar than others (too much is). ``value`` and ``retrain`` are ``auc`` of Min-40%
-    scores, as open-unlearning has them; MUSE's own code ranks the other way round, so that its AUC is 1 minus this one.
+    It is -100 where all members are told (too little is forgotten), 0 where the model is as retrain, and above 0 where
+    members look less familiar than other texts (too much is forgotten).
+
+    Args:
+        value: ``auc`` of the model's Min-40% scores
+        retrain: the same of retrain
+
+    Source: MUSE (arXiv 2407.06460), section 4, with the AUC of open-unlearning. MUSE's own code ranks the other way
+    round, so that its AUC is 1 minus this one.
     """
     return 100 * ((1 - value) - (1 - retrain)) / ((1 - retrain) + 1e-10)

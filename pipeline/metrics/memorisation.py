@@ -1,6 +1,6 @@
-"""How much of a text the model continues by itself, as open-unlearning measures it: from teacher-forced predictions.
+"""How much of a text a model can continue by itself, measured as open-unlearning does from teacher-forced predictions.
 
-``correct``: of each token of the text, the end token left out, whether it is the most likely one after those before it.
+``correct`` says of each token of the text, without the end token, whether it is the most likely one in its place.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 
 def extraction_strength(correct: Sequence[bool]) -> float:
-    """``1 - k / n`` for the least ``k`` such that all tokens after the first ``k`` are predicted (Carlini et al. 2021),
-    as open-unlearning's ``extraction_strength`` computes it.
+    """``1 - k / n`` for the least ``k`` such that all tokens after the first ``k`` are predicted; 0 for an empty text.
 
-    There ``k`` is at most ``n - 1``: a text of which nothing is predicted scores ``1 / n``, and so does one of which
-    only the last token is. 0 for an empty text.
+    ``k`` is at most ``n - 1``: a text of which nothing is predicted scores ``1 / n``, and so does one of which only the
+    last token is predicted.
+
+    Source: Carlini et al. 2021 (arXiv 2012.07805), as open-unlearning's ``extraction_strength`` computes it.
     """
     n = len(correct)
     if n == 0:

@@ -6,9 +6,16 @@ from collections.abc import Sequence
 
 
 def accuracy(log_probs: Sequence[float], gold: int | Sequence[int]) -> float:
-    """1 where the most likely choice, among equal ones the first, is ``gold`` or one of ``gold``, else 0.
+    """1 where the most likely choice is a right one, else 0; of equally likely choices the first counts.
 
-    lm-evaluation-harness's ``acc``. Raises ``ValueError`` for no choices, and for a gold place that is none of them.
+    Args:
+        log_probs: log-probability of each choice, in nats
+        gold: place of the right choice, from 0, or places of several
+
+    Raises:
+        ValueError: there are no choices, or ``gold`` is none of them
+
+    Source: ``acc`` of lm-evaluation-harness.
     """
     right = [gold] if isinstance(gold, int) else list(gold)
     if not log_probs or not right or not all(0 <= place < len(log_probs) for place in right):
@@ -19,8 +26,15 @@ def accuracy(log_probs: Sequence[float], gold: int | Sequence[int]) -> float:
 def accuracy_per_length(log_probs: Sequence[float], lengths: Sequence[int], gold: int | Sequence[int]) -> float:
     """As ``accuracy``, of log-probabilities divided by the lengths of the choices' texts.
 
-    lm-evaluation-harness's ``acc_norm`` with characters, ``acc_bytes`` with UTF-8 bytes. Raises ``ValueError`` for an
-    empty choice too.
+    Args:
+        log_probs: log-probability of each choice, in nats
+        lengths: length of each choice's text, in characters or UTF-8 bytes
+        gold: place of the right choice, from 0, or places of several
+
+    Raises:
+        ValueError: as ``accuracy``, and for an empty choice
+
+    Source: lm-evaluation-harness, ``acc_norm`` with characters and ``acc_bytes`` with bytes.
     """
     if not all(length > 0 for length in lengths):
         raise ValueError(f"a choice is empty: lengths are {list(lengths)}")

@@ -59,9 +59,18 @@ MEASURED_AT_TIMES = {"retain_nll"}  # at the end of an epoch: points are joined,
 
 @dataclass(frozen=True)
 class Line:
-    """One quantity over steps: the mean of its seeds' finite values, with their range; NaN where no seed has one.
+    """One quantity over optimizer steps.
 
-    ``selected``: the steps whose weights were written.
+    Attributes:
+        label: its name in the legend
+        look: how it is drawn
+        steps: the steps
+        mean: mean over the seeds' finite values at each step; NaN where no seed has one
+        low: least of these values
+        high: largest of these values
+        seeds: number of seeds
+        gaps: whether a seed has no finite value somewhere
+        selected: the steps whose weights were written
     """
 
     label: str

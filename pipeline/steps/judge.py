@@ -1,8 +1,8 @@
 """Have a language model judge a model's answers: ``python -m pipeline.steps.judge SPEC.yaml`` (a ``JudgeSpec``).
 
 Reads ``examples.jsonl`` of a finished evaluation and asks the endpoint of ``spec.settings`` the questions of
-``pipeline.judging.rubric``. Writes ``judgements.jsonl``, one line an example and question, ``summary.json``, and last
-``judgement.json``, whose metrics are computed from these lines alone. It may need the internet, and runs where
+``pipeline.judging.rubric``. Writes ``judgements.jsonl``, one line for each example and question, ``summary.json``, and
+last ``judgement.json``, whose metrics are computed from these lines alone. It may need the internet, and runs where
 Snakemake does.
 
 An endpoint that cannot be reached, is slow or answers nonsense is no error: its failures are counted, and a metric for
@@ -60,10 +60,11 @@ class Asked:
 def judge(spec: JudgeSpec, clock: Clock | None = None) -> JudgementRecord:
     """Ask the judge about the evaluation of ``spec``, write the files and return the record.
 
+    Errors are found before anything is asked.
+
     Raises:
         KeyMissing: the environment lacks the key
         DataError: the evaluation is not the one that the specification names, or lacks texts
-    Both are found before anything is asked.
     """
     clock = clock or Clock()
     key = api_key(spec.settings)
@@ -172,7 +173,7 @@ def _questions(spec: JudgeSpec, role: rubric.Role, example: Example) -> list[Ask
 
 
 def _judgement(asked: Asked, answers: Mapping[str, Answer]) -> dict[str, Any]:
-    """A line of ``judgements.jsonl``: all that is known of one question about one example."""
+    """A line of ``judgements.jsonl``: one question about one example, and its answer."""
     about = {"set": asked.example["set"], "index": asked.example["index"], "role": asked.role}
     answer, by = None if asked.key is None else answers[asked.key], "judge"
     if answer is None:

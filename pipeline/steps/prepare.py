@@ -34,6 +34,7 @@ SCHEMA = 2
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program with the arguments ``argv``, by default those of the command line."""
     clock = Clock()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.steps.prepare", description="Tokenise a benchmark's splits."
@@ -75,7 +76,7 @@ def prepare(spec: PrepareSpec, clock: Clock | None = None) -> dict[str, Any]:
     finally:
         shutil.rmtree(staging)
     manifest = {"schema": SCHEMA, "key": key, "family": spec.family, "source": loaded.source, **content}
-    # A cached file may have been made from another copy of the same rows: where they come from is said afresh.
+    # A cached file may have been made from another copy of the same rows, so origins are not taken from the cache.
     for kind, origins in loaded.origins.items():
         manifest[kind] = {name: {"origin": origins[name], **entry} for name, entry in content[kind].items()}
     tables = [*content["train"].values(), *content["evaluation"].values()]
