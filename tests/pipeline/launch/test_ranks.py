@@ -159,25 +159,32 @@ def test_srun_without_an_image(spec: Path) -> None:
     assert record["image"] is None and record["slurm"]["job"] == "70"
 
 
-def test_the_port_follows_from_the_job_and_the_step(spec: Path) -> None:
-    ports = []
-    for job, number in (("70", "0"), ("70", "1"), ("71", "0"), ("4000000", "3")):
-        slurm = {**SLURM, "SLURM_JOB_ID": job, "STAND_IN_STEP": number}
-        assert start(spec, "--nodes", "1", **slurm).returncode == 0
-        ports.append(int(seen(spec, 0)["MASTER_PORT"]))
-    assert len(set(ports)) == 4
-    assert all(15000 <= port < 31000 for port in ports)
+def task(*command: str, **slurm: str) -> subprocess.CompletedProcess[str]:
+    """What srun starts for each rank, by itself."""
+    given = {"PROCID": "1", "LOCALID": "1", "NTASKS": "2", "STEP_ID": "0", "JOB_ID": "70"}
+    variables = {f"SLURM_{name}": value for name, value in given.items()} | {"SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
+    variables = {name: value for name, value in (variables | slurm).items() if value}
+    script = str(ROOT / "pipeline" / "launch" / "task.sh")
+    return subprocess.run(
+        ["sh", script, *command], env={"PATH": os.defpath} | variables, capture_output=True, text=True
+    )
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_JOB_ID", "SLURM_LAUNCH_NODE_IPADDR"],
-)
-def test_what_srun_does_not_set_is_named_and_not_guessed(spec: Path, name: str) -> None:
-    done = start(spec, "--image", IMAGE, "--nodes", "2", STAND_IN_OMIT=name, **SLURM)
+def test_the_port_follows_from_the_job_and_the_step() -> None:
+    steps = (("70", "0"), ("70", "1"), ("71", "0"), ("4000000", "3"))
+    printed = [task("printenv", "MASTER_PORT", SLURM_JOB_ID=job, SLURM_STEP_ID=step).stdout for job, step in steps]
+    assert len(set(printed)) == 4
+    assert all(15000 <= int(port) < 31000 for port in printed)
+
+
+def test_what_srun_does_not_set_is_named_and_not_guessed(spec: Path) -> None:
+    done = start(spec, "--image", IMAGE, "--nodes", "2", STAND_IN_OMIT="SLURM_STEP_ID", **SLURM)
     assert done.returncode != 0
-    assert f"{name}: srun did not set it" in done.stderr
+    assert "SLURM_STEP_ID: srun did not set it" in done.stderr
     assert not (spec.parent / "rank-0.json").exists()
+    for name in ("PROCID", "LOCALID", "NTASKS", "STEP_ID", "JOB_ID", "LAUNCH_NODE_IPADDR"):
+        alone = task("true", **{f"SLURM_{name}": ""})
+        assert alone.returncode != 0 and f"SLURM_{name}: srun did not set it" in alone.stderr
 
 
 @pytest.mark.parametrize(
