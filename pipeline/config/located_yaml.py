@@ -146,7 +146,7 @@ def _walk(loader: Any, node: Any, key: Key, path: Path, marks: dict[Key, Mark]) 
 
 
 def merge(base: Document, over: Document) -> Document:
-    """``over`` laid on ``base``: mappings merge, everything else replaces.
+    """``base`` with the entries of ``over``: mappings merge, and anything else replaces what was there.
 
     A mapping with another ``name`` (another loss, another rule) replaces too: the old one's settings are not its own.
     """

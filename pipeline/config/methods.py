@@ -60,7 +60,7 @@ def problems(method: Method, runtime: Runtime, shape: Shape | None) -> list[tupl
     if method.preferred_answers is not None and not needs:
         message = f"{method.preferred_answers!r} is given, but the loss {method.forget.name!r} reads none"
         found.append((("preferred_answers",), message))
-    return found + _scope(method, runtime.layout, shape)
+    return found + _trainable_layers(method, runtime.layout, shape)
 
 
 def experiments_own(key: Key) -> bool:
@@ -79,7 +79,7 @@ def _located(text: str, method: Method) -> tuple[Key, str]:
     return (*_KEYS.get(head, ("training", head)), *rest), message
 
 
-def _scope(method: Method, layout: Layout, shape: Shape | None) -> list[tuple[Key, str]]:
+def _trainable_layers(method: Method, layout: Layout, shape: Shape | None) -> list[tuple[Key, str]]:
     if method.trainable_layers is None or shape is None:
         return []
     layer = method.trainable_layers.up_to

@@ -56,7 +56,7 @@ class MethodTraining(Batches, Unlearning):
 
 
 class Method(Strict):
-    """A method file, with the experiment's ``unlearning`` and the method's own ``overrides`` laid on it.
+    """A method file, into which the experiment's ``unlearning`` and the method's own ``overrides`` are merged.
 
     ``preferred_answers``: the tokenised set of other answers to the forget set's prompts, for losses that need them.
     """
@@ -170,8 +170,8 @@ class DataSettings(Strict):
 
 
 class Evaluation(Strict):
-    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step; ``options`` is laid on
-    the benchmark's."""
+    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step; ``options`` are
+    merged into those of the benchmark."""
 
     options: dict[str, Any] = {}
     token_budget: int = Field(16384, ge=1)
@@ -252,7 +252,7 @@ class Experiment(Strict):
     ] = Field(min_length=1)
     layout: Annotated[Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")], Discriminator(_kind)] = 1
     training: TrainingPlan = TrainingPlan()
-    unlearning: dict[str, Any] = Field({}, description="laid on every method's 'training'")
+    unlearning: dict[str, Any] = Field({}, description="merged into every method's 'training'")
     data: DataSettings = DataSettings()
     evaluation: Evaluation = Evaluation()
     judge: JudgeSettings | None = None

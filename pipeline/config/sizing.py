@@ -54,7 +54,7 @@ class Shape:
 
     @property
     def matrices(self) -> dict[str, int]:
-        """Parameters of each matrix of a layer, by the names of ``Scope.matrices``."""
+        """Parameters of each matrix of a layer, by the names of ``TrainableLayers.target_modules``."""
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         return {
             "qkv_proj": self.hidden * (queries + 2 * keys),
@@ -126,7 +126,10 @@ def stage_parameters(layout: Layout, shape: Shape) -> int:
 
 
 def trainable_parameters(layout: Layout, shape: Shape, trainable_layers: TrainableLayers) -> tuple[int, int]:
-    """Of the layers that a scope builds, split evenly: parameters of the largest rank, and how many it trains."""
+    """Parameters of the largest rank, and how many of them it trains, where only ``trainable_layers`` are built.
+
+    They are spread evenly over the pipeline's stages.
+    """
     counts = even_split(trainable_layers.up_to + 1, layout.pipeline)
     each = sum(shape.matrices[name] for name in trainable_layers.target_modules)
     sizes = []
@@ -150,7 +153,7 @@ def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 
 
 
 def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
-    """As ``training_bytes``, with what a scope leaves out and with the copy of the weights before unlearning.
+    """As ``training_bytes``, without layers that are not built, and with the copy of the weights before unlearning.
 
     A whole copy lies in host memory, and counts where steps run there, not on ``gpus``. Validation of a rule that
     extrapolates puts the weights of the step aside meanwhile.
@@ -158,7 +161,7 @@ def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
     layout, precision = spec.runtime.layout, spec.runtime.precision
     # Without a retain loss there is one gradient, which is measured where it lies.
     vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
-    reference_model = keeps_frozen(spec)
+    reference_model = keeps_reference_model(spec)
     if spec.trainable_layers is None:
         aside = spec.validation is not None and spec.rule.extrapolation != 1.0
         copies = (reference_model and not gpus) + aside
@@ -168,7 +171,7 @@ def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
     return built * width + int(trained * (_training_bytes_each(layout, precision, vectors) + reference_model * width))
 
 
-def keeps_frozen(spec: UnlearnSpec) -> bool:
+def keeps_reference_model(spec: UnlearnSpec) -> bool:
     """Whether a run needs the model before unlearning."""
     return any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss))
 

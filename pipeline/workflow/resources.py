@@ -242,7 +242,7 @@ def operations(plan: Plan, spec: Any) -> float:
     if spec.trainable_layers is not None:
         parameters, _ = sizing.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
     batches = 1 + spec.forget_loss.needs_preferred_answers + (spec.retain_loss is not None)
-    each = trained * spec.rule.gradients + 2 * sizing.keeps_frozen(spec)
+    each = trained * spec.rule.gradients + 2 * sizing.keeps_reference_model(spec)
     tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:
