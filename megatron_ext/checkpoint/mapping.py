@@ -25,8 +25,13 @@ OUTPUT = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor-parallel rank's share of a Hugging Face tensor: ``tensor[index]`` has the values of ``place(local)``
-    in the same order, where ``local`` is the rank's Megatron parameter and ``place`` returns a view of it."""
+    """One tensor-parallel rank's share of a Hugging Face tensor.
+
+    Attributes:
+        name: The tensor's name.
+        index: ``tensor[index]`` is the share.
+        place: From the rank's Megatron parameter to the view of it that has the same values in the same order.
+    """
 
     name: str
     index: tuple[slice, ...]
@@ -38,7 +43,14 @@ Kind = Callable[[Shapes, int, int], list[Part]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One Megatron parameter of a pipeline stage: its possible names and the Hugging Face tensors in it, in order."""
+    """One Megatron parameter of a pipeline stage.
+
+    Attributes:
+        names: Its possible names.
+        kind: How it is split over tensor-parallel ranks.
+        shapes: Name and shape of the Hugging Face tensors in it, in order.
+        stored: Whether it is written to checkpoints.
+    """
 
     names: tuple[str, ...]
     kind: Kind
@@ -50,7 +62,7 @@ class Entry:
         return self.kind(self.shapes, rank, size)
 
     def find(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """This entry's parameter among a stage's; raises ``KeyError`` with the names looked for."""
+        """This entry's parameter among those of a stage, by name; raises ``KeyError`` with the names looked for."""
         for name in self.names:
             if name in parameters:
                 return parameters[name]
@@ -95,10 +107,18 @@ def grouped(groups: int) -> Kind:
 def entries(
     hf: Mapping[str, Any], layout: Layout, stage: int, trainable_layers: TrainableLayers | None = None
 ) -> list[Entry]:
-    """The parameters of pipeline stage ``stage`` of a Hugging Face config, in the order of the layers; with a
-    ``trainable_layers``, of the part that it builds.
+    """The parameters of one pipeline stage of a Hugging Face config.
 
     ``stored`` is false for the last stage's own copy of a tied embedding, which is read but not written.
+
+    Args:
+        hf: The config.
+        layout: How the model is spread over ranks.
+        stage: The pipeline stage, from 0.
+        trainable_layers: With them, only the part of the model that they build.
+
+    Returns:
+        The parameters in the order of the layers.
     """
     family = family_of(hf)
     split = pipeline_split(hf["num_hidden_layers"], layout, trainable_layers)

@@ -16,15 +16,22 @@ from megatron_ext.model.build import LanguageModel
 
 
 def save_changed(model: LanguageModel, ranks: Ranks, folder: Path, base: Path) -> None:
-    """Write ``base``, a Hugging Face folder, with the parameters of ``model`` that require a gradient in place of its
-    own, in the types that ``base`` stores them in; replaces ``folder`` where it exists.
+    """Write a copy of a checkpoint in which the trained parameters are new, in the types that it stores.
 
-    Copies the config, the tokenizer's files and the safetensors files, and no others. Every tensor that was not
-    trained has the same bytes at the same place as in ``base``, parts of the model that were not built among them.
-    ``folder`` appears by a rename when it is complete, so a killed run leaves the old one or none.
+    The config, the tokenizer's files and the safetensors files are copied, and no others. Every tensor that was not
+    trained has the same bytes at the same place as in ``base``, parts of the model that were not built among them. The
+    folder appears by a rename when it is complete, so a killed run leaves the old one or none.
 
-    Collective, as ``save`` is; a tensor that is not built of trained parameters is never sent. Raises ``ValueError``,
-    on world rank 0, for a tensor of another shape than ``base`` has.
+    Collective, as ``save`` is; a tensor that is not built of trained parameters is never sent.
+
+    Args:
+        model: This rank's stage; its parameters that require a gradient are written.
+        ranks: Where this process stands.
+        folder: Where the checkpoint goes; replaced where it exists.
+        base: The Hugging Face folder that the model was loaded from.
+
+    Raises:
+        ValueError: On world rank 0, for a tensor of another shape than ``base`` has.
     """
     trained: list[set[str]] = [set() for _ in range(ranks.layout.pipeline)]
     own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

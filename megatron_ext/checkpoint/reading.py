@@ -21,12 +21,20 @@ SHOWN = 5
 def load(
     folder: Path, ranks: Ranks, trainable_layers: TrainableLayers | None = None, training: Runtime | None = None
 ) -> LanguageModel:
-    """This rank's stage of the model in a Hugging Face folder, in ``ranks.dtype``. No collectives.
+    """Load this rank's stage of the model in a Hugging Face folder, in ``ranks.dtype``. No collectives.
 
-    ``trainable_layers``, ``training``: see ``model.build``.
+    Args:
+        folder: The checkpoint.
+        ranks: Where this process stands.
+        trainable_layers: Which part of the model is built and trained; by default, all of it.
+        training: The runtime of a run that needs gradients.
 
-    Raises ``FileNotFoundError`` for a folder without config or safetensors, and ``ValueError`` for a model that is not
-    supported or whose tensors are not those of its config.
+    Returns:
+        The stage.
+
+    Raises:
+        FileNotFoundError: The folder has no config or no safetensors files.
+        ValueError: The model is not supported, or its tensors are not those of its config.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -48,9 +56,15 @@ def initialise(config: Mapping[str, Any], ranks: Ranks, seed: int, training: Run
 
 @torch.no_grad()
 def fill(model: LanguageModel, ranks: Ranks, source: Source) -> None:
-    """Set every parameter of ``model`` from its slices of ``source``; rows that pad the vocabulary become zero.
+    """Set every parameter of ``model`` from its slices; rows that pad the vocabulary become zero. No collectives.
 
-    Raises ``ValueError`` where tensors are missing, not expected, or of another shape than the model's config says.
+    Args:
+        model: This rank's stage.
+        ranks: Where this process stands.
+        source: The whole model's tensors.
+
+    Raises:
+        ValueError: Tensors are missing, not expected, or of another shape than the model's config says.
     """
     _check(model.hf_config, source)
     left = dict(model.named_parameters())

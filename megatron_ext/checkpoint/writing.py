@@ -30,14 +30,19 @@ def save(
     tokenizer_from: Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write ``model`` as a Hugging Face folder, in ``ranks.dtype``; replaces ``folder`` where it exists.
+    """Write ``model`` as a Hugging Face folder, in ``ranks.dtype``; replaces the folder where it exists.
 
-    ``folder`` appears by a rename when it is complete, so a killed run leaves the old one or none, never half of one.
-    The tokenizer's files and ``generation_config.json`` are copied from ``tokenizer_from``. A file of weights has at
-    most ``max_shard_bytes`` of tensors (one larger tensor has a file of its own).
+    The folder appears by a rename when it is complete, so a killed run leaves the old one or none, never half of one.
 
     Collective: every rank calls it, and returns after the rename. Each parameter is gathered over the tensor group and
     sent to world rank 0, which alone writes; a rank holds at most two copies of one parameter more than its own.
+
+    Args:
+        model: This rank's stage.
+        ranks: Where this process stands.
+        folder: Where the checkpoint goes.
+        tokenizer_from: A folder whose tokenizer files and ``generation_config.json`` are copied.
+        max_shard_bytes: Bound on the tensors of a file of weights; one larger tensor has a file of its own.
     """
 
     def write(tensors: Iterator[tuple[str, Tensor]]) -> None:

@@ -34,8 +34,11 @@ SHARDED = {"word_embeddings": 0, "output_layer": 0, "linear_qkv": 0, "linear_pro
 class LanguageModel(GPTModel):
     """GPTModel that ends in hidden states, so that logits are made only where they are needed.
 
-    ``forward(input_ids [b, s], position_ids, attention_mask)`` returns hidden states ``[s, b, h]`` at every stage;
-    ``logits(hidden [n, h])`` returns this rank's vocabulary shard ``[n, padded_vocabulary / tp]``.
+    ``forward`` of int64 ``[B, S]`` returns hidden states ``[S, B, H]`` at every stage.
+
+    Attributes:
+        hf_config: The model's Hugging Face config.
+        trainable_layers: Which part of the model is built; None for all of it.
     """
 
     hf_config: dict[str, Any]
@@ -60,19 +63,25 @@ class LanguageModel(GPTModel):
     def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of ``hidden`` ``[n, h]``; columns that only pad the vocabulary are -inf. Last stage only.
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits of hidden states, on the last stage.
 
-        Backward all-reduces the gradient of ``hidden`` over the tensor-parallel ranks.
+        Backward all-reduces the gradient of the hidden states over the tensor-parallel ranks.
+
+        Args:
+            hidden_NH: Hidden states.
+
+        Returns:
+            ``[N, V]``, this rank's columns; those that only pad the vocabulary are -inf.
         """
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        logits, _ = self.output_layer(hidden.unsqueeze(1), weight=weight)
-        logits = logits.squeeze(1)
+        logits, _ = self.output_layer(hidden_NH.unsqueeze(1), weight=weight)
+        logits_NV: Tensor = logits.squeeze(1)
         padding = self.vocabulary_padding
         if padding:
-            keep = logits.size(-1) - padding
-            logits = torch.cat([logits[:, :keep], logits.new_full((len(logits), padding), -math.inf)], dim=-1)
-        return logits
+            real_NV = logits_NV[:, : logits_NV.size(-1) - padding]
+            logits_NV = torch.cat([real_NV, logits_NV.new_full((len(logits_NV), padding), -math.inf)], dim=-1)
+        return logits_NV
 
     @property
     def vocabulary_padding(self) -> int:
@@ -94,9 +103,20 @@ def transformer_config(
     trainable_layers: TrainableLayers | None = None,
     training: Runtime | None = None,
 ) -> TransformerConfig:
-    """Megatron's description of a Hugging Face config at a layout. Raises ``ValueError`` for what is not supported.
+    """Megatron's description of a Hugging Face config at a layout.
 
-    ``training``: the runtime of a run that needs gradients; without it, sequence parallelism is off.
+    Args:
+        hf: The config.
+        layout: How the model is spread over ranks.
+        dtype: Of parameters and activations.
+        trainable_layers: Which part of the model is built.
+        training: The runtime of a run that needs gradients; without it, sequence parallelism is off.
+
+    Returns:
+        The description.
+
+    Raises:
+        ValueError: The model is not supported, or does not fit the layout.
     """
     family = family_of(hf)
     heads = hf["num_attention_heads"]
@@ -164,12 +184,20 @@ def build(
     trainable_layers: TrainableLayers | None = None,
     training: Runtime | None = None,
 ) -> LanguageModel:
-    """This rank's stage of the model, with memory allocated and values not set; ``weights`` fills it.
+    """Build this rank's stage of the model, with memory allocated and values not set: ``checkpoint.reading`` sets them.
 
-    With ``trainable_layers``: the model up to its layer ``up_to``, without final norm and output layer, of
-    which only its
-    matrices require a gradient. ``training``: the runtime of a run that needs gradients; without it, sequence
-    parallelism and recomputation are off.
+    Args:
+        hf: The model's Hugging Face config.
+        ranks: Where this process stands.
+        trainable_layers: With them, the model is built up to the layer ``up_to``, without final norm and output layer,
+            and only the named matrices require a gradient.
+        training: The runtime of a run that needs gradients; without it, sequence parallelism and recomputation are off.
+
+    Returns:
+        The stage, on ``ranks.device`` in ``ranks.dtype``.
+
+    Raises:
+        ValueError: The model is not supported, or does not fit the layout.
     """
     config = transformer_config(hf, ranks.layout, ranks.dtype, trainable_layers, training)
     rope = rope_parameters(hf)

@@ -17,8 +17,16 @@ from torch import Tensor
 def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float | None) -> Tensor:
     """Scaled dot-product attention by torch's fused kernels.
 
-    ``query`` ``[sq, b, heads, d]``; ``key``, ``value`` ``[sk, b, groups, d]``; ``attention_mask`` bool, broadcastable
-    to ``[b, heads, sq, sk]``, true where attention is forbidden, or None for causal. Returns ``[sq, b, heads * d]``.
+    Args:
+        query: ``[queries, B, heads, d]``.
+        key: ``[keys, B, groups, d]``.
+        value: ``[keys, B, groups, d]``.
+        attention_mask: bool, broadcastable to ``[B, heads, queries, keys]``, true where attention is forbidden; None
+            for causal attention.
+        scale: Of the products; None for ``1 / sqrt(d)``.
+
+    Returns:
+        ``[queries, B, heads * d]``.
     """
     q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
     out = F.scaled_dot_product_attention(

@@ -27,20 +27,33 @@ class ReferenceModel(Protocol):
         """Makes logits of its hidden states (see ``LanguageModel.logits``); None where no loss asks for them."""
 
     def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
-        """``[n, h]`` of each micro-batch, without gradient, on the last pipeline stage; None elsewhere. Collective over
-        the pipeline."""
+        """Hidden states of each micro-batch at its positions. Collective over the pipeline.
+
+        Args:
+            batches: The micro-batches.
+
+        Returns:
+            Of each ``[N, H]``, without gradient, on the last pipeline stage; None elsewhere.
+        """
 
 
 class OffloadedReferenceModel:
-    """A second copy of the model. On a GPU (``offload``, by default there) its weights are in pinned host memory, and
-    each module's are on the device only while the module runs.
+    """A second copy of the model, on a GPU with its weights in host memory.
 
-    Costs this rank's share of the weights once, and a forward pass a micro-batch; offloaded, those weights are in host
-    memory, with one module's on the device at a time, and every pass transfers all of them. (Loading takes them through
-    the device, when neither gradients nor optimizer state are there yet.)
+    Costs this rank's share of the weights once, and a forward pass for each micro-batch. Where the weights are
+    offloaded, they lie in pinned host memory, each module's are on the device only while the module runs, and every
+    pass transfers all of them. (Loading takes them through the device, when neither gradients nor optimizer state are
+    there yet.)
     """
 
     def __init__(self, model: LanguageModel, ranks: Ranks, offload: bool | None = None) -> None:
+        """Freeze ``model``, and offload it.
+
+        Args:
+            model: The second copy, which this object keeps.
+            ranks: Where this process stands.
+            offload: Whether the weights go to host memory; by default, on a GPU.
+        """
         self._model, self._ranks = model.eval().requires_grad_(False), ranks
         if not ranks.on_cpu if offload is None else offload:
             _offload(model)

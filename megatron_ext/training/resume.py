@@ -51,12 +51,7 @@ class _SavedState:
 
 
 class Resume:
-    """The folder ``output/resume``: the newest state and the step log so far.
-
-    ``identity`` is everything that makes this run the run it is (specification, digests of its inputs); a state of
-    another identity is dropped, with a message. ``rule_state`` is the update rule's own, which restoring changes in
-    place. ``companion``: keeps further files in ``folder_of(output)``. Every method is collective.
-    """
+    """The folder ``output/resume``: the newest state and the step log so far. Every method is collective."""
 
     def __init__(
         self,
@@ -66,6 +61,16 @@ class Resume:
         rule_state: dict[str, float] | None = None,
         companion: Companion | None = None,
     ) -> None:
+        """Describe the run; nothing is read yet.
+
+        Args:
+            output: The run's output folder.
+            identity: Everything that makes this run the run it is: specification, digests of its inputs. A state of
+                another identity is dropped, with a message.
+            trainer: Whose model and optimizer are saved.
+            rule_state: The update rule's own numbers, which restoring changes in place.
+            companion: Keeps further files in ``folder_of(output)``.
+        """
         self.folder, self.companion = folder_of(output), companion
         self.rule_state = {} if rule_state is None else rule_state
         self.trainer, self.ranks = trainer, trainer.ranks
@@ -74,7 +79,7 @@ class Resume:
         self.log = StepLog(self.folder / "steps.jsonl", active=self.ranks.world_rank == 0)
 
     def restore(self) -> int:
-        """Load the newest state, if it is this run's; the number of steps already taken."""
+        """Load the newest state, if it is this run's. Returns the number of steps already taken."""
         state, steps = from_first_rank(self._choose, self.ranks), 0
         if state is not None:
             steps = state.steps
@@ -224,16 +229,19 @@ class StepLog:
         self._file = self.path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
+        """Append a line."""
         if self.active:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 
     def flush(self) -> None:
+        """Have every line on disk."""
         if self.active:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Write no more lines."""
         if self.active:
             self.flush()
             self._file.close()

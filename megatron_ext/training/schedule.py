@@ -8,8 +8,17 @@ from megatron_ext.config import Optimizer
 
 
 def learning_rate(spec: Optimizer, step: int, total: int, warmup: int) -> float:
-    """Rate of ``step`` (from 0) of ``total``: linear warm-up over ``warmup`` steps from ``peak / warmup``, then decay
-    to ``final_fraction`` of the peak at the last step."""
+    """The learning rate of one step: linear warm-up from ``peak / warmup``, then decay.
+
+    Args:
+        spec: The peak, and the kind of decay, which ends at ``final_fraction`` of the peak at the last step.
+        step: The step, from 0.
+        total: Steps of the run.
+        warmup: Steps of the warm-up.
+
+    Returns:
+        The rate.
+    """
     if step < warmup:
         return spec.learning_rate * (step + 1) / warmup
     done = (step - warmup + 1) / max(1, total - warmup)
