@@ -268,22 +268,12 @@ def test_every_loss_is_registered_under_its_name() -> None:
 @pytest.mark.parametrize(
     ("kind", "values", "message"),
     [
-        (NPO, {"beta": 0.0}, "greater than 0"),
-        (SimNPO, {"beta": 0.0}, "greater than 0"),
-        (SimNPO, {"delta": -0.1}, "greater than or equal to 0"),
-        (DPO, {"beta": -0.1}, "greater than 0"),
-        (Undial, {"beta": 0.0}, "greater than 0"),
-        (WGA, {"beta": -1.0}, "greater than or equal to 0"),
-        (SatImp, {"beta1": -1.0}, "greater than or equal to 0"),
-        (SatImp, {"beta2": -1.0}, "greater than or equal to 0"),
-        (NPOMuseLogits, {"beta": 0.0}, "greater than 0"),
-        (LogitMargin, {"mask": "all"}, "'predicting' or 'labelled'"),
-        (LogitMargin, {"reduction": "batch"}, "'sequence' or 'token'"),
         (CEU, {"beta": 1.0}, "Extra inputs"),
-        *((kind, {"beta": value}, "finite number") for kind in (NPO, Undial) for value in (math.inf, math.nan)),
+        (NPO, {"beta": math.nan}, "finite number"),
     ],
 )
-def test_values_out_of_range_are_refused_by_key(kind: Any, values: dict[str, Any], message: str) -> None:
+def test_unknown_keys_and_what_is_no_number_are_refused(kind: Any, values: dict[str, Any], message: str) -> None:
+    """Bounds: tests/pipeline/config/test_hyper_parameters.py."""
     with pytest.raises(ValidationError, match=message) as caught:
         kind(**values)
     assert [error["loc"] for error in caught.value.errors()] == [tuple(values)]
