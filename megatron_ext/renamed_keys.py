@@ -47,6 +47,7 @@ KEYS: dict[str, dict[str, str]] = {
         "attacked.*.fold": "request",
         "later_requests.*.fold": "request",
         "options.family=tasks": "lm_eval",
+        "options.layout": "prompt_format",
     },
 }
 
