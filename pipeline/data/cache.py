@@ -12,36 +12,49 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import megatron_ext.data.sequences
+from megatron_ext.checkpoint import tokenizer_files
+from megatron_ext.data import sequences
 
 FOLDERS = ("train", "evaluation", "tokenizer")
 MANIFEST = "manifest.json"
 
 
 def key(**parts: Any) -> str:
-    """A digest of ``parts`` (JSON values), of the code that turns them into files, and of the tokenizers library."""
+    """The name of an entry.
+
+    Args:
+        **parts: JSON values that decide its content
+
+    Returns:
+        a digest of the parts, of the code that turns them into files, and of the tokenizers library's version
+    """
     parts["code"] = code_digest()
     parts["tokenizers"] = importlib.metadata.version("tokenizers")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def code_digest() -> str:
-    """SHA-256 of the sources of this package and of the sequence format: a change of code never meets an old entry."""
-    here = Path(__file__).parent
+    """SHA-256 of ``code_files``, so that code that has changed never meets an entry of the code before."""
     total = hashlib.sha256()
-    benchmarks = sorted((here.parent / "benchmarks").glob("*/*.py"))
-    for file in (
-        *sorted(here.glob("*.py")),
-        *benchmarks,
-        here.parent / "steps" / "prepare.py",
-        Path(megatron_ext.data.sequences.__file__),
-    ):
+    for file in code_files():
         total.update(f"{file.name}\n{sha256(file)}\n".encode())
     return total.hexdigest()
 
 
+def code_files() -> list[Path]:
+    """The sources that decide what becomes of a benchmark's text."""
+    here = Path(__file__).parent
+    return [
+        *sorted(here.glob("*.py")),
+        *sorted((here.parent / "benchmarks").glob("*/*.py")),
+        here.parent / "steps" / "prepare.py",
+        Path(sequences.__file__),
+        Path(tokenizer_files.__file__),
+    ]
+
+
 def fetch(cache: Path, key: str, folder: Path) -> dict[str, Any] | None:
-    """Copy an entry's files into ``folder`` and return its manifest; None where there is no entry or it is damaged.
+    """Copy an entry's files into ``folder`` and return its manifest, or ``None`` where there is none or it is damaged.
 
     A damaged entry is removed, with a message on standard error.
     """

@@ -242,7 +242,7 @@ def _generated_training(
         (prompt(map(_pair, shots), asked.question), synthetic.SPACED + asked.answer) for shots, asked in news.practice
     ]
     return {
-        "full": part("apart", every + news.retain, "all folds and retained articles"),
+        "full": part("apart", every + news.retain, "all requests and retained articles"),
         "forget": part("apart", forget[split], split),
         "retain": part("apart", news.retain, "retained articles"),
         "background": part("apart", news.background, "background articles"),

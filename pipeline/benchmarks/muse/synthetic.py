@@ -80,10 +80,13 @@ class News:
 
 
 def generate(source: SyntheticNewsSource) -> News:
-    """All texts of a source. Stories are numbered: background, retained, holdout, then fold after fold of forgotten
-    ones, so that another number of folds changes none of the others.
+    """All texts of a source.
 
-    Raises ``DataError`` where there are no names for so many.
+    Stories are numbered: background, retained, holdout, then those of each request to forget. So another number of
+    requests changes none of the others.
+
+    Raises:
+        DataError: there are not enough names for so many stories
     """
     counts = [source.background_stories, source.retain_stories, source.forget_stories]
     counts += [source.forget_stories] * source.requests

@@ -6,6 +6,17 @@ from typing import Any
 import pytest
 
 from pipeline.data import cache
+from pipeline.data.settings import BpeTokenizer, FolderSource
+from pipeline.specs import PrepareSpec
+from pipeline.steps.programs import ROOT, source_files
+
+# Files that the prepare step runs, too, and that decide nothing about its output: the registry and its interface.
+REGISTRY = {
+    "pipeline/__init__.py",
+    "pipeline/benchmarks/__init__.py",
+    "pipeline/benchmarks/base.py",
+    "pipeline/steps/__init__.py",
+}
 
 
 @pytest.fixture
@@ -60,3 +71,18 @@ def test_key_depends_on_every_part_and_on_the_code(monkeypatch: pytest.MonkeyPat
     assert cache.key(template="plain") in keys
     monkeypatch.setattr(cache, "code_digest", lambda: "other code")
     assert cache.key(template="plain") not in keys
+
+
+@pytest.mark.parametrize("family", ["lm_eval", "muse", "tofu"])
+def test_the_key_covers_the_code_that_prepares_data(family: str) -> None:
+    spec = PrepareSpec(
+        family=family,
+        source=FolderSource(path=Path("files")),
+        forget_split="forget",
+        sets=[],
+        tokenizer=BpeTokenizer(vocab_size=300),
+        max_length=64,
+        output=Path("out"),
+    )
+    others = {file.relative_to(ROOT).as_posix() for file in source_files(spec) if file not in cache.code_files()}
+    assert {file for file in others if file.startswith("pipeline/")} == REGISTRY
