@@ -6,13 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_ext.specs import UnlearnSpec
+from megatron_ext.specs import ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
 from pipeline.config import methods, sizing
 from pipeline.config import site as sites
 from pipeline.config.experiment import Config
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
+from pipeline.specs import EvaluateSpec
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.work import describe
@@ -63,9 +64,14 @@ def summary(config: Config) -> list[str]:
 
 
 def jobs(plan: Plan, site: Site | None = None) -> list[str]:
-    """A line a job: step, folder, ranks, memory of weights, gradients and optimizer on the largest rank, work.
+    """A table of the jobs: step, folder, ranks, memory of weights, gradients and optimizer on the largest rank, work.
 
-    With ``site`` also what the job asks for there: nodes and what it takes of each, host memory of each, time.
+    Args:
+        plan: The jobs.
+        site: A cluster, for columns with what each job asks for there: nodes, host memory of each, and time.
+
+    Returns:
+        The table's lines, and one that says how many jobs there are.
     """
     rows = [["step", "folder", "ranks", "memory/rank", *(["nodes", "memory/node", "time"] if site else []), "work"]]
     for job in plan.jobs.values():
@@ -85,38 +91,42 @@ def _asked(wanted: resources.Needs, site: Site, step: str) -> list[str]:
 
 
 def notes(config: Config, site: Site | None = None) -> list[str]:
-    found = []
+    """What is right but should be known, a line each; the last line says that nothing is wrong.
+
+    Args:
+        config: The checked experiment.
+        site: The cluster that jobs run on; ``None`` for this machine.
+    """
+    lines = []
     vocabulary, tensor = config.shape.vocabulary, config.layout.tensor
     if vocabulary % tensor:
-        found.append(f"note: the vocabulary of {vocabulary} is padded to a multiple of {tensor} inside; never on disk")
+        lines.append(f"note: the vocabulary of {vocabulary} is padded to a multiple of {tensor} inside; never on disk")
     if not config.has_retrain:
-        found.append("note: there is no retrain model, so nothing is compared with it")
+        lines.append("note: there is no retrain model, so nothing is compared with it")
     length = config.experiment.data.max_length
     new = config.family.cost(config.options, config.forget_rows).new_tokens
     if length + new > config.shape.context:
-        found.append(
+        lines.append(
             f"note: data.max_length {length} + {new} new tokens of an answer is more than the model's context of "
             f"{config.shape.context}; the answer to a long prompt may be cut short"
         )
     if site is not None:
         nodes = sizing.spread(methods.runtime(config.layout, config.experiment.runtime), site)
         if nodes.ranks % tensor:
-            found.append(f"note: tensor-parallel ranks ({tensor}) are on more than one node of {nodes.ranks}: slow")
+            lines.append(f"note: tensor-parallel ranks ({tensor}) are on more than one node of {nodes.ranks}: slow")
     elif config.experiment.runtime.device == "cuda" and not sizing.visible_gpus():
-        found.append("note: this machine shows no GPUs, so their number was not checked")
-    return [*found, "nothing is wrong"]
+        lines.append("note: this machine shows no GPUs, so their number was not checked")
+    return [*lines, "nothing is wrong"]
 
 
-def _memory(plan: Plan, spec: object, site: Site | None) -> str:
-    step, config = getattr(spec, "program", ""), plan.config
-    precision = config.experiment.runtime.precision
+def _memory(plan: Plan, spec: StepSpec, site: Site | None) -> str:
+    config, runtime = plan.config, plan.config.experiment.runtime
     if isinstance(spec, UnlearnSpec):
-        gpus = sizing.on_gpus(config.experiment.runtime.device, site)
-        return _bytes(sizing.unlearning_bytes(spec, config.shape, gpus))
-    if step == "train":
-        return _bytes(sizing.training_bytes(config.layout, config.shape, precision))
-    if step in ("reference", "evaluate"):
-        return _bytes(sizing.scoring_bytes(config.layout, config.shape, precision))
+        return _bytes(sizing.unlearning_bytes(spec, config.shape, sizing.on_gpus(runtime.device, site)))
+    if isinstance(spec, TrainSpec):
+        return _bytes(sizing.training_bytes(config.layout, config.shape, runtime.precision))
+    if isinstance(spec, ReferenceSpec | EvaluateSpec):
+        return _bytes(sizing.scoring_bytes(config.layout, config.shape, runtime.precision))
     return "-"
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from megatron_ext.config import Layout
 from megatron_ext.specs import QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
@@ -34,6 +33,8 @@ from pipeline.specs import EvaluateSpec
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import unlearning_steps
+
+ModelStep = TrainSpec | UnlearnSpec | ReferenceSpec | EvaluateSpec
 
 START = 300.0  # container, imports and rendezvous, on a file system that others use too
 OTHER = 300.0  # the work of a step without a model
@@ -61,8 +62,16 @@ LOGITS = 3  # of every position in a step, their gradient, and one more
 
 @dataclass(frozen=True)
 class Needs:
-    """What the first attempt of a job needs. ``cores``: of a rank; ``memory``: bytes on each node; ``warn``: seconds
-    before the time limit at which it must be told, so that it can write a resume state; 0 where it writes none."""
+    """What the first attempt of a job needs.
+
+    Attributes:
+        nodes: How its ranks are spread.
+        cores: CPU cores of a rank.
+        memory: Bytes on each node.
+        seconds: A bound on its time.
+        warn: Seconds before the time limit at which it is told, so that it can write a resume state; 0 where it writes
+            none.
+    """
 
     nodes: Nodes
     cores: int
@@ -82,11 +91,20 @@ class Needs:
 
 
 def needs(plan: Plan, site: Site, job: Job) -> Needs:
-    """What a job needs on the nodes of ``site``; raises ``ValueError`` where its ranks cannot be spread over them."""
+    """What a job needs.
+
+    Args:
+        plan: The experiment's jobs.
+        site: The cluster.
+        job: One of the jobs.
+
+    Raises:
+        ValueError: The job's ranks cannot be spread over the cluster's nodes.
+    """
     spec = job.spec
     if isinstance(spec, QuantiseSpec):
         return _quantising(plan, site, spec)
-    if not isinstance(spec, TrainSpec | UnlearnSpec | ReferenceSpec | EvaluateSpec):
+    if not isinstance(spec, ModelStep):
         memory = OTHER_MEMORY.get(spec.program, 2 * GIB) + SUPERVISORS
         return Needs(Nodes(1, 1, 0), 1, memory, START + OTHER, 0)
     nodes = sizing.spread(spec.runtime, site)
@@ -110,11 +128,19 @@ def _quantising(plan: Plan, site: Site, spec: QuantiseSpec) -> Needs:
 
 
 def requested(wanted: Needs, site: Site, attempt: int = 1) -> dict[str, int | str | None]:
-    """``wanted`` as resources of a Snakemake rule, with all of ``KEYS``; None: not asked for.
+    """What a job needs as resources of a Snakemake rule.
 
     Several ranks are tasks that the step starts itself (``mpi``). The executor wants more than one task a node for
     these; with one, the number of all tasks is given instead. It would take that for the tasks of each GPU, hence
     ``tasks_per_gpu``, and leaves it to Slurm how they are spread, hence ``--ntasks-per-node``.
+
+    Args:
+        wanted: What the first attempt needs.
+        site: The cluster.
+        attempt: Which attempt it is, from 1; later ones ask for more.
+
+    Returns:
+        A value for each of ``KEYS``; ``None`` for what is not asked for.
     """
     nodes = wanted.nodes
     several, alone = nodes.total > 1, nodes.ranks == 1
@@ -144,7 +170,13 @@ def requested(wanted: Needs, site: Site, attempt: int = 1) -> dict[str, int | st
 
 
 def problems(plan: Plan, site: Site, where: str) -> list[str]:
-    """What the nodes of ``site``, described in the file ``where``, cannot give to any attempt."""
+    """What the cluster cannot give to any attempt of a job, a message for each kind of step.
+
+    Args:
+        plan: The experiment's jobs.
+        site: The cluster.
+        where: The file that describes it.
+    """
     limit = site.memory_per_node_mb
     if limit is None:
         return []
@@ -158,8 +190,8 @@ def problems(plan: Plan, site: Site, where: str) -> list[str]:
     ]
 
 
-def rank_bytes(plan: Plan, spec: Any, gpus: bool) -> int:
-    """Host memory of a step's largest rank, but for what every process needs."""
+def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
+    """Bytes of host memory of a step's largest rank, but for what every process needs."""
     shape, runtime = plan.config.shape, spec.runtime
     layout, precision, length = runtime.layout, runtime.precision, plan.config.experiment.data.max_length
     if isinstance(spec, TrainSpec | UnlearnSpec):
@@ -193,14 +225,14 @@ def scoring_activations(layout: Layout, shape: Shape, tokens: int) -> int:
     return 4 * tokens * (8 * shape.hidden + 3 * shape.ffn + cache) // layout.tensor
 
 
-def _state_bytes(plan: Plan, spec: Any) -> int:
+def _state_bytes(plan: Plan, spec: TrainSpec | UnlearnSpec) -> int:
     """Bytes of a resume state on the largest rank, at most."""
     if isinstance(spec, UnlearnSpec):
         return sizing.unlearning_bytes(spec, plan.config.shape, gpus=True)
     return sizing.training_bytes(spec.runtime.layout, plan.config.shape, spec.runtime.precision)
 
 
-def _seconds(plan: Plan, spec: Any, gpus: bool, state: int) -> float:
+def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     """Seconds of a step's work, and of what it reads and writes."""
     config, layout = plan.config, spec.runtime.layout
     weights = config.shape.parameters * (2 if spec.runtime.precision == "bf16" else 4)
@@ -222,7 +254,7 @@ def _seconds(plan: Plan, spec: Any, gpus: bool, state: int) -> float:
     return seconds
 
 
-def operations(plan: Plan, spec: Any) -> float:
+def operations(plan: Plan, spec: ModelStep) -> float:
     """Floating-point operations of a step at most, over all ranks; idle pipeline stages count as if they worked."""
     config, parameters = plan.config, plan.config.shape.parameters
     length, rows = config.experiment.data.max_length, config.forget_rows

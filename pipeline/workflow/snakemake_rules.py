@@ -202,10 +202,9 @@ class Rules:
         """The source files that the job runs."""
         return lambda wildcards: [_relative(path) for path in source_files(self._job(pattern, wildcards).spec)]
 
-    def spec(self, wildcards: Any, output: Any) -> str:
-        """The specification of the job that writes ``output``: a change in it is a reason to run the job again."""
-        folder = Path(output.spec).parent.relative_to(self.plan.paths.root)
-        return canonical(self.plan.jobs[folder.as_posix()].spec)
+    def spec(self, pattern: str) -> Callable[[Any], str]:
+        """The job's specification: a change in it, and only that, is a reason to run the job again."""
+        return lambda wildcards: canonical(self._job(pattern, wildcards).spec)
 
     @property
     def threads(self) -> int:

@@ -1,6 +1,6 @@
 # What the rules of steps have in common. None of these four is run: each step's rule is made of one of them by `use rule`,
-# and says what the step reads and writes. The program's specification is a parameter: a change in it, and only that, is a
-# reason to run a job again.
+# and adds what the step reads and writes, and its program's specification as the parameter `spec`. A change in that is a
+# reason to run a job again, because it depends on wildcards alone; Snakemake takes no notice of what `launch` says.
 
 
 rule step:
@@ -11,7 +11,6 @@ rule step:
     container:
         jobs.no_container
     params:
-        spec=jobs.spec,
         launch="",
     shell:
         "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"

@@ -28,5 +28,7 @@ use rule image_step as prepare with:
         f"{ROOT}/logs/data.log",
     resources:
         **jobs.resources(f"data/{BENCHMARK}"),
+    params:
+        spec=jobs.spec(f"data/{BENCHMARK}"),
     message:
         f"data: {plan.config.benchmark.title}, {plan.config.experiment.split}"

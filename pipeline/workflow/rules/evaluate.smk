@@ -28,5 +28,7 @@ use rule model_step as evaluate_model with:
     resources:
         **jobs.resources(f"evaluation/{{model}}/{BENCHMARK}"),
         accelerator=jobs.accelerator,
+    params:
+        spec=jobs.spec(f"evaluation/{{model}}/{BENCHMARK}"),
     message:
         "evaluate: {wildcards.model}"

@@ -21,6 +21,8 @@ use rule local_step as fetch_data with:
         spec=f"{SOURCE}/spec.yaml",
     log:
         f"{ROOT}/logs/source.log",
+    params:
+        spec=jobs.spec(f"source/{BENCHMARK}"),
     message:
         f"fetch: {plan.config.benchmark.title}"
 
@@ -35,6 +37,8 @@ use rule local_step as fetch_datasets with:
         spec=f"{DATASETS}/spec.yaml",
     log:
         f"{ROOT}/logs/datasets.log",
+    params:
+        spec=jobs.spec("datasets"),
     message:
         "fetch: data sets of tasks"
 
@@ -52,5 +56,7 @@ use rule local_step as fetch_model with:
         f"{ROOT}/logs/models/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.fetched),
+    params:
+        spec=jobs.spec("models/{model}"),
     message:
         "fetch: {wildcards.model}"

@@ -23,5 +23,7 @@ use rule local_step as judge_model with:
         f"{ROOT}/logs/judge/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.judged),
+    params:
+        spec=jobs.spec(f"judge/{{model}}/{BENCHMARK}"),
     message:
         "judge: {wildcards.model}"

@@ -19,5 +19,7 @@ use rule model_step as reference_log_probabilities with:
     resources:
         **jobs.resources("reference/{set}"),
         accelerator=jobs.accelerator,
+    params:
+        spec=jobs.spec("reference/{set}"),
     message:
         "reference: log-probabilities of {wildcards.set} under target"

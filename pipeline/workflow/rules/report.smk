@@ -49,6 +49,8 @@ use rule image_step as write_report with:
         f"{ROOT}/logs/report.log",
     resources:
         **jobs.resources("report"),
+    params:
+        spec=jobs.spec("report"),
     message:
         f"report: {ROOT}/report/index.html"
 

@@ -26,6 +26,8 @@ use rule model_step as relearn_model with:
     resources:
         **jobs.resources("robustness/{model}/{attack}"),
         accelerator=jobs.accelerator,
+    params:
+        spec=jobs.spec("robustness/{model}/{attack}"),
     message:
         "relearn: {wildcards.model}, {wildcards.attack}"
 
@@ -47,5 +49,7 @@ use rule image_step as quantise_model with:
     resources:
         **jobs.resources("robustness/{model}/{attack}"),
         accelerator=jobs.accelerator,
+    params:
+        spec=jobs.spec("robustness/{model}/{attack}"),
     message:
         "quantise: {wildcards.model}, {wildcards.attack}"

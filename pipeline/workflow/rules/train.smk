@@ -28,5 +28,7 @@ use rule model_step as train_model with:
     resources:
         **jobs.resources("models/{model}"),
         accelerator=jobs.accelerator,
+    params:
+        spec=jobs.spec("models/{model}"),
     message:
         "train: {wildcards.model}"

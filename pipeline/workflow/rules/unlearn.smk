@@ -25,5 +25,7 @@ use rule model_step as unlearn_target with:
     resources:
         **jobs.resources("unlearned/{run}/seed-{seed}"),
         accelerator=jobs.accelerator,
+    params:
+        spec=jobs.spec("unlearned/{run}/seed-{seed}"),
     message:
         "unlearn: {wildcards.run}, seed {wildcards.seed}"

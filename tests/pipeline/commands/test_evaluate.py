@@ -271,7 +271,7 @@ def test_a_killed_run_and_a_full_disk_lose_nothing(model: Path, benchmark: Path,
     assert status == 1, said
     assert f"{out / 'data'}: unchanged, not prepared again" in said
     assert f"going on: {kept} answers are in {answers.parent}" in said
-    assert f"What was answered is kept in {answers.parent}" in said and "Traceback" not in said
+    assert f"{answers.parent}: the next run goes on from there" in said and "Traceback" not in said
     text = answers.read_text()
     more = text.count("\n")
     assert more > kept and not text.endswith("\n"), "the disk was full in the middle of a line"
