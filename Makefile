@@ -49,6 +49,7 @@ bench: $(INSTALLED) ## what unlearning steps and evaluations cost, one against a
 lint: $(INSTALLED) ## style, spelling, docstrings, documentation, workflow and configuration checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/snakefmt --check $(SNAKEFILES)
 	$(BIN)/snakemake --lint
