@@ -29,7 +29,7 @@ GRACE_SECONDS = 5.0
 IMPORTED = [
     "megatron_ext.steps.train",
     "megatron_ext.steps.unlearn",
-    "megatron_ext.training.loop",
+    "megatron_ext.training.unlearning",
     "pipeline.benchmarks.megatron_lm",
     "transformers.models.llama.modeling_llama",
 ]

@@ -177,11 +177,11 @@ def test_a_rules_state_survives_a_kill(world: Path, method: str) -> None:
     changes = {"epochs": 8.0, "checkpoint_every": 5, **STATES[method]}
     log = run(world, f"whole-{method}", topic, **changes)
     cut = make(world, f"cut-{method}", topic, **changes)
-    process = start("unlearn", cut)
+    started = start("unlearn", cut)
     output = world / f"cut-{method}"
-    wait_for_step(process, output / "resume" / "steps.jsonl", 12)
-    process.kill()
-    process.communicate()
+    wait_for_step(started, output / "resume" / "steps.jsonl", 12)
+    started.ranks[0].kill()
+    started.end(60)
     assert not (output / "checkpoint").exists()
 
     assert "going on after step" in finish("unlearn", cut)
