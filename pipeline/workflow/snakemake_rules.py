@@ -33,7 +33,9 @@ OPTIONS = ("experiment", "data_root", "results", "site", "image")
 def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]:
     """The plan that ``--config`` asks for, and the site; prints every problem and exits with 2 where there is one.
 
-    ``cluster``: jobs run on the site's nodes, and it is these that must hold them, not this machine.
+    Args:
+        options: What ``--config`` gives.
+        cluster: Whether jobs run on the site's nodes, which must hold them then in place of this machine.
     """
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
@@ -149,7 +151,12 @@ def require_gpus(plan: Plan) -> None:
 class Rules:
     """Functions for the rules. ``pattern`` is a job's folder below the experiment's, with wildcards in braces.
 
-    ``image``: what steps run in; ``in_image``: whether they do. ``cluster``: whether jobs are Slurm's.
+    Args:
+        plan: The experiment's jobs.
+        here: The site.
+        image: What steps run in.
+        in_image: Whether they do.
+        cluster: Whether jobs are Slurm's.
     """
 
     def __init__(self, plan: Plan, here: Site, image: Path, in_image: bool = False, cluster: bool = False):
