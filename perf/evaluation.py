@@ -81,7 +81,7 @@ def measure(given: Options) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         rows = _prepare(Path(folder), scale, given.size)
         tokenizer = Tokenizer.load(Path(folder) / "tokenizer")
-        every = FAMILY.items(Path(folder), TofuOptions(max_new_tokens=scale.new_tokens), tokenizer)
+        every = FAMILY.instances(Path(folder), TofuOptions(max_new_tokens=scale.new_tokens), tokenizer)
     parts = [every[part :: given.steps] for part in range(given.steps)]
     done = {"ours": Work(), "open-unlearning's way": Work()}
     with process_groups.start(given.runtime) as ranks:

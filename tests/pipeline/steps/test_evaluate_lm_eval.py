@@ -38,7 +38,7 @@ def test_a_model_is_asked_and_its_metrics_are_computed_again(
     told = {"options": options, "benchmark": "b", "split": "instruments", "model_id": "m", "runtime": {"device": "cpu"}}
     told |= {name: str(tmp_path / name) for name in ("data", "output")} | {"checkpoint": str(tmp_path / "model")}
     found = evaluate(EvaluateSpec.model_validate(told))
-    assert found is not None and found["settings"]["examples"] == {"instruments": 40, "minerals": 40}
+    assert found is not None and found.settings.examples == {"instruments": 40, "minerals": 40}
 
     tokenizer = Tokenizer.load(tmp_path / "data" / "tokenizer")
     right = 0
@@ -52,8 +52,8 @@ def test_a_model_is_asked_and_its_metrics_are_computed_again(
                 every = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             sums.append(float(every.gather(-1, torch.tensor(target).unsqueeze(-1)).sum()))
         right += sums.index(max(sums)) == row["answer"]
-    assert found["metrics"]["minerals_acc"] == right / 40
+    assert found.metrics["minerals_acc"] == right / 40
 
     capsys.readouterr()
     assert not main(["metrics", str(tmp_path / "output" / "examples.jsonl")])
-    assert json.loads(capsys.readouterr().out) == found["metrics"]
+    assert json.loads(capsys.readouterr().out) == found.metrics
