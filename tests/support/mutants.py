@@ -45,6 +45,7 @@ TARGETS: dict[str, tuple[list[str], list[str]]] = {
         [
             f"{EXT}/data",
             f"{EXT}/training/test_schedule.py",
+            f"{EXT}/training/test_topics.py",
             f"{EXT}/steps/test_unlearn.py",
             f"{EXT}/losses/test_rmu.py",
         ],
