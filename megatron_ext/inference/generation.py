@@ -94,9 +94,8 @@ def generate(
         if answers is not None:
             answers.add([(keys[missing[i]], row) for i, row in rows.items()])
 
-    new = _in_batches(
-        PipelineForward(model, ranks), [unique.items[i] for i in missing], ends, token_budget, stopped, progress, keep
-    )
+    distinct, stages = [unique.items[i] for i in missing], PipelineForward(model, ranks)
+    new = _in_batches(stages, distinct, ends, token_budget, stopped, progress, keep)
     for i, row in zip(missing, new, strict=True):
         known[i] = row
     return [list(known[place]) for place in unique.place_of]

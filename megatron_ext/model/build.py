@@ -121,9 +121,6 @@ def transformer_config(
     family = family_of(hf)
     heads = hf["num_attention_heads"]
     split = pipeline_split(hf["num_hidden_layers"], layout, trainable_layers)
-    stages = [["decoder"] * count for count in split]
-    stages[0].insert(0, "embedding")
-    stages[-1].append("loss")
     return TransformerConfig(
         num_layers=sum(split),
         hidden_size=hf["hidden_size"],
@@ -145,7 +142,7 @@ def transformer_config(
         pipeline_dtype=dtype,
         tensor_model_parallel_size=layout.tensor,
         pipeline_model_parallel_size=layout.pipeline,
-        pipeline_model_parallel_layout=stages if layout.pipeline > 1 else None,
+        pipeline_model_parallel_layout=_stages(split) if layout.pipeline > 1 else None,
         variable_seq_lengths=layout.pipeline > 1,
         sequence_parallel=training is not None and layout.sequence_parallel,
         moe_token_dispatcher_type="alltoall",  # no experts here; the default refuses variable sequence lengths
@@ -157,6 +154,14 @@ def transformer_config(
         persist_layer_norm=False,
         deallocate_pipeline_outputs=True,
     )
+
+
+def _stages(split: list[int]) -> list[list[str]]:
+    """What each pipeline stage holds, in megatron-core's words."""
+    stages = [["decoder"] * count for count in split]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
 
 
 def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
