@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -56,7 +56,7 @@ class EvaluationRecord(Record):
     benchmark: str
     split: str
     seed: int | None
-    metrics: Mapping[str, int | float | None]
+    metrics: Mapping[str, int | Annotated[float, Field(allow_inf_nan=True)] | None]
     settings: Settings
     provenance: Provenance
 

@@ -67,7 +67,7 @@ def write(spec: ReportSpec, clock: Clock) -> None:
 
 def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     """The report's files as text, by their path below the output."""
-    from pipeline.report import figures, page
+    from pipeline.report import curves, page, trade_offs
 
     attacked, later_requests = read.attacked(spec), read.later_requests(spec)
     judges = read.judges(groups)
@@ -76,7 +76,8 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     after_requests = requests.tables(groups, later_requests, metrics)
     changes = robustness.tables(spec, groups, attacked, metrics)
     drawn = [
-        *figures.draw(groups, metrics, benchmark.trade_offs(spec.options)),
+        *trade_offs.draw(groups, metrics, benchmark.trade_offs(spec.options)),
+        *curves.draw(groups),
         *requests.draw(groups, after_requests),
     ]
     content = page.Content(

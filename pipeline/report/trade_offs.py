@@ -1,4 +1,4 @@
-"""Every figure of a report: small SVG files that a page can inline and recolour."""
+"""What is forgotten against what is kept: a figure a pair of metrics, a point a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report import curves
 from pipeline.report.read import Group
 from pipeline.report.style import HEIGHT, INK, LEGEND_ROW, MANY, WIDTH, Figure, axes_of, legend, look_of, plain
 
@@ -16,14 +15,19 @@ SIGNIFICANT = 0.05
 
 
 def draw(groups: Sequence[Group], metrics: Sequence[Metric], trade_offs: Sequence[tuple[str, str]]) -> list[Figure]:
-    """Every figure that the results have values for, in the order of the page.
+    """Draw the pairs of metrics that the results have values for.
 
-    ``trade_offs``: keys of metrics to draw against each other, across and upwards.
+    Args:
+        groups: The report's models, an unlearned one with its seeds.
+        metrics: Every metric of the report.
+        trade_offs: Keys of metrics to draw against each other, across and upwards.
+
+    Returns:
+        The figures, in the order of ``trade_offs``.
     """
     titled = {metric.key: metric for metric in metrics}
     wanted = [(titled[x], titled[y]) for x, y in trade_offs]
-    drawn = [_trade_off(groups, x, y) for x, y in wanted if any(_points(group, x, y) for group in groups)]
-    return [*drawn, *curves.draw(groups)]
+    return [_trade_off(groups, x, y) for x, y in wanted if any(_points(group, x, y) for group in groups)]
 
 
 def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
