@@ -1,4 +1,4 @@
-# What the rules of steps have in common. None of these four is run: each step's rule is made of one of them by `use rule`,
+# What the rules of steps have in common. None of these three is run: each step's rule is made of one of them by `use rule`,
 # and adds what the step reads and writes, and its program's specification as the parameter `spec`. A change in that is a
 # reason to run a job again, because it depends on wildcards alone; Snakemake takes no notice of what `launch` says.
 
@@ -16,9 +16,7 @@ rule step:
         "exec python -m pipeline.launch {output.spec:q} {params.spec:q} --log {log:q} {params.launch}"
 
 
-# Where Snakemake itself runs: what may need the internet.
-use rule step as local_step with:
-    localrule: True
+# `localrule` is not inherited: a rule that runs where Snakemake does, because it may need the internet, says so itself.
 
 
 # In the image, without a model.

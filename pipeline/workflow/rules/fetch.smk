@@ -10,7 +10,7 @@ rule fetch:
         [f"{DATASETS}/manifest.json"] if plan.fetches_datasets else [],
 
 
-use rule local_step as fetch_data with:
+use rule step as fetch_data with:
     input:
         source=jobs.source(f"source/{BENCHMARK}"),
     output:
@@ -21,13 +21,14 @@ use rule local_step as fetch_data with:
         spec=f"{SOURCE}/spec.yaml",
     log:
         f"{ROOT}/logs/source.log",
+    localrule: True
     params:
         spec=jobs.spec(f"source/{BENCHMARK}"),
     message:
         f"fetch: {plan.config.benchmark.title}"
 
 
-use rule local_step as fetch_datasets with:
+use rule step as fetch_datasets with:
     input:
         source=jobs.source("datasets"),
     output:
@@ -37,13 +38,14 @@ use rule local_step as fetch_datasets with:
         spec=f"{DATASETS}/spec.yaml",
     log:
         f"{ROOT}/logs/datasets.log",
+    localrule: True
     params:
         spec=jobs.spec("datasets"),
     message:
         "fetch: data sets of tasks"
 
 
-use rule local_step as fetch_model with:
+use rule step as fetch_model with:
     input:
         folder=jobs.files("models/{model}", "files"),
         source=jobs.source("models/{model}"),
@@ -56,6 +58,7 @@ use rule local_step as fetch_model with:
         f"{ROOT}/logs/models/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.fetched),
+    localrule: True
     params:
         spec=jobs.spec("models/{model}"),
     message:

@@ -8,7 +8,7 @@ rule judge:
         expand(f"{JUDGEMENT}/judgement.json", model=plan.judged),
 
 
-use rule local_step as judge_model with:
+use rule step as judge_model with:
     input:
         f"{EVALUATION}/evaluation.json",
         f"{EVALUATION}/examples.jsonl",
@@ -23,6 +23,7 @@ use rule local_step as judge_model with:
         f"{ROOT}/logs/judge/{{model}}.log",
     wildcard_constraints:
         model=steps.one_of(plan.judged),
+    localrule: True
     params:
         spec=jobs.spec(f"judge/{{model}}/{BENCHMARK}"),
     message:
