@@ -21,7 +21,7 @@ import yaml
 
 from tests.cluster.clone import Clone, Outcome, Rank, copy, json_lines, ranks, slurm_jobs, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BENCHMARK = """
 name: tiny
