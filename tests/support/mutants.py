@@ -117,7 +117,14 @@ def changes(node: ast.AST) -> Iterator[Any]:
 
 
 def inner(node: ast.AST) -> Iterator[ast.AST]:
-    """What computes: no annotation, decorator or message, and no option of a field that only describes it."""
+    """What computes: no annotation, decorator or message, and no loop that only raises one.
+
+    The number behind a minus sign is left as it is, too: it marks what is no row, and any other would do.
+    """
+    if isinstance(node, ast.For) and any(isinstance(statement, ast.Raise) for statement in node.body):
+        return
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list") or isinstance(node, ast.Raise | ast.JoinedStr):
             continue
