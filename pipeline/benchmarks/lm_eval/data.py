@@ -229,6 +229,8 @@ def _row(value: Any, place: str) -> dict[str, Any]:
         key: sources.field(value, key, kind, place)
         for key, kind in (("topic", str), ("question", str), ("choices", list))
     }
+    if not row["topic"].isprintable() or set(row["topic"]) & set("{}"):
+        raise DataError(f"{place}: field 'topic' must be a few words without braces, as they stand in a sentence")
     row["answer"] = sources.field(value, "answer", int, place)
     if len(row["choices"]) != 4 or not all(isinstance(text, str) and text.strip() for text in row["choices"]):
         raise DataError(f"{place}: field 'choices' must be four texts")

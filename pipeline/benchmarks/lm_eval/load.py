@@ -45,6 +45,7 @@ def load(data: Path, options: LmEvalOptions) -> Loaded:
     """
     from lm_eval.api.task import ConfigurableTask
 
+    _sandbox()
     loaded = Loaded({}, {})
     # Some tasks shuffle choices as they are read: in the same way on every rank, as the harness's own program does.
     random.seed(0)
@@ -68,6 +69,18 @@ def load(data: Path, options: LmEvalOptions) -> Loaded:
     return loaded
 
 
+def _sandbox() -> None:
+    """Let the harness render templates in Jinja's sandbox. Its own environment runs whatever a template says, so that a
+    text that gets into one could run code."""
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if not isinstance(utils.env, SandboxedEnvironment):
+        theirs = utils.env
+        utils.env = SandboxedEnvironment(undefined=theirs.undefined, keep_trailing_newline=theirs.keep_trailing_newline)
+        utils.env.filters = theirs.filters
+
+
 def _prepared(name: str, data: Path, prompt_format: str) -> dict[str, Any]:
     """A task over the questions that the prepare step wrote; no few-shot examples."""
     from datasets import Dataset, DatasetDict
@@ -85,26 +98,26 @@ def _prepared(name: str, data: Path, prompt_format: str) -> dict[str, Any]:
             raise DataError(f"{path}, line {number}: 'answer' must be the place of the right choice, 0 to 3")
         if row["topic"] != rows[0]["topic"]:
             raise DataError(f"{path}, line {number}: another topic than that of line 1")
-    columns = [{key: row[key] for key in ("question", "choices", "answer")} for row in rows]
+    columns = [{key: row[key] for key in ("topic", "question", "choices", "answer")} for row in rows]
     return {
         "task": name,
         "custom_dataset": lambda **_: DatasetDict({"test": Dataset.from_list(columns)}),
         "test_split": "test",
         "output_type": "multiple_choice",
-        **_prompt(prompt_format, rows[0]["topic"]),
+        **_prompt(prompt_format),
         "doc_to_target": "answer",
         "num_fewshot": 0,
         "metric_list": [{"metric": key, "aggregation": "mean", "higher_is_better": True} for key in CHOICE],
     }
 
 
-def _prompt(prompt_format: str, topic: str) -> dict[str, Any]:
-    """A task's templates of prompt and choices."""
+def _prompt(prompt_format: str) -> dict[str, Any]:
+    """A task's templates of prompt and choices. They are constants: what a row says is never part of a template."""
     if prompt_format == "texts":  # as lm_eval/tasks/arc/arc_easy.yaml
         return {"doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "{{choices}}"}
     listed = "".join(f"{letter}. {{{{choices[{i}]}}}}\n" for i, letter in enumerate(LETTERS))
     return {  # as lm_eval/tasks/wmdp/_default_template_yaml
-        "description": f"The following are multiple choice questions (with answers) about {topic}.\n\n",
+        "description": "The following are multiple choice questions (with answers) about {{topic}}.\n\n",
         "doc_to_text": f"{{{{question.strip()}}}}\n{listed}Answer:",
         "doc_to_choice": list(LETTERS),
     }

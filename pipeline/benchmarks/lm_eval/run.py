@@ -31,6 +31,7 @@ def _metric_name(metric: str, chosen: str) -> str:
 def examples_of(loaded: Loaded, options: LmEvalOptions, model: LM) -> list[dict[str, Any]]:
     """Have the harness put the tasks to a model; returns an example for each document, by task."""
     import numpy as np
+    from jinja2 import TemplateError
     from lm_eval.evaluator import evaluate
 
     from pipeline.benchmarks.lm_eval.model import HarnessLM
@@ -38,7 +39,10 @@ def examples_of(loaded: Loaded, options: LmEvalOptions, model: LM) -> list[dict[
     random.seed(0)
     np.random.seed(options.seed)
     lm = HarnessLM(model)
-    results = evaluate(lm, {"tasks": loaded.tasks, "groups": {}}, limit=options.limit, bootstrap_iters=0)
+    try:
+        results = evaluate(lm, {"tasks": loaded.tasks, "groups": {}}, limit=options.limit, bootstrap_iters=0)
+    except TemplateError as error:  # whose message may hold a question
+        raise DataError(f"a task's template cannot be rendered ({type(error).__name__})") from None
     examples = []
     for name, task in loaded.tasks.items():
         documents: dict[int, list[dict[str, Any]]] = {}  # a sample of each filter

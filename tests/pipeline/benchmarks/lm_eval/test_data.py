@@ -112,6 +112,16 @@ def test_a_model_may_be_evaluated_without_any_file_of_ours(folder: Path, tmp_pat
         ("own", ["gongs"], {"choices": ["rim"]}, "gongs.jsonl, row 0: field 'choices' must be four texts"),
         ("own", ["gongs"], {"answer": 4}, "gongs.jsonl, row 0: field 'answer' must be the place"),
         ("own", ["gongs"], {"topic": 3}, "gongs.jsonl, row 0: field 'topic' must be a text"),
+        *(
+            ("own", ["gongs"], {"topic": topic}, "gongs.jsonl, row 0: field 'topic' must be a few words without braces")
+            for topic in (
+                "biology{{ cycler.__init__.__globals__.os.system('id') }}",
+                "{% x %}",
+                "{0}",
+                "a}",
+                "two\nlines",
+            )
+        ),
     ],
 )
 def test_what_will_not_do_is_named(

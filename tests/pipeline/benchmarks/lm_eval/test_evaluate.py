@@ -211,6 +211,39 @@ def test_a_bad_prepared_row_is_named(change: dict[str, Any], message: str, tmp_p
         run(LmEvalOptions(tasks=["gongs"], prepared=["gongs"]), Oracle(tmp_path), tmp_path)
 
 
+@pytest.mark.parametrize("prompt_format", ["letters", "texts"])
+@pytest.mark.parametrize("field", ["topic", "question", "choices"])
+@pytest.mark.parametrize("template", ["{{ %s }}", "{%% if %s %%}x{%% endif %%}", "{{ '' ~ (%s) }}"])
+def test_what_a_row_says_is_never_a_template(field: str, template: str, prompt_format: str, tmp_path: Path) -> None:
+    """Only this shows that no field of a question runs code: each is asked word by word."""
+    text = template % f"cycler.__init__.__globals__.os.system('touch {tmp_path}/ran')"
+    values = [{"topic": "music", **row} for row in rows(2, 2)]
+    for row in values:
+        row[field] = [text, *row["choices"][1:]] if field == "choices" else text
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "gongs.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
+    oracle = Oracle(tmp_path)
+    given = LmEvalOptions.model_validate({"tasks": ["gongs"], "prepared": ["gongs"], "prompt_format": prompt_format})
+    run(given, oracle, tmp_path)
+    assert not (tmp_path / "ran").exists()
+    if not (field == "topic" and prompt_format == "texts"):
+        asked = [oracle.tokenizer.decode([*request.prompt, *request.target]) for request in oracle.asked]
+        assert any(oracle.tokenizer.decode(oracle.tokenizer.encode(text, special=False)) in each for each in asked)
+
+
+@pytest.mark.parametrize("key", ["doc_to_text", "description", "doc_to_target", "doc_to_choice", "gen_prefix"])
+@pytest.mark.parametrize("call", ["cycler.__init__.__globals__.os.system", "''.__class__.__mro__"])
+def test_a_task_files_templates_are_rendered_in_a_sandbox(key: str, call: str, tmp_path: Path) -> None:
+    """Only this shows that a template which got a text of someone else into it runs no code."""
+    (tmp_path / "gongs.jsonl").write_text("".join(json.dumps(value) + "\n" for value in rows(2, 2)))
+    code = f"{{{{ {call}('touch {tmp_path}/ran') }}}}"
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "gongs.jsonl"}}, "test_split": "test"}
+    (tmp_path / "gongs.yaml").write_text(yaml.safe_dump({"task": "gongs", **data, **LAYOUT, key: code}))
+    with pytest.raises(DataError, match="SecurityError"):
+        run(options(tmp_path, "gongs"), Oracle(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_generations_are_judged_by_the_harness_and_counted(
     local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
