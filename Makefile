@@ -27,9 +27,8 @@ run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print it
 	$(BIN)/snakemake --profile workflow_configs/profiles/local --no-hooks all --config experiment=$(EXPERIMENT)
 	$(BIN)/python -m pipeline.report --print results/$(EXPERIMENT)/report
 
-# The tests of a file run in one process: some share what is slow to make. Not the slow files first, which are mostly those
-# of several ranks: side by side they keep each other waiting.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# Which tests run in one process is said in tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 test: $(INSTALLED) ## all tests
 	$(PYTEST)

@@ -106,17 +106,17 @@ def evaluate(folder: Path, model: str, name: str, model_id: str, layout: dict[st
         "checkpoint": str(folder / model / "checkpoint"),
         "data": str(folder / "data"),
         "retain_evaluation": None if model_id == "retrain" else str(folder / "retrain-evaluation"),
-        "options": {"family": "tofu", "max_new_tokens": 16},
+        "options": {"family": "tofu", "max_new_tokens": 6},
         "runtime": runtime(layout),
     }
     run("pipeline.steps.evaluate", folder, name, spec)
 
 
 def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports: list[int]) -> None:
-    """BLUR-NPO and its evaluation, on every rank; over data-parallel ranks with the distributed optimizer too."""
+    """BLUR-NPO and its evaluation; over data-parallel ranks, BLUR-NPO with the distributed optimizer too."""
     for sharded in (False, True)[: layout.get("data", 1)]:
         run_name = f"{name}-sharded" if sharded else name
-        os.environ["MASTER_PORT"] = str(ports[2 * sharded])  # each program joins process groups of its own
+        os.environ["MASTER_PORT"] = str(ports[sharded])  # each program joins process groups of its own
         data = folder / "data" / "train"
         spec = {
             "program": "unlearn",
@@ -138,8 +138,8 @@ def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports:
             "runtime": runtime({**layout, "distributed_optimizer": sharded}),
         }
         run("megatron_ext.steps.unlearn", folder, run_name, spec)
-        os.environ["MASTER_PORT"] = str(ports[2 * sharded + 1])
-        evaluate(folder, run_name, f"{run_name}-evaluation", "blur-npo", layout)
+    os.environ["MASTER_PORT"] = str(ports[2])
+    evaluate(folder, name, f"{name}-evaluation", "blur-npo", layout)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     run_ranks(make_world, 1, folder)
     for name, layout in LAYOUTS.items():
-        run_ranks(unlearn_and_evaluate, Layout(**layout).ranks, folder, name, layout, free_ports(4), timeout=240)
+        run_ranks(unlearn_and_evaluate, Layout(**layout).ranks, folder, name, layout, free_ports(3), timeout=240)
     return folder
 
 
@@ -174,7 +174,7 @@ def test_steps_do_not_depend_on_the_layout(results: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "tp1"])
 def test_metrics_do_not_depend_on_the_layout(results: Path, name: str) -> None:
     expected, got = (
         json.loads((results / f"{n}-evaluation" / "evaluation.json").read_text())["metrics"] for n in ("tp1", name)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pipeline.workflow.snakemake_rules import OPTIONS
+from tests.support import programs
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_WORKFLOW = """
@@ -40,8 +39,7 @@ rule count_lines:
 
 def dry_run(folder: Path, *arguments: str) -> str:
     """What Snakemake prints about a run from nothing, in which it would start jobs."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = programs.snakemake(folder, "--dry-run", "--cores", "2", *arguments)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     return printed

@@ -32,6 +32,7 @@ IMPORTED = [
     "megatron_ext.training.unlearning",
     "pipeline.benchmarks.megatron_lm",
     "transformers.models.llama.modeling_llama",
+    "snakemake.cli",
 ]
 
 
@@ -76,8 +77,16 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
 
 def start(function: Callable[..., None], *args: Any, output: Path, environment: dict[str, str]) -> ForkServerProcess:
     """Start ``function(*args)`` in a new process with that environment, which prints into the file ``output``."""
-    output.touch()
-    process = _context().Process(target=_enter, args=(str(output), environment, function, args))
+    return start_apart(function, *args, out=output, err=output, environment=environment)
+
+
+def start_apart(
+    function: Callable[..., None], *args: Any, out: Path, err: Path, environment: dict[str, str]
+) -> ForkServerProcess:
+    """The same, with a file for each stream."""
+    out.touch()
+    err.touch()
+    process = _context().Process(target=_enter, args=(str(out), str(err), environment, function, args))
     process.start()
     return process
 
@@ -124,10 +133,13 @@ def _context() -> ForkServerContext:
     return context
 
 
-def _enter(output: str, environment: dict[str, str], function: Callable[..., None], args: tuple[Any, ...]) -> None:
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+def _enter(
+    out: str, err: str, environment: dict[str, str], function: Callable[..., None], args: tuple[Any, ...]
+) -> None:
+    for stream, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, stream)
+        os.close(file)
     os.environ.clear()
     os.environ.update(environment)
     function(*args)

@@ -229,15 +229,20 @@ def prepare(folder: Path, case: str, model: str, checkpoint: Path) -> None:
     )
 
 
+def models_at(layout: str, checkpoints: dict[str, Path]) -> dict[str, Path]:
+    """The models that a layout evaluates: ``mini`` everywhere, a real one at the first and at the largest."""
+    return {name: path for name, path in checkpoints.items() if name == "mini" or layout in ("TP1", "TP2xPP2")}
+
+
 def at_layouts(folder: Path, layouts: list[str], checkpoints: dict[str, Path], ports: list[int]) -> None:
-    """Evaluate every case with every model at each layout, into ``folder/<layout>/<case>-<model>``.
+    """Evaluate every case with a layout's models, into ``folder/<layout>/<case>-<model>``.
 
     The first run of all, at TP1, evaluates the retrains too. ``ports``: a free one for each evaluation, because a rank
     may begin with the next while another still leaves the last.
     """
     left = iter(ports)
     for name in layouts:
-        for model, checkpoint in checkpoints.items():
+        for model, checkpoint in models_at(name, checkpoints).items():
             for case in OPTIONS:
                 if name == "TP1" and case in COMPARED:
                     _evaluate(folder, name, case, model, checkpoint.with_name(f"{model}-retrain"), retrain=True)

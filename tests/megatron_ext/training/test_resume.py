@@ -90,9 +90,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the first state", "anywhere"])
 def test_training_killed_and_started_again_is_bit_identical(world: Path, when: str) -> None:
-    kill_at = 3 if when != "anywhere" else random.SystemRandom().randrange(10, 70)
+    kill_at = 3 if when != "anywhere" else random.SystemRandom().randrange(10, 32)
     print(f"killed after step {kill_at}")
-    changes = {"steps": 80, "checkpoint_every": 9}
+    changes = {"steps": 40, "checkpoint_every": 9}
     whole, cut = (worlds.train_spec(world, f"{name}-{kill_at}", **changes) for name in ("whole", "cut"))
     finish("train", whole)
     started = start("train", cut)
@@ -122,7 +122,7 @@ def test_training_killed_and_started_again_is_bit_identical(world: Path, when: s
 )
 def test_unlearning_on_two_ranks_survives_the_death_of_one(world: Path, precision: str, layout: dict[str, Any]) -> None:
     runtime = {"device": "cpu", "timeout_seconds": 60.0, "precision": precision, "layout": layout}
-    changes = {"epochs": 8.0, "checkpoint_every": 7, "runtime": runtime}
+    changes = {"epochs": 5.0, "checkpoint_every": 7, "runtime": runtime}
     ends = [world / f"{end}-{precision}-{'-'.join(layout)}" for end in ("whole", "cut")]
     whole, cut = (worlds.unlearn_spec(world, end.name, **changes) for end in ends)
     finish("unlearn", whole, ranks=2)
@@ -141,7 +141,7 @@ def test_unlearning_on_two_ranks_survives_the_death_of_one(world: Path, precisio
 
 @pytest.mark.slow
 def test_sigterm_writes_a_state_and_ends_in_order(world: Path) -> None:
-    spec = worlds.unlearn_spec(world, "asked", epochs=20.0)  # writes no states by itself
+    spec = worlds.unlearn_spec(world, "asked", epochs=8.0)  # writes no states by itself
     started = start("unlearn", spec)
     wait_for_step(started, world / "asked" / "resume" / "steps.jsonl", 10)
     for number in (signal.SIGTERM, signal.SIGURG, signal.SIGTERM):  # as a scheduler, a container and a launcher send it
@@ -150,7 +150,7 @@ def test_sigterm_writes_a_state_and_ends_in_order(world: Path) -> None:
     assert codes == [143], output
     assert "asked to stop" in output
     assert "going on after step" in finish("unlearn", spec)
-    assert [line["step"] for line in steps(world / "asked")] == list(range(80))
+    assert [line["step"] for line in steps(world / "asked")] == list(range(32))
 
 
 @pytest.mark.slow

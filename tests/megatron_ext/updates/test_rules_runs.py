@@ -174,7 +174,7 @@ STATES: dict[str, dict[str, Any]] = {
 def test_a_rules_state_survives_a_kill(world: Path, method: str) -> None:
     """Killed between states, and in the middle of a turn of four steps of OFMU and NGDiff."""
     topic = {"retain_reference_logps": "retain-reference/reference.npz"}
-    changes = {"epochs": 8.0, "checkpoint_every": 5, **STATES[method]}
+    changes = {"epochs": 5.0, "checkpoint_every": 5, **STATES[method]}
     log = run(world, f"whole-{method}", topic, **changes)
     cut = make(world, f"cut-{method}", topic, **changes)
     started = start("unlearn", cut)

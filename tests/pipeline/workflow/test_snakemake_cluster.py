@@ -19,6 +19,7 @@ from pipeline.config.load import CONFIGS, load
 from pipeline.config.site import Site
 from pipeline.workflow import snakemake_rules
 from pipeline.workflow.plan import Plan
+from tests.support import programs
 
 ROOT = CONFIGS.parent
 SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
@@ -84,9 +85,7 @@ class Project:
         (self.folder / "site.yaml").write_text(yaml.safe_dump(known | values))
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "snakemake", *arguments]
-        options = {"cwd": self.folder, "env": self.environment, "capture_output": True, "text": True, "timeout": 200}
-        return subprocess.run(command, **options)
+        return programs.snakemake(self.folder, *arguments, environment=self.environment)
 
     def would_run(self, *arguments: str) -> set[str]:
         done = self.snakemake("--profile", "slurm", "--dry-run", "all", *arguments)
@@ -235,20 +234,35 @@ def test_a_site_that_does_not_hold_the_jobs_stops_the_planning(
 
 @pytest.mark.slow
 def test_the_largest_experiment_is_planned_in_seconds(tmp_path: Path) -> None:
-    """Processor time of the whole command, so that other work on the machine does not count."""
-    plans = [Plan(load(file.stem, None, Site()), Path("out")) for file in (CONFIGS / "experiments").glob("*.yaml")]
-    largest = max(plans, key=lambda plan: len(plan.jobs))
-    name, jobs = largest.config.experiment.name, len(largest.jobs)
-    assert jobs >= 98
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    options = ["--profile", "slurm", "--dry-run", "all", "--config", f"experiment={name}", f"results={tmp_path}/new"]
-    options.append("site=workflow_configs/site.example.yaml")
-    command, environment = [sys.executable, "-m", "snakemake", *options], stand_ins(tmp_path / "bin", tmp_path / "log")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(rf"^total +{jobs + 1}$", done.stdout, re.MULTILINE)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    """In processor time of the whole command, against that for the smallest: machines differ, and are shared."""
+    experiments = (CONFIGS / "experiments").glob("*.yaml")
+    plans = sorted(
+        (Plan(load(file.stem, None, Site()), Path("out")) for file in experiments), key=lambda p: len(p.jobs)
+    )
+    assert len(plans[-1].jobs) >= 98 > 3 * len(plans[0].jobs)
+    environment = stand_ins(tmp_path / "bin", tmp_path / "log")
+
+    def seconds(plan: Plan) -> float:
+        name = plan.config.experiment.name
+        options = [
+            "--profile",
+            "slurm",
+            "--dry-run",
+            "all",
+            "--config",
+            f"experiment={name}",
+            f"results={tmp_path}/new",
+        ]
+        options.append("site=workflow_configs/site.example.yaml")
+        command = [sys.executable, "-m", "snakemake", *options]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(rf"^total +{len(plan.jobs) + 1}$", done.stdout, re.MULTILINE)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert seconds(plans[-1]) < 2.5 * seconds(plans[0])
 
 
 def test_without_slurm_nothing_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

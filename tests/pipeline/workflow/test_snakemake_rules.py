@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
 
 from pipeline.config.load import load
 from pipeline.workflow import snakemake_rules
+from tests.support import programs
 
 ROOT = Path(__file__).parents[3]
 SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
@@ -35,9 +35,8 @@ EVERYTHING = {
 }
 
 
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", *PROFILE, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+def snakemake(folder: Path, *arguments: str) -> CompletedProcess[str]:
+    return programs.snakemake(folder, *PROFILE, *arguments)
 
 
 def would_run(folder: Path, *arguments: str) -> set[str]:
