@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ext.checkpoint.folders import copy_checkpoint, overwrite, replacing
 from megatron_ext.checkpoint.mapping import Entry
 from megatron_ext.checkpoint.writing import on_first_rank, tensors_of
+from megatron_ext.distributed.collectives import gather_from_ranks
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel
 
@@ -33,9 +33,8 @@ def save_changed(model: LanguageModel, ranks: Ranks, folder: Path, base: Path) -
     Raises:
         ValueError: On world rank 0, for a tensor of another shape than ``base`` has.
     """
-    trained: list[set[str]] = [set() for _ in range(ranks.layout.pipeline)]
-    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    dist.all_gather_object(trained, own, group=ranks.pipeline_group)
+    own = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = [set(names) for names in gather_from_ranks(own, ranks, ranks.pipeline_group)]
 
     def wanted(stage: int, entry: Entry) -> bool:
         return entry.stored and not trained[stage].isdisjoint(entry.names)

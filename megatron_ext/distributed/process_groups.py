@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_ext.config import Layout, Runtime
+from megatron_ext.distributed import rendezvous
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +69,8 @@ class Ranks:
 def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
     """Join the process groups of ``spec.layout``; leave them at the end.
 
-    Ranks are numbered by the environment that torchrun or another launcher sets, see ``launched``; without it, this is
-    the only rank. Every collective fails on every rank after ``spec.timeout_seconds``, and so does the start where
+    Ranks are numbered by the environment that their launcher sets, see ``rendezvous.launched``; without it, this is the
+    only rank. Every collective fails on every rank after ``spec.timeout_seconds``, and so does the start where
     ranks are missing.
 
     Args:
@@ -87,7 +88,7 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
-    world_rank, world_size = launched()
+    world_rank, world_size = rendezvous.launched()
     if world_size != spec.layout.ranks:
         raise ValueError(f"the layout {_short(spec.layout)} needs {spec.layout.ranks} ranks, {world_size} were started")
     device = _device(spec.device)
@@ -118,21 +119,19 @@ def _meet(spec: Runtime, device: torch.device, world_rank: int, world_size: int)
     """Join the group of all ranks; raises ``RuntimeError`` where they do not all come in time."""
     import torch.distributed as dist
 
-    # A store in this process spares a single rank the rendezvous over a socket.
-    alone: dict[str, Any] = {"store": dist.HashStore()} if "WORLD_SIZE" not in os.environ else {}
+    timeout = timedelta(seconds=spec.timeout_seconds)
     try:
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl",
             rank=world_rank,
             world_size=world_size,
-            timeout=timedelta(seconds=spec.timeout_seconds),
-            **alone,
+            timeout=timeout,
+            store=rendezvous.store(world_rank, world_size, timeout),
         )
     except RuntimeError as error:
         raise RuntimeError(
             f"rank {world_rank} of {world_size} on {socket.gethostname()}: the ranks did not all meet at "
-            f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')} "
-            f"within {spec.timeout_seconds:g} s: {str(error).splitlines()[0]}"
+            f"{rendezvous.place()} within {spec.timeout_seconds:g} s: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -164,45 +163,6 @@ def _model_parallel(spec: Runtime, device: torch.device, world_rank: int, world_
         pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
         data_group=parallel_state.get_data_parallel_group(),
     )
-
-
-_LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-def launched() -> tuple[int, int]:
-    """This process's rank and how many there are, from the variables that its launcher set; 0 and 1 without any.
-
-    All or none of ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` are set: for one that
-    is missing, nothing is assumed. ``MASTER_HOST``, where it is set, is the name of the host of ``MASTER_ADDR``; from
-    another host, a loopback address leads nowhere. Raises ``ValueError``.
-    """
-    missing = [name for name in _LAUNCHED if name not in os.environ]
-    if len(missing) == len(_LAUNCHED):
-        return 0, 1
-    if missing:
-        given = ", ".join(name for name in _LAUNCHED if name not in missing)
-        raise ValueError(
-            f"the environment has {given}, but not {', '.join(missing)}: a launcher of several ranks sets all of them, "
-            "and for a single rank none is set"
-        )
-    numbers = {}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
-        if not os.environ[name].isdecimal():
-            raise ValueError(f"{name} is {os.environ[name]!r} in the environment: must be a whole number")
-        numbers[name] = int(os.environ[name])
-    rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
-    if rank >= size or numbers["LOCAL_RANK"] > rank:
-        raise ValueError(
-            f"RANK is {rank}, LOCAL_RANK {numbers['LOCAL_RANK']} and WORLD_SIZE {size} in the environment: ranks count "
-            "from 0, on each host in the same order"
-        )
-    address, host, here = os.environ["MASTER_ADDR"], os.environ.get("MASTER_HOST"), socket.gethostname()
-    if host not in (None, here) and (address.startswith("127.") or address in ("localhost", "::1")):
-        raise ValueError(
-            f"MASTER_ADDR is {address}, the address of {host} for itself only, and rank {rank} runs on {here}: {host} "
-            "needs an address that the other nodes reach"
-        )
-    return rank, size
 
 
 def _device(wanted: str) -> torch.device:

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,15 +38,6 @@ class Companion(Protocol):
 
     def saved(self) -> None:
         """The state has it; older states are gone."""
-
-
-@dataclass(frozen=True)
-class _SavedState:
-    """A state's folder name, how many steps had been taken, and the rule's own numbers."""
-
-    folder: str
-    steps: int
-    rule_state: dict[str, float]
 
 
 class Resume:
@@ -82,23 +72,24 @@ class Resume:
         """Load the newest state, if it is this run's. Returns the number of steps already taken."""
         state, steps = from_first_rank(self._choose, self.ranks), 0
         if state is not None:
-            steps = state.steps
+            steps = int(state["steps"])
             self.rule_state.clear()
-            self.rule_state.update(state.rule_state)
-            self._load(self.folder / state.folder / self._file())
+            self.rule_state.update(state["rule_state"])
+            self._load(self.folder / state["folder"] / self._file())
         self.log.open(steps)
         if self.companion is not None:
             self.companion.restore(steps)
         return steps
 
-    def _choose(self) -> _SavedState | None:
-        """The newest state; where it is not this run's, or there is none, the folder is emptied for a clean start."""
+    def _choose(self) -> dict[str, Any] | None:
+        """The newest state: its folder's name, how many steps had been taken, the rule's own numbers. Where it is not
+        this run's, or there is none, the folder is emptied for a clean start."""
         newest = self._newest()
         if newest is not None:
             known = json.loads((newest / "state.json").read_text())
             if known["identity"] == self.identity:
                 print(f"going on after step {known['steps']}", flush=True)
-                return _SavedState(newest.name, known["steps"], known["rule_state"])
+                return {"folder": newest.name, **{key: known[key] for key in ("steps", "rule_state")}}
             print(f"{self.folder} is of another configuration or other inputs: starting from the beginning", flush=True)
         _discard(self.folder)
         return None

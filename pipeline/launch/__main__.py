@@ -1,9 +1,9 @@
 """Start one step: ``python -m pipeline.launch SPEC.yaml [JSON]``.
 
 With ``JSON`` (or ``-``, for standard input) the specification is checked and written to ``SPEC.yaml`` first. The step's
-program then runs in this process or, where its layout has several ranks, in one process a rank: under torchrun on this
-machine, with ``--image`` inside a container, and with ``--nodes`` in a Slurm job under srun, a container a rank. Its
-exit status becomes this program's. At the end ``provenance.json`` is written beside what the step wrote.
+program then runs in this process or, where its layout has several ranks, in one process a rank: on this machine, with
+``--image`` inside a container, and with ``--nodes`` in a Slurm job under srun, a container a rank. Its exit status
+becomes this program's. At the end ``provenance.json`` is written beside what the step wrote.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.config.located_yaml import ConfigError
 from pipeline.launch import attempts, ranks
 from pipeline.launch.environment import set_environment
 from pipeline.launch.image import name_image
+from pipeline.launch.signals import STOPPED
 from pipeline.launch.specification import specification
 from pipeline.steps.programs import program
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = _step(given, attempt.ranks)
     if status:
         several = attempt.ranks.exists()
-        stopped = ranks.stopped(attempt.file) if several else status == ranks.STOPPED
+        stopped = ranks.stopped(attempt.file) if several else status == STOPPED
         if several and not stopped:
             print(ranks.explanation(attempt.file, attempt.ranks))
         ended = "stopped as asked" if stopped else "failed"
@@ -87,7 +88,7 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
     if given.image:
         return ranks.apptainer(given.path, given.image, logs)
     if count > 1:
-        return ranks.torchrun(given.path, count, logs)
+        return ranks.local(given.path, count, logs)
     # In this process: a child would import everything once more.
     started = datetime.now(UTC)
     status, _ = _program(spec, given.path)
@@ -107,7 +108,7 @@ def _as_rank(path: Path, logs: Path | None) -> int:
     if error is not None:
         place = f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')} on {_here()}"
         print(f"{place} failed at {_now()}: {_words(error, short=True)[0]}", file=shared, flush=True)
-    elif rank == "0" and status == ranks.STOPPED:
+    elif rank == "0" and status == STOPPED:
         print(ranks.ORDERLY)
     elif rank == "0" and status == 0:
         _provenance(spec, path, started)

@@ -1,7 +1,8 @@
-"""Start the ranks of a step: by torchrun on this machine, inside a container, or by srun on the nodes of a Slurm job.
+"""Start the ranks of a step: on this machine, inside a container, or by srun on the nodes of a Slurm job.
 
-Each rank runs ``python -m pipeline.launch SPEC.yaml --rank`` with the variables that torchrun sets. SIGTERM is passed
-on to the ranks once; this process waits until they have written their state.
+Each rank runs ``python -m pipeline.launch SPEC.yaml --rank`` with the variables that the module
+``megatron_ext.distributed.rendezvous`` asks for. SIGTERM is passed on to the ranks once; this process waits until they
+have written their state.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 
+from megatron_ext.distributed.rendezvous import STORE
+from pipeline.launch import local_ranks
+from pipeline.launch.signals import STOPPED, exit_status, passed_on
 from pipeline.steps.programs import ROOT
 
-STOPPED = 143  # the status that SIGTERM gives
 NOT_FOUND = 127
 TASK = ROOT / "pipeline" / "launch" / "task.sh"
 # What a rank says at its end, here and in the program that it runs in, `pipeline.launch`.
 FAILED = re.compile(r"^rank (?P<rank>\d+) of \d+ on \S+ failed at (?P<time>\S+): .*$", re.MULTILINE)
 ORDERLY = "the first rank stopped as asked"
-# What srun says of tasks that ended by themselves otherwise than by an exit status, and when it begins to end the rest.
-KILLED = re.compile(r"^srun: error: \S+ tasks? [\d,-]+: (?!Exited|Terminated).*$", re.MULTILINE)
+# What srun, or ``local_ranks``, says of ranks that ended by themselves otherwise than by an exit status, and when srun
+# begins to end the rest.
+KILLED = re.compile(
+    r"^(srun: error: \S+ tasks? [\d,-]+|rank \d+ of \d+): (?!Exited|Terminated|exit status).*$", re.MULTILINE
+)
 ENDING = "_step_signal: Terminating"
 SHOWN_LINES = 40
 # Goes before PATH where Apptainer mounts images with a program of its PATH: see the file in it.
@@ -36,11 +42,9 @@ SHIELDED = ("/usr/local/bin", "/usr/bin", "/bin")
 Forward = Callable[[subprocess.Popen[bytes], int], None]
 
 
-def torchrun(path: Path, ranks: int, logs: Path | None = None) -> int:
+def local(path: Path, ranks: int, logs: Path | None = None) -> int:
     """Run the step of ``path`` on ``ranks`` processes of this machine; the exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--nnodes=1"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
-    return supervise([*command, "--module", *_launch(path, logs), "--rank"], _to_ranks)
+    return local_ranks.run([sys.executable, "-m", *_launch(path, logs), "--rank"], ranks)
 
 
 def apptainer(path: Path, image: str, logs: Path | None = None) -> int:
@@ -59,7 +63,13 @@ def srun(path: Path, ranks: int, nodes: int, cpus: int, image: str | None, logs:
     # this one would wait for its end.
     call += ["--overlap", "--export=ALL", "--input=none"]
     os.environ["MASTER_HOST"] = socket.gethostname()
-    return supervise([*call, "--", str(TASK), *command], _to_step)
+    os.environ.pop(STORE, None)
+    with local_ranks.meeting_place() if nodes == 1 else nullcontext() as store:
+        if store is not None:
+            os.environ[STORE] = store
+            if os.environ.get("SLURM_JOB_NUM_NODES") != "1":
+                call.append(f"--nodelist={os.environ['SLURMD_NODENAME']}")  # the ranks must see this node's file
+        return supervise([*call, "--", str(TASK), *command], _to_step)
 
 
 def contained(image: str, command: Sequence[str]) -> list[str]:
@@ -96,42 +106,32 @@ def supervise(command: Sequence[str], forward: Forward) -> int:
     """Run ``command`` to its end; ``forward`` passes SIGTERM, the first one only, and SIGINT on. The exit status,
     which after a SIGTERM is 143 for every way of not succeeding."""
     child: subprocess.Popen[bytes] | None = None
-    received: list[int] = []
 
-    def receive(number: int, _: FrameType | None) -> None:
-        again = number in received
-        received.append(number)
-        if child is not None and not (again and number == signal.SIGTERM):
+    def send(number: int) -> None:
+        if child is not None:
             forward(child, number)
 
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with passed_on(send) as (received, begin):
         try:
             child = subprocess.Popen(command, env={**os.environ, "PATH": shielded(os.environ.get("PATH", os.defpath))})
         except FileNotFoundError:
             print(f"{command[0]}: no such program on PATH", file=sys.stderr)
             return NOT_FOUND
-        for number in set(received):  # what came before there was a child
-            forward(child, number)
+        begin()
         status = child.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if status and signal.SIGTERM in received:
-        return STOPPED
-    return status if status >= 0 else 128 - status
+    return STOPPED if status and signal.SIGTERM in received else exit_status(status)
 
 
 def stopped(log: Path) -> bool:
     """Whether the ranks that wrote ``log`` ended because they were asked to, with a state to go on from."""
     text = _read(log)
-    return ORDERLY in text and not FAILED.search(text)
+    return ORDERLY in text and not FAILED.search(text) and not _killed(text)
 
 
 def explanation(log: Path, folder: Path) -> str:
     """Last words on ranks that failed, from what they wrote into ``log`` and, each for itself, into ``folder``."""
     text = _read(log)
-    lines = [found[0] for found in KILLED.finditer(text.partition(ENDING)[0])]
+    lines = _killed(text)
     failures = sorted(FAILED.finditer(text), key=lambda found: found["time"])
     if failures:
         first = failures[0]
@@ -143,6 +143,10 @@ def explanation(log: Path, folder: Path) -> str:
         lines.append("no rank names an error of its own: it was killed, or failed before it began")
         lines += [line for file in sorted(folder.glob("*.log")) for line in _last_lines(file)]
     return "\n".join(lines)
+
+
+def _killed(text: str) -> list[str]:
+    return [found[0] for found in KILLED.finditer(text.partition(ENDING)[0])]
 
 
 def _last_lines(file: Path) -> list[str]:
@@ -162,19 +166,6 @@ def _launch(path: Path, logs: Path | None) -> list[str]:
 def to_child(child: subprocess.Popen[bytes], number: int) -> None:
     """Pass a signal on to the process itself."""
     child.send_signal(number)
-
-
-def _to_ranks(child: subprocess.Popen[bytes], number: int) -> None:
-    """To the ranks rather than to torchrun, which kills them 30 s after its own SIGTERM: too soon for a large state."""
-    import psutil
-
-    ranks = psutil.Process(child.pid).children() if child.poll() is None else []
-    if number != signal.SIGTERM or not ranks:
-        child.send_signal(number)
-        return
-    for rank in ranks:
-        if rank.is_running():
-            rank.send_signal(number)
 
 
 def _to_step(child: subprocess.Popen[bytes], number: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import evaluation_cases as cases
 from tests.support import plain
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # one fixture does all the work
 MODELS = ("mini", "stories260K")
@@ -47,8 +47,7 @@ def expected_in(
         assert min(own.gap, retrain.gap) > NEAR_TIE, "a greedy choice is a matter of rounding: choose other rows"
     worlds = {1: ["TP1"], 2: ["TP2", "PP2", "DP2"], 4: ["TP2xPP2"]}
     for ranks, layouts in worlds.items():
-        ports = free_ports(len(layouts) * len(checkpoints) * len(cases.OPTIONS))
-        run_ranks(cases.at_layouts, ranks, folder, layouts, checkpoints, ports, timeout=300)
+        run_ranks(cases.at_layouts, ranks, folder, layouts, checkpoints, timeout=300)
     return folder, expected
 
 

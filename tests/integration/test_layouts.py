@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megatron_ext.config import Layout
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {},
@@ -112,11 +112,10 @@ def evaluate(folder: Path, model: str, name: str, model_id: str, layout: dict[st
     run("pipeline.steps.evaluate", folder, name, spec)
 
 
-def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports: list[int]) -> None:
+def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any]) -> None:
     """BLUR-NPO and its evaluation; over data-parallel ranks, BLUR-NPO with the distributed optimizer too."""
     for sharded in (False, True)[: layout.get("data", 1)]:
         run_name = f"{name}-sharded" if sharded else name
-        os.environ["MASTER_PORT"] = str(ports[sharded])  # each program joins process groups of its own
         data = folder / "data" / "train"
         spec = {
             "program": "unlearn",
@@ -138,7 +137,6 @@ def unlearn_and_evaluate(folder: Path, name: str, layout: dict[str, Any], ports:
             "runtime": runtime({**layout, "distributed_optimizer": sharded}),
         }
         run("megatron_ext.steps.unlearn", folder, run_name, spec)
-    os.environ["MASTER_PORT"] = str(ports[2])
     evaluate(folder, name, f"{name}-evaluation", "blur-npo", layout)
 
 
@@ -147,7 +145,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layouts")
     run_ranks(make_world, 1, folder)
     for name, layout in LAYOUTS.items():
-        run_ranks(unlearn_and_evaluate, Layout(**layout).ranks, folder, name, layout, free_ports(3), timeout=240)
+        run_ranks(unlearn_and_evaluate, Layout(**layout).ranks, folder, name, layout, timeout=240)
     return folder
 
 

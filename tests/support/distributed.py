@@ -23,6 +23,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.distributed.rendezvous import STORE
+
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 5.0
 # What ranks import anyway. None of it starts a thread, which a fork would lose.
@@ -37,7 +39,7 @@ IMPORTED = [
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 240.0) -> list[Any]:
-    """Run ``function(*args)`` on each of ``ranks`` new processes, with torchrun's environment.
+    """Run ``function(*args)`` on each of ``ranks`` new processes, with the variables that a launcher sets.
 
     Args:
         function: A function at the top level of a module.
@@ -55,10 +57,9 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: flo
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         call = pickle.dumps((inspect.getfile(function), function.__name__, args))
-        (port,) = free_ports(1)
         processes = [
             start(_work, call, folder / f"result-{rank}", output=folder / f"output-{rank}", environment=environment)
-            for rank, environment in enumerate(environments(ranks, port))
+            for rank, environment in enumerate(environments(ranks, folder / "store"))
         ]
         try:
             codes = _wait(processes, timeout)
@@ -91,16 +92,15 @@ def start_apart(
     return process
 
 
-def environments(ranks: int, port: int) -> list[dict[str, str]]:
-    """What torchrun sets for each rank, beside the environment of this process."""
+def environments(ranks: int, store: Path) -> list[dict[str, str]]:
+    """What a launcher sets for each rank of this machine, beside the environment of this process."""
     return [
         {
             **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            STORE: str(store),
             "OMP_NUM_THREADS": "1",
         }
         for rank in range(ranks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -234,19 +233,16 @@ def models_at(layout: str, checkpoints: dict[str, Path]) -> dict[str, Path]:
     return {name: path for name, path in checkpoints.items() if name == "mini" or layout in ("TP1", "TP2xPP2")}
 
 
-def at_layouts(folder: Path, layouts: list[str], checkpoints: dict[str, Path], ports: list[int]) -> None:
+def at_layouts(folder: Path, layouts: list[str], checkpoints: dict[str, Path]) -> None:
     """Evaluate every case with a layout's models, into ``folder/<layout>/<case>-<model>``.
 
-    The first run of all, at TP1, evaluates the retrains too. ``ports``: a free one for each evaluation, because a rank
-    may begin with the next while another still leaves the last.
+    The first run of all, at TP1, evaluates the retrains too.
     """
-    left = iter(ports)
     for name in layouts:
         for model, checkpoint in models_at(name, checkpoints).items():
             for case in OPTIONS:
                 if name == "TP1" and case in COMPARED:
                     _evaluate(folder, name, case, model, checkpoint.with_name(f"{model}-retrain"), retrain=True)
-                os.environ["MASTER_PORT"] = str(next(left))
                 _evaluate(folder, name, case, model, checkpoint)
 
 

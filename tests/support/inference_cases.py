@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -120,17 +119,10 @@ def write(folder: Path) -> dict[str, Any]:
 
 
 def at_layouts(
-    folder: Path, layouts: dict[int, dict[str, int]], end_ids: dict[str, list[int]], stories: Path | None
+    folder: Path, layouts: list[dict[str, int]], end_ids: dict[str, list[int]], stories: Path | None
 ) -> list[dict[str, Any]]:
-    """What a rank computes at each layout: by model ``log_probs`` and ``new``; ``argmax`` of split logits.
-
-    ``layouts`` have a free port each, because a rank may begin with the next while another still leaves the last.
-    """
-    results = []
-    for port, layout in layouts.items():
-        os.environ["MASTER_PORT"] = str(port)
-        results.append(_at_layout(folder, layout, end_ids, stories))
-    return results
+    """What a rank computes at each layout: by model ``log_probs`` and ``new``; ``argmax`` of split logits."""
+    return [_at_layout(folder, layout, end_ids, stories) for layout in layouts]
 
 
 def _at_layout(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +59,9 @@ def write(folder: Path) -> dict[str, list[Any]]:
     return {kind: getattr(theirs, kind)(instances(kind), disable_tqdm=True) for kind in KINDS}
 
 
-def at_layouts(folder: Path, layouts: dict[int, dict[str, int]]) -> list[dict[str, Any]]:
-    """What a rank gets at each layout, each with a port of its own: by kind the answers, and ``cut``."""
-    results = []
-    for port, layout in layouts.items():
-        os.environ["MASTER_PORT"] = str(port)
-        results.append(at_layout(folder, layout))
-    return results
+def at_layouts(folder: Path, layouts: list[dict[str, int]]) -> list[dict[str, Any]]:
+    """What a rank gets at each layout: by kind the answers, and ``cut``."""
+    return [at_layout(folder, layout) for layout in layouts]
 
 
 def at_layout(folder: Path, layout: dict[str, int]) -> dict[str, Any]:

@@ -1,94 +1,27 @@
-"""What a rank makes of the environment that its launcher gave it."""
+"""The device that a rank takes, and requests to stop."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
-import time
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_ext.config import Layout, Runtime
 from megatron_ext.distributed import process_groups
 from megatron_ext.training import loop
-from tests.support.distributed import free_ports
-
-COMPLETE = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20000"}
 
 
 @pytest.fixture(autouse=True)
 def nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*COMPLETE, "MASTER_HOST", "SLURM_GPUS_ON_NODE"):
+    for name in ("LOCAL_RANK", "SLURM_GPUS_ON_NODE"):
         monkeypatch.delenv(name, raising=False)
 
 
 def give(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-
-
-def test_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process_groups.launched() == (0, 1)
-    give(monkeypatch, **COMPLETE)
-    assert process_groups.launched() == (1, 4)
-
-
-@pytest.mark.parametrize("name", COMPLETE)
-def test_a_variable_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    give(monkeypatch, **{key: value for key, value in COMPLETE.items() if key != name})
-    with pytest.raises(ValueError, match=f"but not {name}: a launcher of several ranks sets all of them"):
-        process_groups.launched()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"RANK": "one"}, "RANK is 'one'"),
-        ({"WORLD_SIZE": "-4"}, "WORLD_SIZE is '-4'"),
-        ({"MASTER_PORT": ""}, "MASTER_PORT is ''"),
-        ({"RANK": "4"}, "RANK is 4, LOCAL_RANK 1 and WORLD_SIZE 4"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK 2"),
-        ({"MASTER_HOST": "n17"}, "MASTER_ADDR is 127.0.0.1, the address of n17 for itself only, and rank 1 runs on"),
-        ({"MASTER_HOST": "n17", "MASTER_ADDR": "localhost"}, "MASTER_ADDR is localhost"),
-        ({"MASTER_HOST": "n17", "MASTER_ADDR": "::1"}, "MASTER_ADDR is ::1"),
-    ],
-)
-def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], message: str) -> None:
-    give(monkeypatch, **(COMPLETE | changes))
-    with pytest.raises(ValueError) as error:
-        process_groups.launched()
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "changes", [{"MASTER_HOST": socket.gethostname()}, {"MASTER_HOST": "n17", "MASTER_ADDR": "n17"}]
-)
-def test_a_loopback_address_serves_the_ranks_of_its_own_host(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
-) -> None:
-    give(monkeypatch, **(COMPLETE | changes))
-    assert process_groups.launched() == (1, 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_rank_whose_others_do_not_come_says_where_it_waited(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
-    (port,) = free_ports(1)
-    give(monkeypatch, **(COMPLETE | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": str(port)}))
-    began = time.monotonic()
-    with (
-        pytest.raises(RuntimeError) as error,
-        process_groups.start(Runtime(layout=Layout(tensor=2), device="cpu", timeout_seconds=2.0)),
-    ):
-        raise AssertionError("started")
-    assert (
-        f"rank {rank} of 2 on {socket.gethostname()}: the ranks did not all meet at 127.0.0.1 port {port} within 2 s"
-        in (str(error.value))
-    )
-    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import tiny
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 
 MODELS = ("llama3-tied", "llama3-untied", "qwen3-untied")
 LAYOUTS = {2: [{"tensor": 2}, {"pipeline": 2}, {"data": 2}], 4: [{"tensor": 2, "pipeline": 2}]}
@@ -49,15 +48,14 @@ def norms(ranks: Any, folder: Path, **options: Any) -> list[float]:
     return gradient_norms(model, ranks, [ScoreRequest(*pair) for pair in PAIRS], progress=False, **options)
 
 
-def at_layouts(folder: Path, layouts: list[dict[str, int]], ports: list[int]) -> list[dict[str, list[float]]]:
+def at_layouts(folder: Path, layouts: list[dict[str, int]]) -> list[dict[str, list[float]]]:
     """What a rank gets at each layout, by model; of one model again from kept answers."""
     from megatron_ext.config import Runtime
     from megatron_ext.distributed import process_groups
     from megatron_ext.inference.response_cache import ResponseCache
 
     found = []
-    for layout, port in zip(layouts, ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)  # process groups of their own
+    for layout in layouts:
         with process_groups.start(Runtime.model_validate({"layout": layout, "device": "cpu"})) as ranks:
             results = {name: norms(ranks, folder / name) for name in MODELS}
             kept = folder / "-".join(["answers", *layout])
@@ -80,7 +78,7 @@ def test_norms_are_those_of_autograd(name: str, models: Any, alone: Any) -> None
 @pytest.mark.parametrize("count", LAYOUTS)
 def test_every_layout_gives_the_norms_of_autograd(count: int, models: Any) -> None:
     folder, expected = models
-    for rank in run_ranks(at_layouts, count, folder, LAYOUTS[count], free_ports(len(LAYOUTS[count]))):
+    for rank in run_ranks(at_layouts, count, folder, LAYOUTS[count]):
         for results in rank:
             for name in MODELS:
                 assert results[name] == pytest.approx(expected[name], rel=1e-4)

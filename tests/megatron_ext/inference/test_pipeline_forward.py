@@ -5,7 +5,7 @@ import pytest
 from megatron_ext.config import Layout
 from megatron_ext.inference import pipeline_forward as inference
 from tests.support import inference_cases as cases
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 
 # By number of ranks: a start of processes takes longer than what they compute.
 LAYOUTS = {
@@ -45,8 +45,7 @@ def test_every_rank_of_every_layout_gets_the_results_of_transformers(ranks, infe
     stories = shared_data / "models" / "stories260K"
     stories = stories if stories.is_dir() else None
     end_ids = {name: expected[name]["end_ids"] for name in cases.MODELS}
-    layouts = dict(zip(free_ports(len(LAYOUTS[ranks])), LAYOUTS[ranks], strict=True))
-    for rank in run_ranks(cases.at_layouts, ranks, folder, layouts, end_ids, stories):
+    for rank in run_ranks(cases.at_layouts, ranks, folder, LAYOUTS[ranks], end_ids, stories):
         assert [results["layout"] for results in rank] == LAYOUTS[ranks]
         for results in rank:
             for name in cases.MODELS:

@@ -7,7 +7,6 @@ every term of every formula counts. Each layout runs all methods in the same pro
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from megatron_ext.methods import needed_files
 from megatron_ext.specs import UnlearnSpec
 from megatron_ext.updates import RULES
 from tests.support import formula_steps, formulas, worlds
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 from tests.support.method_world import ROWS, World
 
 FILES = sorted((Path(__file__).resolve().parents[3] / "workflow_configs" / "methods").glob("*.yaml"))
@@ -211,12 +210,11 @@ class Expectations:
         return UnlearnSpec.model_validate(spec)
 
 
-def runs(specs: dict[str, list[UnlearnSpec]], ports: list[int]) -> None:
-    """Every layout's runs, one after the other, on the ranks that there are, which meet at a port for each layout."""
+def runs(specs: dict[str, list[UnlearnSpec]]) -> None:
+    """Every layout's runs, one after the other, on the ranks that there are, which meet once for each layout."""
     from megatron_ext.distributed import process_groups
 
-    for of_layout, port in zip(specs.values(), ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+    for of_layout in specs.values():
         with process_groups.start(of_layout[0].runtime) as ranks:
             take(ranks, of_layout)
 
@@ -247,7 +245,7 @@ def one_process(expectations: Expectations) -> Expectations:
 def two_processes(expectations: Expectations) -> Expectations:
     layouts = [layout for layout in LAYOUTS if layout != "one"]
     specs = {layout: [expectations.spec(name, layout) for name in cases(layout)] for layout in layouts}
-    run_ranks(runs, 2, specs, free_ports(len(specs)), timeout=600.0)
+    run_ranks(runs, 2, specs, timeout=600.0)
     return expectations
 
 

@@ -18,7 +18,7 @@ from megatron_ext.losses.rmu import RMU, direction
 from megatron_ext.losses.rmu_retain import RMURetain
 from megatron_ext.specs import UnlearnSpec, read
 from tests.support import tiny, worlds
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 
 MODEL = "qwen2-tied"  # with biases, which are not trained
 FORGET, RETAIN = worlds.sequences(10, 1), worlds.sequences(40, 2)
@@ -268,11 +268,10 @@ def make_world(folder: Path) -> None:
     train.main([str(worlds.train_spec(folder, steps=2))])
 
 
-def unlearn_twice(folder: Path, name: str, ports: list[int]) -> None:
+def unlearn_twice(folder: Path, name: str) -> None:
     from megatron_ext.steps import unlearn
 
-    for kind, port in zip(("sum", "blur"), ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+    for kind in ("sum", "blur"):
         unlearn.main([str(folder / f"{name}-{kind}.yaml")])
 
 
@@ -306,7 +305,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, layout in LAYOUTS.items():
         rmu_spec(folder, f"{name}-sum", layout)
         blur_spec(folder, f"{name}-blur", layout)
-        run_ranks(unlearn_twice, Layout(**layout).ranks, folder, name, free_ports(2))
+        run_ranks(unlearn_twice, Layout(**layout).ranks, folder, name)
     return folder
 
 

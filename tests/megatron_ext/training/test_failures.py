@@ -1,4 +1,4 @@
-"""When one rank dies, every other rank fails soon and says so, without torchrun to end it."""
+"""When one rank dies, every other rank fails soon and says so, without a launcher to end it."""
 
 from __future__ import annotations
 

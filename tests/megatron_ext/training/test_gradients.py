@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from megatron_ext.losses.npo import NPO
 from megatron_ext.losses.rmu import RMU
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.weighted_sum import WeightedSum
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG, sequences
 
 FORGET, RETAIN = sequences(10, 1), sequences(40, 2)
@@ -86,13 +85,12 @@ def steps(ranks: Any, case: Case) -> dict[str, Any]:
     return {"reports": np.array(reports), "tensors": tensors, "shapes": mapping.tensor_shapes(model.hf_config)}
 
 
-def all_steps(layouts: list[dict[str, Any]], ports: list[int]) -> list[list[dict[str, Any]]]:
+def all_steps(layouts: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Every case at every layout of as many ranks, in one start of the processes."""
     from megatron_ext.distributed import process_groups
 
     found = []
     for layout in layouts:
-        os.environ["MASTER_PORT"] = str(ports.pop())  # process groups of their own
         with process_groups.start(Runtime(device="cpu", layout=Layout(**layout))) as ranks:
             found.append([steps(ranks, case) for case in CASES])
     return found
@@ -119,7 +117,7 @@ def ranked() -> dict[tuple[str, Case], list[dict[str, Any]]]:
     for count in (2, 4):
         names = [name for name, layout in LAYOUTS.items() if Layout(**layout).ranks == count]
         layouts = [LAYOUTS[name] for name in names]
-        results = run_ranks(all_steps, count, layouts, free_ports(len(names)), timeout=300)
+        results = run_ranks(all_steps, count, layouts, timeout=300)
         for (i, name), (j, case) in itertools.product(enumerate(names), enumerate(CASES)):
             found[name, case] = [rank[i][j] for rank in results]
     return found

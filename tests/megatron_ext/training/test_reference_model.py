@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +14,7 @@ from megatron_ext.losses import Loss
 from megatron_ext.losses.ga import GA
 from megatron_ext.updates.weighted_sum import WeightedSum
 from tests.support import tiny
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 from tests.support.worlds import sequences
 
 MODELS = ["llama3-tied", "qwen3-untied"]
@@ -106,10 +105,9 @@ def watch(expected: Any, checkpoint: Path, ranks: Any, offload: bool) -> list[tu
     return Watched.seen
 
 
-def runs(folder: Path, layout: dict[str, Any], ports: list[int]) -> dict[tuple[str, bool], list[tuple[float, float]]]:
+def runs(folder: Path, layout: dict[str, Any]) -> dict[tuple[str, bool], list[tuple[float, float]]]:
     found = {}
-    for (name, offload), port in zip(CASES, ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+    for name, offload in CASES:
         found[name, offload] = differences(folder, name, layout, offload)
     return found
 
@@ -121,7 +119,7 @@ CASES = [(name, offload) for name in MODELS for offload in (False, True)]
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_frozen_logits_stay_those_of_the_checkpoint(models: Path, layout: str) -> None:
     spec = Layout(**LAYOUTS[layout])
-    ranks = run_ranks(runs, spec.ranks, models, LAYOUTS[layout], free_ports(len(CASES)))
+    ranks = run_ranks(runs, spec.ranks, models, LAYOUTS[layout])
     for case in CASES:
         seen = [pair for rank in ranks for pair in rank[case]]
         assert len(seen) == STEPS * 3 * spec.tensor

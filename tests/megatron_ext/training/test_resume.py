@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support import distributed, worlds
-from tests.support.distributed import environments, free_ports
+from tests.support.distributed import environments
 
 TIMES = ("seconds", "peak_memory_bytes")  # what differs between two runs of the same steps
 
@@ -42,10 +42,9 @@ class Started:
 
 def start(program: str, spec: Path, ranks: int = 1) -> Started:
     log = Path(tempfile.mkdtemp(dir=spec.parent)) / "0.log"
-    (port,) = free_ports(1)
     started = [
         distributed.start(run, program, spec, output=log.with_name(f"{rank}.log"), environment=environment)
-        for rank, environment in enumerate(environments(ranks, port))
+        for rank, environment in enumerate(environments(ranks, log.with_name("store")))
     ]
     return Started(started, log)
 

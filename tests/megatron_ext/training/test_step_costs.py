@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Any
 
@@ -22,7 +21,7 @@ from megatron_ext.losses.npo import NPO
 from megatron_ext.updates import Rule
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.weighted_sum import WeightedSum
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -127,12 +126,11 @@ def step_costs(ranks: Any, method: str) -> Costs:
     return {"collectives": counts, "waits": recorder.waits, "peak": recorder.peak, "shard": shard}
 
 
-def all_costs(ports: list[int]) -> dict[tuple[str, str], Costs]:
+def all_costs() -> dict[tuple[str, str], Costs]:
     from megatron_ext.distributed import process_groups
 
     found = {}
     for name, layout in LAYOUTS.items():
-        os.environ["MASTER_PORT"] = str(ports.pop())  # process groups of their own
         with process_groups.start(Runtime(device="cpu", layout=Layout(**layout))) as ranks:
             for method in METHODS:
                 found[name, method] = step_costs(ranks, method)
@@ -142,7 +140,7 @@ def all_costs(ports: list[int]) -> dict[tuple[str, str], Costs]:
 @pytest.fixture(scope="module")
 def costs() -> list[dict[tuple[str, str], Costs]]:
     """By rank, then by layout and method. What came once a layer would show four times."""
-    return run_ranks(all_costs, 2, free_ports(len(LAYOUTS)))
+    return run_ranks(all_costs, 2)
 
 
 # Beyond the weighted sum's, where each loss's gradient is reduced by itself: over data-parallel ranks (alone or not),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
 from megatron_ext.updates.primal_dual import PrimalDual
 from megatron_ext.updates.weighted_sum import WeightedSum
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG, sequences
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -182,12 +181,11 @@ def run_rule(rule: Rule, ranks: Any, micro: int) -> dict[str, Any]:
     return {"reports": reports, "states": states, "moved": moved}
 
 
-def at_layouts(layouts: list[dict[str, Any]], folder: Path, ports: list[int]) -> list[dict[str, Any]]:
+def at_layouts(layouts: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     from megatron_ext.distributed import process_groups
 
     found = []
-    for layout, port in zip(layouts, ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)  # process groups of their own
+    for layout in layouts:
         with process_groups.start(Runtime(device="cpu", layout=Layout(**layout))) as ranks:
             t = make(ranks, 2)
             products, square = check_vectors(t, ranks), check_moves(t, ranks)
@@ -224,7 +222,7 @@ def test_every_layout_gives_the_same(size: int, one_process: Any, checkpoint: Pa
     single, truth, square = one_process
     chosen = {name: layout for name, layout in LAYOUTS.items() if Layout(**layout).ranks == size}
 
-    found = run_ranks(at_layouts, size, list(chosen.values()), checkpoint, free_ports(len(chosen)), timeout=240)
+    found = run_ranks(at_layouts, size, list(chosen.values()), checkpoint, timeout=240)
 
     for i, (layout, spec) in enumerate(chosen.items()):
         for rank in (results[i] for results in found):

@@ -19,7 +19,7 @@ from megatron_ext.data.sequences import Sequences
 from megatron_ext.specs import UnlearnSpec, Validation
 from tests.megatron_ext.training.test_resume import TIMES
 from tests.support import worlds
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 
 EQUAL = 1e-5  # fp32 numbers of order one, added in another order
 ROWS = 7
@@ -206,11 +206,10 @@ def test_a_model_that_gives_no_number_ends_the_run(world: Path) -> None:
 BEST = {"every_steps": 3, "rows": ROWS, "select": "best-on-validation"}
 
 
-def unlearn_each(specs: list[str], ports: list[int]) -> None:
+def unlearn_each(specs: list[str]) -> None:
     from megatron_ext.steps import unlearn
 
-    for spec, port in zip(specs, ports, strict=True):
-        os.environ["MASTER_PORT"] = str(port)  # each program joins process groups of its own
+    for spec in specs:
         unlearn.main([spec])
 
 
@@ -220,7 +219,7 @@ def test_the_trajectory_and_the_choice_do_not_depend_on_the_layout(world: Path) 
     for name, layout in LAYOUTS.items():
         runtime = {"device": "cpu", "timeout_seconds": 60.0, "layout": layout}
         specs.append(str(make(world, name, BEST, epochs=5.0, runtime=runtime)))
-    run_ranks(unlearn_each, 2, specs, free_ports(len(specs)))
+    run_ranks(unlearn_each, 2, specs)
     expected, tensors = trajectory(one), load_file(one / "checkpoint" / "model.safetensors")
     assert 0 < summary(one)["selected_step"] < 20
     for name in LAYOUTS:

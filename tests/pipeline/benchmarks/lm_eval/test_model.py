@@ -10,7 +10,7 @@ import pytest
 from pipeline.data.errors import DataError
 from pipeline.data.tokenizer import Tokenizer
 from tests.support import lm_eval_cases as cases
-from tests.support.distributed import free_ports, run_ranks
+from tests.support.distributed import run_ranks
 
 LAYOUTS = {2: [{"tensor": 2}, {"pipeline": 2}, {"data": 2}], 4: [{"tensor": 2, "pipeline": 2}]}
 
@@ -45,8 +45,7 @@ def test_one_process_answers_as_hflm(harness: tuple[Path, dict[str, list[Any]]])
 @pytest.mark.parametrize("ranks", LAYOUTS)
 def test_every_rank_of_every_layout_answers_as_hflm(ranks: int, harness: tuple[Path, dict[str, list[Any]]]) -> None:
     folder, expected = harness
-    layouts = dict(zip(free_ports(len(LAYOUTS[ranks])), LAYOUTS[ranks], strict=True))
-    for rank in run_ranks(cases.at_layouts, ranks, folder, layouts):
+    for rank in run_ranks(cases.at_layouts, ranks, folder, LAYOUTS[ranks]):
         assert [results["layout"] for results in rank] == LAYOUTS[ranks]
         for results in rank:
             check(results, expected)
