@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from megatron_ext.specs import ModelStepSpec, StepSpec
-from pipeline.launch.image import INSIDE
+from pipeline.launch import private_folder
+from pipeline.launch.image import IMAGE, INSIDE
 from pipeline.specs import JudgeSpec
 
 # Variables that open accounts. Only a step that loads from the hub gets the hub's, and only the judge gets its own.
@@ -28,6 +29,7 @@ def set_environment(spec: StepSpec) -> None:
     if isinstance(spec, ModelStepSpec) and spec.runtime.layout.tensor > 1:
         # megatron-core's order of kernels, in which communication starts before the product that hides it.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    private_folder.set_folders(in_container=IMAGE in os.environ)
     fetches = spec.program.startswith("fetch")
     if not fetches:
         # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.

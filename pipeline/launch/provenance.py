@@ -62,14 +62,19 @@ def _given(**variables: str) -> dict[str, str | None] | None:
 def _git() -> dict[str, Any] | None:
     """Commit of the code and whether files differ from it; ``None`` outside a repository or without a commit."""
     try:
-        commit = _output("git", "-C", str(ROOT), "rev-parse", "HEAD").strip()
-        return {"commit": commit, "dirty": bool(_output("git", "-C", str(ROOT), "status", "--porcelain"))}
+        commit = _of_git("rev-parse", "HEAD").strip()
+        return {"commit": commit, "dirty": bool(_of_git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _of_git(*arguments: str) -> str:
+    """What git prints, with the settings of the repository alone, and without those by which it runs programs."""
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=", "-c", f"core.hooksPath={os.devnull}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    command += ["-C", str(ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
 def _manifests(values: Any) -> Iterator[Path]:

@@ -23,10 +23,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 PASSED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME")
 PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
 # Variables of containers that are set here.
-SET = (
-    *("HF_HOME", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"),
-    *("TRITON_CACHE_DIR", IMAGE, IMAGE_SHA256),
-)
+SET = (*("HF_HOME", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", IMAGE, IMAGE_SHA256),)
 MOUNTED = ("/", "/tmp", "/var/tmp")  # by Apptainer itself
 
 
@@ -36,7 +33,6 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
     Raises ``ConfigError`` where a folder's name cannot be written in a list of binds.
     """
     temporary = tempfile.gettempdir()
-    own = f"{temporary}/unlearn-{os.getuid()}"  # where libraries keep what they compile; the home folder is the clone
     inside = {name: value for name, value in os.environ.items() if name.startswith(PASSED_PREFIXES)}
     inside |= {name: os.environ[name] for name in PASSED if name in os.environ}
     inside |= {
@@ -44,9 +40,6 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONNOUSERSITE": "1",
         "TMPDIR": temporary,
-        "XDG_CACHE_HOME": own,
-        "XDG_CONFIG_HOME": own,
-        "TRITON_CACHE_DIR": f"{own}/triton",
         IMAGE: str(image),
     }
     inside.setdefault("NCCL_DEBUG", "WARN")

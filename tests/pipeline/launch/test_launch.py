@@ -192,3 +192,42 @@ def test_provenance_names_the_packages_of_this_project(monkeypatch: pytest.Monke
     requirements += ['transformer-engine-of-none; extra == "gpu"']
     monkeypatch.setattr(provenance.importlib.metadata, "requires", lambda _: requirements)
     assert set(provenance._packages()) == {"numpy", "pydantic", "ruff", "torch"}
+
+
+@pytest.mark.parametrize(
+    "place", ["XDG_CONFIG_HOME", "HOME", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_COUNT", "the repository"]
+)
+def test_git_runs_nothing_that_settings_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """A file monitor is a program that `git status` starts, and whoever can write settings names it."""
+    (tmp_path / "monitor").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    (tmp_path / "monitor").chmod(0o755)
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    settings = f"[core]\n\tfsmonitor = {tmp_path / 'monitor'}\n"
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "clone")
+    named = ["-c", "user.name=a", "-c", "user.email=b@example.org"]
+    for arguments in (["init", "-q"], [*named, "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", "-C", _made(tmp_path / "clone"), *arguments], check=True)
+    if place == "GIT_CONFIG_COUNT":
+        for name, value in (("COUNT", "1"), ("KEY_0", "core.fsmonitor"), ("VALUE_0", str(tmp_path / "monitor"))):
+            monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    elif place == "the repository":
+        with (tmp_path / "clone" / ".git" / "config").open("a") as file:
+            file.write(settings)
+    else:
+        file = {"XDG_CONFIG_HOME": "git/config", "HOME": ".gitconfig", "GIT_CONFIG_GLOBAL": ""}[place]
+        target = tmp_path / "settings" / file if file else tmp_path / "gitconfig"
+        _made(target.parent)
+        target.write_text(settings)
+        monkeypatch.setenv(place, str(tmp_path / "settings" if file else target))
+    subprocess.run(["git", "-C", tmp_path / "clone", "status"], check=True, capture_output=True)
+    assert (tmp_path / "ran").exists(), "what is planted works"
+    (tmp_path / "ran").unlink()
+    found = provenance._git()
+    assert found is not None and len(found["commit"]) == 40 and found["dirty"] is False
+    assert not (tmp_path / "ran").exists()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
