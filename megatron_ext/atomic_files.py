@@ -1,19 +1,51 @@
-"""Files that appear whole or not at all: written under a temporary name, then renamed."""
+"""Files that appear whole or not at all: written under a temporary name, then renamed.
+
+A temporary name cannot be guessed and is always a new one, so that nobody can have put a link there, which would be
+followed. Modes are what the umask leaves of 0666 and 0777.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside ``path`` that nothing has and that nobody can guess."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def new_folder(path: Path) -> Path:
+    """A new folder beside ``path``, to be renamed to it."""
+    folder = temporary_name(path)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, which gets the name ``path`` at the end; makes its folder. After an error it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        with open(handle, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by ``text`` (UTF-8, as it is) in one step; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    with replacing_file(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

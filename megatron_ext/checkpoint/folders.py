@@ -16,31 +16,32 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from megatron_ext.checkpoint.model_files import INDEX, check_folder, weight_map
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The safetensors files that hold a folder's weights."""
+    """The safetensors files that hold a folder's weights: all lie in it.
+
+    Raises ``FileNotFoundError`` where there are none, and ``ValueError`` where the folder names or links to others.
+    """
+    check_folder(folder)
     if (folder / SINGLE).exists():  # first, as transformers does
         return [SINGLE]
     if (folder / INDEX).exists():
-        files = list(json.loads((folder / INDEX).read_text())["weight_map"].values())
-        absent = sorted({file for file in files if not (folder / file).is_file()})
-        if absent:
-            raise FileNotFoundError(f"{folder / INDEX} names files that are missing: {', '.join(absent)}")
-        return files
+        return weight_map(folder)
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     reason = f"; pickled weights ({', '.join(pickled)}) are not read, convert them to safetensors" if pickled else ""
     raise FileNotFoundError(f"{folder} has neither {SINGLE} nor {INDEX}{reason}")
 
 
 def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
-    """Copy those of the files that are there."""
+    """Copy those of the files that are there; raises ``ValueError`` where a link leads out of the folder."""
+    check_folder(source)
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from megatron_ext.checkpoint import mapping
+from megatron_ext.checkpoint.model_files import check_folder, read_object
 from megatron_ext.checkpoint.tensor_sources import InitialValues, SafetensorsFolder, Source
 from megatron_ext.config import Runtime, TrainableLayers
 from megatron_ext.distributed.process_groups import Ranks
@@ -39,6 +39,11 @@ def load(
     folder = Path(folder)
     config = read_config(folder)
     source = SafetensorsFolder(folder)
+    try:
+        mapping.tensor_shapes(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    _check(config, source)  # before memory is taken for what the config says and no file holds
     try:
         model = build(config, ranks, trainable_layers, training)
     except ValueError as error:
@@ -95,11 +100,16 @@ def extrapolate(model: LanguageModel, ranks: Ranks, folder: Path, factor: float)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a Hugging Face folder."""
+    """``config.json`` of a Hugging Face folder.
+
+    Raises ``FileNotFoundError`` where it is missing, and ``ValueError`` where it is no object or a link leads out of
+    the folder.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: a checkpoint is a folder with config.json and *.safetensors")
-    return json.loads(path.read_text())
+    check_folder(Path(folder))
+    return read_object(path)
 
 
 def _check(hf: Mapping[str, Any], source: Source) -> None:

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ext.checkpoint.folders import GENERATION, INDEX, SINGLE, copy_files, replacing
+from megatron_ext.checkpoint.folders import GENERATION, SINGLE, copy_files, replacing
 from megatron_ext.checkpoint.mapping import Entry, entries, replicated, tensor_shapes
+from megatron_ext.checkpoint.model_files import INDEX
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from megatron_ext.distributed.collectives import barrier
 from megatron_ext.distributed.process_groups import Ranks

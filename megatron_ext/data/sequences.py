@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from megatron_ext.atomic_files import replacing_file
 
 _PART = 0x70617274  # keeps draws of a part apart from those of batches
 
@@ -111,16 +111,37 @@ class Sequences:
 
     @classmethod
     def load(cls, path: Path) -> Sequences:
-        """Read what ``save`` wrote."""
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: The file holds something else: its name, and what is wrong.
+        """
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(arrays["ids"], arrays["offsets"], arrays["prompt_lengths"])
+            missing = [name for name in cls.__dataclass_fields__ if name not in arrays]
+            if missing:
+                raise ValueError(f"{path}: lacks {', '.join(missing)}")
+            found = cls(arrays["ids"], arrays["offsets"], arrays["prompt_lengths"])
+        fault = found._fault()
+        if fault:
+            raise ValueError(f"{path}: {fault}")
+        return found
+
+    def _fault(self) -> str | None:
+        """What keeps the arrays from being sequences."""
+        for name in type(self).__dataclass_fields__:
+            array = getattr(self, name)
+            if array.ndim != 1 or array.dtype.kind != "i":
+                return f"{name}: {array.dtype}, of {array.ndim} dimensions; allowed: whole numbers in a row"
+        if len(self.offsets) != len(self) + 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.ids):
+            return f"offsets: {len(self.offsets)} numbers do not divide {len(self.ids)} ids into {len(self)} sequences"
+        for row in np.flatnonzero(self.lengths < 0)[:1]:
+            return f"offsets, row {row}: {self.offsets[row + 1]} comes after {self.offsets[row]}"
+        for row in np.flatnonzero((self.prompt_lengths < 1) | (self.label_counts < 1))[:1]:
+            return f"prompt_lengths, row {row}: {self.prompt_lengths[row]} of {self.lengths[row]} tokens"
+        return None
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write an ``.npz`` under a temporary name, then rename it to ``path``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
+    with replacing_file(Path(path)) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type] # numpy's types take any name for its one option
-    os.replace(temporary, path)

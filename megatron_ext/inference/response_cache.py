@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from megatron_ext.atomic_files import write_json
+from megatron_ext.atomic_files import write_json, write_text
 
 if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
@@ -92,9 +92,7 @@ def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # cut short by a kill; what follows must begin on a line of its own
             lines.pop()
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text("".join(lines), encoding="utf-8")
-            temporary.replace(file)
+            write_text(file, "".join(lines))
         for line in lines:
             key, value = json.loads(line)
             yield key, value

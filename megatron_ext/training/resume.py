@@ -214,9 +214,7 @@ class StepLog:
             raise RuntimeError(
                 f"{self.path} has {len(lines)} lines where the state needs {count}; delete {self.path.parent}"
             )
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(lines))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(lines))
         self._file = self.path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:

@@ -8,10 +8,10 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.atomic_files import new_folder
 from megatron_ext.checkpoint import tokenizer_files
 from megatron_ext.data import sequences
 
@@ -83,13 +83,12 @@ def fetch(cache: Path, key: str, folder: Path) -> dict[str, Any] | None:
 def store(cache: Path, key: str, folder: Path, manifest: dict[str, Any]) -> None:
     """Copy the files that ``manifest`` lists under ``cache / key``, in one rename; an entry already there is kept."""
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=cache, prefix=f".{key}."))
+    temporary = new_folder(cache / key)
     try:
         for name in manifest["files"]:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, temporary / name)
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp's 0700 would shut out the others who share a cache
         if not (cache / key).exists():
             os.rename(temporary, cache / key)
     except OSError:

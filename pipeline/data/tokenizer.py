@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from megatron_ext.checkpoint.model_files import check_folder, read_object
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from pipeline.data.errors import DataError
 from pipeline.data.templates import Template
@@ -54,6 +55,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """Read a Hugging Face folder; raises ``DataError`` where it has no usable tokenizer or no end token."""
         folder = Path(folder)
+        _check(folder)
         backend, names = _read(folder)
         adds_bos = _json(folder / "tokenizer_config.json").get("add_bos_token")
         if not isinstance(adds_bos, bool):
@@ -147,6 +149,13 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
+def _check(folder: Path) -> None:
+    try:
+        check_folder(folder)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
 def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     """The tokenizer of a folder. What its files do not say of special tokens, config.json's ids or transformers do."""
     known = None
@@ -171,23 +180,33 @@ def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
         token = next((file[f"{kind}_token"] for file in files if file.get(f"{kind}_token")), None)
         number = ids.get(f"{kind}_token_id")
         if isinstance(token, dict):
-            token = token["content"]
-        elif token is None and number is not None:
+            token = token.get("content")
+        if token is not None and not isinstance(token, str):
+            raise DataError(f"{folder}: {kind}_token is {token!r:.60}; allowed: a text, or an object with 'content'")
+        if token is None and number is not None:
             # Of several end tokens the first is the one that closes a text.
-            token = backend.id_to_token(number[0] if isinstance(number, list) else number)
+            token = backend.id_to_token(_id(folder, kind, number))
         tokens[kind] = token or getattr(known, f"{kind}_token", None)
     if tokens["eos"] is None:
         raise DataError(f"{folder}: neither tokenizer_config.json nor config.json names an end token")
     return backend, SpecialTokens(tokens["bos"], tokens["eos"])
 
 
+def _id(folder: Path, kind: str, number: Any) -> int:
+    first = number[0] if isinstance(number, list) and number else number
+    if type(first) is not int or not 0 <= first < 2**32:
+        where = f"{folder / 'config.json'}: {kind}_token_id"
+        raise DataError(f"{where}: {number!r:.60}; allowed: the number of a token, or a list of them")
+    return first
+
+
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
+        raise DataError(str(error)) from error
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

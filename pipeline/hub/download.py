@@ -9,10 +9,11 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+
+from megatron_ext.atomic_files import new_folder
 
 TOKEN = re.compile(r"\bhf_\w{8,}")
 
@@ -77,9 +78,8 @@ def place(source: Mapping[str, Path], target: Path) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob(f".{target.name}.*"):
         shutil.rmtree(old)  # of a run that was killed
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = new_folder(target)
     try:
-        temporary.chmod(0o755)
         for name, path in source.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(path.resolve(), temporary / name)

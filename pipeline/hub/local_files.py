@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.checkpoint.model_files import INDEX, check_folder, read_object, weight_map
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILES
 from pipeline.data.prepared import Names
 from pipeline.data.sources import either, find
@@ -42,16 +42,13 @@ def missing_model_files(folder: Path) -> str | None:
         return "is not a folder"
     if not (folder / "config.json").is_file():
         return "has no config.json"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(map(Path, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return f"has a broken {index.name}: it must hold 'weight_map', from names of tensors to names of files"
-        lacking = [name for name in names if not (folder / name).is_file()]
-        if lacking:
-            return f"lacks {', '.join(map(str, lacking))}, which {index.name} names"
-    elif not any(file.suffix == ".safetensors" for file in model_files(folder)):
+    try:
+        check_folder(folder)
+        if (folder / INDEX).is_file():
+            weight_map(folder)
+    except (OSError, ValueError) as error:
+        return f"cannot be taken: {error}"
+    if not (folder / INDEX).is_file() and not any(file.suffix == ".safetensors" for file in model_files(folder)):
         return "has no *.safetensors file"
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         return f"has no tokenizer file: none of {', '.join(VOCABULARY_FILES)}"
@@ -61,7 +58,6 @@ def missing_model_files(folder: Path) -> str | None:
 def architecture(folder: Path) -> dict[str, Any] | None:
     """The ``config.json`` of a checkpoint folder; ``None`` where it is missing or not an object."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return read_object(folder / "config.json")
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None

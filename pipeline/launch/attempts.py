@@ -13,6 +13,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
+from megatron_ext.atomic_files import temporary_name
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -52,8 +54,7 @@ def begin(log: Path) -> Attempt:
             break
         except FileExistsError:  # by another start of the same step, at the same time
             continue
-    temporary = log.with_name(f".{log.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_name(log)
     try:
         os.link(file, temporary)
     except OSError:

@@ -17,6 +17,8 @@ IN_CONTAINERS = {  # where the home folder is the clone, which should stay as it
     "XDG_CONFIG_HOME": "config",
     "MPLCONFIGDIR": "matplotlib",
     "TRITON_CACHE_DIR": "triton",
+    "HF_DATASETS_CACHE": "datasets",
+    "HF_MODULES_CACHE": "modules",
 }
 
 

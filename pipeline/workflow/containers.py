@@ -23,7 +23,9 @@ DRIVER = Path("/proc/driver/nvidia/version")
 PASSED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME")
 PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
 # Variables of containers that are set here.
-SET = (*("HF_HOME", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", IMAGE, IMAGE_SHA256),)
+SET = ("HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", IMAGE, IMAGE_SHA256)
+# Of `HF_HOME`, which holds the hub's token beside them, containers see only what has been fetched.
+FETCHED = ("hub", "datasets")
 MOUNTED = ("/", "/tmp", "/var/tmp")  # by Apptainer itself
 
 
@@ -32,11 +34,12 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
 
     Raises ``ConfigError`` where a folder's name cannot be written in a list of binds.
     """
-    temporary = tempfile.gettempdir()
+    temporary, datasets = tempfile.gettempdir(), site.huggingface / "datasets"
     inside = {name: value for name, value in os.environ.items() if name.startswith(PASSED_PREFIXES)}
     inside |= {name: os.environ[name] for name in PASSED if name in os.environ}
     inside |= {
         "HF_HOME": str(site.huggingface),
+        **({"HF_DATASETS_CACHE": str(datasets)} if datasets.is_dir() else {}),
         "HF_HUB_OFFLINE": "1",
         "PYTHONNOUSERSITE": "1",
         "TMPDIR": temporary,
@@ -67,12 +70,13 @@ def enter(variables: dict[str, str], environ: MutableMapping[str, str] = os.envi
 def binds(site: Site, plan: Plan) -> list[str]:
     """What containers see of the file system: absolute, there, and none inside another.
 
-    The clone, the working directory, results, the user's own data, `HF_HOME`, the folder for temporary files, the
-    site's `binds`, and what `APPTAINER_BIND` already names. Of a symbolic link, both its path and its target. Results
-    that are not there yet are made in the nearest folder that is.
+    The clone, the working directory, results, the user's own data, what has been fetched into `HF_HOME`, the folder for
+    temporary files, the site's `binds`, and what `APPTAINER_BIND` already names. Of a symbolic link, both its path and
+    its target. Results that are not there yet are made in the nearest folder that is.
     """
     written = [folder for folder in (plan.paths.root, plan.paths.cache) if folder is not None]
-    folders = [ROOT, Path.cwd(), *map(_nearest, written), site.huggingface, Path(tempfile.gettempdir())]
+    folders = [ROOT, Path.cwd(), *map(_nearest, written), Path(tempfile.gettempdir())]
+    folders += [site.huggingface / name for name in FETCHED]
     if isinstance(plan.config.source, FolderSource):
         folders.append(plan.config.source.path)
     plain = {str(each): None for folder in folders for each in (os.path.abspath(folder), folder.resolve())}

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_ext.model.families.base import REQUIRED, Family, rope_parameters
+from megatron_ext.model.families.sizes import SCALING, check_sizes
 
-SCALINGS = ("default", "linear", "llama3")
+# Kinds of scaling, and what each needs.
+SCALINGS: dict[str, tuple[str, ...]] = {"default": (), "linear": SCALING[:1], "llama3": SCALING}
 
 
 def known() -> dict[str, type[Family]]:
@@ -25,6 +27,8 @@ def known() -> dict[str, type[Family]]:
 def family_of(config: Mapping[str, Any]) -> type[Family]:
     """The family of a Hugging Face config; raises ``ValueError`` that names what is missing or not supported."""
     names = config.get("architectures") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"architectures: {names!r:.60}; allowed: a list of names")
     families = known()
     for name in names:
         if name in families:
@@ -34,14 +38,27 @@ def family_of(config: Mapping[str, Any]) -> type[Family]:
     missing = [key for key in REQUIRED if key not in config]
     if missing:
         raise ValueError(f"the model's config lacks {missing}")
-    kind = rope_parameters(config)["rope_type"]
-    if kind not in SCALINGS:
-        raise ValueError(f"rope scaling {kind!r} is not supported; known: {list(SCALINGS)}")
+    rope = _rope(config)
+    check_sizes(config, rope)
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act: {config['hidden_act']!r} is not supported; known: ['silu']")
     if config.get("mlp_bias"):
         raise ValueError("mlp_bias: true is not supported")
     return families[name]
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise ValueError(f"{key}: {config[key]!r:.60}; allowed: an object")
+    rope = rope_parameters(config)
+    kind = rope["rope_type"]
+    if kind not in list(SCALINGS):  # it need not be a text
+        raise ValueError(f"rope scaling {kind!r} is not supported; known: {list(SCALINGS)}")
+    lacking = [key for key in SCALINGS[kind] if key not in rope]
+    if lacking:
+        raise ValueError(f"rope scaling {kind!r} lacks {lacking}")
+    return rope
 
 
 __all__ = ["Family", "family_of", "known", "rope_parameters"]

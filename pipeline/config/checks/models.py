@@ -14,7 +14,7 @@ from pipeline.hub import local_files
 
 def shape(checker: Checker, model: Model, model_file: Document) -> Shape | None:
     """The model's size: of its ``architecture``, else of a local checkpoint."""
-    architecture, key = model.architecture, "architecture"
+    architecture, key, where = model.architecture, "architecture", ""
     if architecture is None:
         used = checkpoints(model, checker.experiment.training, checker.experiment.split)
         local = [checkpoint.folder for checkpoint in used.values() if checkpoint.folder]
@@ -22,13 +22,13 @@ def shape(checker: Checker, model: Model, model_file: Document) -> Shape | None:
             message = "architecture: is missing (no local checkpoint states it)"
             checker.problems.append(model_file.problem((), message))
             return None
-        architecture, key = local_files.architecture(local[0]), "checkpoints"
+        architecture, key, where = local_files.architecture(local[0]), "checkpoints", f"{local[0] / 'config.json'}: "
         if architecture is None:
             return None  # the missing file is reported with its key
     try:
         return Shape.of(architecture)
-    except (ValueError, TypeError) as error:
-        checker.problems.append(model_file.problem((key,), str(error)))
+    except ValueError as error:
+        checker.problems.append(model_file.problem((key,), f"{where}{error}"))
         return None
 
 

@@ -80,4 +80,7 @@ def test_libraries_get_folders_in_it(tmp: Path, monkeypatch: pytest.MonkeyPatch)
     private_folder.set_folders(in_container=True)
     others = {name: os.environ[name] for name in private_folder.IN_CONTAINERS}
     assert others.pop("TRITON_CACHE_DIR") == "/my/own"
-    assert all(Path(each).parent == tmp / NAME for each in others.values()) and len(set(others.values())) == 3
+    assert (
+        all(Path(each).parent == tmp / NAME for each in others.values())
+        and len(set(others.values())) == len(others) == 5
+    )

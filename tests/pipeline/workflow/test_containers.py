@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setattr(containers.tempfile, "gettempdir", lambda: "/tmp")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in ("hf", "work", "outer/results"):
+    for name in ("hf/hub", "hf/datasets", "work", "outer/results"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path
@@ -36,9 +36,17 @@ def plan(results: Path) -> Plan:
 
 def test_what_is_bound_is_there_once_and_absolute(here: Path) -> None:
     (here / "data").mkdir()
-    given = ["/nonexistent", str(here / "data"), str(here / "hf"), f"{here}/data:/d:ro", "/nonexistent:/x", "/"]
+    given = ["/nonexistent", str(here / "data"), str(here / "hf/hub"), f"{here}/data:/d:ro", "/nonexistent:/x", "/"]
     found = containers.binds(Site(binds=given), plan(here / "outer" / "results"))
-    named = {str(ROOT), f"{here}/work", f"{here}/outer/results", f"{here}/hf", f"{here}/data", f"{here}/data:/d:ro"}
+    named = {
+        str(ROOT),
+        f"{here}/work",
+        f"{here}/outer/results",
+        f"{here}/hf/hub",
+        f"{here}/hf/datasets",
+        f"{here}/data",
+        f"{here}/data:/d:ro",
+    }
     assert set(found) == named and len(found) == len(named)
 
 
@@ -60,6 +68,17 @@ def test_the_callers_own_binds_stay(here: Path, monkeypatch: pytest.MonkeyPatch)
     assert {f"{here}/site", f"{here}/site:/other"} <= set(first)
     monkeypatch.setenv("APPTAINER_BIND", ",".join(first))
     assert sorted(containers.binds(Site(), plan(here / "outer"))) == sorted(first), "a job starts with its parent's"
+
+
+def test_no_container_sees_the_hubs_token(here: Path) -> None:
+    """A login leaves it in `HF_HOME`, where a step that is not allowed to use it could read it."""
+    for name in ("token", "stored_tokens"):
+        (here / "hf" / name).write_text("hf_secret")
+    found = [Path(text) for text in containers.binds(Site(), plan(here / "outer" / "results"))]
+    assert not [path for path in found if (here / "hf" / "token").is_relative_to(path)]
+    (here / "hf" / "datasets").rmdir()
+    made = containers.environment(Site(), plan(here / "outer"), here / "a.sif")
+    assert f"{here}/hf/datasets" not in made["APPTAINER_BIND"] and "APPTAINERENV_HF_DATASETS_CACHE" not in made
 
 
 def test_the_users_data_are_bound(here: Path) -> None:
@@ -92,6 +111,7 @@ def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {
         "APPTAINER_CLEANENV": "1",
         "APPTAINERENV_HF_HOME": f"{here}/hf",
+        "APPTAINERENV_HF_DATASETS_CACHE": f"{here}/hf/datasets",
         "APPTAINERENV_HF_HUB_OFFLINE": "1",
         "APPTAINERENV_PYTHONNOUSERSITE": "1",
         "APPTAINERENV_TMPDIR": "/tmp",
@@ -104,7 +124,7 @@ def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert wanted.items() <= found.items()
     assert not {"APPTAINER_NV", "APPTAINER_USERNS", "APPTAINERENV_SECRET"} & found.keys()
-    assert f"{here}/hf" in found["APPTAINER_BIND"].split(",")
+    assert {f"{here}/hf/hub", f"{here}/hf/datasets"} <= set(found["APPTAINER_BIND"].split(","))
     assert found["PATH"] == ranks.shielded(os.environ["PATH"])
     assert {name.removeprefix("APPTAINERENV_") for name in found if name.startswith("APPTAINERENV_")} <= {
         *containers.SET,
