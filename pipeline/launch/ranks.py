@@ -62,6 +62,8 @@ def srun(path: Path, ranks: int, nodes: int, cpus: int, image: str | None, logs:
     # A step that this one is started from, such as an interactive shell, holds the job's resources; without --overlap
     # this one would wait for its end.
     call += ["--overlap", "--export=ALL", "--input=none"]
+    # Ranks of one node, each in a container of its own, share GPUs' memory and must see each other as processes.
+    os.environ.pop("APPTAINER_CONTAINALL", None)
     os.environ["MASTER_HOST"] = socket.gethostname()
     os.environ.pop(STORE, None)
     with local_ranks.meeting_place() if nodes == 1 else nullcontext() as store:

@@ -26,7 +26,6 @@ PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
 SET = ("HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", IMAGE, IMAGE_SHA256)
 # Of `HF_HOME`, which holds the hub's token beside them, containers see only what has been fetched.
 FETCHED = ("hub", "datasets")
-MOUNTED = ("/", "/tmp", "/var/tmp")  # by Apptainer itself
 
 
 def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
@@ -49,10 +48,12 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
     digest = image_sha256(image)
     if digest:
         inside[IMAGE_SHA256] = digest
-    found = {"APPTAINER_CLEANENV": "1", "APPTAINER_BIND": ",".join(binds(site, plan))}
+    # Processes, shared memory, devices and temporary folders of their own, but for what is bound.
+    found = {"APPTAINER_CONTAINALL": "1", "APPTAINER_CLEANENV": "1", "APPTAINER_BIND": ",".join(binds(site, plan))}
     found["PATH"] = shielded(os.environ.get("PATH", os.defpath))
     if DRIVER.exists():
         found["APPTAINER_NV"] = "1"
+        found["APPTAINER_BIND"] += ",/dev/shm"  # NCCL needs more of it than Apptainer gives
     if os.geteuid() == 0:
         found["APPTAINER_USERNS"] = "1"  # root may lack capabilities that Apptainer wants, as in a container
     return found | {f"{INSIDE}{name}": value for name, value in inside.items()}
@@ -86,7 +87,7 @@ def binds(site: Site, plan: Plan) -> list[str]:
     wrong = [path for path in plain if "," in path or (":" in path)]
     if wrong:
         raise ConfigError([f"{path!r}: Apptainer cannot bind a folder whose name has ',' or ':'" for path in wrong])
-    there = [path for path in plain if path and path not in MOUNTED and Path(path).exists()]
+    there = [path for path in plain if path not in ("", "/") and Path(path).exists()]
     outer = [path for path in there if not _below(path, [other for other in there if other != path])]
     return [*outer, *(text for text in mapped if Path(text.partition(":")[0]).exists())]
 

@@ -295,6 +295,31 @@ def test_a_machine_without_debian_sources(tree: Path, monkeypatch, machine, caps
     assert "Debian bookworm; say --mirror URL" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("digest", ["", "sha256:", f"sha256:{'a' * 63}", f"sha256:{'G' * 64}", f"md5:{'a' * 64}"])
+def test_a_digest_that_is_none_is_refused(digest: str, tree: Path, monkeypatch, machine, capsys) -> None:
+    assert run(tree, monkeypatch, "gpu", "--base", f"registry.invalid/pytorch@{digest}") == 1
+    assert f"{digest!r} is not a digest" in capsys.readouterr().err
+
+
+def test_a_base_can_be_one_image_for_ever(tree: Path, monkeypatch, machine, capsys) -> None:
+    assert run(tree, monkeypatch, "gpu") == 0
+    assert "--base NAME@sha256:DIGEST" in capsys.readouterr().out, "a tag can be moved"
+    base = f"registry.invalid/pytorch@sha256:{'0a' * 32}"
+    assert run(tree, monkeypatch, "gpu", "--base", base) == 0
+    assert recorded(machine)["arguments"]["BASE"] == base and "DIGEST" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_no_password_of_a_mirror_stays_in_the_image(said: bool, tree: Path, monkeypatch, machine, capsys) -> None:
+    """Apptainer keeps the definition, with the mirror's address, in every image."""
+    address = "http://me:secret@two.invalid/debian"
+    if not said:
+        program(machine["bin"] / "apt-get", f"#!/bin/sh\necho {address}\n")
+    assert run(tree, monkeypatch, "cpu", *(["--mirror", address] if said else [])) == 1
+    found = capsys.readouterr()
+    assert "has a user name" in found.err and "secret" not in found.err + found.out
+
+
 @pytest.mark.parametrize("words", [("gpu", "--mirror", "u"), ("cpu", "--base", "i"), ("tpu",), ()])
 def test_arguments_that_are_wrong(words: tuple[str, ...], tree: Path, monkeypatch, machine, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -93,6 +93,7 @@ def environment(path: Path, **more: str) -> dict[str, str]:
         "PATH": os.pathsep.join([str(STAND_INS), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": python_path,
         "APPTAINERENV_PYTHONPATH": python_path,
+        "APPTAINER_CONTAINALL": "1",
         "STAND_INS": str(path.parents[1] / "stand_ins"),
         "STAND_IN_PYTHON": sys.executable,
         "LEAKED": "yes",
@@ -311,7 +312,7 @@ def test_a_container_on_this_machine_holds_all_ranks(spec: Path, tmp_path: Path)
     log = tmp_path / "reference.log"
     done = start(spec, "--image", IMAGE, "--log", str(log))
     assert done.returncode == 0, log.read_text()
-    assert said(spec, "apptainer-all")[-2] == IMAGE
+    assert said(spec, "apptainer-all")[-3:-1] == [IMAGE, "alone"], "in a container of which they see nothing else"
     assert [seen(spec, rank)["LOCAL_RANK"] for rank in range(2)] == ["0", "1"]
     assert seen(spec, 0)["LEAKED"] is None
     assert "rank 0 speaks" in log.read_text()

@@ -22,9 +22,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [*os.environ]:
         if name.startswith(("APPTAINER", "SLURM", "NCCL", "CUDA")):
             monkeypatch.delenv(name)
-    monkeypatch.setattr(containers.tempfile, "gettempdir", lambda: "/tmp")
+    monkeypatch.setattr(containers.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in ("hf/hub", "hf/datasets", "work", "outer/results"):
+    for name in ("hf/hub", "hf/datasets", "work", "outer/results", "temporary"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path
@@ -38,15 +38,8 @@ def test_what_is_bound_is_there_once_and_absolute(here: Path) -> None:
     (here / "data").mkdir()
     given = ["/nonexistent", str(here / "data"), str(here / "hf/hub"), f"{here}/data:/d:ro", "/nonexistent:/x", "/"]
     found = containers.binds(Site(binds=given), plan(here / "outer" / "results"))
-    named = {
-        str(ROOT),
-        f"{here}/work",
-        f"{here}/outer/results",
-        f"{here}/hf/hub",
-        f"{here}/hf/datasets",
-        f"{here}/data",
-        f"{here}/data:/d:ro",
-    }
+    named = {str(ROOT), f"{here}/data:/d:ro"}
+    named |= {f"{here}/{name}" for name in ("work", "outer/results", "hf/hub", "hf/datasets", "data", "temporary")}
     assert set(found) == named and len(found) == len(named)
 
 
@@ -110,11 +103,12 @@ def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = containers.environment(Site(hf_home=here / "hf"), plan(here / "outer"), image)
     wanted = {
         "APPTAINER_CLEANENV": "1",
+        "APPTAINER_CONTAINALL": "1",
         "APPTAINERENV_HF_HOME": f"{here}/hf",
         "APPTAINERENV_HF_DATASETS_CACHE": f"{here}/hf/datasets",
         "APPTAINERENV_HF_HUB_OFFLINE": "1",
         "APPTAINERENV_PYTHONNOUSERSITE": "1",
-        "APPTAINERENV_TMPDIR": "/tmp",
+        "APPTAINERENV_TMPDIR": f"{here}/temporary",
         "APPTAINERENV_CUDA_VISIBLE_DEVICES": "2,3",
         "APPTAINERENV_SLURM_JOB_ID": "17",
         "APPTAINERENV_NCCL_SOCKET_IFNAME": "ib0",
@@ -141,6 +135,7 @@ def test_gpus_are_given_where_there_is_a_driver_and_root_gets_a_user_namespace(
     monkeypatch.setattr(containers.os, "geteuid", lambda: 0)
     found = containers.environment(Site(), plan(here / "outer"), here / "a.sif")
     assert (found["APPTAINER_NV"], found["APPTAINER_USERNS"]) == ("1", "1")
+    assert "/dev/shm" in found["APPTAINER_BIND"].split(",")
     assert "APPTAINERENV_UNLEARN_IMAGE_SHA256" not in found, "an image from elsewhere has no digest beside it"
 
 
