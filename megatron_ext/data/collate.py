@@ -6,7 +6,7 @@ A row is numbered over all files of a dataset. -1 stands for a row that only fil
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,20 +115,61 @@ class SequenceDataset:
             index.append(places * len(rows) + place)
             targets.append(ids[np.minimum(places + 1, len(ids) - 1)].astype(np.int64))
             sequence.append(np.full(len(places), place, np.int64))
-        reference_logps = None
+        arrays = {"tokens": tokens_BS, "real": np.array([row >= 0 for row in rows])}
+        arrays |= {"index": _joined(index), "targets": _joined(targets), "sequence": _joined(sequence)}
         if self.reference_logps is not None:
             values = [float(self.reference_logps[row]) if row >= 0 else 0.0 for row in rows]
-            reference_logps = torch.tensor(values, dtype=torch.float32, device=device)
-        return MicroBatch(
-            tokens=torch.from_numpy(tokens_BS).to(device),
-            index=_joined(index, device),
-            targets=_joined(targets, device),
-            sequence=_joined(sequence, device),
-            real=torch.tensor([row >= 0 for row in rows], device=device),
-            reference_logps=reference_logps,
-        )
+            arrays["reference_logps"] = np.array(values, np.float32)
+        return MicroBatch(**transfer(arrays, device))
 
 
-def _joined(parts: list[np.ndarray], device: torch.device) -> torch.Tensor:
+def transfer(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """Tensors of several arrays on a device: to a GPU one copy of all of them, which nothing waits for.
+
+    Args:
+        arrays: By name.
+        device: Where they go; on the CPU they stay where they are.
+
+    Returns:
+        The tensors, of the arrays' shapes and types.
+    """
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return unpacked(pack(arrays, pin=True).to(device, non_blocking=True), arrays)
+
+
+def pack(arrays: Mapping[str, np.ndarray], pin: bool) -> torch.Tensor:
+    """The bytes of several arrays end to end, each from a multiple of eight bytes on: uint8, on the host.
+
+    Args:
+        arrays: By name.
+        pin: Whether the host's memory is pinned, as a copy that nothing waits for needs it.
+
+    Returns:
+        What ``unpacked`` takes.
+    """
+    packed = torch.zeros(sum(map(_room, arrays.values())), dtype=torch.uint8, pin_memory=pin)
+    host, start = packed.numpy(), 0
+    for array in arrays.values():
+        host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        start += _room(array)
+    return packed
+
+
+def unpacked(packed: torch.Tensor, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Views of ``packed`` with the shapes and types of the arrays that it was made of."""
+    tensors, start = {}, 0
+    for name, array in arrays.items():
+        kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        tensors[name] = packed[start : start + array.nbytes].view(kind).view(array.shape)
+        start += _room(array)
+    return tensors
+
+
+def _room(array: np.ndarray) -> int:
+    return math.ceil(array.nbytes / 8) * 8
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
     """int64 ``[N]``: the parts end to end, of which there may be none."""
-    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts])).to(device)
+    return np.concatenate([np.empty(0, np.int64), *parts])

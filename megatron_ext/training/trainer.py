@@ -133,10 +133,18 @@ class Trainer:
         return bool(changed)
 
     def peak_memory_bytes(self) -> int:
-        """Most memory this rank has held: of the GPU's allocator, or resident memory of the process on CPU."""
+        """Most memory this rank has held: in tensors on its GPU, or resident memory of the process on CPU."""
         if not self.ranks.on_cpu:
             return torch.cuda.max_memory_allocated(self.ranks.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def memory(self) -> dict[str, int]:
+        """The step log's entries on memory: on a GPU also what torch's allocator has taken for those tensors, which is
+        more where blocks of many sizes leave gaps."""
+        entries = {"peak_memory_bytes": self.peak_memory_bytes()}
+        if not self.ranks.on_cpu:
+            entries["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(self.ranks.device)
+        return entries
 
 
 def _distributed(model: LanguageModel, ranks: Ranks) -> DistributedDataParallel:

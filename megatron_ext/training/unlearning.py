@@ -22,7 +22,7 @@ from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training import validation
 from megatron_ext.training.collapse import CollapseCheck
 from megatron_ext.training.loop import StepOutcome
-from megatron_ext.training.reference_model import OffloadedReferenceModel, ReferenceMatrices, ReferenceModel
+from megatron_ext.training.reference_model import ReferenceCopy, ReferenceMatrices, ReferenceModel
 from megatron_ext.training.resume import Resume
 from megatron_ext.training.schedule import learning_rate
 from megatron_ext.training.step import Step
@@ -201,7 +201,7 @@ def _reference_model(spec: UnlearnSpec, model: LanguageModel, ranks: Ranks) -> R
         return None
     if spec.trainable_layers is not None:
         return ReferenceMatrices(model, ranks)
-    return OffloadedReferenceModel(reading.load(spec.checkpoint, ranks), ranks)
+    return ReferenceCopy(reading.load(spec.checkpoint, ranks), ranks, spec.runtime.reference_model == "offloaded")
 
 
 def _warn_of_overlaps(topics: Sequence[TopicData], ranks: Ranks) -> list[str]:

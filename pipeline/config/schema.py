@@ -170,11 +170,13 @@ class DataSettings(Strict):
 
 
 class Evaluation(Strict):
-    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step; ``options`` are
-    merged into those of the benchmark."""
+    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step, and
+    ``generation_token_budget`` those whose keys and values a batch of answers keeps; ``options`` are merged into those
+    of the benchmark."""
 
     options: dict[str, Any] = {}
     token_budget: int = Field(16384, ge=1)
+    generation_token_budget: int | None = Field(None, ge=1, description="default: token_budget")
 
 
 def _kind(value: Any) -> str:

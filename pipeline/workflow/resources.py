@@ -202,7 +202,8 @@ def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
         tokens = spec.batching.micro_batch * length
         return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute_activations))
     held = sizing.scoring_bytes(layout, shape, precision)
-    return held + (0 if gpus else scoring_activations(layout, shape, max(length, spec.token_budget)))
+    tokens = max(spec.token_budget, spec.answers_budget if isinstance(spec, EvaluateSpec) else 0)
+    return held + (0 if gpus else scoring_activations(layout, shape, max(length, tokens)))
 
 
 def training_activations(layout: Layout, shape: Shape, tokens: int, recompute_activations: bool) -> int:
@@ -248,7 +249,7 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, config.forget_rows)
         longest = config.experiment.data.max_length + cost.new_tokens
-        batches = math.ceil(math.ceil(cost.answers / max(1, spec.token_budget // longest)) / layout.data)
+        batches = math.ceil(math.ceil(cost.answers / max(1, spec.answers_budget // longest)) / layout.data)
         step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
         seconds += batches * cost.new_tokens * step
     return seconds

@@ -38,6 +38,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2-sharded": {"layout": {"data": 2, "distributed_optimizer": True}},  # with AdamW, as it takes no other
 }
 
+FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: every loss is then read in parts
+
 # Every loss and rule runs on one process and on shards of the vocabulary; elsewhere, what differs in how it reads the
 # model, its data or its gradients.
 EVERYWHERE = ("one", "tp2")
@@ -214,9 +216,12 @@ class Expectations:
 def runs(specs: dict[str, list[UnlearnSpec]], ports: list[int]) -> None:
     """Every layout's runs, one after the other, on the ranks that there are, which meet at a port for each layout."""
     from megatron_ext.distributed import process_groups
+    from megatron_ext.model import loss_inputs
 
-    for of_layout, port in zip(specs.values(), ports, strict=True):
+    whole = loss_inputs.LOGITS
+    for (layout, of_layout), port in zip(specs.items(), ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
+        loss_inputs.LOGITS = FEW_LOGITS if layout == "tp2-sequence" else whole
         with process_groups.start(of_layout[0].runtime) as ranks:
             take(ranks, of_layout)
 
