@@ -147,7 +147,16 @@ class GlobalBatch(Strict):
 class Batching(GlobalBatch):
     """How many sequences an optimizer step and a forward pass take."""
 
-    micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank")
+    micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank, at most")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="its tokens, padding included, at most, but always one sequence; default: no bound"
+    )
+
+    def sequences_of(self, length: int) -> int:
+        """How many sequences of ``length`` tokens a forward pass takes."""
+        if self.micro_batch_tokens is None:
+            return self.micro_batch
+        return max(1, min(self.micro_batch, self.micro_batch_tokens // length))
 
 
 class TrainableLayers(Strict):

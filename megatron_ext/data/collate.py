@@ -69,7 +69,9 @@ class SequenceDataset:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.parts[part].row(index - int(self.starts[part]))
 
-    def micro_batches(self, rows: Sequence[int], size: int, data_rank: int, data_size: int) -> list[list[int]]:
+    def micro_batches(
+        self, rows: Sequence[int], size: int, data_rank: int, data_size: int, tokens: int | None = None
+    ) -> list[list[int]]:
         """This data-parallel rank's micro-batches of a global batch; equally many on every rank.
 
         Rows are sorted by length and dealt so that ranks work on similar lengths at the same time.
@@ -79,14 +81,23 @@ class SequenceDataset:
             size: Rows of a micro-batch; -1 fills up.
             data_rank: This rank's number among data-parallel ranks.
             data_size: How many there are.
+            tokens: Of a micro-batch, padding included, at most, but always of one row; those of longer rows then have
+                fewer than ``size``.
 
         Returns:
             The rows of each micro-batch.
         """
         ordered = sorted(rows, key=lambda row: (-int(self.lengths[row]), row))
-        slots = math.ceil(len(ordered) / (size * data_size)) * data_size
-        ordered += [-1] * (slots * size - len(ordered))
-        return [ordered[slot * size : (slot + 1) * size] for slot in range(data_rank, slots, data_size)]
+        found: list[list[int]] = []
+        while ordered:
+            count = size
+            if tokens is not None:
+                left = math.ceil(len(ordered) / data_size)
+                count = max(1, min(size, left, tokens // int(self.lengths[ordered[0]])))
+            own = ordered[data_rank * count : (data_rank + 1) * count]
+            found.append(own + [-1] * (count - len(own)))
+            ordered = ordered[count * data_size :]
+        return found
 
     def collate(
         self, rows: Sequence[int], device: torch.device, positions: Positions = "predicting", multiple: int = 1

@@ -35,7 +35,8 @@ def choose(spec: RuntimeSettings) -> None:
         os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
         # Not as warnings only: torch's attention takes its repeatable backward pass only under errors.
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a search for mistakes, at a pass over memory
+        settings: Any = torch.utils.deterministic  # mypy sees no attribute of the object that this module is
+        settings.fill_uninitialized_memory = False  # a search for mistakes, at a pass over memory
 
 
 def use_torch_optimizers() -> None:

@@ -41,6 +41,7 @@ class Trainer:
         spec: Optimizer,
         micro_batch: int,
         reference_model: ReferenceModel | None = None,
+        micro_batch_tokens: int | None = None,
     ) -> None:
         """Wrap ``model``. Collective over all ranks.
 
@@ -50,12 +51,15 @@ class Trainer:
             spec: The optimizer's settings.
             micro_batch: Sequences of one forward pass on one data-parallel rank.
             reference_model: The model before unlearning, for losses that need it.
+            micro_batch_tokens: Bound on a forward pass's tokens, padding included.
         """
         self.model, self.ranks, self.spec = model, ranks, spec
         with cpu.construction(ranks.on_cpu):
             ddp = _distributed(model, ranks)
             self.optimizer = _optimizer(ddp, ranks, spec)
-        self.accumulator = GradientAccumulator(model, ddp, self.optimizer, ranks, micro_batch, reference_model)
+        self.accumulator = GradientAccumulator(
+            model, ddp, self.optimizer, ranks, micro_batch, reference_model, micro_batch_tokens
+        )
         self.stop_requested = False
 
     def step(

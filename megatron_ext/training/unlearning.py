@@ -75,7 +75,8 @@ class UnlearningRun:
         self._warmup_steps = spec.optimizer.schedule.warmup_steps + warmup_by_epochs
         model = reading.load(spec.checkpoint, ranks, spec.trainable_layers, training=spec.runtime)
         reference_model = _reference_model(spec, model, ranks)
-        self.trainer = Trainer(model, ranks, spec.optimizer, spec.batching.micro_batch, reference_model)
+        micro, tokens = spec.batching.micro_batch, spec.batching.micro_batch_tokens
+        self.trainer = Trainer(model, ranks, spec.optimizer, micro, reference_model, tokens)
         self._before = self.trainer.checksum()
         self._state = spec.rule.start(mean_retain_loss(self._topics))
         self._validator: Validator | None = None

@@ -118,7 +118,8 @@ class Validator:
                 drawn += [(objective, start + row) for row in rows]
         self._rows = [row for _, row in drawn]
         self._objective_R = torch.tensor([objective for objective, _ in drawn])
-        self._budget = spec.batching.micro_batch * int(self._dataset.lengths[self._rows].max())
+        longest = int(self._dataset.lengths[self._rows].max())
+        self._budget = spec.batching.sequences_of(longest) * longest
 
     # What ``Resume`` asks of a companion.
 

@@ -39,10 +39,12 @@ class Batches(GlobalBatch, Optimisation):
         None, ge=1, description="default: all of a data-parallel rank's share of the global batch"
     )
 
+    micro_batch_tokens: int | None = Field(None, ge=1, description="bounds a micro-batch too; default: no bound")
+
     def batching(self, layout: Layout) -> Batching:
         """With what each rank of ``layout`` takes at a time."""
         micro = self.micro_batch or max(1, self.global_batch // layout.data)
-        return Batching(global_batch=self.global_batch, micro_batch=micro)
+        return Batching(global_batch=self.global_batch, micro_batch=micro, micro_batch_tokens=self.micro_batch_tokens)
 
 
 class ModelTraining(Batches, Shares, Training):

@@ -199,7 +199,7 @@ def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
             held = sizing.unlearning_bytes(spec, shape, gpus=False)
         else:
             held = sizing.training_bytes(layout, shape, precision)
-        tokens = spec.batching.micro_batch * length
+        tokens = spec.batching.sequences_of(length) * length
         return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute_activations))
     held = sizing.scoring_bytes(layout, shape, precision)
     tokens = max(spec.token_budget, spec.answers_budget if isinstance(spec, EvaluateSpec) else 0)
@@ -267,7 +267,7 @@ def operations(plan: Plan, spec: ModelStep) -> float:
         return 2.0 * parameters * (cost.sequences * length + cost.answers * (length + cost.new_tokens))
     trained = 8 if spec.runtime.recompute_activations else 6
     layout, batching = spec.runtime.layout, spec.batching
-    micro = batching.global_batch // (layout.data * batching.micro_batch)
+    micro = math.ceil(batching.global_batch / (layout.data * batching.sequences_of(length)))
     idle = (micro + layout.pipeline - 1) / micro
     if isinstance(spec, TrainSpec):
         tokens = spec.steps * batching.global_batch * length

@@ -35,6 +35,23 @@ def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -
     assert all(len(batch) == 4 for share in shares for batch in share)
 
 
+@pytest.mark.parametrize("data", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 40, 1000])
+def test_a_bound_on_tokens_holds_and_ranks_stay_together(tokens: int, data: int) -> None:
+    dataset, rows = SequenceDataset([sequences(40)]), list(range(23))
+    shares = [dataset.micro_batches(rows, 6, rank, data, tokens) for rank in range(data)]
+    dealt = [row for share in shares for batch in share for row in batch]
+    assert sorted(row for row in dealt if row >= 0) == rows
+    sizes = [[len(batch) for batch in share] for share in shares]
+    assert all(each == sizes[0] for each in sizes), "ranks work on micro-batches of one size at the same time"
+    assert sum(sizes[0]) * data - len(rows) < data, "what only fills is less than a row a rank"
+    for share in shares:
+        for batch in share:
+            longest = max((int(dataset.lengths[row]) for row in batch if row >= 0), default=0)
+            assert len(batch) <= 6 and (len(batch) == 1 or len(batch) * longest <= tokens)
+    assert max(sizes[0]) == {1: 1, 40: min(6, max(sizes[0])), 1000: 6}[tokens]
+
+
 def test_collate_labels_every_token_after_the_prompt() -> None:
     dataset = SequenceDataset(
         [Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference_logps=np.array([-1.5, -2.5])

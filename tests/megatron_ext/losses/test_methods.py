@@ -144,6 +144,14 @@ def measured(name: str, layout: str) -> bool:
     return layout in MEASURED and CASES[name].rule.get("dual_update") != "micro-batch"
 
 
+def batching(name: str, layout: str) -> dict[str, int]:
+    """At layouts of two ranks also with a bound on tokens, except for a rule that counts micro-batches."""
+    bounds = {"global_batch": ROWS, "micro_batch": MICRO_BATCH}
+    if layout in ("pp2", "dp2") and CASES[name].rule.get("dual_update") != "micro-batch":
+        bounds["micro_batch_tokens"] = 30  # one to three rows
+    return bounds
+
+
 @dataclass(frozen=True)
 class Expected:
     rate: float
@@ -204,7 +212,7 @@ class Expectations:
             "trainable_layers": case.trainable_layers,
             "epochs": 2.0,
             "max_steps": 2,
-            "batching": {"global_batch": ROWS, "micro_batch": MICRO_BATCH},
+            "batching": batching(name, layout),
             "optimizer": optimizer,
             "diagnostics": measured(name, layout),
             "runtime": {"device": "cpu", "timeout_seconds": 60.0, **LAYOUTS[layout]},
