@@ -21,16 +21,15 @@ DEVICE = os.environ.get("UNLEARN_GPU_DEVICE", "cuda")
 REFERENCES = Path(
     os.environ.get("UNLEARN_GPU_REFERENCES", Path(__file__).parents[2] / "results" / "gpu-proof" / "references")
 )
-# cuBLAS reads it when it is first used, and repeats its results with it.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without the device, every test says why it is skipped."""
     import torch
 
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
-    for item in here:
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
         item.add_marker("gpu")
         if DEVICE == "cuda" and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU, and torch {torch.__version__} sees none"))
@@ -71,6 +70,8 @@ def ranks() -> Iterator[Any]:
     from megatron_ext.config import Runtime
     from megatron_ext.distributed import process_groups
 
+    # cuBLAS reads it when it is first used, and repeats its results with it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with process_groups.start(Runtime.model_validate({"device": DEVICE})) as alone:
         yield alone
 
