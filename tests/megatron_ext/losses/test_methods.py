@@ -34,7 +34,11 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"layout": {"tensor": 2}},
     "pp2": {"layout": {"pipeline": 2}},
     "dp2": {"layout": {"data": 2}},
-    "tp2-sequence": {"layout": {"tensor": 2, "sequence_parallel": True}, "recompute_activations": True},
+    "tp2-sequence": {
+        "layout": {"tensor": 2, "sequence_parallel": True},
+        "recompute_activations": True,
+        "reference_model": "offloaded",
+    },
     "dp2-sharded": {"layout": {"data": 2, "distributed_optimizer": True}},  # with AdamW, as it takes no other
 }
 
