@@ -43,7 +43,7 @@ test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, w
 # In one process: megatron-core is made to use the CPU for a whole process, and those tests for the GPU.
 test-gpu: $(INSTALLED) ## that a GPU computes what the CPU does; skipped where there is none
 	$(BIN)/python -m perf.gpu_proof --prepare
-	$(BIN)/python -m pytest tests/gpu -n0 -rs
+	$(BIN)/python -m pytest tests/gpu -m gpu -n0 -rs
 
 gpu-proof: $(INSTALLED) ## the same, then speed and memory on that GPU (10 minutes; results/gpu-proof/proof.jsonl)
 	$(BIN)/python -m perf.gpu_proof --prepare

@@ -86,7 +86,7 @@ def prove(folder: Path, out: Path, device: str, tiny: bool) -> int:
             quiet = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir"]
             subprocess.run([sys.executable, "-m", "pip", "install", *quiet, f"--target={site}", *wheels], check=True)
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [site, os.environ.get("PYTHONPATH")]))
-        tests = ["pytest", "tests/gpu", "-p", "no:cacheprovider", "-n0", "-q", "-rs"]
+        tests = ["pytest", "tests/gpu", "-m", "gpu", "-p", "no:cacheprovider", "-n0", "-q", "-rs"]
         passed = part("correctness", tests, min(CORRECTNESS, end - time.monotonic()), environment, results)
         seconds = min(SPEED, end - time.monotonic() - 20)
         bench = ["perf.gpu", f"--device={device}", f"--out={results}", f"--deadline={seconds:.0f}"]

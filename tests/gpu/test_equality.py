@@ -15,6 +15,8 @@ from tests.gpu.conftest import DEVICE, REFERENCES
 from tests.support import inference_cases, tiny
 from tests.support.distributed import free_ports, run_ranks
 
+pytestmark = pytest.mark.gpu
+
 FP32, BF16 = 1e-4, 2e-2
 Record = Any  # pytest's record_property
 
