@@ -24,8 +24,8 @@ REFERENCES = Path(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """These tests need a process that megatron-core uses a GPU in, where others have made it use the CPU: they run where
-    ``-m`` asks for them by name. Without the device, each says why it is skipped."""
+    """Leave these tests out unless ``-m`` asks for them by name: in their process megatron-core must use the GPU,
+    and others have made it use the CPU. Without the device, each says why it is skipped."""
     own = [item for item in items if item.get_closest_marker("gpu")]
     if "gpu" not in config.option.markexpr:
         items[:] = [item for item in items if item not in own]
