@@ -7,7 +7,8 @@ INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile workflow pipeline/workflow/rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-login image image-cpu run test test-fast test-cluster mutants bench lint docs format clean
+.PHONY: help install install-login image image-cpu run test test-fast test-cluster test-gpu gpu-proof \
+	mutants bench lint docs format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -38,6 +39,15 @@ test-fast: $(INSTALLED) ## the tests that take seconds
 
 test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (15 minutes)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs
+
+# In one process: megatron-core is made to use the CPU for a whole process, and those tests for the GPU.
+test-gpu: $(INSTALLED) ## that a GPU computes what the CPU does; skipped where there is none
+	$(BIN)/python -m perf.gpu_proof --prepare
+	$(BIN)/python -m pytest tests/gpu -m gpu -n0 -rs
+
+gpu-proof: $(INSTALLED) ## the same, then speed and memory on that GPU (10 minutes; results/gpu-proof/proof.jsonl)
+	$(BIN)/python -m perf.gpu_proof --prepare
+	$(BIN)/python -m perf.gpu_proof
 
 mutants: $(INSTALLED) ## what the tests of losses, rules, sampling, gradients and metrics notice: 120 changes of the code (an hour)
 	$(BIN)/python -m tests.support.mutants

@@ -59,6 +59,28 @@ class RuntimeSettings(Strict):
     recompute_activations: bool = Field(
         False, description="in training, keep only each block's input and compute its activations again for backward"
     )
+    reference_model: Literal["resident", "offloaded"] = Field(
+        "resident",
+        description="where a loss that needs the model before unlearning has its copy: beside the trained one, or on a "
+        "GPU in host memory, from where every micro-batch fetches it",
+    )
+    kernels: Literal["torch", "te"] = Field(
+        "torch", description="whose layers compute: torch's own, or Transformer Engine's, on a GPU in bf16"
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU, only kernels that add in one order, so that a run repeats to the bit; slower, and an "
+        "operation that has none ends the run with its name. On a CPU every run repeats",
+    )
+
+    @model_validator(mode="after")
+    def _kernels(self) -> Self:
+        if self.kernels == "te" and self.precision != "bf16":
+            # Its matrix products would round fp32 to TF32.
+            raise ValueError(f"kernels: 'te' needs precision: bf16, given '{self.precision}'; allowed: 'torch'")
+        if self.kernels == "te" and self.device == "cpu":
+            raise ValueError("kernels: 'te' needs a GPU, and device is 'cpu'; allowed: 'torch'")
+        return self
 
 
 class Runtime(RuntimeSettings):
@@ -125,7 +147,16 @@ class GlobalBatch(Strict):
 class Batching(GlobalBatch):
     """How many sequences an optimizer step and a forward pass take."""
 
-    micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank")
+    micro_batch: int = Field(ge=1, description="sequences of one forward pass on one data-parallel rank, at most")
+    micro_batch_tokens: int | None = Field(
+        None, ge=1, description="its tokens, padding included, at most, but always one sequence; default: no bound"
+    )
+
+    def sequences_of(self, length: int) -> int:
+        """How many sequences of ``length`` tokens a forward pass takes."""
+        if self.micro_batch_tokens is None:
+            return self.micro_batch
+        return max(1, min(self.micro_batch, self.micro_batch_tokens // length))
 
 
 class TrainableLayers(Strict):

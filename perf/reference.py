@@ -70,10 +70,10 @@ def measure(given: Options) -> list[dict[str, Any]]:
 
 
 def _trainer(given: Options, ranks: Ranks, resident: bool) -> Trainer:
-    from megatron_ext.training.reference_model import OffloadedReferenceModel
+    from megatron_ext.training.reference_model import ReferenceCopy
     from megatron_ext.training.trainer import Trainer
 
-    reference_model = OffloadedReferenceModel(build(given.model, ranks), ranks) if resident else None
+    reference_model = ReferenceCopy(build(given.model, ranks), ranks) if resident else None
     return Trainer(build(given.model, ranks), ranks, OPTIMIZER, MICRO_BATCH, reference_model)
 
 

@@ -145,6 +145,14 @@ class EvaluateSpec(ModelStepSpec):
         None, strict=False, description="folder of retrain's evaluation; what compares with it needs it"
     )
     token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
+    generation_token_budget: int | None = Field(
+        None, ge=1, description="positions of the key-value cache of a batch of answers; default: token_budget"
+    )
+
+    @property
+    def answers_budget(self) -> int:
+        """``generation_token_budget`` with its default filled in."""
+        return self.generation_token_budget or self.token_budget
 
 
 class JudgeSpec(StepSpec):

@@ -56,10 +56,15 @@ def copy_checkpoint(base: Path, folder: Path) -> None:
     copy_files(base, ("config.json", GENERATION, *TOKENIZER_FILES, *index), folder)
 
 
+def partial_folder(folder: Path) -> Path:
+    """Where ``replacing`` has what is to become ``folder``, for other processes that write to it."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder to write to, which gets the name ``folder`` at the end: a kill leaves the old folder or none."""
-    partial, replaced = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "replaced"))
+    partial, replaced = partial_folder(folder), folder.with_name(f".{folder.name}.replaced")
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)  # a run was killed between the two renames below
     for leftover in (partial, replaced):

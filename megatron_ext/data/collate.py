@@ -6,7 +6,7 @@ A row is numbered over all files of a dataset. -1 stands for a row that only fil
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,9 @@ class SequenceDataset:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.parts[part].row(index - int(self.starts[part]))
 
-    def micro_batches(self, rows: Sequence[int], size: int, data_rank: int, data_size: int) -> list[list[int]]:
+    def micro_batches(
+        self, rows: Sequence[int], size: int, data_rank: int, data_size: int, tokens: int | None = None
+    ) -> list[list[int]]:
         """This data-parallel rank's micro-batches of a global batch; equally many on every rank.
 
         Rows are sorted by length and dealt so that ranks work on similar lengths at the same time.
@@ -79,14 +81,23 @@ class SequenceDataset:
             size: Rows of a micro-batch; -1 fills up.
             data_rank: This rank's number among data-parallel ranks.
             data_size: How many there are.
+            tokens: Of a micro-batch, padding included, at most, but always of one row; those of longer rows then have
+                fewer than ``size``.
 
         Returns:
             The rows of each micro-batch.
         """
         ordered = sorted(rows, key=lambda row: (-int(self.lengths[row]), row))
-        slots = math.ceil(len(ordered) / (size * data_size)) * data_size
-        ordered += [-1] * (slots * size - len(ordered))
-        return [ordered[slot * size : (slot + 1) * size] for slot in range(data_rank, slots, data_size)]
+        found: list[list[int]] = []
+        while ordered:
+            count = size
+            if tokens is not None:
+                left = math.ceil(len(ordered) / data_size)
+                count = max(1, min(size, left, tokens // int(self.lengths[ordered[0]])))
+            own = ordered[data_rank * count : (data_rank + 1) * count]
+            found.append(own + [-1] * (count - len(own)))
+            ordered = ordered[count * data_size :]
+        return found
 
     def collate(
         self, rows: Sequence[int], device: torch.device, positions: Positions = "predicting", multiple: int = 1
@@ -115,20 +126,61 @@ class SequenceDataset:
             index.append(places * len(rows) + place)
             targets.append(ids[np.minimum(places + 1, len(ids) - 1)].astype(np.int64))
             sequence.append(np.full(len(places), place, np.int64))
-        reference_logps = None
+        arrays = {"tokens": tokens_BS, "real": np.array([row >= 0 for row in rows])}
+        arrays |= {"index": _joined(index), "targets": _joined(targets), "sequence": _joined(sequence)}
         if self.reference_logps is not None:
             values = [float(self.reference_logps[row]) if row >= 0 else 0.0 for row in rows]
-            reference_logps = torch.tensor(values, dtype=torch.float32, device=device)
-        return MicroBatch(
-            tokens=torch.from_numpy(tokens_BS).to(device),
-            index=_joined(index, device),
-            targets=_joined(targets, device),
-            sequence=_joined(sequence, device),
-            real=torch.tensor([row >= 0 for row in rows], device=device),
-            reference_logps=reference_logps,
-        )
+            arrays["reference_logps"] = np.array(values, np.float32)
+        return MicroBatch(**transfer(arrays, device))
 
 
-def _joined(parts: list[np.ndarray], device: torch.device) -> torch.Tensor:
+def transfer(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """Tensors of several arrays on a device: to a GPU one copy of all of them, which nothing waits for.
+
+    Args:
+        arrays: By name.
+        device: Where they go; on the CPU they stay where they are.
+
+    Returns:
+        The tensors, of the arrays' shapes and types.
+    """
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return unpacked(pack(arrays, pin=True).to(device, non_blocking=True), arrays)
+
+
+def pack(arrays: Mapping[str, np.ndarray], pin: bool) -> torch.Tensor:
+    """The bytes of several arrays end to end, each from a multiple of eight bytes on: uint8, on the host.
+
+    Args:
+        arrays: By name.
+        pin: Whether the host's memory is pinned, as a copy that nothing waits for needs it.
+
+    Returns:
+        What ``unpacked`` takes.
+    """
+    packed = torch.zeros(sum(map(_room, arrays.values())), dtype=torch.uint8, pin_memory=pin)
+    host, start = packed.numpy(), 0
+    for array in arrays.values():
+        host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        start += _room(array)
+    return packed
+
+
+def unpacked(packed: torch.Tensor, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Views of ``packed`` with the shapes and types of the arrays that it was made of."""
+    tensors, start = {}, 0
+    for name, array in arrays.items():
+        kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        tensors[name] = packed[start : start + array.nbytes].view(kind).view(array.shape)
+        start += _room(array)
+    return tensors
+
+
+def _room(array: np.ndarray) -> int:
+    return math.ceil(array.nbytes / 8) * 8
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
     """int64 ``[N]``: the parts end to end, of which there may be none."""
-    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *parts])).to(device)
+    return np.concatenate([np.empty(0, np.int64), *parts])

@@ -57,10 +57,6 @@ def install() -> None:
     finally:
         _torch.compile = compile_
     _torch.cuda.current_device = lambda: torch.device("cpu")
-    # Transformer Engine's and Apex's, which megatron-core prefers where they are installed, need CUDA.
-    optimizer: Any = importlib.import_module("megatron.core.optimizer")
-    optimizer.Adam, optimizer.SGD = torch.optim.AdamW, torch.optim.SGD
-    optimizer.USING_PYTORCH_OPTIMIZER = True
     _torch.cuda.synchronize = lambda *_: None
     for name in _MODULES_WITH_LITERALS:
         module: Any = importlib.import_module(name)

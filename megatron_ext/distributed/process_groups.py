@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_ext.config import Layout, Runtime
-from megatron_ext.distributed import rendezvous
+from megatron_ext.distributed import kernels, rendezvous
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,10 @@ _KNOWN_WARNINGS = (
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands. Groups are torch process groups of the ranks that share the other coordinates."""
+    """Where this process stands, and with whose layers it computes.
+
+    Groups are torch process groups of the ranks that share the other coordinates.
+    """
 
     layout: Layout
     device: torch.device
@@ -45,6 +50,7 @@ class Ranks:
     tensor_group: ProcessGroup
     pipeline_group: ProcessGroup
     data_group: ProcessGroup
+    kernels: Literal["torch", "te"] = "torch"
 
     @property
     def is_first_stage(self) -> bool:
@@ -73,15 +79,19 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
     only rank. Every collective fails on every rank after ``spec.timeout_seconds``, and so does the start where
     ranks are missing.
 
+    After an error on one of several GPUs the groups are not left: NCCL waits there for kernels that the other ranks
+    never join, until the time-out. The process ends at once instead, when the error has been printed.
+
     Args:
-        spec: Layout, device, precision, threads.
+        spec: Layout, device, precision, threads, kernels.
         seed: Of the random states of Python, numpy and torch.
 
     Yields:
         Where this process stands.
 
     Raises:
-        ValueError: The layout does not fit the number of ranks or devices, or the environment names a part only.
+        ValueError: The layout does not fit the number of ranks or devices, the environment names a part only, or the
+            kernels are not installed.
         RuntimeError: Not all ranks met in time.
     """
     import numpy as np
@@ -98,6 +108,7 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
     torch.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        kernels.choose(spec)
     _meet(spec, device, world_rank, world_size)
     try:
         for message in _KNOWN_WARNINGS:
@@ -106,13 +117,36 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
             from megatron_ext.distributed import cpu
 
             cpu.install()
+        if spec.kernels == "torch":
+            kernels.use_torch_optimizers()
         yield _model_parallel(spec, device, world_rank, world_size)
-    finally:
-        from megatron.core import parallel_state
+    except BaseException as error:
+        # A program that ends with a number has ended in order, on every rank.
+        orderly = isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int))
+        if not orderly and world_size > 1 and dist.get_backend() == "nccl":
+            atexit.register(_end)
+        else:
+            _leave()
+        raise
+    else:
+        _leave()
 
-        parallel_state.destroy_model_parallel()
-        # After a failure this closes the connections, so that the other ranks' collectives fail at once.
-        dist.destroy_process_group()
+
+def _leave() -> None:
+    """Leave all process groups. After a failure this closes gloo's connections, so that the other ranks' collectives
+    fail at once."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def _end() -> None:
+    """End this process, without the destructors that wait for other ranks; called when it ends after an error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _meet(spec: Runtime, device: torch.device, world_rank: int, world_size: int) -> None:
@@ -120,6 +154,9 @@ def _meet(spec: Runtime, device: torch.device, world_rank: int, world_size: int)
     import torch.distributed as dist
 
     timeout = timedelta(seconds=spec.timeout_seconds)
+    more: dict[str, Any] = {}
+    if device.type == "cuda":
+        more["device_id"] = device  # so that NCCL need not guess it, and connects now: what is wrong shows here
     try:
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "nccl",
@@ -127,6 +164,7 @@ def _meet(spec: Runtime, device: torch.device, world_rank: int, world_size: int)
             world_size=world_size,
             timeout=timeout,
             store=rendezvous.store(world_rank, world_size, timeout),
+            **more,
         )
     except RuntimeError as error:
         raise RuntimeError(
@@ -162,6 +200,7 @@ def _model_parallel(spec: Runtime, device: torch.device, world_rank: int, world_
         tensor_group=parallel_state.get_tensor_model_parallel_group(),
         pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
         data_group=parallel_state.get_data_parallel_group(),
+        kernels=spec.kernels,
     )
 
 

@@ -24,6 +24,9 @@ class CEU(Loss):
         return int((labels - 1).sum())
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        teacher_NV = inputs.vocabulary.shifted_at(inputs.logits.detach(), inputs.targets, float("-inf"))
-        entropy_N = inputs.vocabulary.soft_cross_entropy(teacher_NV, inputs.logits)
-        return entropy_N[~inputs.first].sum()
+        return inputs.at_each_position(_cross_entropy)[~inputs.first].sum()
+
+
+def _cross_entropy(part: LossInputs) -> Tensor:
+    teacher_NV = part.vocabulary.shifted_at(part.logits.detach(), part.targets, float("-inf"))
+    return part.vocabulary.soft_cross_entropy(teacher_NV, part.logits)

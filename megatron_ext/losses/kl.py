@@ -35,4 +35,4 @@ class KL(Loss):
         return "predicting" if self.positions == "labelled" else "all"
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        return inputs.vocabulary.kl(inputs.reference_logits, inputs.logits).sum()
+        return inputs.at_each_position(lambda part: part.vocabulary.kl(part.reference_logits, part.logits)).sum()

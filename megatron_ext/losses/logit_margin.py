@@ -42,7 +42,7 @@ class LogitMargin(Loss):
         return int(labels.sum()) if self.reduction == "token" else len(labels)
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        squares_N = inputs.vocabulary.margin(inputs.logits) ** 2
+        squares_N = inputs.at_each_position(lambda part: part.vocabulary.margin(part.logits)) ** 2
         if self.reduction == "token":
             return squares_N.sum()
         return (inputs.per_sequence(squares_N) / inputs.counts).sum()

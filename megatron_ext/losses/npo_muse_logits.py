@@ -38,9 +38,11 @@ class NPOMuseLogits(Loss):
         return "predicting" if self.positions == "labelled" else "all"
 
     def __call__(self, inputs: LossInputs) -> Tensor:
+        return inputs.at_each_position(self._mean_over_vocabulary).sum() * (2 / self.beta)
+
+    def _mean_over_vocabulary(self, part: LossInputs) -> Tensor:
         from torch.nn.functional import softplus
 
-        shards = inputs.vocabulary
-        change_NV = shards.real(inputs.logits).float() - shards.real(inputs.reference_logits)
-        losses_N = shards.sum(softplus(self.beta * change_NV)) / shards.size
-        return losses_N.sum() * (2 / self.beta)
+        shards = part.vocabulary
+        change_NV = shards.real(part.logits).float() - shards.real(part.reference_logits)
+        return shards.sum(softplus(self.beta * change_NV)) / shards.size

@@ -29,5 +29,8 @@ class Undial(Loss):
     beta: float = Field(10.0, gt=0, description="how far the labelled token's logit is lowered")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        teacher_NV = inputs.vocabulary.shifted_at(inputs.reference_logits, inputs.targets, -self.beta)
-        return inputs.vocabulary.soft_cross_entropy(teacher_NV, inputs.logits).sum()
+        return inputs.at_each_position(self._cross_entropy).sum()
+
+    def _cross_entropy(self, part: LossInputs) -> Tensor:
+        teacher_NV = part.vocabulary.shifted_at(part.reference_logits, part.targets, -self.beta)
+        return part.vocabulary.soft_cross_entropy(teacher_NV, part.logits)

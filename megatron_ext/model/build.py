@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
-    HAVE_TE,
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
@@ -275,8 +274,7 @@ def _freeze(model: LanguageModel, trainable_layers: TrainableLayers) -> None:
 
 def _spec(config: TransformerConfig, ranks: Ranks, layers: int) -> ModuleSpec | TransformerBlockSubmodules:
     """Which modules this rank's stage of ``layers`` decoder layers is made of."""
-    # In fp32, Transformer Engine's matrix products are TF32's: then torch's own layers compute what was asked for.
-    if HAVE_TE and not ranks.on_cpu and ranks.dtype != torch.float32:
+    if ranks.kernels == "te":
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
         spec.submodules.self_attention.module = CachingAttention
         spec.submodules.self_attention.submodules.core_attention = masked_transformer_engine_attention()

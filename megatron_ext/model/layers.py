@@ -29,16 +29,50 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | N
         ``[queries, B, heads * d]``.
     """
     q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-    out = F.scaled_dot_product_attention(
+    allowed = None if attention_mask is None else ~attention_mask
+    if q.is_cuda and q.size(2) == 1 and q.size(1) != k.size(1):
+        out = attend_once(q, k, v, allowed, scale)
+    else:
+        out = _attend(q, k, v, allowed, scale)
+    return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+
+def attend_once(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float | None) -> Tensor:
+    """Attention of one query position, where several heads share keys and values.
+
+    A head's query becomes a position of its group. With fewer key-value heads than heads and a mask, torch has only a
+    kernel for GPUs that repeats keys and values for every head, in fp32; here it needs none that knows of groups.
+    On a CPU it would change the last bits and gain nothing.
+
+    Args:
+        q: ``[B, heads, 1, d]``.
+        k: ``[B, groups, keys, d]``.
+        v: ``[B, groups, keys, d]``.
+        allowed: bool, broadcastable to ``[B, 1, 1, keys]``, or None.
+        scale: Of the products; None for ``1 / sqrt(d)``.
+
+    Returns:
+        ``[B, heads, 1, d]``.
+    """
+    batch, heads, _, width = q.shape
+    groups = k.size(1)
+    grouped = q.reshape(batch, groups, heads // groups, width)
+    if allowed is not None:
+        allowed = allowed.expand(batch, 1, heads // groups, k.size(2))
+    out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=allowed, scale=scale)
+    return out.reshape(batch, heads, 1, width)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float | None) -> Tensor:
+    return F.scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=None if attention_mask is None else ~attention_mask,
-        is_causal=attention_mask is None and q.size(2) > 1,
+        attn_mask=allowed,
+        is_causal=allowed is None and q.size(2) > 1,
         scale=scale,
         enable_gqa=q.size(1) != k.size(1),
     )
-    return out.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
 
 
 class Attention(DotProductAttention):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from megatron_ext.data.collate import MicroBatch
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
+
+# Logits of a micro-batch that exist at a time, on each rank: 1 GiB in fp32, a function of them holds as much again.
+LOGITS = 1 << 28
 
 
 class LossInputs:
     """What a loss can read, made from the hidden states at its ``N`` positions when it is read.
 
-    A property that a loss does not read is never computed. All are equal on every tensor-parallel rank, except that
-    ``logits`` and ``reference_logits`` are this rank's columns of the vocabulary.
+    A property that a loss does not read is never computed. Where a loss reads logits by ``at_each_position``, as
+    ``log_probs`` does, there need not be room for those of a whole micro-batch. All are equal on every tensor-parallel
+    rank, except that ``logits`` and ``reference_logits`` are this rank's columns of the vocabulary.
 
     Attributes:
         hidden: ``[N, H]``, hidden states of the last stage.
@@ -57,7 +64,43 @@ class LossInputs:
     @cached_property
     def log_probs(self) -> Tensor:
         """fp32 ``[N]``: log-probability of each labelled token. All-reduces over the tensor-parallel ranks."""
-        return self.vocabulary.target_log_probs(self.logits, self.targets)
+        return self.at_each_position(lambda part: part.vocabulary.target_log_probs(part.logits, part.targets))
+
+    def at_each_position(self, function: Callable[[LossInputs], Tensor]) -> Tensor:
+        """A function of each position's logits, with at most ``LOGITS`` of them at a time.
+
+        More positions are taken in parts, whose logits are made once more for the backward pass; the function's
+        collectives are then repeated there too. Weights' gradients are then sums over parts, in the weights' dtype.
+
+        Args:
+            function: Maps inputs with ``n`` of the positions, of which it reads what belongs to a position (hidden
+                states, logits, targets), to ``[n]``.
+
+        Returns:
+            ``[N]``.
+        """
+        columns = math.ceil(self.vocabulary.size / self.vocabulary.group.size())
+        size = max(1, LOGITS // columns)
+        if len(self.targets) <= size:
+            return function(self)
+        parts = [slice(begin, begin + size) for begin in range(0, len(self.targets), size)]
+
+        def value(hidden: Tensor, part: slice) -> Tensor:
+            return function(self._part(hidden, part))
+
+        values = [checkpoint(value, self.hidden[part], part, use_reentrant=False) for part in parts]
+        return torch.cat(values)
+
+    def _part(self, hidden: Tensor, part: slice) -> LossInputs:
+        """The same for a part of the positions, whose hidden states are given."""
+        batch, before = self.batch, self._reference_hidden
+        batch = dataclasses.replace(
+            batch, index=batch.index[part], targets=batch.targets[part], sequence=batch.sequence[part]
+        )
+        before = None if before is None else before[part]
+        return LossInputs(
+            hidden, batch, self._logits_of, self.vocabulary, self.topic, before, self._reference_logits_of
+        )
 
     @cached_property
     def sequence_log_probs(self) -> Tensor:

@@ -61,7 +61,10 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
         origin = "initialised"
     for name, part in parts.items():
         part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
-    trainer = Trainer(model, ranks, spec.optimizer, spec.batching.micro_batch)
+    batching = spec.batching
+    trainer = Trainer(
+        model, ranks, spec.optimizer, batching.micro_batch, micro_batch_tokens=batching.micro_batch_tokens
+    )
     identity = {
         "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
         "data": [part.sha256() for part in parts.values()],

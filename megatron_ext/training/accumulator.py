@@ -58,6 +58,7 @@ class GradientAccumulator:
         ranks: Ranks,
         micro_batch: int,
         reference_model: ReferenceModel | None = None,
+        micro_batch_tokens: int | None = None,
     ) -> None:
         """Wrap what a trainer has built.
 
@@ -68,8 +69,10 @@ class GradientAccumulator:
             ranks: Where this process stands.
             micro_batch: Sequences of one forward pass.
             reference_model: The model before unlearning, for losses that need it.
+            micro_batch_tokens: Bound on the tokens of one forward pass.
         """
         self.model, self.ddp, self.ranks, self.micro_batch = model, ddp, ranks, micro_batch
+        self.micro_batch_tokens = micro_batch_tokens
         self.reference_model = reference_model
         self.space = GradientSpace(ddp, ranks)
         self.vocabulary = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
@@ -178,7 +181,8 @@ class _Pass:
     ) -> None:
         self._accumulator, self._terms, self._adapt = accumulator, terms, adapt
         size, ranks = accumulator.micro_batch, accumulator.ranks
-        batches = [(i, rows) for i, term in enumerate(terms) for rows in term.micro_batches(size, ranks)]
+        tokens = accumulator.micro_batch_tokens
+        batches = [(i, rows) for i, term in enumerate(terms) for rows in term.micro_batches(size, ranks, tokens)]
         self.items = [_Item(place, i, rows) for place, (i, rows) in enumerate(batches)]
         self.sums = [torch.zeros((), dtype=torch.float64, device=ranks.device) for _ in terms]
         self.weights = list(weights)

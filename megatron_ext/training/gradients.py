@@ -19,6 +19,7 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.training import vector_kernels
 from megatron_ext.updates import Vector
 
 # Elements converted to fp64 at a time: small enough for a core's cache, large enough to amortise a kernel launch. In
@@ -112,6 +113,8 @@ class GradientSpace:
         Returns:
             fp64 ``[k, k]``; its sum over all ranks is the Gram matrix.
         """
+        if len(vectors) == 2 and self._fused:
+            return self._fused_products(*vectors)
         chunk = min(_CHUNK[self.ranks.device.type], max(high - low for low, high in [(0, 1), *chain(*self._counted)]))
         total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=self.ranks.device)
         values = total.new_empty(len(vectors), chunk)
@@ -125,6 +128,19 @@ class GradientSpace:
                     total.addmm_(part, part.T)
         return total
 
+    @property
+    def _fused(self) -> bool:
+        """Whether two vectors are read in one pass: on a GPU where Triton works."""
+        return not self.ranks.on_cpu and vector_kernels.usable()
+
+    def _fused_products(self, a: Vector, b: Vector) -> Tensor:
+        """``products`` of two vectors."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.ranks.device)
+        for x, y, ranges in zip(a, b, self._counted, strict=True):
+            for low, high in ranges:
+                sums += vector_kernels.products(x[low:high], y[low:high])
+        return sums[torch.tensor([[0, 1], [1, 2]], device=sums.device)]
+
     def reduce(self, values: Tensor) -> list[float]:
         """Sum fp64 ``[m]`` over all ranks, in place: the one all-reduce of an optimizer step's scalars."""
         if self.ranks.world_size > 1:
@@ -135,6 +151,9 @@ class GradientSpace:
     def combine(self, scale: float, other: Vector | None = None, other_scale: float = 0.0) -> None:
         """held <- scale * held + other_scale * other, in place."""
         for number, piece in enumerate(self.held):
+            if other is not None and scale != 1.0 and other_scale != 0.0 and self._fused:
+                vector_kernels.combine(piece, scale, other[number], other_scale)
+                continue
             if scale != 1.0:
                 piece.mul_(scale)
             if other is not None and other_scale != 0.0:

@@ -94,7 +94,7 @@ def run(
             with _naming(i, resume):
                 outcome = step(i)
             seconds = time.perf_counter() - begin
-            timing = {"seconds": round(seconds, 6), "peak_memory_bytes": trainer.peak_memory_bytes()}
+            timing = {"seconds": round(seconds, 6), **trainer.memory()}
             resume.log.write({"step": i, **outcome.record, "tokens": outcome.tokens, **timing})
             bar.set_postfix_str(_brief(outcome.record, outcome.tokens / seconds), refresh=False)
             bar.update()

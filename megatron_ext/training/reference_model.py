@@ -37,8 +37,8 @@ class ReferenceModel(Protocol):
         """
 
 
-class OffloadedReferenceModel:
-    """A second copy of the model, on a GPU with its weights in host memory.
+class ReferenceCopy:
+    """A second copy of the model.
 
     Costs this rank's share of the weights once, and a forward pass for each micro-batch. Where the weights are
     offloaded, they lie in pinned host memory, each module's are on the device only while the module runs, and every
@@ -46,16 +46,16 @@ class OffloadedReferenceModel:
     there yet.)
     """
 
-    def __init__(self, model: LanguageModel, ranks: Ranks, offload: bool | None = None) -> None:
+    def __init__(self, model: LanguageModel, ranks: Ranks, offload: bool = False) -> None:
         """Freeze ``model``, and offload it.
 
         Args:
             model: The second copy, which this object keeps.
             ranks: Where this process stands.
-            offload: Whether the weights go to host memory; by default, on a GPU.
+            offload: Whether the weights go to host memory.
         """
         self._model, self._ranks = model.eval().requires_grad_(False), ranks
-        if not ranks.on_cpu if offload is None else offload:
+        if offload:
             _offload(model)
 
     @property

@@ -2,9 +2,9 @@
 
 One safetensors file a rank, in a folder that is renamed when all are written: no pickle, and no process sees another's
 tensors. A state belongs to one run at one layout; for any other it is dropped, with a message. What follows from a
-state has the same bits wherever the same step twice has: on a CPU with the same number of threads, but not on a GPU,
-whose attention and scatter kernels add in an order of their own. (Checkpoints that others read are Hugging Face
-folders, see ``megatron_ext.checkpoint``.)
+state has the same bits wherever the same step twice has: on a CPU with the same number of threads, and on a GPU with
+``runtime.deterministic``, without which attention and scatter kernels add in an order of their own. (Checkpoints that
+others read are Hugging Face folders, see ``megatron_ext.checkpoint``.)
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class Resume:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model = dict(self.trainer.model.named_parameters())
         storages = {p.untyped_storage().data_ptr() for p in model.values()}
-        yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
+        if not self._weights_follow:
+            yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
         for name, inner, parameter in self._optimizers():
             if parameter.untyped_storage().data_ptr() not in storages:  # an fp32 main copy of a bf16 parameter
                 yield f"{name}.main", parameter
@@ -195,6 +196,22 @@ class Resume:
             for name, tensor in self._tensors():
                 if ".state." not in name:
                     tensor.copy_(file.get_tensor(name))
+        if self._weights_follow:
+            self._round_main_weights()
+
+    @property
+    def _weights_follow(self) -> bool:
+        """Whether the trained weights are rounded from fp32 ones that the optimizer keeps, and need not be saved."""
+        return self.ranks.dtype != torch.float32
+
+    def _round_main_weights(self) -> None:
+        """Do what ends every step: round the optimizer's weights to the model's, and with sharded ones all-gather them
+        over data-parallel ranks."""
+        for wrapper in self.trainer.optimizer.chained_optimizers:
+            if wrapper.optimizer is not None:
+                wrapper._copy_main_params_to_model_params()
+        if self.ranks.layout.distributed_optimizer:
+            self.trainer.accumulator.ddp.start_param_sync(force_sync=True)
 
 
 class StepLog:

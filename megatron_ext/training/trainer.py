@@ -41,6 +41,7 @@ class Trainer:
         spec: Optimizer,
         micro_batch: int,
         reference_model: ReferenceModel | None = None,
+        micro_batch_tokens: int | None = None,
     ) -> None:
         """Wrap ``model``. Collective over all ranks.
 
@@ -50,12 +51,15 @@ class Trainer:
             spec: The optimizer's settings.
             micro_batch: Sequences of one forward pass on one data-parallel rank.
             reference_model: The model before unlearning, for losses that need it.
+            micro_batch_tokens: Bound on a forward pass's tokens, padding included.
         """
         self.model, self.ranks, self.spec = model, ranks, spec
         with cpu.construction(ranks.on_cpu):
             ddp = _distributed(model, ranks)
             self.optimizer = _optimizer(ddp, ranks, spec)
-        self.accumulator = GradientAccumulator(model, ddp, self.optimizer, ranks, micro_batch, reference_model)
+        self.accumulator = GradientAccumulator(
+            model, ddp, self.optimizer, ranks, micro_batch, reference_model, micro_batch_tokens
+        )
         self.stop_requested = False
 
     def step(
@@ -133,10 +137,18 @@ class Trainer:
         return bool(changed)
 
     def peak_memory_bytes(self) -> int:
-        """Most memory this rank has held: of the GPU's allocator, or resident memory of the process on CPU."""
+        """Most memory this rank has held: in tensors on its GPU, or resident memory of the process on CPU."""
         if not self.ranks.on_cpu:
             return torch.cuda.max_memory_allocated(self.ranks.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def memory(self) -> dict[str, int]:
+        """The step log's entries on memory: on a GPU also what torch's allocator has taken for those tensors, which is
+        more where blocks of many sizes leave gaps."""
+        entries = {"peak_memory_bytes": self.peak_memory_bytes()}
+        if not self.ranks.on_cpu:
+            entries["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(self.ranks.device)
+        return entries
 
 
 def _distributed(model: LanguageModel, ranks: Ranks) -> DistributedDataParallel:

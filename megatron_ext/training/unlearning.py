@@ -22,7 +22,7 @@ from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training import validation
 from megatron_ext.training.collapse import CollapseCheck
 from megatron_ext.training.loop import StepOutcome
-from megatron_ext.training.reference_model import OffloadedReferenceModel, ReferenceMatrices, ReferenceModel
+from megatron_ext.training.reference_model import ReferenceCopy, ReferenceMatrices, ReferenceModel
 from megatron_ext.training.resume import Resume
 from megatron_ext.training.schedule import learning_rate
 from megatron_ext.training.step import Step
@@ -75,7 +75,8 @@ class UnlearningRun:
         self._warmup_steps = spec.optimizer.schedule.warmup_steps + warmup_by_epochs
         model = reading.load(spec.checkpoint, ranks, spec.trainable_layers, training=spec.runtime)
         reference_model = _reference_model(spec, model, ranks)
-        self.trainer = Trainer(model, ranks, spec.optimizer, spec.batching.micro_batch, reference_model)
+        micro, tokens = spec.batching.micro_batch, spec.batching.micro_batch_tokens
+        self.trainer = Trainer(model, ranks, spec.optimizer, micro, reference_model, tokens)
         self._before = self.trainer.checksum()
         self._state = spec.rule.start(mean_retain_loss(self._topics))
         self._validator: Validator | None = None
@@ -201,7 +202,7 @@ def _reference_model(spec: UnlearnSpec, model: LanguageModel, ranks: Ranks) -> R
         return None
     if spec.trainable_layers is not None:
         return ReferenceMatrices(model, ranks)
-    return OffloadedReferenceModel(reading.load(spec.checkpoint, ranks), ranks)
+    return ReferenceCopy(reading.load(spec.checkpoint, ranks), ranks, spec.runtime.reference_model == "offloaded")
 
 
 def _warn_of_overlaps(topics: Sequence[TopicData], ranks: Ranks) -> list[str]:

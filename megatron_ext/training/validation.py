@@ -118,7 +118,8 @@ class Validator:
                 drawn += [(objective, start + row) for row in rows]
         self._rows = [row for _, row in drawn]
         self._objective_R = torch.tensor([objective for objective, _ in drawn])
-        self._budget = spec.batching.micro_batch * int(self._dataset.lengths[self._rows].max())
+        longest = int(self._dataset.lengths[self._rows].max())
+        self._budget = spec.batching.sequences_of(longest) * longest
 
     # What ``Resume`` asks of a companion.
 
@@ -264,7 +265,7 @@ class Validator:
                 continue
             hidden_NH = model.gather_positions(hidden_SBH, batch.index)
             inputs = LossInputs(hidden_NH, batch, model.logits, vocabulary)
-            right_N = vocabulary.argmax(inputs.logits) == inputs.targets
+            right_N = inputs.at_each_position(lambda part: part.vocabulary.argmax(part.logits) == part.targets)
             each_2N = torch.stack([inputs.log_probs.double(), right_N.double()])
             sums_2R[:, places] = torch.stack([inputs.per_sequence(values_N) for values_N in each_2N])
         stages.finish()

@@ -70,12 +70,13 @@ class Engine(LM):
         """Remove the answers on disk, which a run after one that was killed would have used. Collective."""
 
 
-OpenEngine = Callable[[Path, "Runtime", Tokenizer, int, Path | None], AbstractContextManager[Engine]]
+Budgets = tuple[int, int]  # tokens of a batch that is scored, and of one that is answered
+OpenEngine = Callable[[Path, "Runtime", Tokenizer, Budgets, Path | None], AbstractContextManager[Engine]]
 
 
 @contextmanager
 def megatron_engine(
-    checkpoint: Path, runtime: Runtime, tokenizer: Tokenizer, token_budget: int, answers: Path | None
+    checkpoint: Path, runtime: Runtime, tokenizer: Tokenizer, budgets: Budgets, answers: Path | None
 ) -> Iterator[Engine]:
     """Load a model over the ranks of a layout.
 
@@ -83,7 +84,8 @@ def megatron_engine(
         checkpoint: Hugging Face folder
         runtime: layout, precision and device
         tokenizer: tokenizer of the data
-        token_budget: tokens of one forward pass, padding included
+        budgets: tokens of one forward pass, padding included, and positions of the key-value cache of a batch of
+            answers
         answers: folder in which answers are kept until ``discard_answers``, so that a run after one that was killed
             goes on from them
 
@@ -113,11 +115,11 @@ def megatron_engine(
 
         class Megatron(Engine):
             def find_scores(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-                return score(model, ranks, requests, token_budget, answers=known)
+                return score(model, ranks, requests, budgets[0], answers=known)
 
             def find_continuations(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
                 ends, stopped = [tokenizer.eos_id], stopped_by(tokenizer)
-                return generate(model, ranks, requests, ends, token_budget, stopped, answers=known)
+                return generate(model, ranks, requests, ends, budgets[1], stopped, answers=known)
 
             def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:
                 from megatron_ext.inference.gradient_norms import gradient_norms

@@ -39,10 +39,12 @@ class Batches(GlobalBatch, Optimisation):
         None, ge=1, description="default: all of a data-parallel rank's share of the global batch"
     )
 
+    micro_batch_tokens: int | None = Field(None, ge=1, description="bounds a micro-batch too; default: no bound")
+
     def batching(self, layout: Layout) -> Batching:
         """With what each rank of ``layout`` takes at a time."""
         micro = self.micro_batch or max(1, self.global_batch // layout.data)
-        return Batching(global_batch=self.global_batch, micro_batch=micro)
+        return Batching(global_batch=self.global_batch, micro_batch=micro, micro_batch_tokens=self.micro_batch_tokens)
 
 
 class ModelTraining(Batches, Shares, Training):
@@ -170,11 +172,13 @@ class DataSettings(Strict):
 
 
 class Evaluation(Strict):
-    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step; ``options`` are
-    merged into those of the benchmark."""
+    """``token_budget`` bounds the tokens of one forward pass, here and in the reference step, and
+    ``generation_token_budget`` those whose keys and values a batch of answers keeps; ``options`` are merged into those
+    of the benchmark."""
 
     options: dict[str, Any] = {}
     token_budget: int = Field(16384, ge=1)
+    generation_token_budget: int | None = Field(None, ge=1, description="default: token_budget")
 
 
 def _kind(value: Any) -> str:

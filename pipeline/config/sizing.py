@@ -155,7 +155,7 @@ def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 
 def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
     """As ``training_bytes``, without layers that are not built, and with the copy of the weights before unlearning.
 
-    A whole copy lies in host memory, and counts where steps run there, not on ``gpus``. Validation of a rule that
+    A whole copy counts where it lies beside the model: not on ``gpus`` where it is offloaded. Validation of a rule that
     extrapolates puts the weights of the step aside meanwhile.
     """
     layout, precision = spec.runtime.layout, spec.runtime.precision
@@ -164,7 +164,8 @@ def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
     reference_model = keeps_reference_model(spec)
     if spec.trainable_layers is None:
         aside = spec.validation is not None and spec.rule.extrapolation != 1.0
-        copies = (reference_model and not gpus) + aside
+        beside = not gpus or spec.runtime.reference_model == "resident"
+        copies = (reference_model and beside) + aside
         return training_bytes(layout, shape, precision, vectors) + copies * scoring_bytes(layout, shape, precision)
     built, trained = trainable_parameters(layout, shape, spec.trainable_layers)
     width = _width(precision)

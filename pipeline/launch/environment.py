@@ -11,6 +11,8 @@ from pipeline.specs import JudgeSpec
 
 # Variables that open accounts. Only a step that loads from the hub gets the hub's, and only the judge gets its own.
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# Settings of torch's allocator on GPUs, by its old and its new name.
+ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 # A variable with the names of further ones, separated by commas: an experiment chooses how its judge's key is called.
 SECRET_NAMES = "UNLEARN_SECRETS"
 
@@ -30,6 +32,9 @@ def set_environment(spec: StepSpec) -> None:
         # megatron-core's order of kernels, in which communication starts before the product that hides it.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     private_folder.set_folders(in_container=IMAGE in os.environ)
+    if isinstance(spec, ModelStepSpec) and spec.runtime.device != "cpu" and not ALLOCATOR & os.environ.keys():
+        # Batches have many lengths. An allocator of fixed segments would keep a set of blocks for each of them.
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     fetches = spec.program.startswith("fetch")
     if not fetches:
         # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.

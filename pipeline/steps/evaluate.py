@@ -60,7 +60,8 @@ def evaluate(
 
     record = None
     answers = spec.output / ANSWERS
-    with open_engine(spec.checkpoint, spec.runtime, inputs.tokenizer, spec.token_budget, answers) as engine:
+    budgets = spec.token_budget, spec.answers_budget
+    with open_engine(spec.checkpoint, spec.runtime, inputs.tokenizer, budgets, answers) as engine:
         clock.mark("startup")
         examples = requests(engine)
         clock.mark("work", "answers")

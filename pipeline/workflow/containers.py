@@ -19,9 +19,9 @@ from pipeline.launch.ranks import shielded
 from pipeline.workflow.plan import Plan
 
 DRIVER = Path("/proc/driver/nvidia/version")
-# Settings of the network and of the job, which a user or Slurm makes outside.
+# Settings of the network, of GPU libraries and of the job, which a user or Slurm makes outside.
 PASSED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME")
-PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_")
+PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_", "PYTORCH_", "NVTE_", "CUBLAS_")
 # Variables of containers that are set here.
 SET = ("HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", IMAGE, IMAGE_SHA256)
 # Of `HF_HOME`, which holds the hub's token beside them, containers see only what has been fetched.

@@ -47,6 +47,7 @@ def evaluation_job(config: Config, paths: Paths, model: ModelId) -> Job:
         data=paths.data,
         retain_evaluation=retrain,
         token_budget=config.experiment.evaluation.token_budget,
+        generation_token_budget=config.experiment.evaluation.generation_token_budget,
         runtime=runtime(config),
         output=paths.evaluation(model),
     )

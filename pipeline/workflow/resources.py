@@ -199,10 +199,11 @@ def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
             held = sizing.unlearning_bytes(spec, shape, gpus=False)
         else:
             held = sizing.training_bytes(layout, shape, precision)
-        tokens = spec.batching.micro_batch * length
+        tokens = spec.batching.sequences_of(length) * length
         return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute_activations))
     held = sizing.scoring_bytes(layout, shape, precision)
-    return held + (0 if gpus else scoring_activations(layout, shape, max(length, spec.token_budget)))
+    tokens = max(spec.token_budget, spec.answers_budget if isinstance(spec, EvaluateSpec) else 0)
+    return held + (0 if gpus else scoring_activations(layout, shape, max(length, tokens)))
 
 
 def training_activations(layout: Layout, shape: Shape, tokens: int, recompute_activations: bool) -> int:
@@ -248,7 +249,7 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, config.forget_rows)
         longest = config.experiment.data.max_length + cost.new_tokens
-        batches = math.ceil(math.ceil(cost.answers / max(1, spec.token_budget // longest)) / layout.data)
+        batches = math.ceil(math.ceil(cost.answers / max(1, spec.answers_budget // longest)) / layout.data)
         step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
         seconds += batches * cost.new_tokens * step
     return seconds
@@ -266,7 +267,7 @@ def operations(plan: Plan, spec: ModelStep) -> float:
         return 2.0 * parameters * (cost.sequences * length + cost.answers * (length + cost.new_tokens))
     trained = 8 if spec.runtime.recompute_activations else 6
     layout, batching = spec.runtime.layout, spec.batching
-    micro = batching.global_batch // (layout.data * batching.micro_batch)
+    micro = math.ceil(batching.global_batch / (layout.data * batching.sequences_of(length)))
     idle = (micro + layout.pipeline - 1) / micro
     if isinstance(spec, TrainSpec):
         tokens = spec.steps * batching.global_batch * length

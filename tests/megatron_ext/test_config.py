@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ext.config import Layout, pipeline_split
+from megatron_ext.config import Layout, Runtime, pipeline_split
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,17 @@ def test_pipeline_split(layers: int, layout: dict[str, Any], split: list[int]) -
 def test_a_pipeline_split_must_fit(split: list[int]) -> None:
     with pytest.raises(ValueError, match=r"pipeline_split: .* must be 2 numbers that sum to 5 layers"):
         pipeline_split(5, Layout(pipeline=2, pipeline_split=split))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "needs precision: bf16, given 'fp32'"),
+        ({"precision": "bf16", "device": "cpu"}, "needs a GPU, and device is 'cpu'"),
+    ],
+)
+def test_transformer_engine_is_refused_where_it_would_not_compute_what_is_asked(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"kernels: 'te' {said}; allowed: 'torch'"):
+        Runtime(kernels="te", **given)

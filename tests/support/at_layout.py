@@ -9,6 +9,7 @@ from typing import Any
 from tests.support import tiny
 
 SENTENCE = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426]
+SMALL_FILE = 60_000
 INITIALISED = ("llama3-untied", "qwen2-tied")
 
 
@@ -32,6 +33,7 @@ def check(folder: Path, out: Path, layout: dict[str, Any], stories: Path | None)
             model = reading.load(folder / "fp32" / name, ranks)
             facts[name] = _facts(model, ranks, torch.load(folder / f"{name}.pt"))
             writing.save(model, ranks, out / "fp32" / name)
+            facts[name]["files"] = _files_written(model, ranks, out / "files" / name)
             half = dataclasses.replace(ranks, dtype=torch.bfloat16)
             writing.save(reading.load(folder / "bf16" / name, half), half, out / "bf16" / name)
         for name in INITIALISED:
@@ -46,6 +48,24 @@ def check(folder: Path, out: Path, layout: dict[str, Any], stories: Path | None)
                 loss = torch.nn.functional.cross_entropy(scores[0, :-1], ids[0, 1:])
                 facts["stories"] = {"loss": float(loss)}
     return facts
+
+
+def _files_written(model: Any, ranks: Any, folder: Path) -> float:
+    """Save into small files; how many of them this rank has written."""
+    from megatron_ext.checkpoint import writing
+
+    write, written = writing._write_file, []
+
+    def noting(path: Path, *rest: Any) -> None:
+        written.append(path)
+        write(path, *rest)
+
+    writing._write_file = noting
+    try:
+        writing.save(model, ranks, folder, max_shard_bytes=SMALL_FILE)
+    finally:
+        writing._write_file = write
+    return float(len(written))
 
 
 def _facts(model: Any, ranks: Any, expected: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,10 @@ def greedy(model: Any, prompts: list[list[int]], end_ids: list[int]) -> tuple[li
     return rows, gap
 
 
-def write(folder: Path) -> dict[str, Any]:
+def write(folder: Path, names: Sequence[str] = MODELS) -> dict[str, Any]:
     """Models in ``folder/<name>``; by model, what is expected: ``log_probs``, ``end_ids`` and ``new``."""
     expected: dict[str, Any] = {}
-    for name in MODELS:
+    for name in names:
         model = tiny.make(name)
         model.save_pretrained(folder / name)
         free, gap = greedy(model, prompts(), [])

@@ -71,7 +71,7 @@ def at_layout(folder: Path, layout: dict[str, int]) -> dict[str, Any]:
     from pipeline.data.tokenizer import Tokenizer
 
     runtime = Runtime.model_validate({"layout": layout, "device": "cpu", "timeout_seconds": 60})
-    with megatron_engine(folder, runtime, Tokenizer.load(folder), TOKEN_BUDGET, None) as ask:
+    with megatron_engine(folder, runtime, Tokenizer.load(folder), (TOKEN_BUDGET, TOKEN_BUDGET), None) as ask:
         results: dict[str, Any] = {"layout": layout}
         for kind in KINDS:
             ours = HarnessLM(ask)

@@ -35,6 +35,13 @@ class World:
         for seed, topic in enumerate(("forget", "bio", "cyber")):
             self._write_topic(topic, 10 * seed)
 
+    @classmethod
+    def there(cls, folder: Path) -> World:
+        """The world that was made in ``folder`` before."""
+        world = cls.__new__(cls)
+        world.folder = folder
+        return world
+
     def _write_model(self, folder: Path, seed: int, tied: bool) -> None:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM

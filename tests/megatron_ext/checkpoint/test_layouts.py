@@ -67,6 +67,20 @@ def test_round_trip_is_bit_exact(run, models, precision):
         assert config == {**before, "torch_dtype": before["dtype"]}, name
 
 
+def test_several_files_hold_the_same_and_every_rank_writes_some(run, models):
+    for name in tiny.MODELS:
+        folder = run[1] / "files" / name
+        index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+        whole = load_file(models / "fp32" / name / "model.safetensors")
+        files = {file: load_file(folder / file) for file in sorted(set(index.values()))}
+        assert {path.name for path in folder.glob("*.safetensors")} == set(files)
+        assert {key: file for file, tensors in files.items() for key in tensors} == index
+        assert set(index) == set(whole)
+        assert all(files[file][key].equal(whole[key]) for key, file in index.items()), name
+        written = [rank[name]["files"] for rank in run[0]]
+        assert sum(written) == len(files) > 4 and min(written) > 0, name
+
+
 def test_rows_that_pad_the_vocabulary_are_zero(run):
     padding = [
         value for rank in run[0] for facts in rank.values() for key, value in facts.items() if "padding of" in key

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
+import torch
 
+from megatron_ext.data import collate
 from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.data.sampling import BatchRows, ForgetRetainSampler, Mixture, preferred_answer
 from megatron_ext.data.sequences import Sequences
@@ -31,9 +35,24 @@ def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -
     assert all(len(batch) == 4 for share in shares for batch in share)
 
 
-def test_collate_labels_every_token_after_the_prompt() -> None:
-    import torch
+@pytest.mark.parametrize("data", [1, 2, 3])
+@pytest.mark.parametrize("tokens", [1, 40, 1000])
+def test_a_bound_on_tokens_holds_and_ranks_stay_together(tokens: int, data: int) -> None:
+    dataset, rows = SequenceDataset([sequences(40)]), list(range(23))
+    shares = [dataset.micro_batches(rows, 6, rank, data, tokens) for rank in range(data)]
+    dealt = [row for share in shares for batch in share for row in batch]
+    assert sorted(row for row in dealt if row >= 0) == rows
+    sizes = [[len(batch) for batch in share] for share in shares]
+    assert all(each == sizes[0] for each in sizes), "ranks work on micro-batches of one size at the same time"
+    assert sum(sizes[0]) * data - len(rows) < data, "what only fills is less than a row a rank"
+    for share in shares:
+        for batch in share:
+            longest = max((int(dataset.lengths[row]) for row in batch if row >= 0), default=0)
+            assert len(batch) <= 6 and (len(batch) == 1 or len(batch) * longest <= tokens)
+    assert max(sizes[0]) == {1: 1, 40: min(6, max(sizes[0])), 1000: 6}[tokens]
 
+
+def test_collate_labels_every_token_after_the_prompt() -> None:
     dataset = SequenceDataset(
         [Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])], reference_logps=np.array([-1.5, -2.5])
     )
@@ -137,3 +156,19 @@ def test_sequences_survive_the_disk(tmp_path) -> None:  # type: ignore[no-untype
     loaded = Sequences.load(tmp_path / "a.npz")
     assert loaded.sha256() == original.sha256()
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize("rows", [[0, 1, -1], [2], [-1]])
+def test_what_is_packed_for_one_copy_comes_out_as_it_was(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but for the copy: types of one, four and eight bytes, of any length, each where it can be read."""
+    dataset = SequenceDataset([sequences(3)], np.arange(3) / 7)
+    plain = dataset.collate(rows, torch.device("cpu"))
+
+    def by_way_of_bytes(arrays: Mapping[str, np.ndarray], _: torch.device) -> dict[str, torch.Tensor]:
+        return collate.unpacked(collate.pack(arrays, pin=False), arrays)
+
+    monkeypatch.setattr(collate, "transfer", by_way_of_bytes)
+    packed = dataset.collate(rows, torch.device("cpu"))
+    for field in dataclasses.fields(plain):
+        wanted, found = getattr(plain, field.name), getattr(packed, field.name)
+        assert found.dtype == wanted.dtype and found.shape == wanted.shape and torch.equal(found, wanted), field.name

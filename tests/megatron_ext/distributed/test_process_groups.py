@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import time
+import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_ext.config import Layout, Runtime
 from megatron_ext.distributed import process_groups
 from megatron_ext.training import loop
+from tests.support.distributed import environments, start
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +85,45 @@ def test_a_request_that_came_before_is_not_lost() -> None:
         assert signal.SIGURG in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def fail(error: str) -> None:
+    """Rank 1 of two ends with an error, or as asked, where leaving the process groups is a wait, as under NCCL."""
+    import torch.distributed as dist
+
+    def leave() -> None:
+        print("leaves", flush=True)
+        time.sleep(60)
+
+    dist.get_backend = lambda *_: "nccl"  # type: ignore[assignment] # gloo's, which this machine has, is left at once
+    dist.destroy_process_group = leave  # type: ignore[assignment]
+    try:
+        with process_groups.start(Runtime(device="cpu", layout=Layout(data=2), timeout_seconds=30.0)) as ranks:
+            if ranks.world_rank == 0:
+                time.sleep(60)
+            raise SystemExit(143) if error == "stopped" else RuntimeError("what went wrong")
+    except RuntimeError:
+        traceback.print_exc()
+        atexit._run_exitfuncs()  # as at the interpreter's end, which a forked process does not come to
+
+
+@pytest.mark.parametrize("error", ["failed", "stopped"])
+def test_a_rank_that_fails_under_nccl_ends_at_once_and_says_why(tmp_path: Path, error: str) -> None:
+    """Only an orderly end, which comes on every rank, leaves the process groups."""
+    outputs = [tmp_path / f"{rank}" for rank in range(2)]
+    processes = [
+        start(fail, error, output=output, environment=environment)
+        for output, environment in zip(outputs, environments(2, tmp_path / "store"), strict=True)
+    ]
+    try:
+        end = time.monotonic() + 40
+        while processes[1].exitcode is None and "leaves" not in outputs[1].read_text() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert ("leaves" in outputs[1].read_text(), processes[1].exitcode) == (
+            (False, 1) if error == "failed" else (True, None)
+        )
+        assert ("RuntimeError: what went wrong" in outputs[1].read_text()) == (error == "failed")
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()

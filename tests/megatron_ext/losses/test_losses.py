@@ -257,6 +257,25 @@ def test_rows_that_only_fill_a_batch_count_for_nothing(loss: Any, alone: Any) ->
     assert empty.item() == 0 and hidden.grad.eq(0).all()
 
 
+@pytest.mark.parametrize("loss", [loss for loss, _ in CASES], ids=[str(loss.model_dump()) for loss, _ in CASES])
+def test_logits_of_few_positions_at_a_time_give_the_same(
+    loss: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does where a micro-batch's logits would not fit: never more than two positions' exist."""
+    import torch
+
+    from megatron_ext.model import loss_inputs as module
+
+    value, gradient = value_and_gradient(loss, alone)
+    made, logits = [], StubModel.logits
+    monkeypatch.setattr(StubModel, "logits", lambda self, hidden: made.append(len(hidden)) or logits(self, hidden))
+    monkeypatch.setattr(module, "LOGITS", 2 * VOCABULARY)
+    in_parts, same = value_and_gradient(loss, alone)
+    assert len(made) > 4 and max(made) == 2
+    assert in_parts.item() == pytest.approx(value.item(), rel=1e-12)
+    torch.testing.assert_close(same, gradient, rtol=1e-9, atol=1e-12)
+
+
 def test_every_loss_on_logits_has_a_formula_here() -> None:
     assert {loss.name for loss, _ in CASES} == {name for name, cls in LOSSES.items() if cls.sees == "logits"}
 

@@ -33,9 +33,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"layout": {"tensor": 2}},
     "pp2": {"layout": {"pipeline": 2}},
     "dp2": {"layout": {"data": 2}},
-    "tp2-sequence": {"layout": {"tensor": 2, "sequence_parallel": True}, "recompute_activations": True},
+    "tp2-sequence": {
+        "layout": {"tensor": 2, "sequence_parallel": True},
+        "recompute_activations": True,
+        "reference_model": "offloaded",
+    },
     "dp2-sharded": {"layout": {"data": 2, "distributed_optimizer": True}},  # with AdamW, as it takes no other
 }
+
+FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: every loss is then read in parts
 
 # Every loss and rule runs on one process and on shards of the vocabulary; elsewhere, what differs in how it reads the
 # model, its data or its gradients.
@@ -141,6 +147,14 @@ def measured(name: str, layout: str) -> bool:
     return layout in MEASURED and CASES[name].rule.get("dual_update") != "micro-batch"
 
 
+def batching(name: str, layout: str) -> dict[str, int]:
+    """At layouts of two ranks also with a bound on tokens, except for a rule that counts micro-batches."""
+    bounds = {"global_batch": ROWS, "micro_batch": MICRO_BATCH}
+    if layout in ("pp2", "dp2") and CASES[name].rule.get("dual_update") != "micro-batch":
+        bounds["micro_batch_tokens"] = 30  # one to three rows
+    return bounds
+
+
 @dataclass(frozen=True)
 class Expected:
     rate: float
@@ -201,7 +215,7 @@ class Expectations:
             "trainable_layers": case.trainable_layers,
             "epochs": 2.0,
             "max_steps": 2,
-            "batching": {"global_batch": ROWS, "micro_batch": MICRO_BATCH},
+            "batching": batching(name, layout),
             "optimizer": optimizer,
             "diagnostics": measured(name, layout),
             "runtime": {"device": "cpu", "timeout_seconds": 60.0, **LAYOUTS[layout]},
@@ -213,8 +227,11 @@ class Expectations:
 def runs(specs: dict[str, list[UnlearnSpec]]) -> None:
     """Every layout's runs, one after the other, on the ranks that there are, which meet once for each layout."""
     from megatron_ext.distributed import process_groups
+    from megatron_ext.model import loss_inputs
 
-    for of_layout in specs.values():
+    whole = loss_inputs.LOGITS
+    for layout, of_layout in specs.items():
+        loss_inputs.LOGITS = FEW_LOGITS if layout == "tp2-sequence" else whole
         with process_groups.start(of_layout[0].runtime) as ranks:
             take(ranks, of_layout)
 

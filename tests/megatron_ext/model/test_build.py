@@ -64,6 +64,22 @@ def test_one_query_attends_to_all_keys():
     torch.testing.assert_close(layers.attend(query, key, value, None, None), expected)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_heads_as_positions_of_one_query_attend_alike(groups, masked):
+    """What decoding on a GPU computes, here on the CPU, where ``attend`` takes the plain way."""
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(3, 4, 1, 8, generator=generator)
+    k, v = (torch.randn(3, groups, 7, 8, generator=generator) for _ in range(2))
+    allowed = None
+    if masked:
+        allowed = torch.ones(3, 1, 1, 7, dtype=torch.bool)
+        allowed[1, :, :, :5] = False
+    for scale in (None, 0.7):
+        expected = layers._attend(q, k, v, allowed, scale)
+        torch.testing.assert_close(layers.attend_once(q, k, v, allowed, scale), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norm_is_that_of_transformers(dtype):
     from transformers.models.llama.modeling_llama import LlamaRMSNorm

@@ -89,13 +89,13 @@ def differences(folder: Path, name: str, layout: dict[str, Any], offload: bool) 
 def watch(expected: Any, checkpoint: Path, ranks: Any, offload: bool) -> list[tuple[float, float]]:
     from megatron_ext.checkpoint import reading
     from megatron_ext.training.loss_terms import LossTerm
-    from megatron_ext.training.reference_model import OffloadedReferenceModel
+    from megatron_ext.training.reference_model import ReferenceCopy
     from megatron_ext.training.trainer import Trainer
 
     Watched.expected, Watched.seen = expected, []
     model = reading.load(checkpoint, ranks, training=Runtime(layout=ranks.layout))
     before = reading.load(checkpoint, ranks)
-    reference_model = OffloadedReferenceModel(before, ranks, offload)
+    reference_model = ReferenceCopy(before, ranks, offload)
     trainer = Trainer(model, ranks, Optimizer(learning_rate=0.01), 2, reference_model)
     dataset = SequenceDataset([DATA])
     for _ in range(STEPS):
@@ -133,7 +133,7 @@ def test_offloaded_weights_are_on_the_device_only_while_their_module_runs(alone:
     import torch
 
     from megatron_ext.checkpoint import reading
-    from megatron_ext.training.reference_model import OffloadedReferenceModel
+    from megatron_ext.training.reference_model import ReferenceCopy
 
     dataset = SequenceDataset([DATA])
     batches = [dataset.collate(rows, alone.device) for rows in ([0, 3], [7, 5])]
@@ -141,8 +141,8 @@ def test_offloaded_weights_are_on_the_device_only_while_their_module_runs(alone:
     before = [p.detach().clone() for p in model.parameters()]
     sizes = {id(module): sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()}
     embedding = model.embedding.word_embeddings.weight.numel()
-    plain = OffloadedReferenceModel(reading.load(models / "fp32" / name, alone), alone, offload=False)
-    reference_model = OffloadedReferenceModel(model, alone, offload=True)
+    plain = ReferenceCopy(reading.load(models / "fp32" / name, alone), alone, offload=False)
+    reference_model = ReferenceCopy(model, alone, offload=True)
     held: list[tuple[int, int]] = []
 
     def note(module: Any, *_: Any) -> None:

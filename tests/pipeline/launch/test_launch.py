@@ -87,8 +87,8 @@ def test_a_failing_step_fails_and_leaves_no_provenance(prepare: PrepareSpec) -> 
     assert not (prepare.output / "provenance.json").exists()
 
 
-def reference(folder: Path, ranks: int = 1, threads: int = 1) -> ReferenceSpec:
-    runtime = Runtime(layout=Layout(tensor=ranks), device="cpu", threads=threads)
+def reference(folder: Path, ranks: int = 1, threads: int = 1, device: Any = "cpu") -> ReferenceSpec:
+    runtime = Runtime(layout=Layout(tensor=ranks), device=device, threads=threads)
     return ReferenceSpec(checkpoint=folder / "none", data=folder / "none.npz", runtime=runtime, output=folder)
 
 
@@ -124,6 +124,26 @@ def test_the_environment_follows_the_specification(tmp_path: Path, monkeypatch: 
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("3", "3")
     assert "OMP_THREAD_LIMIT" not in os.environ
     assert os.environ["PYTHONHASHSEED"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [("auto", None, "expandable_segments:True"), ("cpu", None, None), ("cuda", "max_split_size_mb:64", None)],
+)
+def test_torchs_allocator_grows_its_segments_unless_told_otherwise(
+    device: Any,
+    given: str | None,
+    expected: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in environment.ALLOCATOR:
+        monkeypatch.setenv(name, "x")  # so that it is restored, also where it was not set
+        monkeypatch.delenv(name)
+    if given is not None:
+        monkeypatch.setenv("PYTORCH_ALLOC_CONF", given)
+    environment.set_environment(reference(tmp_path, device=device))
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected
 
 
 def test_secrets_reach_only_what_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +192,8 @@ def test_a_log_that_cannot_be_opened_is_named(prepare: PrepareSpec, tmp_path: Pa
 def test_where_a_step_runs_is_not_in_its_specification(tmp_path: Path) -> None:
     """A resumed run is the same run on other nodes and in another image."""
     runtime = set(Runtime.model_fields) - {"timeout_seconds"}  # what a state's identity leaves out
-    assert runtime == {"layout", "device", "precision", "threads", "recompute_activations"}
+    computing = {"precision", "threads", "reference_model", "kernels", "deterministic", "recompute_activations"}
+    assert runtime == {"layout", "device", *computing}
     for kind in (TrainSpec, UnlearnSpec):
         assert not {"image", "nodes", "log"} & set(kind.model_fields)
 

@@ -56,7 +56,7 @@ class Engine(engine.Engine):
         raise AssertionError("no attack that needs gradients is asked for")
 
     @contextmanager
-    def open(self, checkpoint, runtime, tokenizer, token_budget, answers):
+    def open(self, checkpoint, runtime, tokenizer, budgets, answers):
         config = read(checkpoint / "config.json")
         self.context = config["max_position_embeddings"]
         yield self

@@ -20,7 +20,7 @@ from pipeline.workflow.plan import Plan
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory, with nothing of the caller's own settings."""
     for name in [*os.environ]:
-        if name.startswith(("APPTAINER", "SLURM", "NCCL", "CUDA")):
+        if name.startswith(("APPTAINER", "SLURM", "NCCL", "CUDA", "PYTORCH_", "NVTE_")):
             monkeypatch.delenv(name)
     monkeypatch.setattr(containers.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -97,6 +97,8 @@ def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
     monkeypatch.setenv("SECRET", "not for steps")
     image = here / "a.sif"
     image.with_suffix(".json").write_text(json.dumps({"sha256": "abc"}))
@@ -113,6 +115,8 @@ def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "APPTAINERENV_SLURM_JOB_ID": "17",
         "APPTAINERENV_NCCL_SOCKET_IFNAME": "ib0",
         "APPTAINERENV_NCCL_DEBUG": "WARN",
+        "APPTAINERENV_PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64",
+        "APPTAINERENV_NVTE_FUSED_ATTN": "0",
         "APPTAINERENV_UNLEARN_IMAGE": str(image),
         "APPTAINERENV_UNLEARN_IMAGE_SHA256": "abc",
     }
@@ -125,6 +129,8 @@ def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *containers.PASSED,
         "NCCL_SOCKET_IFNAME",
         "NCCL_DEBUG",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "NVTE_FUSED_ATTN",
     }
 
 

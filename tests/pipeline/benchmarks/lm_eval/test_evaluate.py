@@ -426,7 +426,7 @@ def test_real_mmlu_beside_hflm(real_data: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(stories)
     runtime = Runtime.model_validate({"device": "cpu"})
     ask = FAMILY.requests(tmp_path, given, tokenizer, 512)
-    with megatron_engine(stories, runtime, tokenizer, 4096, None) as engine:
+    with megatron_engine(stories, runtime, tokenizer, (4096, 4096), None) as engine:
         examples = ask(engine)
 
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
