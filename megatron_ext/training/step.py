@@ -161,11 +161,9 @@ class Step:
         # Nothing of a tensor that is not trained, or that no token reached, tells the gradients apart.
         directions = [choose(p) if p.ff > 0 or p.rr > 0 else Direction(0.0, 0.0) for p in tensors]
         norm = math.hypot(*(p.norm_of(u) for p, u in zip(tensors, directions, strict=True)))
-        self.products = Products(
-            *(math.fsum(each) for each in zip(*((p.ff, p.fr, p.rr) for p in tensors), strict=True))
-        )
+        self.products = Products.total(tensors)
         along = [p.along(u) for p, u in zip(tensors, directions, strict=True)]
-        fu, ru = (math.fsum(each) for each in zip(*along, strict=True))
+        fu, ru = map(math.fsum, zip(*along, strict=True))
         self.forget_alignment, self.retain_alignment = self.products.alignments(fu, ru)
         self._space.combine_tensors(directions, forget, self._clip(norm))
         self._space.release(forget)

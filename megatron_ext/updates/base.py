@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -62,6 +62,11 @@ class Products:
     def unknown(cls) -> Products:
         """For rules whose direction does not depend on the gradients."""
         return cls(math.nan, math.nan, math.nan)
+
+    @classmethod
+    def total(cls, parts: Iterable[Products]) -> Products:
+        """Of the gradients whose parts have these products."""
+        return cls(*map(math.fsum, zip(*((p.ff, p.fr, p.rr) for p in parts), strict=True)))
 
     @property
     def cosine(self) -> float | None:

@@ -82,7 +82,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "npo-tied": ("npo", {"tied": True}),
     "blur-tied": ("blur-npo", {"tied": True}),
     "pcgrad-tensor-tied": ("pcgrad-tensor", {"tied": True}),
-    "gru-clipped": ("gru", {"rule": {"lowest_cosine": -0.05, "retain_weight": 0.3}}),
+    "gru-clipped": ("gru", {"rule": {"lowest_cosine": -0.01, "retain_weight": 0.3}}),
     "me-sam-tied": ("me", {"tied": True, "rule": {"name": "sam", "rho": 0.5, "forget_weight": 0.7}}),
     "unilogit-forward": ("unilogit", {"forget": {"divergence": "forward"}}),
     "adaptive-rmu-labelled": (

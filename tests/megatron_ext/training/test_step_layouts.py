@@ -112,7 +112,7 @@ def check_vectors(t: Any, ranks: Any) -> list[list[Products]]:
         found.append([Products(*parts[i : i + 2], parts[i + 3]) for i in range(0, len(parts), 4)])
         ff, fr, _, rr = space.reduce(space.products([f, r]).flatten())
         whole = Products(ff, fr, rr)
-        same_products([whole], [Products(*(sum(getattr(p, key) for p in found[-1]) for key in ("ff", "fr", "rr")))])
+        same_products([whole], [Products.total(found[-1])])
         for rule in SPAN:
             u = rule.direction(whole)
             t.accumulator.space.hold(r)
