@@ -10,6 +10,7 @@ one ``[N, V]`` tensor for it, in the dtype of the logits; padding gets zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,56 @@ class VocabularyShards:
                 tied_NV.div_(sums[0].unsqueeze(-1))
                 self.real(tied_NV).sub_(1 / self.size)
             return _Known(top_N - sums[-1] / self.size, tied_NV)
+
+        return _rowwise(logits_NV, function)
+
+    def probability_margin(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """``p_y - max_{v != y} p_v`` with ``p = softmax(logits)`` and ``y`` the target. Two all-reduces, of ``[2, N]``
+        and ``[3, N]``.
+
+        Tied maxima share the gradient equally, wherever they are.
+
+        Args:
+            logits_NV: Logits.
+            targets_N: int64, vocabulary ids.
+
+        Returns:
+            ``[N]``.
+        """
+
+        def function(logits_NV: Tensor, derive: bool) -> _Known:
+            column_N1, own_N = self._columns(logits_NV, targets_N)
+            others_NV = self.shifted_at(logits_NV, targets_N, -math.inf)
+            top_N, rival_N = self._top(logits_NV, others_NV)
+            weights_NV = _below(logits_NV, top_N).exp_()
+            tied_NV = others_NV.eq_(rival_N.unsqueeze(-1))
+            target_N = weights_NV.gather(-1, column_N1).squeeze(-1).masked_fill(~own_N, 0.0)
+            sums = [weights_NV.sum(-1), target_N, tied_NV.sum(-1)]
+            total_N, target_N, ties_N = self.reduce(sums, dist.ReduceOp.SUM)
+            target_N, rival_N = target_N / total_N, (rival_N - top_N).exp() / total_N
+            if derive:
+                weights_NV.mul_(((rival_N - target_N) / total_N).unsqueeze(-1))
+                weights_NV.sub_(tied_NV.mul_((rival_N / ties_N).unsqueeze(-1)))
+                weights_NV.scatter_add_(-1, column_N1, torch.where(own_N, target_N, 0.0).unsqueeze(-1))
+            return _Known(target_N - rival_N, weights_NV if derive else None)
+
+        return _rowwise(logits_NV, function)
+
+    def kl_from_uniform(self, logits_NV: Tensor) -> Tensor:
+        """``KL(uniform || softmax(logits))`` over the real tokens, in nats.
+
+        Two all-reduces, of ``[N]`` and ``[2, N]``.
+        """
+
+        def function(logits_NV: Tensor, derive: bool) -> _Known:
+            shifted_NV = _below(logits_NV, self._top(logits_NV)[0])
+            summed_N = self.real(shifted_NV).sum(-1)
+            weights_NV = shifted_NV.exp_()
+            total_N, summed_N = self.reduce([weights_NV.sum(-1), summed_N], dist.ReduceOp.SUM)
+            if derive:
+                weights_NV.div_(total_N.unsqueeze(-1))
+                self.real(weights_NV).sub_(1 / self.size)
+            return _Known(total_N.log() - summed_N / self.size - math.log(self.size), weights_NV if derive else None)
 
         return _rowwise(logits_NV, function)
 

@@ -7,9 +7,10 @@ embedding that the first and last pipeline stage share. One rank counts each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -19,8 +20,9 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megatron_ext.distributed.process_groups import Ranks
-from megatron_ext.training import vector_kernels
-from megatron_ext.updates import Vector
+from megatron_ext.training import tensor_runs, vector_kernels
+from megatron_ext.training.tensor_runs import Run
+from megatron_ext.updates import Direction, Vector
 
 # Elements converted to fp64 at a time: small enough for a core's cache, large enough to amortise a kernel launch. In
 # fp32, products of vanishing gradients would underflow.
@@ -55,7 +57,7 @@ class GradientSpace:
     """
 
     def __init__(self, model: DistributedDataParallel, ranks: Ranks) -> None:
-        self.ranks = ranks
+        self.ranks, self._model = ranks, model.module
         self.sharded = ranks.layout.distributed_optimizer
         self.held: Vector = []
         self._counted: list[list[tuple[int, int]]] = []
@@ -72,12 +74,10 @@ class GradientSpace:
 
     def _ranges(self, index: Index, start: int, end: int) -> list[tuple[int, int]]:
         """Merged ranges, relative to ``start``, of the parameters in ``[start, end)`` that this rank counts."""
-        if not self.sharded and self.ranks.data_rank != 0:
-            return []
         merged: list[tuple[int, int]] = []
         for parameter, (low, high) in sorted(index.items(), key=lambda item: item[1]):
             low, high = max(low, start) - start, min(high, end) - start
-            if low >= high or not self._owns(parameter):
+            if low >= high or not self._counts(parameter):
                 continue
             if merged and merged[-1][1] == low:
                 merged[-1] = (merged[-1][0], high)
@@ -85,7 +85,10 @@ class GradientSpace:
                 merged.append((low, high))
         return merged
 
-    def _owns(self, parameter: Tensor) -> bool:
+    def _counts(self, parameter: Tensor) -> bool:
+        """Whether inner products count this rank's elements of a parameter."""
+        if not self.sharded and self.ranks.data_rank != 0:
+            return False
         if getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
             return False
         return getattr(parameter, "tensor_model_parallel", False) or self.ranks.tensor_rank == 0
@@ -115,18 +118,38 @@ class GradientSpace:
         """
         if len(vectors) == 2 and self._fused:
             return self._fused_products(*vectors)
-        chunk = min(_CHUNK[self.ranks.device.type], max(high - low for low, high in [(0, 1), *chain(*self._counted)]))
-        total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=self.ranks.device)
-        values = total.new_empty(len(vectors), chunk)
-        for piece, ranges in enumerate(self._counted):
-            for low, high in ranges:
-                for begin in range(low, high, chunk):
-                    end = min(begin + chunk, high)
+        counted = [[Run(0, low, high) for low, high in ranges] for ranges in self._counted]
+        return self._products(vectors, counted, 1)[0]
+
+    def tensor_products(self, vectors: Sequence[Vector]) -> Tensor:
+        """As ``products``, of each Hugging Face tensor's elements by themselves.
+
+        Args:
+            vectors: ``k`` vectors.
+
+        Returns:
+            fp64 ``[t, k, k]`` for the tensors of ``tensor_runs.names``, those that other ranks have too.
+        """
+        counted = [
+            [run for parameter, found in runs for run in found if self._counts(parameter)] for runs in self._tensor_runs
+        ]
+        return self._products(vectors, counted, len(tensor_runs.names(self._model)))
+
+    def _products(self, vectors: Sequence[Vector], counted: list[list[Run]], tensors: int) -> Tensor:
+        """fp64 ``[tensors, k, k]``: of each tensor the Gram matrix over its runs in each piece."""
+        longest = max(run.high - run.low for run in [Run(0, 0, 1), *chain(*counted)])
+        chunk = min(_CHUNK[self.ranks.device.type], longest)
+        totals = torch.zeros(tensors, len(vectors), len(vectors), dtype=torch.float64, device=self.ranks.device)
+        values = totals.new_empty(len(vectors), chunk)
+        for piece, runs in enumerate(counted):
+            for run in runs:
+                for begin in range(run.low, run.high, chunk):
+                    end = min(begin + chunk, run.high)
                     part = values[:, : end - begin]
                     for row, vector in zip(part, vectors, strict=True):
                         row.copy_(vector[piece][begin:end])
-                    total.addmm_(part, part.T)
-        return total
+                    totals[run.tensor].addmm_(part, part.T)
+        return totals
 
     @property
     def _fused(self) -> bool:
@@ -158,6 +181,28 @@ class GradientSpace:
                 piece.mul_(scale)
             if other is not None and other_scale != 0.0:
                 piece.add_(other[number], alpha=other_scale)
+
+    def combine_tensors(self, directions: Sequence[Direction], forget: Vector, scale: float) -> None:
+        """held <- scale * (direction.retain * held + direction.forget * forget), each tensor by its own direction.
+
+        Args:
+            directions: One for each of ``tensor_runs.names``.
+            forget: The forget gradient; the held one is the retain gradient.
+            scale: Of all directions.
+        """
+        for held, other, runs in zip(self.held, forget, self._tensor_runs, strict=True):
+            for run in chain.from_iterable(found for _, found in runs):
+                direction, own = directions[run.tensor], slice(run.low, run.high)
+                held[own].mul_(direction.retain * scale).add_(other[own], alpha=direction.forget * scale)
+
+    def elementwise(self, function: Callable[..., Tensor], *vectors: Vector) -> Vector:
+        """A new vector: ``function`` of the vectors' elements at each place, given a stretch of each at a time."""
+        made, chunk = [torch.empty_like(piece) for piece in self.held], _CHUNK[self.ranks.device.type]
+        for number, piece in enumerate(made):
+            for begin in range(0, piece.numel(), chunk):
+                part = slice(begin, begin + chunk)
+                piece[part] = function(*(vector[number][part] for vector in vectors))
+        return made
 
     def linear(self, *terms: tuple[float, Vector]) -> Vector:
         """A new vector: the sum of ``coefficient * vector`` over ``terms``."""
@@ -213,6 +258,19 @@ class GradientSpace:
             yield visit()
         finally:
             self.set_weights(base)
+
+    @cached_property
+    def _tensor_runs(self) -> list[list[tuple[Tensor, list[Run]]]]:
+        """Of each piece the parameters in it, with the runs of Hugging Face tensors, counted from the piece's start."""
+        known = tensor_runs.runs(self._model, self.ranks)
+        found = []
+        for index, piece, start in zip(self._indices, self.held, self._starts, strict=True):
+            of_piece = []
+            for parameter, (low, _) in index.items():
+                moved = (run.within(start - low, start - low + piece.numel()) for run in known[parameter])
+                of_piece.append((parameter, [run for run in moved if run is not None]))
+            found.append(of_piece)
+        return found
 
     def _overlaps(self) -> Iterator[_Overlap]:
         """Each parameter that overlaps this rank's pieces."""

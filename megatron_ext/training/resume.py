@@ -25,6 +25,7 @@ from torch import Tensor
 from megatron_ext.atomic_files import write_json, write_text
 from megatron_ext.distributed.collectives import barrier, from_first_rank
 from megatron_ext.training.trainer import Trainer
+from megatron_ext.updates import Vector
 
 
 class Companion(Protocol):
@@ -49,6 +50,7 @@ class Resume:
         identity: dict[str, Any],
         trainer: Trainer,
         rule_state: dict[str, float] | None = None,
+        rule_vectors: dict[str, Vector] | None = None,
         companion: Companion | None = None,
     ) -> None:
         """Describe the run; nothing is read yet.
@@ -59,10 +61,12 @@ class Resume:
                 another identity is dropped, with a message.
             trainer: Whose model and optimizer are saved.
             rule_state: The update rule's own numbers, which restoring changes in place.
+            rule_vectors: The vectors that the rule keeps, this rank's pieces of them; as ``rule_state``.
             companion: Keeps further files in ``folder_of(output)``.
         """
         self.folder, self.companion = folder_of(output), companion
         self.rule_state = {} if rule_state is None else rule_state
+        self.rule_vectors = {} if rule_vectors is None else rule_vectors
         self.trainer, self.ranks = trainer, trainer.ranks
         text = json.dumps(identity, sort_keys=True, default=str)
         self.identity = hashlib.sha256(text.encode()).hexdigest()
@@ -174,8 +178,14 @@ class Resume:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model = dict(self.trainer.model.named_parameters())
         storages = {p.untyped_storage().data_ptr() for p in model.values()}
+<<<<<<< HEAD
         if not self._weights_follow:
             yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
+=======
+        yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
+        for name, vector in self.rule_vectors.items():
+            yield from ((f"rule.{name}.{i}", piece) for i, piece in enumerate(vector))
+>>>>>>> h-rules
         for name, inner, parameter in self._optimizers():
             if parameter.untyped_storage().data_ptr() not in storages:  # an fp32 main copy of a bf16 parameter
                 yield f"{name}.main", parameter
@@ -186,6 +196,7 @@ class Resume:
     def _load(self, path: Path) -> None:
         with safe_open(path, framework="pt", device=str(self.ranks.device)) as file:
             keys = set(file.keys())
+            self._load_rule_vectors(file, keys)
             for name, inner, parameter in self._optimizers():
                 prefix = f"{name}.state."
                 stored = [key for key in keys if key.startswith(prefix)]
@@ -212,6 +223,12 @@ class Resume:
                 wrapper._copy_main_params_to_model_params()
         if self.ranks.layout.distributed_optimizer:
             self.trainer.accumulator.ddp.start_param_sync(force_sync=True)
+
+    def _load_rule_vectors(self, file: Any, keys: set[str]) -> None:
+        pieces = range(len(self.trainer.accumulator.space.held))
+        self.rule_vectors.clear()
+        for name in {key.split(".")[1] for key in keys if key.startswith("rule.")}:
+            self.rule_vectors[name] = [file.get_tensor(f"rule.{name}.{i}") for i in pieces]
 
 
 class StepLog:

@@ -31,6 +31,7 @@ class Step:
     Attributes:
         terms: The forget term, then the retain term if there is one.
         state: The rule's own numbers, which the rule changes in place.
+        kept: Vectors that the rule keeps from step to step, by name.
         rate: The step's learning rate; a rule may set it.
         position: Where in the run the step stands.
         losses: Means at the weights before the step, by the terms' names.
@@ -50,6 +51,7 @@ class Step:
         *,
         separate: bool = False,
         state: State | None = None,
+        kept: dict[str, Vector] | None = None,
         position: StepPosition = StepPosition(),  # noqa: B008
         whole_retain: Callable[[], LossTerm] | None = None,
         clip_norm: float | None = None,
@@ -63,6 +65,7 @@ class Step:
             rate: The learning rate.
             separate: Keep the two gradients apart even for a rule that needs only their sum.
             state: The rule's own numbers.
+            kept: The vectors that it keeps.
             position: Where in the run the step stands.
             whole_retain: Makes the retain term over the whole retain set.
             clip_norm: Bound on the direction's norm.
@@ -70,6 +73,7 @@ class Step:
         """
         self.terms, self.rate, self.position = list(terms), rate, position
         self.state: State = {} if state is None else state
+        self.kept: dict[str, Vector] = {} if kept is None else kept
         self.losses: dict[str, float] = {}
         self.products: Products | None = None
         self.note: str | None = None
@@ -83,16 +87,20 @@ class Step:
         self._forget: Vector | None = None  # the forget gradient, where it is kept apart from the held one
         self._pending: list[_PendingSum] = []  # loss sums that were not reduced yet
 
+    @property
+    def has_retain(self) -> bool:
+        """Whether there is a retain loss."""
+        return len(self.terms) == 2
+
     # What most rules need: the two gradients, and one direction in their span.
 
     def measure(self) -> Products:
         """Both gradients, kept apart, and their inner products: one all-reduce of a handful of fp64 numbers."""
-        self._accumulate([Objective.FORGET], [1.0])
         if len(self.terms) == 1:
+            self._accumulate([Objective.FORGET], [1.0])
             self.products = Products(self.gram(self._space.held)[0][0], 0.0, 0.0)
             return self.products
-        self._forget = self._space.copy()
-        self._accumulate([Objective.RETAIN], [1.0])
+        self._forget = self._take_both()
         (ff, fr), (_, rr) = self.gram(self._forget, self._space.held)
         self.products = Products(ff, fr, rr)
         return self.products
@@ -124,8 +132,8 @@ class Step:
         """Accumulate the weighted sum at once; its norm, and the retain weight after the last micro-batch."""
         objectives = list(Objective)[: len(self.terms)]
         last = self._accumulate(objectives, [direction.forget, direction.retain][: len(self.terms)], adapt)
-        reduced = self._reduce([self._space.held], last)
-        norm = math.sqrt(max(0.0, reduced.gram[0][0]))
+        reduced = self._reduce(self._space.products([self._space.held]), last)
+        norm = math.sqrt(max(0.0, reduced.numbers[0]))
         self._space.combine(self._clip(norm))
         return norm, reduced.extra
 
@@ -139,9 +147,28 @@ class Step:
             self._space.combine(direction.retain * clip, self._forget, direction.forget * clip)
             self._space.release(self._forget)
             self._forget = None
-        self.forget_alignment = products.forget_alignment(direction)
-        self.retain_alignment = products.retain_alignment(direction)
+        self.forget_alignment, self.retain_alignment = products.alignments(*products.along(direction))
         return norm
+
+    def descend_tensors(self, choose: Callable[[Products], Direction]) -> None:
+        """Make a direction the step's, clipped, that is another combination of the gradients in each tensor.
+
+        The products of all tensors come out of one all-reduce.
+        """
+        forget = self._take_both()
+        parts = self._reduce(self._space.tensor_products([forget, self._space.held]), 0.0).numbers
+        tensors = [Products(*parts[i : i + 2], parts[i + 3]) for i in range(0, len(parts), 4)]
+        # Nothing of a tensor that is not trained, or that no token reached, tells the gradients apart.
+        directions = [choose(p) if p.ff > 0 or p.rr > 0 else Direction(0.0, 0.0) for p in tensors]
+        norm = math.hypot(*(p.norm_of(u) for p, u in zip(tensors, directions, strict=True)))
+        self.products = Products.total(tensors)
+        along = [p.along(u) for p, u in zip(tensors, directions, strict=True)]
+        fu, ru = map(math.fsum, zip(*along, strict=True))
+        self.forget_alignment, self.retain_alignment = self.products.alignments(fu, ru)
+        self._space.combine_tensors(directions, forget, self._clip(norm))
+        self._space.release(forget)
+        self.update_norm = norm * self._clip(norm)
+        self.note = "; ".join(sorted({u.note for u in directions if u.note})) or None
 
     # What rules beyond the span need.
 
@@ -152,12 +179,17 @@ class Step:
 
     def gram(self, *vectors: Vector) -> list[list[float]]:
         """Inner products of every pair, in one all-reduce, with the loss sums of gradients taken since the last."""
-        return self._reduce(vectors, 0.0).gram
+        count, found = len(vectors), self._reduce(self._space.products(vectors), 0.0).numbers
+        return [found[i * count : (i + 1) * count] for i in range(count)]
 
     def vector(self, direction: Direction) -> Vector:
         """``direction`` of the two gradients that ``measure`` took, as a vector of its own."""
         assert self._forget is not None, "measure() of both gradients comes first"
         return self.linear((direction.forget, self._forget), (direction.retain, self._space.held))
+
+    def elementwise(self, function: Callable[..., torch.Tensor], *vectors: Vector) -> Vector:
+        """A new vector: a function of the vectors' elements at each place. No collective."""
+        return self._space.elementwise(function, *vectors)
 
     def linear(self, *terms: tuple[float, Vector]) -> Vector:
         """A new vector: the sum of coefficient times vector over ``terms``. No collective."""
@@ -216,10 +248,17 @@ class Step:
         if gradients:
             (_, fu, ru), (_, ff, fr), (_, _, rr) = gram
             self.products = Products(ff, fr, rr)
-            self.forget_alignment, self.retain_alignment = fu / ff if ff > 0 else None, ru / rr if rr > 0 else None
+            self.forget_alignment, self.retain_alignment = self.products.alignments(fu, ru)
         self._space.hold(vector)
         self._space.combine(self._clip(norm))
         self.update_norm, self.note = norm * self._clip(norm), note
+
+    def _take_both(self) -> Vector:
+        """Accumulate both gradients: the forget one is returned, the retain one is held."""
+        self._accumulate([Objective.FORGET], [1.0])
+        forget = self._space.copy()
+        self._accumulate([Objective.RETAIN], [1.0])
+        return forget
 
     def _accumulate(
         self,
@@ -232,20 +271,21 @@ class Step:
         self._pending += [_PendingSum(term, total) for term, total in zip(terms, accumulated.sums, strict=True)]
         return accumulated.last_weight
 
-    def _reduce(self, vectors: Sequence[Vector], extra: float) -> _Reduced:
-        """The step's one all-reduce: inner products, pending loss sums, one number more, and the wish to stop."""
-        count, pending = len(vectors), self._pending
-        products = self._space.products(vectors).flatten()
+    def _reduce(self, products: torch.Tensor, extra: float) -> _Reduced:
+        """The step's one all-reduce: inner products (fp64, this rank's part), pending loss sums, one number more, and
+        the wish to stop."""
+        products, pending = products.flatten(), self._pending
+        count = len(products)
         signals = torch.tensor([extra, float(self._stop_requested())], dtype=torch.float64, device=products.device)
         sums = [torch.stack([each.total for each in pending])] if pending else []
         own = torch.cat([products, *sums, signals])
         totals = self._space.reduce(own.clone())
-        self._accumulator.refuse_non_finite(totals, own, [each.term.name for each in pending], count * count)
-        for each, value in zip(pending, totals[count * count : -2], strict=True):
+        self._accumulator.refuse_non_finite(totals, own, [each.term.name for each in pending], count)
+        for each, value in zip(pending, totals[count:-2], strict=True):
             self.losses.setdefault(each.term.name, value / each.term.units)  # later ones are at other weights
         self._pending = []
         self.stop = self.stop or totals[-1] > 0
-        return _Reduced([totals[i * count : (i + 1) * count] for i in range(count)], totals[-2])
+        return _Reduced(totals[:count], totals[-2])
 
     def _clip(self, norm: float) -> float:
         return 1.0 if self._clip_norm is None else min(1.0, self._clip_norm / max(norm, 1e-30))
@@ -253,7 +293,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Reduced:
-    """What an all-reduce of a step brought: the Gram matrix of the vectors, and the sum of ``extra`` over ranks."""
+    """What an all-reduce of a step brought: the inner products, and the sum of ``extra``, both over ranks."""
 
-    gram: list[list[float]]
+    numbers: list[float]
     extra: float

@@ -21,7 +21,7 @@ from megatron_ext.training.accumulator import GradientAccumulator, NonFinite
 from megatron_ext.training.loss_terms import LossTerm
 from megatron_ext.training.reference_model import ReferenceModel
 from megatron_ext.training.step import Step
-from megatron_ext.updates import Rule, State, StepPosition
+from megatron_ext.updates import Rule, State, StepPosition, Vector
 
 
 class Trainer:
@@ -69,6 +69,7 @@ class Trainer:
         rate: float,
         separate: bool = False,
         state: State | None = None,
+        kept: dict[str, Vector] | None = None,
         position: StepPosition = StepPosition(),  # noqa: B008
         whole_retain: Callable[[], LossTerm] | None = None,
     ) -> Step:
@@ -80,6 +81,7 @@ class Trainer:
             rate: The learning rate.
             separate: Keep each term's gradient apart even for a rule that needs only their sum.
             state: The rule's own numbers, changed in place.
+            kept: The vectors that the rule keeps, changed in place.
             position: Where in the run the step stands.
             whole_retain: Makes the retain term over the whole retain set.
 
@@ -95,6 +97,7 @@ class Trainer:
             rate,
             separate=separate,
             state=state,
+            kept=kept,
             position=position,
             whole_retain=whole_retain,
             clip_norm=self.spec.clip_norm,

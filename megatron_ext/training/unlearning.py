@@ -29,7 +29,7 @@ from megatron_ext.training.step import Step
 from megatron_ext.training.topics import TopicData, mean_retain_loss
 from megatron_ext.training.trainer import Trainer
 from megatron_ext.training.validation import Validator
-from megatron_ext.updates import StepPosition
+from megatron_ext.updates import StepPosition, Vector
 
 SHOWN = 10
 
@@ -79,6 +79,7 @@ class UnlearningRun:
         self.trainer = Trainer(model, ranks, spec.optimizer, micro, reference_model, tokens)
         self._before = self.trainer.checksum()
         self._state = spec.rule.start(mean_retain_loss(self._topics))
+        self._kept: dict[str, Vector] = {}
         self._validator: Validator | None = None
         if spec.validation is not None:
             self._validator = Validator(spec, spec.validation, self.trainer, self._topics, self._order)
@@ -87,7 +88,7 @@ class UnlearningRun:
             "data": [topic.digests() for topic in self._topics],
             "model": fingerprint,
         }
-        self.resume = Resume(spec.output, identity, self.trainer, self._state, self._validator)
+        self.resume = Resume(spec.output, identity, self.trainer, self._state, self._kept, self._validator)
         self._check: CollapseCheck | None = None  # part of a model gives no probabilities
         if spec.trainable_layers is None:
             self._check = CollapseCheck(self.trainer.accumulator, self._topics[0], spec.batching.global_batch)
@@ -101,7 +102,7 @@ class UnlearningRun:
         position = StepPosition(i, i // self._order.steps_per_epoch, self._order.ends_epoch(i))
         begun = dict(self._state)
         taken = self.trainer.step(
-            terms, self._spec.rule, rate, self._spec.diagnostics, self._state, position, topic.retain_term
+            terms, self._spec.rule, rate, self._spec.diagnostics, self._state, self._kept, position, topic.retain_term
         )
         notes = [taken.note] if taken.note else []
         if taken.update_norm == 0:

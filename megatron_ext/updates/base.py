@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -63,6 +63,11 @@ class Products:
         """For rules whose direction does not depend on the gradients."""
         return cls(math.nan, math.nan, math.nan)
 
+    @classmethod
+    def total(cls, parts: Iterable[Products]) -> Products:
+        """Of the gradients whose parts have these products."""
+        return cls(*map(math.fsum, zip(*((p.ff, p.fr, p.rr) for p in parts), strict=True)))
+
     @property
     def cosine(self) -> float | None:
         """Cosine of the angle between the two gradients; None where one of them is zero."""
@@ -73,13 +78,14 @@ class Products:
         square = u.forget**2 * self.ff + 2 * u.forget * u.retain * self.fr + u.retain**2 * self.rr
         return math.sqrt(max(0.0, square))
 
-    def forget_alignment(self, u: Direction) -> float | None:
-        """``A_f = <f, u> / |f|^2`` (BLUR, arXiv 2506.08164, eq. 8); None where the forget gradient is zero."""
-        return (u.forget * self.ff + u.retain * self.fr) / self.ff if self.ff > 0 else None
+    def along(self, u: Direction) -> tuple[float, float]:
+        """``<f, u>`` and ``<r, u>``."""
+        return u.forget * self.ff + u.retain * self.fr, u.forget * self.fr + u.retain * self.rr
 
-    def retain_alignment(self, u: Direction) -> float | None:
-        """``A_r = <r, u> / |r|^2`` (BLUR, arXiv 2506.08164, eq. 8); None where the retain gradient is zero."""
-        return (u.forget * self.fr + u.retain * self.rr) / self.rr if self.rr > 0 else None
+    def alignments(self, fu: float, ru: float) -> tuple[float | None, float | None]:
+        """``A_f = <f, u> / |f|^2`` and ``A_r = <r, u> / |r|^2`` (BLUR, arXiv 2506.08164, eq. 8) of ``fu`` = ``<f, u>``
+        and ``ru`` = ``<r, u>``; None where the gradient is zero."""
+        return fu / self.ff if self.ff > 0 else None, ru / self.rr if self.rr > 0 else None
 
 
 @dataclass(frozen=True)
@@ -99,15 +105,22 @@ class Step(Protocol):
 
     Attributes:
         state: The rule's own numbers; the rule changes them in place.
+        kept: Vectors that the rule keeps from one step to the next, by name; the rule sets them. They are part of the
+            resume state; before the first step there are none.
         rate: The step's learning rate; a rule may set it.
     """
 
     state: State
+    kept: dict[str, Vector]
     rate: float
 
     @property
     def position(self) -> StepPosition:
         """Where in the run the step stands."""
+
+    @property
+    def has_retain(self) -> bool:
+        """Whether the run has a retain loss."""
 
     @property
     def losses(self) -> Mapping[str, float]:
@@ -130,6 +143,14 @@ class Step(Protocol):
             The retain weight after the last micro-batch.
         """
 
+    def descend_tensors(self, choose: Callable[[Products], Direction]) -> None:
+        """Make a direction the step's that is another combination of the two gradients in each Hugging Face tensor.
+
+        Args:
+            choose: Gives the direction within a tensor, from the products of the gradients' parts in it; it is not
+                asked for tensors where both are zero.
+        """
+
     # What rules beyond the span need.
 
     def gradient(self, objective: Objective) -> Vector:
@@ -143,6 +164,10 @@ class Step(Protocol):
 
     def linear(self, *terms: tuple[float, Vector]) -> Vector:
         """A new vector: the sum of coefficient times vector over ``terms``."""
+
+    def elementwise(self, function: Callable[..., Tensor], *vectors: Vector) -> Vector:
+        """A new vector: ``function`` of the vectors' elements at each place. It is given stretches of them, as tensors
+        of one dimension, and returns a tensor of that length."""
 
     def gram(self, *vectors: Vector) -> list[list[float]]:
         """The inner products of every pair of ``vectors``, in one all-reduce."""
@@ -202,6 +227,11 @@ class Rule(Named):
         return int(self.needs_products)
 
     @property
+    def per_tensor(self) -> bool:
+        """Whether ``direction`` is asked once for each tensor, by the products of the gradients' parts in it."""
+        return False
+
+    @property
     def gradients(self) -> int:
         """How often a step takes the gradient of each loss, at most; plans estimate its time from this."""
         return 1
@@ -242,7 +272,10 @@ class Rule(Named):
 
     def update(self, step: Step) -> None:
         """Leave in ``step`` the direction to descend along, by ``step.descend``. Collective over all ranks."""
-        step.descend(self.direction(step.measure() if self.needs_products else Products.unknown()))
+        if self.needs_products and self.per_tensor:
+            step.descend_tensors(self.direction)
+        else:
+            step.descend(self.direction(step.measure() if self.needs_products else Products.unknown()))
 
     def after(self, step: Step) -> None:
         """What remains to be done once the weights have changed. Collective over all ranks."""

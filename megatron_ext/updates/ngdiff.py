@@ -16,8 +16,8 @@ class AutomaticRate(Strict):
     """Where the parabola through the retain loss at ``theta + rate u``, ``theta`` and ``theta - rate u`` is lowest."""
 
     every: int = Field(10, ge=1, description="optimizer steps from one look to the next")
-    lowest: float = Field(1e-7, gt=0)
-    highest: float = Field(1e-3, gt=0)
+    lowest: float = Field(1e-7, gt=0, description="bound on the rate")
+    highest: float = Field(1e-3, gt=0, description="bound on the rate")
 
     @model_validator(mode="after")
     def _ordered(self) -> AutomaticRate:
@@ -48,7 +48,9 @@ class NGDiff(Rule):
 
     name: Literal["ngdiff"] = "ngdiff"
 
-    automatic_rate: AutomaticRate | None = None
+    automatic_rate: AutomaticRate | None = Field(
+        None, description="take the learning rate from the retain loss's curvature"
+    )
 
     @property
     def vectors(self) -> int:

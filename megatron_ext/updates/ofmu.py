@@ -42,7 +42,7 @@ class OFMU(Rule):
     inner_rate: float = Field(1.0, gt=0, description="the inner steps' learning rate, in units of the outer step's")
     penalty: float = Field(0.01, gt=0, description="weight of the squared gradient of phi in the first outer step")
     growth: float = Field(1.1, ge=1, description="of the penalty, after each outer step")
-    highest_penalty: float | None = Field(None, gt=0)
+    highest_penalty: float | None = Field(None, gt=0, description="bound on the penalty")
     difference: float = Field(1e-5, gt=0, lt=1, description="displacement for Hessian products, as a share of |theta|")
 
     @model_validator(mode="after")

@@ -28,13 +28,13 @@ class PrimalDual(Rule):
     name: Literal["primal-dual"] = "primal-dual"
     needs_products: ClassVar[bool] = False
 
-    forget_weight: float = Field(1.0, gt=0)
+    forget_weight: float = Field(1.0, gt=0, description="weight of the forget gradient")
     dual: float = Field(ge=0, description="lambda before the first step")
     dual_rate: float = Field(gt=0, description="how far lambda moves for each unit of r - epsilon")
     epsilon: float | None = Field(None, gt=0, description="bound on the retain loss")
     tolerance: float | None = Field(None, ge=0, description="epsilon = (1 + tolerance) * r before unlearning")
     warmup_epochs: int = Field(0, ge=0, description="lambda stays until so many passes are complete")
-    dual_update: Literal["step", "micro-batch", "epoch"] = "step"
+    dual_update: Literal["step", "micro-batch", "epoch"] = Field("step", description="when lambda moves")
 
     @model_validator(mode="after")
     def _one_bound(self) -> PrimalDual:

@@ -16,8 +16,8 @@ class WeightedSum(Rule):
     needs_products: ClassVar[bool] = False
     needs_retain: ClassVar[bool] = False
 
-    forget_weight: float = Field(1.0, gt=0)
-    retain_weight: float = Field(1.0, ge=0)
+    forget_weight: float = Field(1.0, gt=0, description="weight of the forget gradient")
+    retain_weight: float = Field(1.0, ge=0, description="weight of the retain gradient")
 
     def direction(self, products: Products) -> Direction:
         return Direction(self.forget_weight, self.retain_weight)

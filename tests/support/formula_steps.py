@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tests.support.formulas import LOSSES, Batch, Model, Rows, Settings
@@ -32,6 +33,7 @@ class Point:
     step: int
     rate: float
     state: dict[str, float]
+    kept: dict[str, Tensor]  # vectors, from step to step
     after: Callable[[], None] = lambda: None  # what the rule does once the weights have moved
     ends: float = 1.0  # the run ends in theta_0 + ends * (theta - theta_0)
 
@@ -103,6 +105,49 @@ def ngdiff(p: Point, c: Settings) -> Tensor:
     return u
 
 
+def pcgrad(p: Point, c: Settings) -> Tensor:
+    """PCGrad (arXiv 2001.06782) with the retain task first, as in SAGO's code (arXiv 2604.14808): over all parameters
+    at once, or parameter by parameter."""
+
+    def projected(f: Tensor, r: Tensor) -> Tensor:
+        dot = f @ r
+        return c["gamma"] * (f - dot / (r @ r) * r if dot < 0 else f) + c["alpha"] * r
+
+    f, r = p.f[1], p.r[1]
+    if c["scope"] == "global":
+        return projected(f, r)
+    parts = zip(p.theta.split(f).values(), p.theta.split(r).values(), strict=True)
+    return torch.cat([projected(a.flatten(), b.flatten()) for a, b in parts])
+
+
+def gru(p: Point, c: Settings) -> Tensor:
+    """GRU (arXiv 2503.09117): what is against a moving average of the retain gradients is taken out of the forget
+    gradient; its code's option bounds the cosine."""
+    f, r = p.f[1], p.r[1]
+    mean = p.kept["mean"] = c["mu"] * r + (1 - c["mu"]) * p.kept.get("mean", torch.zeros_like(r))
+    cosine = f @ mean / (f.norm() * mean.norm())
+    if c["lowest_cosine"] is not None:
+        cosine = cosine.clamp(min=c["lowest_cosine"])
+    return f - cosine.clamp(max=0.0) * f.norm() * mean / mean.norm() + c["retain_weight"] * r
+
+
+def sam(p: Point, c: Settings) -> Tensor:
+    """SAM (arXiv 2502.05374): the forget gradient where the loss has risen most within a ball of radius rho."""
+    f = p.f[1]
+    u = 0 * f if p.retain is None else c["retain_weight"] * p.r[1]
+    worst = c["rho"] * f / f.norm()
+    p.theta.move(worst)
+    u = u + c["forget_weight"] * p.theta.gradient(p.forget())
+    p.theta.move(-worst)
+    return u
+
+
+def sago(p: Point, c: Settings) -> Tensor:
+    """SAGO (arXiv 2604.14808): the retain gradient alone wherever the signs differ."""
+    f, r = c["gamma"] * p.f[1], c["alpha"] * p.r[1]
+    return torch.where(f * r < 0, r, f if c["agreeing"] == "forget" else f + r)
+
+
 def primal_dual(p: Point, c: Settings) -> Tensor:
     """PDU (arXiv 2506.05314): descent on f + lambda (r - epsilon), after which lambda <- max(0, lambda + eta (r -
     epsilon)): r of the step's batch, of each micro-batch before the next, or of the whole set when a pass ends. Here a
@@ -147,9 +192,13 @@ def ofmu(p: Point, c: Settings) -> Tensor:
 
 RULES: dict[str, Callable[[Point, Settings], Tensor]] = {
     "blur": blur,
+    "gru": gru,
     "ngdiff": ngdiff,
     "ofmu": ofmu,
+    "pcgrad": pcgrad,
     "primal-dual": primal_dual,
+    "sago": sago,
+    "sam": sam,
     "task-vector": task_vector,
     "weighted-sum": weighted_sum,
 }
@@ -168,7 +217,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic's rows, and its RMU vector."""
+    """One topic's rows, and its RMU vector, of length 1."""
 
     name: str
     forget: Rows
@@ -184,6 +233,7 @@ class Run:
         self.method, self.topics, self.micro_batch = method, topics, micro_batch
         self.theta, self.origin = Model(folder, method.trained), Model(folder)
         self.state: dict[str, float] = {}
+        self.kept: dict[str, Tensor] = {}
         self.before = None if method.retain is None else self._loss(method.retain, topics[0], topics[0].retain)().item()
 
     def _loss(self, settings: Settings, topic: Topic, rows: Rows) -> Callable[[], Tensor]:
@@ -199,7 +249,7 @@ class Run:
             ordered = sorted(topic.retain, key=lambda row: -len(row[0]))
             cut = [ordered[i : i + self.micro_batch] for i in range(0, len(ordered), self.micro_batch)]
             parts = [(labels(rows) / labels(ordered), self._loss(method.retain, topic, rows)) for rows in cut]
-        point = Point(self.theta, forget, retain, parts, self.before, number, rate, self.state)
+        point = Point(self.theta, forget, retain, parts, self.before, number, rate, self.state, self.kept)
         return point, RULES[method.rule["name"]](point, method.rule)
 
     def take(self, steps: int, rate: float, epsilon: float | None) -> tuple[list[dict[str, float]], dict[str, Tensor]]:

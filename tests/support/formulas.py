@@ -83,7 +83,7 @@ class Batch:
     rows: Rows
     alternatives: Rows
     layer: int
-    steering: Tensor | None
+    steering: Tensor | None  # RMU's vector, of length 1
     topic: str
 
 
@@ -184,6 +184,33 @@ def ce_u(b: Batch, c: Settings) -> Tensor:
     return torch.cat(costs).mean()
 
 
+def ihl(b: Batch, c: Settings) -> Tensor:
+    """LoKU's inverted hinge loss (arXiv 2408.06621): 1 + p(y) - max_{v != y} p(v)."""
+    costs = []
+    for z, y in predictions(b.theta, b.rows):
+        p, label = z.softmax(-1), F.one_hot(y, z.size(-1)).bool()
+        costs.append(1 + p[label] - p.masked_fill(label, 0.0).max(-1).values)
+    return torch.cat(costs).mean()
+
+
+def me(b: Batch, c: Settings) -> Tensor:
+    """ME (arXiv 2410.08109): KL(uniform || p)."""
+    z = torch.cat([z for z, _ in predictions(b.theta, b.rows)])
+    return -(math.log(z.size(-1)) + z.log_softmax(-1).mean(-1)).mean()
+
+
+def unilogit(b: Batch, c: Settings) -> Tensor:
+    """Unilogit (arXiv 2505.06027): distillation from the model's own logits, the label's such that it is uniform."""
+    costs = []
+    for z, y in predictions(b.theta, b.rows):
+        label = F.one_hot(y, z.size(-1)).bool()
+        others = z.detach().masked_fill(label, -math.inf).logsumexp(-1, keepdim=True)
+        q = torch.where(label, others - math.log(z.size(-1) - 1), z.detach()).log_softmax(-1)
+        p = z.log_softmax(-1)
+        costs.append((p.exp() * (p - q) if c["divergence"] == "reverse" else q.exp() * (q - p)).sum(-1))
+    return torch.cat(costs).mean()
+
+
 def logit_margin(b: Batch, c: Settings) -> Tensor:
     """PDU (arXiv 2506.05314): E 1/|y| sum_t (max_k z - mean_k z)^2; 'labelled': open-unlearning's unshifted mask."""
     squares = []
@@ -208,7 +235,23 @@ def kl(b: Batch, c: Settings) -> Tensor:
 def rmu(b: Batch, c: Settings) -> Tensor:
     """RMU (arXiv 2403.03218): mean square distance, over the components too, to a random vector of length c."""
     states = compared(b.theta.hidden(b.rows, b.layer), b.rows, c["positions"])
-    return averaged([((h - b.steering) ** 2).mean(-1) for h in states], c["reduction"])
+    wanted = of_topic(c["steering"], b) * b.steering
+    return averaged([((h - wanted) ** 2).mean(-1) for h in states], c["reduction"])
+
+
+def adaptive_rmu(b: Batch, c: Settings) -> Tensor:
+    """Adaptive RMU (arXiv 2408.06223): the vector is ``scale`` mean norms of the original hidden states long, here with
+    the mean over a sequence."""
+    new = compared(b.theta.hidden(b.rows, b.layer), b.rows, c["positions"])
+    with torch.no_grad():
+        old = compared(b.origin.hidden(b.rows, b.layer), b.rows, c["positions"])
+    lengths = [of_topic(c["scale"], b) * g.norm(dim=-1).mean() for g in old]
+    costs = [((h - length * b.steering) ** 2).mean(-1) for h, length in zip(new, lengths, strict=True)]
+    return averaged(costs, c["reduction"])
+
+
+def of_topic(given: Any, b: Batch) -> float:
+    return given[b.topic] if isinstance(given, Mapping) else given
 
 
 def rmu_retain(b: Batch, c: Settings) -> Tensor:
@@ -216,8 +259,9 @@ def rmu_retain(b: Batch, c: Settings) -> Tensor:
     new = compared(b.theta.hidden(b.rows, b.layer), b.rows, c["positions"])
     with torch.no_grad():
         old = compared(b.origin.hidden(b.rows, b.layer), b.rows, c["positions"])
-    weight = c["weight"][b.topic] if isinstance(c["weight"], Mapping) else c["weight"]
-    return weight * averaged([((h - g) ** 2).mean(-1) for h, g in zip(new, old, strict=True)], c["reduction"])
+    return of_topic(c["weight"], b) * averaged(
+        [((h - g) ** 2).mean(-1) for h, g in zip(new, old, strict=True)], c["reduction"]
+    )
 
 
 def compared(states: list[Tensor], rows: Rows, positions: str) -> list[Tensor]:
@@ -225,11 +269,14 @@ def compared(states: list[Tensor], rows: Rows, positions: str) -> list[Tensor]:
 
 
 LOSSES: dict[str, Callable[[Batch, Settings], Tensor]] = {
+    "adaptive-rmu": adaptive_rmu,
     "ce-u": ce_u,
     "dpo": dpo,
     "ga": ga,
+    "ihl": ihl,
     "kl": kl,
     "logit-margin": logit_margin,
+    "me": me,
     "nll": nll,
     "npo": npo,
     "npo-muse-logits": npo_muse_logits,
@@ -238,5 +285,6 @@ LOSSES: dict[str, Callable[[Batch, Settings], Tensor]] = {
     "satimp": satimp,
     "simnpo": simnpo,
     "undial": undial,
+    "unilogit": unilogit,
     "wga": wga,
 }

@@ -43,12 +43,27 @@ def soft(teacher: Any, logits: Any) -> Any:
     return -(teacher.softmax(-1) * log_probs).sum(-1)
 
 
+def above(logits: Any, targets: Any) -> Any:
+    """How much more probable the target is than the most probable other token."""
+    import torch
+
+    target = torch.nn.functional.one_hot(targets, VOCABULARY) > 0
+    probabilities = logits.softmax(-1)
+    return probabilities[target] - probabilities.masked_fill(target, -1.0).amax(-1)
+
+
 # Each function of this rank's shards, the same in plain torch, and the rows that each of its all-reduces holds.
 Ours = Callable[[Any, Any, Any, Any], Any]
 FUNCTIONS: dict[str, tuple[Ours, Callable[[Any, Any, Any], Any], list[int]]] = {
     "target_log_probs": (
         lambda v, z, t, y: v.target_log_probs(z, y),
         lambda z, t, y: z.log_softmax(-1)[range(ROWS), y],
+        [1, 2],
+    ),
+    "probability_margin": (lambda v, z, t, y: v.probability_margin(z, y), lambda z, t, y: above(z, y), [2, 3]),
+    "kl_from_uniform": (
+        lambda v, z, t, y: v.kl_from_uniform(z),
+        lambda z, t, y: -z.log_softmax(-1).mean(-1) - math.log(VOCABULARY),
         [1, 2],
     ),
     "margin": (lambda v, z, t, y: v.margin(z), lambda z, t, y: z.amax(-1) - z.mean(-1), [1, 2]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 from pydantic import ValidationError
@@ -15,14 +16,17 @@ from megatron_ext.losses import LOSSES
 from megatron_ext.losses.ce_u import CEU
 from megatron_ext.losses.dpo import DPO
 from megatron_ext.losses.ga import GA
+from megatron_ext.losses.ihl import IHL
 from megatron_ext.losses.kl import KL
 from megatron_ext.losses.logit_margin import LogitMargin
+from megatron_ext.losses.me import ME
 from megatron_ext.losses.nll import NLL
 from megatron_ext.losses.npo import NPO
 from megatron_ext.losses.npo_muse_logits import NPOMuseLogits
 from megatron_ext.losses.satimp import SatImp
 from megatron_ext.losses.simnpo import SimNPO
 from megatron_ext.losses.undial import Undial
+from megatron_ext.losses.unilogit import Unilogit
 from megatron_ext.losses.wga import WGA
 
 HIDDEN, VOCABULARY, PADDING = 6, 13, 3
@@ -182,6 +186,28 @@ def ce_u(found: list[Answer]) -> Any:
     return sum(terms) / 7
 
 
+def without(a: Answer, t: int, values: Any) -> Any:
+    """Those of all tokens but the labelled one."""
+    import torch
+
+    return torch.cat([values[: a.ids[t]], values[a.ids[t] + 1 :]])
+
+
+def ihl(a: Answer, t: int) -> Any:
+    probabilities = a.z[t - 1].softmax(-1)
+    return 1 + probabilities[a.ids[t]] - without(a, t, probabilities).max()
+
+
+def unilogit(divergence: str) -> Callable[[Answer, int], Any]:
+    def at(a: Answer, t: int) -> Any:
+        uniform = a.z[t - 1].detach().clone()
+        uniform[a.ids[t]] = without(a, t, uniform).logsumexp(-1) - math.log(VOCABULARY - 1)
+        q, p = uniform.log_softmax(-1), a.z[t - 1].log_softmax(-1)
+        return (p.exp() * (p - q)).sum() if divergence == "reverse" else (q.exp() * (q - p)).sum()
+
+    return at
+
+
 def margin(row: Any) -> Any:
     return (row.max() - row.sum() / VOCABULARY) ** 2
 
@@ -217,6 +243,9 @@ CASES: list[tuple[Any, Callable[[list[Answer]], Any]]] = [
     (SatImp(), over_tokens(lambda a, t: p(a, t) ** 5 * (1 - p(a, t)) * log_p(a, t))),
     (SatImp(beta1=0.5, beta2=2.0), over_tokens(lambda a, t: p(a, t) ** 0.5 * (1 - p(a, t)) ** 2 * log_p(a, t))),
     (CEU(), ce_u),
+    (IHL(), over_tokens(ihl)),
+    (ME(), over_tokens(lambda a, t: -math.log(VOCABULARY) - a.z[t - 1].log_softmax(-1).mean())),
+    *((Unilogit(divergence=how), over_tokens(unilogit(how))) for how in ("reverse", "forward")),
     (LogitMargin(), by_sequence(1)),
     (LogitMargin(mask="labelled"), by_sequence(0)),
     (LogitMargin(reduction="token"), over_tokens(lambda a, t: margin(a.z[t - 1]))),
@@ -302,6 +331,24 @@ def test_gradient_ascent_is_the_limit_of_the_weighted_losses(alone: Any) -> None
     expected, _ = value_and_gradient(GA(), alone)
     for loss in (WGA(beta=0.0), SatImp(beta1=0.0, beta2=0.0)):
         assert value_and_gradient(loss, alone)[0].item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["reverse", "forward"])
+def test_unilogit_of_a_certain_token_is_finite(divergence: Literal["reverse", "forward"], alone: Any) -> None:
+    """The logarithm of what a memorised token leaves to the others ends at 0, in fp32 soon."""
+    import torch
+
+    from megatron_ext.distributed.vocab_parallel import VocabularyShards
+
+    shards = VocabularyShards(alone.tensor_group, 4)
+    logits = torch.tensor([[60.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    known = SimpleNamespace(vocabulary=shards, log_probs=shards.target_log_probs(logits, torch.tensor([0, 2])))
+    value = Unilogit(divergence=divergence)(known)  # type: ignore[arg-type]
+    value.backward()
+    assert value.isfinite() and logits.grad is not None and logits.grad.isfinite().all()
+    assert logits.grad[1].abs().max() < 1e-6, "uniform already"
+    if divergence == "reverse":
+        assert value.item() == pytest.approx(math.log(4), rel=1e-4)
 
 
 def test_a_batch_without_a_term_is_an_error_that_says_so() -> None:

@@ -47,8 +47,8 @@ FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: e
 # model, its data or its gradients.
 EVERYWHERE = ("one", "tp2")
 FEW = [
-    *("blur-tied", "ce-u", "graddiff-kl", "idk-dpo", "ngdiff", "npo-tied", "ofmu", "pdu", "pdu-open-unlearning"),
-    *("rmu-topics", "undial"),
+    *("adaptive-rmu", "blur-tied", "ce-u", "graddiff-kl", "gru", "idk-dpo", "ihl", "ngdiff", "npo-sam", "npo-tied"),
+    *("ofmu", "pcgrad-tensor-tied", "pdu", "pdu-open-unlearning", "rmu-topics", "sago", "undial"),
 ]
 MEASURED = ("one", "pp2")  # keep the two gradients apart, to log norms and angles
 ALWAYS = ("forget_loss", "retain_loss", "update_norm", "learning_rate", "state.")
@@ -65,11 +65,15 @@ SCOPE = {"up_to": 1, "layers_to_transform": [0, 1], "target_modules": ["qkv_proj
 SHARPER: dict[str, dict[str, Any]] = {
     "weighted-sum": {"forget_weight": 0.7, "retain_weight": 1.3},
     "blur": {"gamma": 0.6},
+    "pcgrad": {"gamma": 0.7, "alpha": 1.3},
+    "sago": {"gamma": 0.7, "alpha": 1.3},
     "primal-dual": {"dual": 0.8, "dual_rate": 0.2, "epsilon": 2.0, "warmup_epochs": 0},
     "ofmu": {"inner_steps": 1, "inner_rate": 0.5, "penalty": 0.02},
     "simnpo": {"beta": 0.4, "delta": 3.0},
     "rmu-retain": {"weight": 1.7},
+    "adaptive-rmu": {"scale": 2.0},
     "undial": {"beta": 3.0},
+    "sam": {"rho": 0.3, "forget_weight": 0.7, "retain_weight": 1.3},
     "wga": {"beta": 0.7},
     "satimp": {"beta1": 0.9, "beta2": 1.5},
 }
@@ -82,6 +86,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "npo-tied": ("npo", {"tied": True}),
     "blur-tied": ("blur-npo", {"tied": True}),
+    "pcgrad-tensor-tied": ("pcgrad-tensor", {"tied": True}),
+    "gru-clipped": ("gru", {"rule": {"lowest_cosine": -0.01, "retain_weight": 0.3}}),
+    "me-sam-tied": ("me", {"tied": True, "rule": {"name": "sam", "rho": 0.5, "forget_weight": 0.7}}),
+    "unilogit-forward": ("unilogit", {"forget": {"divergence": "forward"}}),
+    "adaptive-rmu-labelled": (
+        "adaptive-rmu",
+        {part: {"positions": "labelled", "reduction": "sequence"} for part in ("forget", "retain")},
+    ),
     "pdu-epoch": ("pdu", {"rule": {"dual_update": "epoch", "forget_weight": 0.7}}),
     "pdu-tolerance": ("pdu", {"rule": {"epsilon": None, "tolerance": 0.1, "warmup_epochs": 1}}),
     "rmu-topics": (
@@ -184,6 +196,7 @@ class Expectations:
         run = formula_steps.Run(method, self._world.folder / case.model, topics, micro_batch)
         u = run.step(0, rate=0.01)[1]
         run.state.clear()
+        run.kept.clear()
         epsilon = float(f"{u.square().mean().sqrt():.2g}") if adamw else None
         length = (u if epsilon is None else u / (u.abs() + epsilon)).norm()
         rate = float(f"{MOVED * run.theta.weights().norm() / length:.2g}")
@@ -191,12 +204,10 @@ class Expectations:
 
     def _topic(self, name: str, method: formula_steps.Method) -> formula_steps.Topic:
         steering = None
-        if method.forget["name"] == "rmu":
+        if "seed" in method.forget:
             from megatron_ext.losses.rmu import direction
 
-            length = method.forget["steering"]
-            length = length[name] if isinstance(length, dict) else length
-            steering = length * direction(method.forget["seed"], name, worlds.CONFIG["hidden_size"]).double()
+            steering = direction(method.forget["seed"], name, worlds.CONFIG["hidden_size"]).double()
         sets = [self._world.rows(name, key) for key in ("forget_data", "retain_data", "preferred_answers")]
         return formula_steps.Topic(name, *sets, steering)
 
@@ -324,7 +335,7 @@ def test_every_method_runs_in_bf16_near_its_formula(expectations: Expectations) 
         spec = plain.model_copy(update={"runtime": runs_in, "output": plain.output.parents[1] / "bf16" / name})
         if not any(problem.startswith("runtime.precision") for problem in spec.method_problems()):
             specs[name] = spec
-    assert {"ofmu", "ngdiff-auto"} == set(CASES) - set(specs)
+    assert {"me-sam-tied", "ngdiff-auto", "npo-sam", "ofmu"} == set(CASES) - set(specs)
     with process_groups.start(Runtime(device="cpu", precision="bf16")) as ranks:
         take(ranks, list(specs.values()))
     for name, spec in specs.items():

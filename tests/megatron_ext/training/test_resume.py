@@ -112,16 +112,18 @@ def test_training_killed_and_started_again_is_bit_identical(world: Path, when: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "layout"),
+    ("precision", "layout", "rule"),
     [
-        ("fp32", {"data": 2, "distributed_optimizer": True}),
-        ("bf16", {"data": 2, "distributed_optimizer": True}),
-        ("bf16", {"pipeline": 2}),
+        ("fp32", {"data": 2, "distributed_optimizer": True}, {"name": "gru", "mu": 0.1}),  # keeps a vector, in shards
+        ("bf16", {"data": 2, "distributed_optimizer": True}, {"name": "blur"}),
+        ("bf16", {"pipeline": 2}, {"name": "blur"}),
     ],
 )
-def test_unlearning_on_two_ranks_survives_the_death_of_one(world: Path, precision: str, layout: dict[str, Any]) -> None:
+def test_unlearning_on_two_ranks_survives_the_death_of_one(
+    world: Path, precision: str, layout: dict[str, Any], rule: dict[str, Any]
+) -> None:
     runtime = {"device": "cpu", "timeout_seconds": 60.0, "precision": precision, "layout": layout}
-    changes = {"epochs": 5.0, "checkpoint_every": 7, "runtime": runtime}
+    changes = {"epochs": 5.0, "checkpoint_every": 7, "runtime": runtime, "rule": rule}
     ends = [world / f"{end}-{precision}-{'-'.join(layout)}" for end in ("whole", "cut")]
     whole, cut = (worlds.unlearn_spec(world, end.name, **changes) for end in ends)
     finish("unlearn", whole, ranks=2)

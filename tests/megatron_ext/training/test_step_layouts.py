@@ -14,9 +14,13 @@ from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
 from megatron_ext.updates import Products, Rule, StepPosition
 from megatron_ext.updates.blur import Blur
+from megatron_ext.updates.gru import GRU
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
+from megatron_ext.updates.pcgrad import PCGrad
 from megatron_ext.updates.primal_dual import PrimalDual
+from megatron_ext.updates.sago import SAGO
+from megatron_ext.updates.sam import SAM
 from megatron_ext.updates.weighted_sum import WeightedSum
 from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG, sequences
@@ -39,6 +43,10 @@ RULES: dict[str, Rule] = {
     "ngdiff": NGDiff(automatic_rate=AutomaticRate(every=1, lowest=1e-7, highest=1.0)),
     "ofmu": OFMU(beta=1.0, penalty=0.1, inner_steps=1, difference=1e-4),
     "ofmu-no-angle": OFMU(beta=0.0, penalty=0.1, inner_steps=1, difference=1e-4),
+    "pcgrad-tensor": PCGrad(scope="tensor"),
+    "sago": SAGO(),
+    "gru": GRU(lowest_cosine=-0.3),
+    "sam": SAM(rho=0.5),
 }
 # Differences of losses and of gradients magnify rounding: measured 5e-5, 4e-4 and 4e-5; of the others 2e-6.
 TOLERANCES = {"ngdiff": 3e-4, "ofmu": 1e-3, "ofmu-no-angle": 3e-4}
@@ -51,14 +59,15 @@ def drawn(name: str, shape: tuple[int, ...], pair: int, which: int) -> np.ndarra
     return (own + drawn(name, shape, pair, 0) * (pair / PAIRS - 0.5) if which else own).astype(np.float32)
 
 
-def true_products(pair: int) -> Products:
+def true_products(pair: int) -> list[Products]:
+    """Of each Hugging Face tensor."""
     from megatron_ext.checkpoint import mapping
 
-    ff = fr = rr = 0.0
+    found = []
     for name, shape in mapping.tensor_shapes(CONFIG).items():
         f, r = (drawn(name, shape, pair, which).astype(np.float64) for which in (0, 1))
-        ff, fr, rr = ff + (f * f).sum(), fr + (f * r).sum(), rr + (r * r).sum()
-    return Products(ff, fr, rr)
+        found.append(Products((f * f).sum(), (f * r).sum(), (r * r).sum()))
+    return found
 
 
 def draw_into(model: Any, ranks: Any, tensors: dict[str, Any], pair: int, which: int) -> None:
@@ -83,8 +92,9 @@ def make(ranks: Any, micro: int) -> Any:
     return Trainer(reading.initialise(CONFIG, ranks, seed=3), ranks, optimizer, micro)
 
 
-def check_vectors(t: Any, ranks: Any) -> list[Products]:
-    """Inner products of random pairs; directions in their span, element by element."""
+def check_vectors(t: Any, ranks: Any) -> list[list[Products]]:
+    """Inner products of random pairs, within each tensor; they add up to those of the whole vectors. Directions in the
+    span of a pair, element by element."""
     import torch
 
     gradients = {name: p.main_grad for name, p in t.model.named_parameters()}
@@ -96,10 +106,14 @@ def check_vectors(t: Any, ranks: Any) -> list[Products]:
             draw_into(t.model, ranks, gradients, pair, which)
             vectors.append(t.accumulator.space.copy())
         f, r = vectors
-        ff, fr, _, rr = t.accumulator.space.reduce(t.accumulator.space.products([f, r]).flatten())
-        found.append(Products(ff, fr, rr))
+        space = t.accumulator.space
+        parts = space.reduce(space.tensor_products([f, r]).flatten())
+        found.append([Products(*parts[i : i + 2], parts[i + 3]) for i in range(0, len(parts), 4)])
+        ff, fr, _, rr = space.reduce(space.products([f, r]).flatten())
+        whole = Products(ff, fr, rr)
+        same_products([whole], [Products.total(found[-1])])
         for rule in SPAN:
-            u = rule.direction(found[-1])
+            u = rule.direction(whole)
             t.accumulator.space.hold(r)
             t.accumulator.space.combine(u.retain, f, u.forget)
             for mine, made, a, b in zip(
@@ -164,10 +178,16 @@ def run_rule(rule: Rule, ranks: Any, micro: int) -> dict[str, Any]:
         LossTerm("retain_loss", NLL(), retain, [1, 5, 8, 20, 33]),
     ]
     everything = LossTerm("all", NLL(), retain, range(40))
-    state, states, reports = rule.start(None), [], []
+    state, kept, states, reports = rule.start(None), {}, [], []  # type: ignore[var-annotated]
     for i in range(2):
         taken = t.step(
-            terms, rule, 0.05, state=state, position=StepPosition(i, i, True), whole_retain=lambda: everything
+            terms,
+            rule,
+            0.05,
+            state=state,
+            kept=kept,
+            position=StepPosition(i, i, True),
+            whole_retain=lambda: everything,
         )
         measured = [taken.forget_alignment, taken.retain_alignment, taken.products and taken.products.cosine]
         reports += [taken.update_norm, taken.rate, *taken.losses.values(), *(m for m in measured if m is not None)]
@@ -205,12 +225,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, alone: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one_process(alone: Any, checkpoint: Path) -> tuple[dict[int, dict[str, Any]], list[Products], float]:
+def one_process(alone: Any, checkpoint: Path) -> tuple[dict[int, dict[str, Any]], list[list[Products]], float]:
     """What the rules do, by the number of data-parallel ranks whose micro-batches it is to equal; true inner products;
     the squared norm of the weights."""
     t = make(alone, 2)
     truth = [true_products(pair) for pair in range(PAIRS)]
-    same_products(check_vectors(t, alone), truth)
+    for found, true in zip(check_vectors(t, alone), truth, strict=True):
+        same_products(found, true)
     check_extrapolation(alone, checkpoint)
     single = {data: {name: run_rule(rule, alone, 2 * data) for name, rule in RULES.items()} for data in (1, 2)}
     return single, truth, check_moves(t, alone)
@@ -226,7 +247,8 @@ def test_every_layout_gives_the_same(size: int, one_process: Any, checkpoint: Pa
 
     for i, (layout, spec) in enumerate(chosen.items()):
         for rank in (results[i] for results in found):
-            same_products(rank["products"], truth)
+            for products, true in zip(rank["products"], truth, strict=True):
+                same_products(products, true)
             assert rank["square"] == pytest.approx(square, rel=1e-9)
             for name in RULES:
                 where = f"{name} at {layout}"

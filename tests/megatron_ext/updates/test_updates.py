@@ -17,7 +17,9 @@ from megatron_ext.updates import Direction, Products
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
+from megatron_ext.updates.pcgrad import PCGrad
 from megatron_ext.updates.primal_dual import PrimalDual
+from megatron_ext.updates.sago import SAGO
 from megatron_ext.updates.weighted_sum import WeightedSum
 from tests.support import worlds
 
@@ -78,6 +80,38 @@ def test_blur_does_not_trust_a_forget_gradient_of_a_few_bits() -> None:
 
 @ANY_TIME
 @given(VECTORS, VECTORS, POSITIVE, POSITIVE)
+def test_pcgrad_takes_from_the_forget_gradient_what_is_against_the_retain_gradient(
+    f: np.ndarray, r: np.ndarray, gamma: float, alpha: float
+) -> None:
+    """And nothing else: gradients that agree are added."""
+    assume(r @ r > 1e-40)
+    u = vector(PCGrad(gamma=gamma, alpha=alpha).direction(products(f, r)), f, r)
+    lost = gamma * f + alpha * r - u
+    rounding = 1e-12 * (gamma * np.linalg.norm(f) + alpha * np.linalg.norm(r)) * np.linalg.norm(r)
+    assert (u - alpha * r) @ r == pytest.approx(gamma * max(0.0, f @ r), abs=rounding)
+    assert np.linalg.norm(lost) * np.linalg.norm(r) == pytest.approx(gamma * max(0.0, -(f @ r)), abs=rounding)
+
+
+def test_pcgrad_without_a_retain_gradient_steps_along_the_forget_gradient() -> None:
+    for nothing in (R * 0, -F * 1e-32):
+        u = PCGrad(gamma=0.5).direction(products(F, nothing))
+        assert (u.forget, u.retain, u.note) == (0.5, 1.0, None)
+
+
+@ANY_TIME
+@given(VECTORS, VECTORS, st.sampled_from(["forget", "both"]))
+def test_no_element_of_sagos_direction_is_against_the_retain_gradient(f: np.ndarray, r: np.ndarray, how: str) -> None:
+    import torch
+
+    u = SAGO(gamma=0.5, alpha=2.0, agreeing=how)._gated(torch.from_numpy(f), torch.from_numpy(r)).numpy()  # type: ignore[arg-type]
+    assert (np.sign(u) * np.sign(r) >= 0).all()
+    against = np.sign(f) * np.sign(r) < 0
+    np.testing.assert_allclose(u[against], 2.0 * r[against])
+    np.testing.assert_allclose(u[~against], 0.5 * f[~against] + (2.0 * r[~against] if how == "both" else 0.0))
+
+
+@ANY_TIME
+@given(VECTORS, VECTORS, POSITIVE, POSITIVE)
 def test_ngdiff_has_the_length_of_two_unit_vectors_and_no_scale(
     f: np.ndarray, r: np.ndarray, scale_f: float, scale_r: float
 ) -> None:
@@ -128,8 +162,8 @@ def test_derived_numbers_equal_those_of_the_vectors() -> None:
     v = vector(u)
     assert p.norm_of(u) == pytest.approx(np.linalg.norm(v))
     assert p.cosine == pytest.approx(F @ R / np.linalg.norm(F) / np.linalg.norm(R))
-    assert p.forget_alignment(u) == pytest.approx(F @ v / (F @ F))
-    assert p.retain_alignment(u) == pytest.approx(R @ v / (R @ R))
+    assert p.along(u) == pytest.approx((F @ v, R @ v))
+    assert p.alignments(*p.along(u)) == pytest.approx((F @ v / (F @ F), R @ v / (R @ R)))
 
 
 def test_pdu_starts_from_the_bound_it_is_given_or_from_the_retain_loss_before() -> None:
@@ -180,6 +214,7 @@ SGD = {"name": "sgd", "learning_rate": 0.1}
         ("warmup_epochs: 1.0", {**AUTOMATIC, "optimizer": SGD, "warmup_epochs": 1.0}),
         ("runtime.precision: 'bf16'", {**AUTOMATIC, "optimizer": SGD, "runtime": {"precision": "bf16"}}),
         ("runtime.precision: 'bf16'", {"rule": {"name": "ofmu"}, "runtime": {"precision": "bf16"}}),
+        ("runtime.precision: 'bf16'", {"rule": {"name": "sam"}, "runtime": {"precision": "bf16"}}),
         ("inner_steps: 3 with 2 topics", {"rule": {"name": "ofmu"}, "topics": 2}),
         ("retain_loss: is missing", {"rule": {"name": "ofmu"}, "retain_loss": None}),
         ("forget_loss: 'npo'", {"rule": {"name": "task-vector"}, "retain_loss": None}),

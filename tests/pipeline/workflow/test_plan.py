@@ -259,6 +259,10 @@ def test_memory_of_what_is_built_and_trained() -> None:
         ("ngdiff-auto", 3),
         ("pdu-open-unlearning", 0),
         ("ofmu", 6),
+        ("pcgrad-tensor", 1),
+        ("sago", 3),
+        ("gru", 4),
+        ("npo-sam", 4),
     ],
 )
 def test_memory_of_a_methods_gradient_vectors(method: str, vectors: int) -> None:
