@@ -60,6 +60,7 @@ def summary(config: Config) -> list[str]:
         f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
         + (", recomputed activations" if runtime.recompute_activations else ""),
+        *([f"judge      {experiment.judge.model}; {experiment.judge.sends}"] if experiment.judge else []),
     ]
 
 

@@ -19,7 +19,6 @@ from pipeline.config.located_yaml import ConfigError, hint
 from pipeline.config.site import Site
 from pipeline.config.sizing import on_gpus, visible_gpus
 from pipeline.judging.endpoint import KeyMissing, api_key
-from pipeline.launch.environment import SECRET_NAMES
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
 from pipeline.workflow import containers, resources
@@ -71,11 +70,8 @@ def use_cache(here: Site) -> None:
 
 def set_environment(plan: Plan, here: Site, image: Path | None) -> None:
     """Let steps that are started from now on find the ``python`` that runs Snakemake, whether or not its environment is
-    activated; which variable holds the judge's key, so that no other step gets it; and containers, where there is an
-    ``image``, what they need."""
+    activated; and containers, where there is an ``image``, what they need."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    judge = plan.config.experiment.judge
-    os.environ[SECRET_NAMES] = judge.api_key_env if judge and judge.api_key_env else ""
     if image is not None:
         try:
             containers.enter(containers.environment(here, plan, image))
@@ -112,13 +108,15 @@ def require_image(image: Path) -> None:
 
 
 def require_judge_key(plan: Plan) -> None:
-    """Exit with 2 where the judge is about to be asked and the environment lacks its key."""
+    """Say what is about to be sent to the judge and where; exit with 2 where the environment lacks its key."""
     settings = plan.config.experiment.judge
+    if settings is None:
+        return
     try:
-        if settings is not None:
-            api_key(settings)
+        api_key(settings)
     except KeyMissing as error:
         _stop([str(error)])
+    print(f"judge: {settings.sends}", file=sys.stderr)
 
 
 def require_partition(here: Site) -> None:
