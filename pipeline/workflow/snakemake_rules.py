@@ -18,10 +18,11 @@ from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError, hint
 from pipeline.config.site import Site
 from pipeline.config.sizing import on_gpus, visible_gpus
+from pipeline.data.errors import printable
 from pipeline.judging.endpoint import KeyMissing, api_key
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
-from pipeline.workflow import containers, resources
+from pipeline.workflow import containers, paths, resources
 from pipeline.workflow.jobs import Job, canonical
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
@@ -38,6 +39,8 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     """
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
+    given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name != "image"}
+    problems += [wrong for name, path in given.items() if (wrong := paths.refusal(name, path))]
     data_root = options.get("data_root")  # Snakemake reads data_root=2024 as a number
     file = site.find(options.get("site"))
     here, plan = Site(), None
@@ -133,7 +136,7 @@ def require_partition(here: Site) -> None:
 
 
 def _stop(problems: Iterable[str]) -> NoReturn:
-    print("\n".join(problems), file=sys.stderr)
+    print(printable("\n".join(problems)), file=sys.stderr)
     sys.exit(2)
 
 
@@ -236,6 +239,11 @@ class Rules:
 
     def _job(self, pattern: str, wildcards: Any) -> Job:
         return self.plan.jobs[pattern.format(**dict(wildcards.items()))]
+
+
+def literal(text: object) -> str:
+    """A text for people in a rule's message, which Snakemake takes for a format string."""
+    return str(text).replace("{", "{{").replace("}", "}}")
 
 
 def one_of(names: Iterable[object]) -> str:

@@ -10,8 +10,8 @@ import annotated_types
 import yaml
 from pydantic_core import PydanticUndefined
 
-from megatron_ext.config import Loader
 from megatron_ext.losses import LOSSES
+from megatron_ext.safe_yaml import Loader
 from megatron_ext.updates import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
