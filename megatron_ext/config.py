@@ -5,11 +5,9 @@ This module imports neither torch nor megatron-core, so that planning can read i
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from megatron_ext.schema import Strict
@@ -283,15 +281,6 @@ class RunSettings:
     forget_loss: str
     retain_loss: str | None
 
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: ``1e-5`` is a float here, a string in YAML 1.1."""
-
-
-Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 # Which of a sequence's positions a loss sees: those that predict a labelled token, those whose own token is labelled,
 # or all of them.

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
     """A frozen model that refuses unknown keys, silent type conversions, and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r:.60} is not allowed: must be one line of characters that can be printed")
+    return text
+
+
+# A text for people, such as a title: it is printed, so it holds nothing that a terminal would obey.
+Line = Annotated[str, AfterValidator(_one_line)]
 
 
 class Named(Strict):

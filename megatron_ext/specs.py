@@ -18,7 +18,6 @@ from megatron_ext import losses, methods, updates
 from megatron_ext.config import (
     Batching,
     Layout,
-    Loader,
     Optimisation,
     Optimizer,
     Quantisation,
@@ -29,6 +28,7 @@ from megatron_ext.config import (
     Training,
 )
 from megatron_ext.renamed_keys import renamed
+from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
 
 

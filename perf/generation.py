@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from megatron_ext.config import Loader
 from megatron_ext.distributed import process_groups
 from megatron_ext.inference.generation import GenerateRequest, generate
+from megatron_ext.safe_yaml import Loader
 from perf.common import SIZES, Losses, Options, in_turns, result, run, sequences
 from perf.evaluation import SMALL
 

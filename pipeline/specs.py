@@ -23,6 +23,9 @@ from pipeline.data.settings import (
 )
 from pipeline.judging.settings import JudgeSettings
 
+# A name that becomes a file's: of the folder that it is put into, and never hidden.
+FileName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=200)]
+
 
 class PrepareSpec(StepSpec):
     """Benchmark text to tokenised splits."""
@@ -30,10 +33,10 @@ class PrepareSpec(StepSpec):
     program: Literal["prepare"] = "prepare"
     family: str
     source: AnyLocalSource
-    forget_split: str
-    sets: list[str] = Field(description="evaluation sets that are written")
+    forget_split: FileName
+    sets: list[FileName] = Field(description="evaluation sets that are written")
     training: bool = Field(True, description="whether training sets are written too")
-    requests: list[str] = Field(
+    requests: list[FileName] = Field(
         [], description="other forget splits, whose forget sets are training sets by their names"
     )
     tokenizer: Tokenizer

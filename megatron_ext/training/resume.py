@@ -178,14 +178,10 @@ class Resume:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model = dict(self.trainer.model.named_parameters())
         storages = {p.untyped_storage().data_ptr() for p in model.values()}
-<<<<<<< HEAD
         if not self._weights_follow:
             yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
-=======
-        yield from ((f"model.{name}", p) for name, p in model.items() if p.requires_grad)
         for name, vector in self.rule_vectors.items():
             yield from ((f"rule.{name}.{i}", piece) for i, piece in enumerate(vector))
->>>>>>> h-rules
         for name, inner, parameter in self._optimizers():
             if parameter.untyped_storage().data_ptr() not in storages:  # an fp32 main copy of a bf16 parameter
                 yield f"{name}.main", parameter

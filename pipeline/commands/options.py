@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from megatron_ext.config import Layout
+from megatron_ext.safe_yaml import Loader
 from pipeline.benchmarks import Options, family
 from pipeline.config.located_yaml import Document, Key, Mark, explain, hint, merge
 
@@ -49,7 +50,7 @@ def _document(given: Sequence[str], problems: list[str]) -> Document:
             problems.append(f"--option {text}: expected KEY=VALUE")
             continue
         try:
-            data[key.strip()] = yaml.safe_load(value)
+            data[key.strip()] = yaml.load(value, Loader)
         except yaml.YAMLError:
             problems.append(f"--option {text}: the value is not YAML")
     marks: dict[Key, Mark] = {(): Mark(OPTION, 0, ())}

@@ -13,6 +13,7 @@ from pipeline.config.experiment import Config
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
+from pipeline.data.errors import printable
 from pipeline.specs import EvaluateSpec
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
@@ -41,7 +42,7 @@ def main(given: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         print(sizing.number_of(len(error.problems), "problem"), file=sys.stderr)
         return 2
-    print("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site)]))
+    print(printable("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site)])))
     return 0
 
 
@@ -60,6 +61,7 @@ def summary(config: Config) -> list[str]:
         f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
         + (", recomputed activations" if runtime.recompute_activations else ""),
+        *([f"judge      {experiment.judge.model}; {experiment.judge.sends}"] if experiment.judge else []),
     ]
 
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from megatron_ext.config import Loader
 from megatron_ext.renamed_keys import renamed
+from megatron_ext.safe_yaml import Loader
+from pipeline.data.errors import printable
 
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -25,7 +26,7 @@ class ConfigError(Exception):
     """What is wrong with a configuration: all of it, a line a problem."""
 
     def __init__(self, problems: list[str]):
-        self.problems = list(dict.fromkeys(problems))
+        self.problems = list(dict.fromkeys(map(printable, problems)))
         super().__init__("\n".join(self.problems))
 
 

@@ -23,7 +23,7 @@ from megatron_ext.config import (
     Training,
 )
 from megatron_ext.losses import AnyLoss
-from megatron_ext.schema import Strict
+from megatron_ext.schema import Line, Strict
 from megatron_ext.specs import Unlearning
 from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import AnySource, families
@@ -64,8 +64,8 @@ class Method(Strict):
     """
 
     name: Name
-    title: str
-    source: str
+    title: Line
+    source: Line
     forget: AnyLoss
     retain: AnyLoss | None = None
     rule: AnyRule
@@ -109,7 +109,7 @@ class Model(Strict):
     """
 
     name: Name
-    title: str
+    title: Line
     template: TemplateName
     architecture: dict[str, Any] | None = None
     tokenizer: BpeTokenizer | None = None
@@ -123,7 +123,7 @@ class Model(Strict):
 class PublishedTable(Strict):
     """Numbers of one source: method -> metric -> value. ``model`` is a model file's name."""
 
-    source: str
+    source: Line
     model: str
     split: str
     values: dict[str, dict[str, float]]
@@ -131,7 +131,7 @@ class PublishedTable(Strict):
 
 class Benchmark(Strict):
     name: Name
-    title: str
+    title: Line
     family: str
     options: dict[str, Any] = Field({}, description="the family's settings")
     source: AnySource
@@ -246,7 +246,7 @@ class UnlearningRequests(Strict):
 
 class Experiment(Strict):
     name: Name
-    title: str
+    title: Line
     benchmark: str
     split: str
     model: str

@@ -48,7 +48,7 @@ def read_object(path: Path) -> Row:
     text = _text(path)
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected an object, got {short(found)}")
@@ -73,7 +73,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[str, Row]]:
         place = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{place}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise DataError(f"{place}: expected an object, got {short(row)}")

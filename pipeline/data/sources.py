@@ -84,7 +84,7 @@ def _values(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
     if content.lstrip()[:1] == b"[":
         try:
             yield from enumerate(json.loads(content))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}: not a JSON list ({error})") from error
         return
     index = 0
@@ -93,7 +93,7 @@ def _values(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
             continue
         try:
             yield index, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number}: not a JSON object on one line ({error})") from error
         index += 1
 
@@ -118,7 +118,7 @@ def _fetched(source: FetchedSource, wanted: Sequence[Names]) -> Files:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         recorded = {key: manifest[key] for key in ("kind", "repository", "requested_revision", "revision")}
         digests = dict(manifest["files_sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"source.path: {path} is not what the fetch step writes ({error!r}): fetch again") from error
     folder = source.path / "files"
     found = _folder(FolderSource(path=folder), wanted)

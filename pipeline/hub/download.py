@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ext.atomic_files import new_folder
+from pipeline.data.errors import printable
 
 TOKEN = re.compile(r"\bhf_\w{8,}")
 
 
 class HubError(Exception):
     """A repository's files cannot be had; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def snapshot(

@@ -143,6 +143,8 @@ def _file(cache: Path, name: str) -> Path:
 def _keep(path: Path, about: Mapping[str, Any], answer: Answer) -> None:
     """Write an answer for later runs; where that fails, this run goes on."""
     try:
+        if path.parent.is_symlink():  # of somebody who shares the cache, to a folder that is not part of it
+            raise OSError(f"{path.parent} is a link")
         write_json(path, {"schema": SCHEMA, **about, "answer": answer.text, "model": answer.model})
     except OSError as error:
         print(f"judge: warning: an answer is not kept for later runs: {error}", file=sys.stderr)
@@ -152,8 +154,8 @@ def _kept(path: Path) -> Answer | None:
     """The answer that an earlier run has left; ``None`` for none, or a file that is broken."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA:
+        if found["schema"] != SCHEMA or not isinstance(found["model"], str | None):
             return None
         return Answer(rubric.parse(found["answer"]), found["answer"], found["model"], kept=True)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

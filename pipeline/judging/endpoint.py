@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import html
 import json
 import math
 import os
+import re
 import time
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -33,6 +36,10 @@ SHOWN = 2000  # characters of what a server said that are kept
 # Status codes that another try may mend, and those that fail for every question: a wrong key, model or address.
 RETRIED = (408, 409, 425, 429)
 HOPELESS = (401, 403, 404)
+HIDDEN = "***"  # in place of the key
+# Characters as JSON and Python write them, and how many layers of such escapes are looked through.
+ESCAPE = re.compile(r"\\(?:u\{?(?P<code>[0-9A-Fa-f]{4})\}?|x(?P<short>[0-9A-Fa-f]{2})|(?P<itself>[^\sux]))")
+DEPTH = 8
 
 
 class Failure(Exception):
@@ -103,8 +110,15 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=self.settings.concurrency)
         try:
-            # No time-outs of its own: `_try` has one for all of a request. No redirects: the key is for one server.
-            self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=None, follow_redirects=False)
+            # No time-outs of its own: `_try` has one for all of a request. No redirects: the key is for one server. No
+            # proxy of the environment for this machine: it would get the key in plain text, and cannot reach it anyway.
+            self._client = httpx2.AsyncClient(
+                headers=headers,
+                limits=limits,
+                timeout=None,
+                follow_redirects=False,
+                trust_env=not self.settings.is_here,
+            )
         except Exception as error:  # the environment's proxy or certificates will not do
             self.given_up = self._hide(f"no connection can be made: {type(error).__name__}: {error}")
         return self
@@ -187,8 +201,27 @@ class Endpoint:
         return Reply(self._hide(answer), self._hide(model) if isinstance(model, str) else None)
 
     def _hide(self, text: str) -> str:
-        """``text`` without the key, and without halves of surrogate pairs, which no file can hold."""
-        return writable(text.replace(self._key, "***") if self._key else text)
+        """``text`` without the key, and without halves of surrogate pairs, which no file can hold. Where the key is
+        there in a form that JSON, HTML or an address can have, nothing is left of the text."""
+        if self._key:
+            text = text.replace(self._key, HIDDEN)
+            if any(self._key in form for form in _decoded(text)):
+                text = HIDDEN
+        return writable(text)
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """``text`` without its escapes, and what that becomes without its own, a few times."""
+    for _ in range(DEPTH):
+        before, text = text, urllib.parse.unquote(html.unescape(ESCAPE.sub(_character, text)))
+        if text == before:
+            return
+        yield text
+
+
+def _character(escape: re.Match[str]) -> str:
+    code = escape["code"] or escape["short"]
+    return chr(int(code, 16)) if code else escape["itself"]
 
 
 class _Again(Exception):

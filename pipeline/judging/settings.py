@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from megatron_ext.schema import Strict
+from megatron_ext.schema import Line, Strict
+
+# Names of variables that hold a judge's key, and beginnings of names that hold keys to something else.
+KEY_NAME = re.compile(r"(?:[A-Z][A-Z0-9_]{0,48}_)?API_KEY|JUDGE_[A-Z0-9_]{1,56}")
+OTHERS = ("AWS_", "COMET_", "GH_", "GITHUB_", "GITLAB_", "HF_", "HUGGING", "NGC_", "SLURM_", "WANDB_")
 
 
 class JudgeSettings(Strict):
@@ -17,8 +22,10 @@ class JudgeSettings(Strict):
     """
 
     base_url: str = Field(description="what /chat/completions is added to, such as https://host/v1")
-    model: str = Field(min_length=1)
-    api_key_env: str | None = Field(None, description="NAME of the environment variable with the key; null: no key")
+    model: Line = Field(min_length=1)
+    api_key_env: str | None = Field(
+        None, description="NAME of the environment variable with the key, *_API_KEY or JUDGE_*; null: no key"
+    )
     max_examples: int | None = Field(100, ge=1, description="examples of a set at most; null: all")
     concurrency: int = Field(4, ge=1, le=256, description="requests at a time")
     timeout_seconds: float = Field(60.0, gt=0, description="of a request, all of it")
@@ -39,7 +46,7 @@ class JudgeSettings(Strict):
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             good = False
-        if not good or any(char.isspace() or not char.isprintable() for char in url):
+        if not good or not url.isascii() or any(char.isspace() or not char.isprintable() for char in url):
             raise ValueError("must be an address such as https://host/v1")
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise ValueError("must hold neither user, password, query nor fragment; a key goes through 'api_key_env'")
@@ -48,6 +55,32 @@ class JudgeSettings(Strict):
     @field_validator("api_key_env")
     @classmethod
     def _variable(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name):
-            raise ValueError("must be the NAME of an environment variable, in capitals, such as OPENAI_API_KEY")
+        # Nor does this one: a name that is none may be the key itself.
+        if name is not None and (not KEY_NAME.fullmatch(name) or name.startswith(OTHERS)):
+            raise ValueError(
+                "must be the NAME of an environment variable for a judge's key: *_API_KEY, such as OPENAI_API_KEY, or "
+                f"JUDGE_*; not of another secret, such as {', '.join(f'{other}*' for other in OTHERS)}"
+            )
         return name
+
+    @model_validator(mode="after")
+    def _private(self) -> JudgeSettings:
+        if self.api_key_env is not None and urlsplit(self.base_url).scheme != "https" and not self.is_here:
+            raise ValueError("base_url: must be https://... where a key is sent, except to this machine (localhost)")
+        return self
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the endpoint is on this machine: ``localhost``, or an address of the loopback interface."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def sends(self) -> str:
+        """What goes where, in a sentence for the person who starts it."""
+        key = f"the key in {self.api_key_env}" if self.api_key_env else "no key"
+        plain = "" if self.is_here or urlsplit(self.base_url).scheme == "https" else ", unencrypted"
+        return f"questions, answers and {key} go to {self.base_url}{plain}"

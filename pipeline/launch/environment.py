@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 
 from megatron_ext.specs import ModelStepSpec, StepSpec
 from pipeline.launch import private_folder
 from pipeline.launch.image import IMAGE, INSIDE
 from pipeline.specs import JudgeSpec
 
-# Variables that open accounts. Only a step that loads from the hub gets the hub's, and only the judge gets its own.
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Settings of torch's allocator on GPUs, by its old and its new name.
 ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
-# A variable with the names of further ones, separated by commas: an experiment chooses how its judge's key is called.
-SECRET_NAMES = "UNLEARN_SECRETS"
+# Variables that open accounts, by their names. Only a step that loads from the hub gets the hub's, and only the judge
+# gets its own: a judge's key has a name of these forms (`pipeline.judging.settings`).
+HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SECRET = re.compile(
+    r"(?:.*_)?(?:(?:API|ACCESS|PRIVATE|SECRET)_?KEY(?:_ID)?|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)|JUDGE_.*"
+)
+IN_CONTAINERS = (INSIDE, "SINGULARITYENV_")  # begin the names of variables that containers see without it
 
 
 def set_environment(spec: StepSpec) -> None:
@@ -39,7 +43,10 @@ def set_environment(spec: StepSpec) -> None:
     if not fetches:
         # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.
         os.environ["HF_HUB_OFFLINE"] = "1"
-    own = {spec.settings.api_key_env} if isinstance(spec, JudgeSpec) else set(SECRETS) if fetches else set()
-    for name in {*SECRETS, *filter(None, os.environ.get(SECRET_NAMES, "").split(","))} - own:
-        os.environ.pop(name, None)
-        os.environ.pop(f"{INSIDE}{name}", None)
+    own = {spec.settings.api_key_env} if isinstance(spec, JudgeSpec) else set(HUB) if fetches else set()
+    for name in [*os.environ]:
+        plain = name
+        for beginning in IN_CONTAINERS:
+            plain = plain.removeprefix(beginning)
+        if SECRET.fullmatch(plain) and plain not in own:
+            del os.environ[name]

@@ -12,11 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.benchmarks.base import Metric
+from pipeline.data.errors import printable
 from pipeline.report.read import Group
 from pipeline.specs import Published, ReportSpec
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "zero": "→0", None: ""}
 NONE = "–"
+# How a text may begin that a spreadsheet runs; the last four are the first four in full width.
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant", "seed", "attack", "request", "metric",
                "value", "published", "published_source")  # fmt: skip
 LEGEND = (
@@ -142,8 +145,20 @@ def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
                 request = group.request if group.request > 1 else ""
                 who = (group.method, group.variant or "", seed, group.attack or "", request)
                 shown = ("", "") if paper is None else (repr(paper.value), paper.source)
-                lines.writerow((*run, *who, key, "" if value is None else repr(float(value)), *shown))
+                cells = (*run, *who, key, "" if value is None else repr(float(value)), *shown)
+                lines.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in cells])
     return out.getvalue()
+
+
+def _inert(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe goes before a text that begins as one."""
+    if not text.startswith(FORMULA):
+        return text
+    try:
+        float(text)
+        return text
+    except ValueError:
+        return f"'{text}"
 
 
 def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> str:
@@ -195,7 +210,9 @@ def as_text(folder: Path) -> str:
         ).rstrip()
         for row in [*head, ["-" * width for width in widths], *body]
     ]
-    return "\n".join([*lines, "", "* best of its column: the report says among which models", f"report: {page}"])
+    return printable(
+        "\n".join([*lines, "", "* best of its column: the report says among which models", f"report: {page}"])
+    )
 
 
 def _candidate(metric: Metric, group: Group) -> bool:

@@ -27,7 +27,7 @@ from megatron_ext.specs import read
 from megatron_ext.summary import Clock
 from pipeline.benchmarks.base import Example, of_set
 from pipeline.benchmarks.records import EVALUATION, EXAMPLES, EvaluationRecord, verified_examples
-from pipeline.data.errors import DataError
+from pipeline.data.errors import DataError, printable
 from pipeline.data.json_files import Row, agree
 from pipeline.judging import rubric
 from pipeline.judging.asking import Answer, Messages, ask, content_key
@@ -105,7 +105,8 @@ def judge(spec: JudgeSpec, clock: Clock | None = None) -> JudgementRecord:
     clock.write(spec.output, flags=flags, **{name: record.counts[name] for name in ("cached", "asked", "failed")})
     record.write(spec.output / JUDGEMENT)
     if failed:
-        print(f"judge: warning: {spec.model_id}: {flags[0]}; the first: {failed[0]['failure']}", file=sys.stderr)
+        warning = f"judge: warning: {spec.model_id}: {flags[0]}; the first: {failed[0]['failure']}"
+        print(printable(warning), file=sys.stderr)
     return record
 
 

@@ -16,6 +16,7 @@ from pipeline.config.site import ROOT, Site
 from pipeline.data.settings import FolderSource
 from pipeline.launch.image import IMAGE, IMAGE_SHA256, INSIDE, image_sha256
 from pipeline.launch.ranks import shielded
+from pipeline.workflow.paths import refusal
 from pipeline.workflow.plan import Plan
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -31,8 +32,13 @@ FETCHED = ("hub", "datasets")
 def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
     """Variables for Apptainer, with the `PATH` that it is to have, and by `APPTAINERENV_` those of every container.
 
-    Raises ``ConfigError`` where a folder's name cannot be written in a list of binds.
+    Raises ``ConfigError`` where a folder's name cannot be written in a list of binds, or the image's or the working
+    directory's not in Snakemake's command line.
     """
+    named = {"image": image, "the working directory": Path.cwd()}
+    wrong = [problem for what, path in named.items() if (problem := refusal(what, path))]
+    if wrong:
+        raise ConfigError(wrong)
     temporary, datasets = tempfile.gettempdir(), site.huggingface / "datasets"
     inside = {name: value for name, value in os.environ.items() if name.startswith(PASSED_PREFIXES)}
     inside |= {name: os.environ[name] for name in PASSED if name in os.environ}

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.specs import ModelId
 
+# What means something to a shell, to Snakemake's patterns or to its format strings. Snakemake puts paths into all of
+# them, and its Slurm plugin into a command line between double quotes.
+REFUSED = set("$`\"'\\{}*?[]<>|;&!")
+IMAGE = re.compile(r"[\w./+@-]+", re.ASCII)  # Snakemake does not quote an image's path at all
+
 BASE, TARGET, RETRAIN = ModelId("base"), ModelId("target"), ModelId("retrain")
+
+
+def refusal(what: str, path: object) -> str | None:
+    """Why a workflow cannot use a path, or ``None``.
+
+    Args:
+        what: What names the path, for the message; an ``image`` may hold fewer characters.
+        path: The path as it was given.
+    """
+    text = str(path)
+    if what == "image":
+        wrong = sorted(set(IMAGE.sub("", text)))
+        allowed = "letters, digits and . _ / + @ -"
+    else:
+        wrong = sorted({char for char in text if char in REFUSED or not char.isprintable()})
+        allowed = f"everything but {' '.join(sorted(REFUSED))} and what cannot be printed"
+    if wrong:
+        return f"{what}: {text!r} has {', '.join(map(repr, wrong))}; allowed are {allowed}"
+    return f"{what}: {text!r} begins with '-'" if text.startswith("-") else None
 
 
 @dataclass(frozen=True)

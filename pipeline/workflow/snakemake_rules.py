@@ -18,11 +18,11 @@ from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError, hint
 from pipeline.config.site import Site
 from pipeline.config.sizing import on_gpus, visible_gpus
+from pipeline.data.errors import printable
 from pipeline.judging.endpoint import KeyMissing, api_key
-from pipeline.launch.environment import SECRET_NAMES
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
-from pipeline.workflow import containers, resources
+from pipeline.workflow import containers, paths, resources
 from pipeline.workflow.jobs import Job, canonical
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
@@ -39,6 +39,8 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     """
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
+    given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name != "image"}
+    problems += [wrong for name, path in given.items() if (wrong := paths.refusal(name, path))]
     data_root = options.get("data_root")  # Snakemake reads data_root=2024 as a number
     file = site.find(options.get("site"))
     here, plan = Site(), None
@@ -71,11 +73,8 @@ def use_cache(here: Site) -> None:
 
 def set_environment(plan: Plan, here: Site, image: Path | None) -> None:
     """Let steps that are started from now on find the ``python`` that runs Snakemake, whether or not its environment is
-    activated; which variable holds the judge's key, so that no other step gets it; and containers, where there is an
-    ``image``, what they need."""
+    activated; and containers, where there is an ``image``, what they need."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    judge = plan.config.experiment.judge
-    os.environ[SECRET_NAMES] = judge.api_key_env if judge and judge.api_key_env else ""
     if image is not None:
         try:
             containers.enter(containers.environment(here, plan, image))
@@ -112,13 +111,15 @@ def require_image(image: Path) -> None:
 
 
 def require_judge_key(plan: Plan) -> None:
-    """Exit with 2 where the judge is about to be asked and the environment lacks its key."""
+    """Say what is about to be sent to the judge and where; exit with 2 where the environment lacks its key."""
     settings = plan.config.experiment.judge
+    if settings is None:
+        return
     try:
-        if settings is not None:
-            api_key(settings)
+        api_key(settings)
     except KeyMissing as error:
         _stop([str(error)])
+    print(f"judge: {settings.sends}", file=sys.stderr)
 
 
 def require_partition(here: Site) -> None:
@@ -135,7 +136,7 @@ def require_partition(here: Site) -> None:
 
 
 def _stop(problems: Iterable[str]) -> NoReturn:
-    print("\n".join(problems), file=sys.stderr)
+    print(printable("\n".join(problems)), file=sys.stderr)
     sys.exit(2)
 
 
@@ -238,6 +239,11 @@ class Rules:
 
     def _job(self, pattern: str, wildcards: Any) -> Job:
         return self.plan.jobs[pattern.format(**dict(wildcards.items()))]
+
+
+def literal(text: object) -> str:
+    """A text for people in a rule's message, which Snakemake takes for a format string."""
+    return str(text).replace("{", "{{").replace("}", "}}")
 
 
 def one_of(names: Iterable[object]) -> str:

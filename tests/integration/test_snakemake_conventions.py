@@ -76,6 +76,28 @@ def test_another_workflow_uses_it_as_a_module(tmp_path: Path, experiment: str) -
         assert found["unlearning_fetch_model"] == 2
 
 
+def test_a_title_is_no_format_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this gives Snakemake a title that would print a secret, and one that names what is not there."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    for kind, name in (("experiments", "mini"), ("benchmarks", "mini")):
+        values = yaml.safe_load((ROOT / "workflow_configs" / kind / f"{name}.yaml").read_text(encoding="utf-8"))
+        values["title"] = "{os.environ[HF_TOKEN]} {v2} {0} {wildcards.model} }{ {{x}}"
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    options = ("--config", f"experiment={tmp_path}/experiments/mini.yaml", f"results={tmp_path}/results")
+    printed = dry_run(tmp_path, "--snakefile", str(ROOT / "Snakefile"), *options)
+    assert f"data: {values['title']}, forget10" in printed and "hf_secret" not in printed
+
+
+def test_no_message_or_command_has_a_text_that_snakemake_would_format() -> None:
+    """Only this sees every rule: what is put into a message or a command goes through ``steps.literal``."""
+    for file in sorted((ROOT / "pipeline" / "workflow" / "rules").glob("*.smk")):
+        text = file.read_text(encoding="utf-8")
+        for found in re.findall(r"(?:message|shell):\s+(f?\".*\")|shell\((f?\".*\")\)", text):
+            said = "".join(found)
+            assert not said.startswith("f") or said.count("{") == said.count("{steps.literal("), f"{file.name}: {said}"
+
+
 def test_the_manual_lists_the_workflows_options() -> None:
     manual = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
     table = manual[manual.index("| option |") :].split("\n\n")[0]

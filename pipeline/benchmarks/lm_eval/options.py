@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.benchmarks.base import Options
 
 CHOICE = {"acc": "", "acc_norm": "characters", "acc_bytes": "bytes"}  # metric -> lengths that it divides by
+
+# Names become parts of paths and of metrics' keys. These forms hold every name of the harness; none has a folder in it.
+Task = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .()-]*$", max_length=150)]
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .,@:+()-]*$", max_length=150)]
 
 
 class LmEvalOptions(Options):
@@ -32,14 +36,14 @@ class LmEvalOptions(Options):
     """
 
     family: Literal["lm_eval"] = "lm_eval"
-    tasks: list[str] = Field(min_length=1)
-    prepared: list[str] = Field([], description="tasks of which the prepare step writes the questions")
+    tasks: list[Task] = Field(min_length=1)
+    prepared: list[Task] = Field([], description="tasks of which the prepare step writes the questions")
     prompt_format: Literal["letters", "texts"] = Field(
         "letters", description="what is scored of a prepared task's choices"
     )
-    metrics: list[str] = Field(["acc"], min_length=1)
-    forget: list[str] = Field([], description="tasks whose score is to fall")
-    retain: list[str] = Field([], description="tasks whose score is to stay")
+    metrics: list[MetricName] = Field(["acc"], min_length=1)
+    forget: list[Task] = Field([], description="tasks whose score is to fall")
+    retain: list[Task] = Field([], description="tasks whose score is to stay")
     include_path: Path | None = Field(None, strict=False)
     datasets: dict[str, str] = Field({}, description="hub data set -> revision")
     num_fewshot: int | None = Field(None, ge=0, description="where a task does not insist on none; default: the task's")

@@ -31,4 +31,4 @@ use rule image_step as prepare with:
     params:
         spec=jobs.spec(f"data/{BENCHMARK}"),
     message:
-        f"data: {plan.config.benchmark.title}, {plan.config.experiment.split}"
+        f"data: {steps.literal(plan.config.benchmark.title)}, {steps.literal(plan.config.experiment.split)}"

@@ -25,7 +25,7 @@ use rule step as fetch_data with:
     params:
         spec=jobs.spec(f"source/{BENCHMARK}"),
     message:
-        f"fetch: {plan.config.benchmark.title}"
+        f"fetch: {steps.literal(plan.config.benchmark.title)}"
 
 
 use rule step as fetch_datasets with:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ext import specs
 from pipeline.config.located_yaml import ConfigError, Document, merge, read
 
 
@@ -43,6 +44,59 @@ def test_an_anchor_is_no_doubled_key(tmp_path: Path) -> None:
 def test_what_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"a\.yaml"):
         read(_file(tmp_path, text))
+
+
+def _laughs(levels: int, width: int) -> str:
+    """A file of a few bytes whose aliases stand for ``width ** levels`` values."""
+    lines = ["a0: &a0 [1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels + 1)]
+    return "\n".join(lines)
+
+
+BOMBS = {
+    "aliases in lists": _laughs(9, 9),
+    "merged mappings": "\n".join(
+        ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 9))]
+    ),
+    "many aliases of one": "a: &a {b: 1}\nc: [" + "*a, " * 6000 + "1]",
+    "nested lists": "a: " + "[" * 900 + "]" * 900,
+    "nested mappings": "a: " + "{a: " * 900 + "1" + "}" * 900,
+    "nested blocks": "\n".join("  " * i + "a:" for i in range(200)),
+    "unclosed lists": "a: " + "[" * 5000,
+    "digits": f"a: {'9' * 5000}",
+    "hexadecimal digits": f"a: 0x{'f' * 5000}",
+    "sexagesimal digits": f"a: {'59:' * 900}59",
+    "a date that is none": "a: 2024-13-45",
+    "a date of a tag": "a: !!timestamp soon",
+    "a truth of a tag": "a: !!bool perhaps",
+    "a number of a tag": "a: !!int ''",
+    "a fraction of a tag": "a: !!float [1]",
+    "bytes that are none": "a: !!binary a",
+    "an object": "a: !!python/object/apply:os.system [id]",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_file_that_would_become_much_is_refused_with_a_line(bomb: str, tmp_path: Path) -> None:
+    """Only this reads what is small on disk and large or impossible in memory; in a program's specification too."""
+    path = _file(tmp_path, BOMBS[bomb])
+    with pytest.raises(ConfigError, match=r"a\.yaml:\d+: not YAML: ") as error:
+        read(path)
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+    with pytest.raises(SystemExit, match=r"a\.yaml"):
+        specs.read(path, specs.QuantiseSpec)
+
+
+def test_what_people_write_with_aliases_is_read(tmp_path: Path) -> None:
+    text = "a: &a {x: 1, y: [1, 2]}\n" + "".join(f"b{i}: {{<<: *a, z: {2**63 + i}}}\n" for i in range(300))
+    assert read(_file(tmp_path, text)).data["b299"] == {"x": 1, "y": [1, 2], "z": 2**63 + 299}
+
+
+def test_a_message_holds_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    """Only this has keys with control characters, which YAML allows in quotes."""
+    with pytest.raises(ConfigError) as error:
+        read(_file(tmp_path, '"\\e]0;x\\a": 1\n"\\e]0;x\\a": 2\n'))
+    assert "\\x1b]0;x\\x07: given twice" in str(error.value) and str(error.value).isprintable()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,44 @@ def test_a_damaged_entry_is_removed_with_a_message(
     assert "making it again" in message
     assert not (folder / "key").exists()
     assert not list((tmp_path / "copy").glob("**/*.npz"))
+
+
+NAMES = ("../victim", "/{victim}", "train/../../victim", "train//full.npz", "./train/full.npz", "train/", "", ".", "..")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "manifest.json", "other/full.npz", "train", "train/none.npz", 3])
+def test_a_name_that_leaves_the_entry_is_damage(
+    name: Any, entry: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only this has a manifest of somebody else: nothing outside of the copy is written."""
+    folder, _ = entry
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (folder / "victim").write_text("theirs")
+    name = name.format(victim=victim) if isinstance(name, str) else name
+    digest = cache.sha256(folder / "victim")
+    (folder / "key" / "manifest.json").write_text(json.dumps({"files": {name: digest} if name != 3 else [3]}))
+    before = sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(folder))
+    assert cache.fetch(folder, "key", tmp_path / "copy") is None
+    assert "is damaged" in capsys.readouterr().err and victim.read_text() == "mine"
+    after = [path for path in tmp_path.rglob("*") if not path.is_relative_to(folder)]
+    assert sorted(path for path in after if path != tmp_path / "copy") == before
+
+
+@pytest.mark.parametrize("link", ["key", "key/train", "key/train/full.npz", "key/manifest.json"])
+def test_a_link_in_a_shared_cache_is_damage_and_what_it_names_stays(
+    link: str, entry: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Only this puts links to somebody's files where the cache's own are."""
+    folder, manifest = entry
+    target = tmp_path / "private"
+    (folder / link).rename(target)
+    (folder / link).symlink_to(target)
+    assert cache.fetch(folder, "key", tmp_path / "copy") is None
+    assert target.exists() and not (folder / "key").is_symlink() and not (folder / "key").exists()
+    assert not list((tmp_path / "copy").rglob("*.npz"))
+    cache.store(folder, "key", tmp_path / "made", manifest)
+    assert cache.fetch(folder, "key", tmp_path / "copy") == manifest
 
 
 def test_an_entry_already_there_is_kept(entry: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_torchs_allocator_grows_its_segments_unless_told_otherwise(
 
 
 def test_secrets_reach_only_what_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"{prefix}{name}" for prefix in ("", "APPTAINERENV_") for name in environment.SECRETS]
+    names = [f"{prefix}{name}" for prefix in ("", "APPTAINERENV_") for name in environment.HUB]
     for name in ("HF_HUB_OFFLINE", *names):
         monkeypatch.setenv(name, "0")
     environment.set_environment(FetchSpec(hub="a/b", output=tmp_path))

@@ -101,6 +101,15 @@ def test_the_page_loads_nothing(text, page):
     assert not re.search(r"url\((?!#)|@import|https?://", text)
 
 
+def test_the_page_says_that_nothing_may_run_or_be_loaded(text, page):
+    """Only this reads the page's policy: it stands before all that it is about, and lets styles alone through."""
+    policies = [tag for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1 and text.index("Content-Security-Policy") < text.index("<style")
+    rules = dict(rule.strip().split(" ", 1) for rule in policies[0]["content"].split(";"))
+    assert rules.pop("style-src") == "'unsafe-inline'"
+    assert rules == dict.fromkeys(("default-src", "base-uri", "form-action"), "'none'")
+
+
 def test_references_inside_the_page_resolve_and_ids_are_unique(text, page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))

@@ -39,6 +39,18 @@ def markdown(bench) -> str:
     return tables.as_markdown(spec, read.load(spec), METRICS)
 
 
+@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t=", "\r=", "\uff1d"])
+def test_no_cell_of_the_csv_is_a_formula(bench, begins: str) -> None:
+    """Only this has texts that a spreadsheet would run; numbers stay numbers."""
+    text = f"{begins}cmd|' /C calc'!A0"
+    bench.spec |= {"experiment": text, "model": text}
+    bench.spec["published"] = [{"method": "npo", "metric": "model_utility", "value": -0.5, "source": text}]
+    bench.add("npo", model_utility=-0.25)
+    found = next(row for row in records(bench) if (row["method"], row["metric"]) == ("npo", "model_utility"))
+    assert found["experiment"] == found["model"] == found["published_source"] == f"'{text}"
+    assert (found["value"], found["published"]) == ("-0.25", "-0.5")
+
+
 def test_csv_holds_every_value_at_full_precision(bench):
     bench.add("npo", seed=3, variant="strong", model_utility=0.1 + 0.2, extra=7)
     found = [row for row in records(bench) if row["method"] == "npo"]

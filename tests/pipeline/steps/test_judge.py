@@ -508,10 +508,10 @@ def test_the_key_reaches_the_server_and_nothing_else(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failing: bool
 ) -> None:
     """Not even where the server repeats it in what it answers."""
-    monkeypatch.setenv("MY_JUDGE_KEY", KEY)
+    monkeypatch.setenv("MY_JUDGE_API_KEY", KEY)
     leak = (401, {}, f"wrong key {KEY}") if failing else completion(json.dumps({"score": 1, "reason": f"key {KEY}"}))
     server.script = lambda number, request: leak
-    spec = specification(tmp_path, server.url, api_key_env="MY_JUDGE_KEY")
+    spec = specification(tmp_path, server.url, api_key_env="MY_JUDGE_API_KEY")
     path = tmp_path / "spec.yaml"
     path.write_text(as_yaml(spec))
     judge.main([str(path)])
@@ -522,15 +522,59 @@ def test_the_key_reaches_the_server_and_nothing_else(
     assert KEY not in out + err + "".join(file.read_text() for file in files)
 
 
+def _escaped(form: str) -> str:
+    """The key in a form that a reader of texts decodes."""
+    return "".join(form.format(ord(letter)) for letter in KEY)
+
+
+ECHOES = {
+    "json": _escaped("\\u{:04x}"),
+    "json twice": _escaped("\\\\u{:04X}"),
+    "one letter": "sk-verysecretindeed012345678\\u0039",
+    "python": _escaped("\\x{:02x}"),
+    "slashes": "\\".join(["", *KEY]),
+    "html": _escaped("&#{};"),
+    "html hex": _escaped("&#x{:x};"),
+    "address": _escaped("%{:02x}"),
+    "address in html": _escaped("&#37;{:02x}"),
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("place", ["reason", "model", "body", "unreadable"])
+def test_a_key_that_is_repeated_in_escapes_is_found(
+    place: str, echo: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this decodes what is kept: a reason is JSON inside of JSON, which unescapes what the first look passed."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    text = ECHOES[echo]
+    answer = {"reason": f'{{"score": 1, "reason": "{text}"}}', "model": '{"score": 1}'}.get(place, f"no verdict {text}")
+    reply = completion(answer)
+    if place == "model":
+        reply = (200, {}, json.dumps({**json.loads(reply[2]), "model": text}))
+    server.script = lambda number, request: (400, {}, text) if place == "body" else reply
+    judge.judge(specification(tmp_path, server.url, api_key_env="JUDGE_KEY"))
+    kept = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+    assert "***" in kept or place == "body"
+    for form in (KEY, text, json.dumps(text)[1:-1], json.dumps(json.dumps(text)[1:-1])[1:-1]):
+        assert form not in kept
+
+
+@pytest.mark.parametrize("text", ["C:\\new\\x", "100 % of \\u", "\\ud800", "a &amp; b %zz", "\\"])
+def test_texts_without_the_key_stay_as_they_are(text: str) -> None:
+    one = endpoint.Endpoint(JudgeSettings(base_url="https://host/v1", model="judge"), KEY)
+    assert one._hide(text) == text and one._hide(f"{text}{KEY}") == f"{text}***"
+
+
 @pytest.mark.parametrize("value", [None, "", "two words", "sk-secret\nvalue", "schlüssel"])
 def test_a_missing_key_is_an_error_before_anything_is_asked(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
-    monkeypatch.delenv("MY_JUDGE_KEY", raising=False)
+    monkeypatch.delenv("MY_JUDGE_API_KEY", raising=False)
     if value is not None:
-        monkeypatch.setenv("MY_JUDGE_KEY", value)
-    spec = specification(tmp_path, server.url, api_key_env="MY_JUDGE_KEY")
-    with pytest.raises(KeyMissing, match="MY_JUDGE_KEY") as error:
+        monkeypatch.setenv("MY_JUDGE_API_KEY", value)
+    spec = specification(tmp_path, server.url, api_key_env="MY_JUDGE_API_KEY")
+    with pytest.raises(KeyMissing, match="MY_JUDGE_API_KEY") as error:
         judge.judge(spec)
     assert not value or value not in str(error.value)
     assert not server.requests and not spec.output.exists()
@@ -541,6 +585,16 @@ def test_a_missing_key_is_an_error_before_anything_is_asked(
     [
         ("api_key_env", KEY),
         ("api_key_env", "lower_case"),
+        ("api_key_env", "OPENAI_API_KEY\n"),
+        *(("api_key_env", f"{name}_TOKEN") for name in ("HF", "HUGGING_FACE_HUB", "GITHUB", "MY_JUDGE", "AWS_SESSION")),
+        *(("api_key_env", f"{name}_API_KEY") for name in ("HF", "HUGGINGFACE", "WANDB", "AWS", "GITHUB", "COMET")),
+        *(
+            ("api_key_env", name)
+            for name in ("AWS_SECRET_ACCESS_KEY", "PATH", "SSH_AUTH_SOCK", "JUDGE_", "DB_PASSWORD")
+        ),
+        ("model", "two\nlines"),
+        ("model", "\x1b]0;title\x07"),
+        ("base_url", "https://h\u043est/v1"),  # a letter that looks like another
         ("base_url", "host/v1"),
         ("base_url", "ftp://host/v1"),
         ("base_url", "https://"),
@@ -557,6 +611,53 @@ def test_a_missing_key_is_an_error_before_anything_is_asked(
 def test_settings_that_are_refused(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=key):
         JudgeSettings(**{"base_url": "https://host/v1", "model": "judge", key: value})
+
+
+PLAIN_TEXT = (
+    *(
+        "http://host/v1",
+        "http://10.0.0.1/v1",
+        "http://0.0.0.0/v1",
+        "http://localhost.evil.org/v1",
+        "http://127.0.0.1.nip.io",
+    ),
+    *("http://127.1/v1", "http://2130706433/v1", "http://[::2]/v1", "HTTP://host/v1"),
+)
+
+
+@pytest.mark.parametrize("url", PLAIN_TEXT)
+def test_a_key_is_sent_encrypted_or_to_this_machine(url: str) -> None:
+    """Only this holds to it that no key goes over a network in plain text; texts without a key may, and it is said."""
+    with pytest.raises(ValueError, match="base_url: must be https"):
+        JudgeSettings(base_url=url, model="judge", api_key_env="JUDGE_KEY")
+    assert JudgeSettings(base_url=url, model="judge").sends.endswith(f"no key go to {url}, unencrypted")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/v1", "http://localhost:8000/v1", "http://127.9.9.9/v1", "http://[::1]/v1"]
+)
+def test_where_a_key_may_go_and_what_is_said_of_it(url: str) -> None:
+    for name in ("API_KEY", "OPENAI_API_KEY", "JUDGE_KEY", "JUDGE_1"):
+        assert JudgeSettings(base_url=url, model="judge", api_key_env=name).sends == (
+            f"questions, answers and the key in {name} go to {url}"
+        )
+
+
+def test_no_proxy_gets_a_key_that_is_for_this_machine(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this uses a proxy that the environment names, which would read the key in plain text."""
+    proxy = Server()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    try:
+        judge.judge(specification(tmp_path, server.url, api_key_env="JUDGE_KEY"))
+        assert server.headers and not proxy.headers
+    finally:
+        proxy.close()
 
 
 @pytest.mark.parametrize(
@@ -598,7 +699,7 @@ def test_both_sets_are_needed() -> None:
 def test_what_a_question_is_named_by(tmp_path: Path) -> None:
     settings = JudgeSettings(base_url="https://host/v1", model="judge")
     message = [{"role": "user", "content": "x"}]
-    same = [{"concurrency": 9}, {"retries": 0}, {"api_key_env": "OTHER"}, {"base_url": "https://host/v1/"}]
+    same = [{"concurrency": 9}, {"retries": 0}, {"api_key_env": "OTHER_API_KEY"}, {"base_url": "https://host/v1/"}]
     other = [{"model": "b"}, {"seed": 1}, {"temperature": None}, {"base_url": "https://other/v1"}, {"max_tokens": 5}]
     keys = [content_key(settings.model_copy(update=change), message) for change in [{}, *same, *other]]
     assert len(set(keys[: len(same) + 1])) == 1 and len(set(keys)) == 1 + len(other)

@@ -170,3 +170,18 @@ def test_an_image_is_named_by_its_content(tmp_path: Path, monkeypatch: pytest.Mo
     assert image.image(Site(), gpus=False) == tmp_path / "unlearn-cpu-111111111111.sif"
     assert image.image(Site(), gpus=True) == tmp_path / "unlearn-gpu.sif", "not built: the name says which one"
     assert image.image(Site(image=link), gpus=True).name == "unlearn-cpu-111111111111.sif"
+
+
+@pytest.mark.parametrize("name", ["a b.sif", "$(id).sif", "`id`", "a;id", "a'b", "a\nb", "ü.sif", "a{b}", "a*"])
+def test_an_images_name_is_no_command(name: str, here: Path) -> None:
+    """Only this names images by what a shell would run: Snakemake does not quote them."""
+    with pytest.raises(ConfigError, match="image: "):
+        containers.environment(Site(), plan(here / "outer"), here / name)
+
+
+@pytest.mark.parametrize("name", ["$(id)", "a'b", 'a"b', "a`b"])
+def test_a_working_directory_is_no_command(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / name).mkdir()
+    monkeypatch.chdir(here / name)
+    with pytest.raises(ConfigError, match="the working directory: "):
+        containers.environment(Site(), plan(here / "outer"), here / "image.sif")

@@ -17,13 +17,13 @@ import yaml
 
 from pipeline import benchmarks
 from pipeline.benchmarks.base import Judged
+from pipeline.commands.validate import summary
 from pipeline.config.checks import data as checks
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.judging.settings import JudgeSettings
-from pipeline.launch.environment import SECRET_NAMES, set_environment
+from pipeline.launch.environment import set_environment
 from pipeline.specs import FetchSpec, JudgeSpec, PrepareSpec
-from pipeline.workflow import snakemake_rules
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.work import describe
 from tests.pipeline.steps.test_judge import EXAMPLES, evaluation
@@ -56,7 +56,7 @@ def test_it_is_off_by_default() -> None:
 
 
 def test_every_evaluated_model_is_judged_and_reported(tmp_path: Path) -> None:
-    settings = {"base_url": ADDRESS, "model": "judge", "api_key_env": "MY_JUDGE_KEY", "max_examples": 7}
+    settings = {"base_url": ADDRESS, "model": "judge", "api_key_env": "MY_JUDGE_API_KEY", "max_examples": 7}
     plan = Plan(load(experiment(tmp_path, settings)), Path("out"))
     assert [str(model) for model in plan.judged] == ["retrain", "target", "npo-seed-0"]
     job = plan.jobs["judge/npo-seed-0/mini"]
@@ -96,6 +96,7 @@ def test_every_evaluated_model_is_judged_and_reported(tmp_path: Path) -> None:
         ({"base_url": f"{ADDRESS}?key={KEY}", "model": "m"}, "judge.base_url: must hold neither user, password, query"),
         ({"base_url": "host", "model": "m"}, "judge.base_url: must be an address such as https://host/v1"),
         ({"base_url": ADDRESS, "model": "m", "retries": -1}, "judge.retries: -1 is not allowed"),
+        ({"base_url": "http://x/v1", "model": "m", "api_key_env": "JUDGE_KEY"}, "judge.base_url: must be https://"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named_and_a_key_in_the_wrong_place_not_repeated(
@@ -143,30 +144,39 @@ def test_what_families_give_to_be_judged_are_sets_of_theirs() -> None:
 
 
 def test_the_key_reaches_the_judge_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("MY_JUDGE_KEY", "HF_TOKEN")
+    """And a token the hub alone; keys that are none of ours reach no step, under Apptainer's names either."""
+    others = ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "GITHUB_TOKEN", "DB_PASSWORD", "JUDGE_KEY")
+    names = ("MY_JUDGE_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", *others)
 
     def seen(spec: Any) -> list[str]:
         for name in names:
-            monkeypatch.setenv(name, KEY)
-            monkeypatch.setenv(f"APPTAINERENV_{name}", KEY)
+            for beginning in ("", "APPTAINERENV_", "SINGULARITYENV_"):
+                monkeypatch.setenv(f"{beginning}{name}", KEY)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         set_environment(spec)
-        return [name for name in names if KEY in (os.environ.get(name), os.environ.get(f"APPTAINERENV_{name}"))]
+        return sorted({name.split("ENV_")[-1] for name, value in os.environ.items() if value == KEY})
 
     plan = Plan(
-        load(experiment(tmp_path, {"base_url": ADDRESS, "model": "m", "api_key_env": "MY_JUDGE_KEY"})), tmp_path
+        load(experiment(tmp_path, {"base_url": ADDRESS, "model": "m", "api_key_env": "MY_JUDGE_API_KEY"})), tmp_path
     )
-    monkeypatch.setenv(SECRET_NAMES, "")
-    monkeypatch.setenv("PATH", os.environ["PATH"])
-    snakemake_rules.set_environment(plan, snakemake_rules.Site(), None)
-    assert os.environ[SECRET_NAMES] == "MY_JUDGE_KEY"
-    judge = plan.jobs["judge/target/mini"].spec
-    assert seen(judge) == ["MY_JUDGE_KEY"]
+    assert seen(plan.jobs["judge/target/mini"].spec) == ["MY_JUDGE_API_KEY"]
     assert seen(FetchSpec(hub="a/b", output=tmp_path)) == ["HF_TOKEN"]
     assert seen(next(job.spec for job in plan.jobs.values() if isinstance(job.spec, PrepareSpec))) == []
-    # Of a judge that is opened by the hub's token, nothing else is.
-    hub = judge.model_copy(update={"settings": judge.settings.model_copy(update={"api_key_env": "HF_TOKEN"})})
-    assert seen(hub) == ["HF_TOKEN"]
+
+
+def test_validate_says_where_a_key_goes(tmp_path: Path) -> None:
+    """Only this shows that the words of ``validate`` name variable and address."""
+    settings = {"base_url": ADDRESS, "model": "m", "api_key_env": "MY_JUDGE_API_KEY"}
+    lines = summary(load(experiment(tmp_path, settings)))
+    assert f"judge      m; questions, answers and the key in MY_JUDGE_API_KEY go to {ADDRESS}" in lines
+    assert not any(line.startswith("judge") for line in summary(load(experiment(tmp_path, None))))
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "HOME", "WANDB_API_KEY"])
+def test_an_experiment_cannot_send_a_secret_that_is_no_judges(name: str, tmp_path: Path) -> None:
+    assert "judge.api_key_env: must be the NAME" in problems(
+        tmp_path, {"base_url": ADDRESS, "model": "m", "api_key_env": name}
+    )
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -205,14 +215,14 @@ def test_the_rule_runs_with_the_key_and_not_without(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a finished evaluation alone; in results, logs and output the key is nowhere."""
-    path = experiment(tmp_path, {"base_url": address, "model": "m", "api_key_env": "MY_JUDGE_KEY"})
+    path = experiment(tmp_path, {"base_url": address, "model": "m", "api_key_env": "MY_JUDGE_API_KEY"})
     root = tmp_path / "results" / "judged"
     folder = evaluation(root / "evaluation" / "target" / "mini", EXAMPLES)
     found = json.loads((folder / "evaluation.json").read_text()) | {"model": "target"}
     (folder / "evaluation.json").write_text(json.dumps(found))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("MY_JUDGE_KEY", raising=False)
+    monkeypatch.delenv("MY_JUDGE_API_KEY", raising=False)
     target = root / "judge" / "target" / "mini" / "judgement.json"
     profile = ROOT / "workflow_configs/profiles/local"
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--profile", str(profile)]
@@ -223,8 +233,8 @@ def test_the_rule_runs_with_the_key_and_not_without(
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     refused = run()
-    assert refused.returncode != 0 and "MY_JUDGE_KEY is not set" in refused.stderr and not Handler.keys
-    monkeypatch.setenv("MY_JUDGE_KEY", KEY)
+    assert refused.returncode != 0 and "MY_JUDGE_API_KEY is not set" in refused.stderr and not Handler.keys
+    monkeypatch.setenv("MY_JUDGE_API_KEY", KEY)
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
     judgement = json.loads(target.read_text())

@@ -222,6 +222,24 @@ def test_options_may_be_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "data_root: '2024' is not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["results", "data_root", "site", "experiment"])
+@pytest.mark.parametrize(
+    "path",
+    ["/tmp/r$(touch F)", "/tmp/`id`", '/tmp/"; id; "', "a'b", "{x}", "a;id", "a|id", "a&id", "a\\b", "a\nb", "*", "-n"],
+)
+def test_an_option_is_no_shell_word_and_no_pattern(option: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only this gives paths that a shell or Snakemake would read: its Slurm plugin puts them between double quotes."""
+    with pytest.raises(SystemExit, match="2"):
+        snakemake_rules.read({option: path})
+    printed = capsys.readouterr().err
+    assert f"--config {option}: " in printed and printed.replace("\n", "").isprintable()
+
+
+def test_paths_that_people_have_are_allowed(tmp_path: Path) -> None:
+    plan, _ = snakemake_rules.read({"results": str(tmp_path / "My results, 2 (new) ü~1%+@=:#")})
+    assert plan.paths.root.name == "mini"
+
+
 @pytest.mark.slow
 def test_stages_stop_where_they_say(finished: Path) -> None:
     fresh = ("--config", "results=elsewhere")

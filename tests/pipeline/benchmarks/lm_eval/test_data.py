@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from megatron_ext.data.sequences import Sequences
 from pipeline.benchmarks.lm_eval.data import DATA, GENERATED
+from pipeline.benchmarks.lm_eval.options import LmEvalOptions
 from pipeline.benchmarks.lm_eval.synthetic import TOPICS, SyntheticTopicsSource
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
@@ -157,3 +159,45 @@ def test_two_topics_have_sets_of_their_own(end: str, folder: Path, tmp_path: Pat
     manifest = json.loads((output / "manifest.json").read_text())["train"]
     assert manifest["retain"]["origin"].count(" + ") == (0 if end else 1)
     assert set(manifest) == {"full", "forget", "retain", *words}
+
+
+PATHS = (
+    "../../../victim",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    ".hidden",
+    "a\\b",
+    "",
+    "-n",
+    "a\nb",
+    "a\x00",
+    "{0}",
+    "$(id)",
+    "a'b",
+    "*",
+)
+
+
+@pytest.mark.parametrize("name", [*PATHS, "{0}", "$(id)", "a'b", "*"])
+def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
+    """Only this asks for tasks whose names would be files elsewhere, in an experiment's options and a specification."""
+    for key in ("prepared", "forget", "retain", "tasks"):
+        with pytest.raises(ValidationError, match=key):
+            LmEvalOptions.model_validate({"tasks": [name], **({key: [name]} if key != "tasks" else {})})
+    with pytest.raises(ValidationError, match="metrics"):
+        LmEvalOptions(tasks=["a"], metrics=[name])
+    if name in PATHS and name != "-n":
+        for key in ("sets", "requests"):
+            with pytest.raises(ValidationError, match=key):
+                prepared(tmp_path / "out", **{key: [name]})
+        with pytest.raises(ValidationError, match="forget_split"):
+            prepared(tmp_path / "out", forget_split=name)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["wmdp_bio", "social sciences", "egymmlu_arabic_language_(general)", "arc-easy.v2", "_x"]
+)
+def test_names_of_the_harness_are_allowed(name: str) -> None:
+    assert LmEvalOptions(tasks=[name], metrics=["exact_match,strict-match", "pass@1"]).tasks == [name]

@@ -1,0 +1,63 @@
+"""How YAML is read: as plain data, of which a file of few bytes cannot make much."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+DEEPEST, REPEATED, BITS = 50, 10_000, 128  # nesting, nodes that aliases stand for, and a whole number's size
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: ``1e-5`` is a float here, a string in YAML 1.1.
+
+    A few bytes may not become much: nesting, what aliases stand for and whole numbers are bounded. Everything that is
+    wrong is a ``yaml.YAMLError``.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = self._nodes = self._repeated = 0
+        self._sizes: dict[int, int] = {}  # of nodes by id, with what their aliases stand for
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node of the document, counted."""
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            size = self._sizes.get(id(node), 1)
+            self._nodes += size
+            self._repeated += size
+            if self._repeated > REPEATED:
+                raise yaml.composer.ComposerError(None, None, f"aliases stand for more than {REPEATED} values", mark)
+            return node
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} deep", mark)
+        before = self._nodes
+        self._nodes += 1
+        node = super().compose_node(parent, index)
+        self._sizes[id(node)] = self._nodes - before
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; one that its tag cannot have is an error as others are."""
+        try:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > BITS:
+                raise ValueError
+            return value
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            given = repr(node.value[:40]) if isinstance(node, yaml.ScalarNode) else "this"
+            message = f"{given} is no {kind}, or none that can be used"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from None
+
+
+Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
