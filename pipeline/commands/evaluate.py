@@ -44,6 +44,12 @@ from pipeline.workflow.plan import Plan
 INPUTS = "inputs.json"  # digests of everything that an evaluation was computed from
 GIVEN = "given"  # the name of the model and of the experiment that are made in memory
 
+USAGE = """
+unlearn evaluate --model my-model --benchmark tofu --split forget10 --out DIR
+unlearn evaluate --model owner/name --benchmark tofu --split forget10 --as-retrain --out DIR   retrain's evaluation
+unlearn evaluate --model my-model --benchmark tofu --split forget10 --retain-evaluation DIR --layout tp=2 --out DIR2
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""

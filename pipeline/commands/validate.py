@@ -18,6 +18,11 @@ from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.work import describe
 
+USAGE = """
+unlearn validate mini                              jobs, optimizer steps, memory
+unlearn validate my/experiment.yaml --site site.yaml   nodes and time limits on a cluster as well
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
@@ -31,18 +36,31 @@ def main(given: argparse.Namespace) -> int:
     """Print what the experiment will run, or its mistakes; returns the exit status."""
     try:
         file = sites.find(given.site)
-        site = sites.load(file) if file else None
-        config = load(given.experiment, given.data_root, site)
-        plan = Plan(config, given.results)
-        lacking = resources.problems(plan, site, sites.named(file)) if site else []
-        if lacking:
-            raise ConfigError(lacking)
+        plan, site = planned(given, sites.load(file) if file else None)
     except ConfigError as error:
         print(error, file=sys.stderr)
         print(sizing.number_of(len(error.problems), "problem"), file=sys.stderr)
         return 2
+    config = plan.config
     print("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site)]))
     return 0
+
+
+def planned(given: argparse.Namespace, site: Site | None) -> tuple[Plan, Site | None]:
+    """The plan of the experiment that a command line names.
+
+    Args:
+        given: The command line, with ``experiment``, ``data_root``, ``results`` and ``site``.
+        site: The cluster that jobs run on; ``None`` for this machine.
+
+    Raises:
+        ConfigError: Lists everything that is wrong.
+    """
+    plan = Plan(load(given.experiment, given.data_root, site), given.results)
+    lacking = resources.problems(plan, site, sites.named(sites.find(given.site))) if site else []
+    if lacking:
+        raise ConfigError(lacking)
+    return plan, site
 
 
 def summary(config: Config) -> list[str]:

@@ -12,6 +12,8 @@ from pipeline.specs import JudgeSpec
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # A variable with the names of further ones, separated by commas: an experiment chooses how its judge's key is called.
 SECRET_NAMES = "UNLEARN_SECRETS"
+# Names the run that has started a step, where `unlearn run` has.
+RUN = "UNLEARN_RUN"
 
 
 def set_environment(spec: StepSpec) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,11 +21,12 @@ from pipeline.config.located_yaml import ConfigError, hint
 from pipeline.config.site import Site
 from pipeline.config.sizing import on_gpus, visible_gpus
 from pipeline.judging.endpoint import KeyMissing, api_key
-from pipeline.launch.environment import SECRET_NAMES
+from pipeline.launch.environment import RUN, SECRET_NAMES
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
 from pipeline.workflow import containers, resources
 from pipeline.workflow.jobs import Job, canonical
+from pipeline.workflow.lease import Held, Lease
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
 
@@ -132,6 +135,18 @@ def require_partition(here: Site) -> None:
         _stop([f"sinfo: {listed.stderr.strip()}"])
     if here.partition is not None and (wrong := [name for name in here.partition.split(",") if name not in known]):
         _stop([f"site.yaml: partition: Slurm has no {wrong[0]!r}{hint(wrong[0], known)}"])
+
+
+def hold(plan: Plan) -> None:
+    """Hold the experiment's results until this process ends, unless ``unlearn run`` does; exit with 2 where another run
+    is alive."""
+    if os.environ.get(RUN):
+        return
+    try:
+        held = Lease.take(plan.paths.root, lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    except Held as error:
+        _stop([str(error)])
+    atexit.register(held.release)
 
 
 def _stop(problems: Iterable[str]) -> NoReturn:

@@ -1,0 +1,178 @@
+"""``unlearn run``: an experiment from its files to its report, by Snakemake in this process.
+
+One run works on an experiment's results at a time (``pipeline.workflow.lease``). What a killed run has left is cleared
+away first: its steps, its jobs in Slurm's queue, and Snakemake's lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.commands.validate import planned
+from pipeline.config import site as sites
+from pipeline.config.load import CONFIGS
+from pipeline.config.located_yaml import ConfigError
+from pipeline.launch.environment import RUN
+from pipeline.workflow import lease, progress
+from pipeline.workflow.lease import Held, Holder, Lease
+from pipeline.workflow.plan import Plan
+
+SNAKEFILE = CONFIGS.parent / "Snakefile"
+STAGES = ("all", "fetch", "data", "train", "unlearn", "evaluate", "robustness", "judge", "report")
+LOOKS_ONLY = ("--dry-run", "--dryrun", "-n", "--summary", "-S", "--lint", "--list-rules", "--rulegraph", "--dag")
+ENDING = 120.0  # seconds that what a killed run has left may take to write its state
+PREFIX = "unlearn-"  # of the names of a run's jobs in Slurm
+
+USAGE = """
+unlearn run mini                              the experiment mini, on this machine
+unlearn run my/experiment.yaml --profile slurm
+unlearn run mini --until train                stop when the models are trained
+unlearn run mini -- --forcerun write_report   options of Snakemake go after --
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    add = parser.add_argument
+    add("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
+    add("--profile", default="local", help="local (default), slurm, or a folder with a profile of Snakemake")
+    add("--until", choices=STAGES, default="all", metavar="STAGE", help=f"stop after that stage: {', '.join(STAGES)}")
+    add("--data-root", type=Path, metavar="DIR", help="local folder of the benchmark's files, instead of the hub")
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results (%(default)s)")
+    add("--site", type=Path, metavar="FILE", help="a cluster's file; default: site.yaml")
+    add("--image", type=Path, metavar="FILE", help="container image of the steps; default: the site's")
+    parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [-- OPTION OF SNAKEMAKE ...]"
+
+
+def main(given: argparse.Namespace) -> int:
+    """Run the experiment.
+
+    Returns:
+        The exit status: 0, 1 where a step failed, 2 for what cannot be asked for.
+    """
+    try:
+        profile = _profile(given.profile)
+        plan, _ = planned(given, sites.load(sites.find(given.site)) if profile.name == "slurm" else None)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    command = [given.until, "--snakefile", str(SNAKEFILE), "--profile", str(profile), *given.further]
+    command += ["--config", *_options(given)]
+    if any(option in LOOKS_ONLY for option in given.further):
+        return _snakemake(command)
+    try:
+        held = Lease.take(plan.paths.root, lost=_lost(plan))
+    except Held as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        os.environ[RUN] = held.holder.token
+        if not _cleared(held, plan):
+            return 2
+        return _watched(command, plan, held)
+    finally:
+        held.release()
+
+
+def _options(given: argparse.Namespace) -> list[str]:
+    """What ``--config`` is given."""
+    options = {
+        "experiment": given.experiment,
+        "data_root": given.data_root,
+        "results": given.results,
+        "site": given.site,
+        "image": given.image,
+    }
+    return [f"{name}={value}" for name, value in options.items() if value is not None]
+
+
+def _profile(name: str) -> Path:
+    for folder in (CONFIGS / "profiles" / name, Path(name)):
+        if (folder / "config.yaml").is_file():
+            return folder.absolute()
+    known = sorted(folder.name for folder in (CONFIGS / "profiles").iterdir())
+    raise ConfigError([f"--profile: {name!r} is no folder with a config.yaml, and none of {', '.join(known)}"])
+
+
+def _watched(command: list[str], plan: Plan, held: Lease) -> int:
+    """Run Snakemake, show what it does, and print the table where it did nothing and so printed none."""
+    shown = progress.Progress(plan, sys.stderr)
+    progress.use(shown)
+    names = ["--slurm-jobname-prefix", f"{PREFIX}{held.holder.token}"]
+    status = _snakemake(["--logger", progress.PLUGIN, *names, *command])
+    if status:
+        print(f"logs of the steps: {plan.paths.root / 'logs'}", file=sys.stderr)
+    elif shown.total is None:
+        print("nothing to do: everything is there and nothing has changed", file=sys.stderr)
+        if (plan.paths.report / "table.md").is_file():
+            return subprocess.run(
+                [sys.executable, "-m", "pipeline.report", "--print", str(plan.paths.report)]
+            ).returncode
+    return status
+
+
+def _snakemake(command: list[str]) -> int:
+    from snakemake.cli import main as snakemake
+
+    try:
+        snakemake(command)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    return 0
+
+
+def _lost(plan: Plan) -> Callable[[], None]:
+    def stop() -> None:
+        print(f"{plan.paths.root}: another run has taken over; this one ends", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
+
+
+def _cleared(held: Lease, plan: Plan) -> bool:
+    """Clear away what a killed run has left; ``False``, with a message, where its steps do not end."""
+    if held.dead is not None:
+        print(f"{plan.paths.root}: {held.dead} was killed: going on from there", file=sys.stderr)
+        left = _ended(held.dead)
+        if left:
+            print(f"of the killed run, these still work on its results: {', '.join(left)}", file=sys.stderr)
+            return False
+    for lock in lease.remove_locks(Path.cwd(), plan.paths.root):
+        print(f"{lock}: removed; no other run of these results is alive", file=sys.stderr)
+    return True
+
+
+def _ended(dead: Holder) -> list[str]:
+    """Wait for the steps that a killed run has left to end, and have Slurm cancel its jobs; those that remain."""
+    told = False
+    deadline = time.monotonic() + ENDING
+    while True:
+        jobs = _slurm_jobs(dead)
+        left = [*(f"process {pid}" for pid in lease.left_behind(dead)), *(f"Slurm job {job}" for job in jobs)]
+        if not left or time.monotonic() > deadline:
+            return left
+        if not told:
+            print(f"waiting until these have written their state: {', '.join(left)}", file=sys.stderr)
+            if jobs:
+                subprocess.run(["scancel", *jobs], check=False)
+            told = True
+        time.sleep(1)
+
+
+def _slurm_jobs(dead: Holder) -> list[str]:
+    """The jobs of a run in Slurm's queue; none where there is no Slurm."""
+    if shutil.which("squeue") is None:
+        return []
+    listed = subprocess.run(
+        ["squeue", "--me", "--noheader", "--format=%i %j"], capture_output=True, text=True, timeout=60, check=False
+    )
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    return [job for job, *name in rows if name and name[0].startswith(f"{PREFIX}{dead.token}")]
