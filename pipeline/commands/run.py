@@ -7,6 +7,7 @@ away first: its steps, its jobs in Slurm's queue, and Snakemake's lock.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.commands.validate import planned
+from pipeline.commands.validate import add_experiment, planned
 from pipeline.config import site as sites
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
@@ -34,6 +35,7 @@ PREFIX = "unlearn-"  # of the names of a run's jobs in Slurm
 USAGE = """
 unlearn run mini                              the experiment mini, on this machine
 unlearn run my/experiment.yaml --profile slurm
+unlearn run mini --set methods.blur-npo.rule.gamma=0.5 --set 'seeds=[0, 1]'
 unlearn run mini --until train                stop when the models are trained
 unlearn run mini -- --forcerun write_report   options of Snakemake go after --
 """
@@ -42,11 +44,9 @@ unlearn run mini -- --forcerun write_report   options of Snakemake go after --
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add = parser.add_argument
-    add("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
+    add_experiment(parser)
     add("--profile", default="local", help="local (default), slurm, or a folder with a profile of Snakemake")
     add("--until", choices=STAGES, default="all", metavar="STAGE", help=f"stop after that stage: {', '.join(STAGES)}")
-    add("--data-root", type=Path, metavar="DIR", help="local folder of the benchmark's files, instead of the hub")
-    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results (%(default)s)")
     add("--site", type=Path, metavar="FILE", help="a cluster's file; default: site.yaml")
     add("--image", type=Path, metavar="FILE", help="container image of the steps; default: the site's")
     parser.usage = f"{parser.format_usage().removeprefix('usage: ').rstrip()} [-- OPTION OF SNAKEMAKE ...]"
@@ -90,6 +90,7 @@ def _options(given: argparse.Namespace) -> list[str]:
         "results": given.results,
         "site": given.site,
         "image": given.image,
+        "set": json.dumps(given.set) if given.set else None,
     }
     return [f"{name}={value}" for name, value in options.items() if value is not None]
 

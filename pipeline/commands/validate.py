@@ -20,16 +20,27 @@ from pipeline.workflow.work import describe
 
 USAGE = """
 unlearn validate mini                              jobs, optimizer steps, memory
+unlearn validate mini --set methods.blur-npo.rule.gamma=0.5 --set seeds='[0, 1]'
 unlearn validate my/experiment.yaml --site site.yaml   nodes and time limits on a cluster as well
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
-    parser.add_argument("--data-root", type=Path, help="local folder of the benchmark's files, instead of the hub")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--site", type=Path, help="a cluster's file, to plan for its nodes; default: site.yaml")
+    add_experiment(parser)
+    parser.add_argument(
+        "--site", type=Path, metavar="FILE", help="a cluster's file, to plan for its nodes; default: site.yaml"
+    )
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Add what says which experiment is meant."""
+    add = parser.add_argument
+    add("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
+    setting = "a value in place of the experiment's own; may be given several times"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
+    add("--data-root", type=Path, metavar="DIR", help="local folder of the benchmark's files, instead of the hub")
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results (%(default)s)")
 
 
 def main(given: argparse.Namespace) -> int:
@@ -50,13 +61,13 @@ def planned(given: argparse.Namespace, site: Site | None) -> tuple[Plan, Site | 
     """The plan of the experiment that a command line names.
 
     Args:
-        given: The command line, with ``experiment``, ``data_root``, ``results`` and ``site``.
+        given: The command line, with ``experiment``, ``data_root``, ``results``, ``site`` and ``set``.
         site: The cluster that jobs run on; ``None`` for this machine.
 
     Raises:
         ConfigError: Lists everything that is wrong.
     """
-    plan = Plan(load(given.experiment, given.data_root, site), given.results)
+    plan = Plan(load(given.experiment, given.data_root, site, given.set), given.results)
     lacking = resources.problems(plan, site, sites.named(sites.find(given.site))) if site else []
     if lacking:
         raise ConfigError(lacking)

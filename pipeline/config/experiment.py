@@ -27,7 +27,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Config:
-    """A checked experiment and everything that it names."""
+    """A checked experiment and everything that it names.
+
+    ``settings``: ``KEY=VALUE`` texts that the command line gave in place of the file's own.
+    """
 
     experiment: Experiment
     benchmark: Benchmark
@@ -37,6 +40,7 @@ class Config:
     source: DataSource
     options: Options
     shape: Shape
+    settings: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -82,6 +86,7 @@ class Config:
     def resolved(self) -> dict[str, Any]:
         """Everything that was configured, as plain data, with every default filled in."""
         return {
+            **({"set": list(self.settings)} if self.settings else {}),
             "experiment": self.experiment.model_dump(mode="json"),
             "layout": self.layout.model_dump(mode="json"),
             "source": self.source.model_dump(mode="json"),

@@ -79,7 +79,7 @@ class MethodUse(Strict):
 
 
 class Checkpoint(Strict):
-    """A published model: a hub repository, or a local folder (a relative one starts at the working directory)."""
+    """A published model: a hub repository, or a local folder (a relative one starts at the file's own)."""
 
     hub: str | None = None
     revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")

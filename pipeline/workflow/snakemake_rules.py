@@ -30,7 +30,7 @@ from pipeline.workflow.lease import Held, Lease
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
 
-OPTIONS = ("experiment", "data_root", "results", "site", "image")
+OPTIONS = ("experiment", "data_root", "results", "site", "image", "set")
 
 
 def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]:
@@ -43,6 +43,11 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
     data_root = options.get("data_root")  # Snakemake reads data_root=2024 as a number
+    settings = options.get("set", [])
+    settings = [settings] if isinstance(settings, str) else settings
+    if not isinstance(settings, list) or not all(isinstance(text, str) for text in settings):
+        problems.append(f"--config set: {settings!r} is not allowed: KEY=VALUE, or a list of such texts in quotes")
+        settings = []
     file = site.find(options.get("site"))
     here, plan = Site(), None
     try:
@@ -53,7 +58,8 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
         here = here.model_copy(update={"image": Path(str(options["image"])).expanduser()})
     experiment = str(options.get("experiment", "mini"))
     try:
-        config = load(experiment, None if data_root is None else str(data_root), here if cluster else None)
+        folder = None if data_root is None else str(data_root)
+        config = load(experiment, folder, here if cluster else None, settings)
         plan = Plan(config, Path(str(options.get("results", "results"))))
         problems += resources.problems(plan, here, site.named(file)) if cluster else []
     except ConfigError as error:
