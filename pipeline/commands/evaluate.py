@@ -23,13 +23,15 @@ from megatron_ext.specs import StepSpec, read
 from pipeline.benchmarks import family
 from pipeline.benchmarks.records import EVALUATION, EXAMPLES, is_complete
 from pipeline.commands import results
-from pipeline.commands.given_model import fitting_layout, shape_of, template_of
+from pipeline.commands.given_model import fitting_layout, shape_of
 from pipeline.commands.request import Request, read_request
 from pipeline.config import sizing
 from pipeline.config.experiment import Config
 from pipeline.config.located_yaml import ConfigError
-from pipeline.config.schema import Checkpoints, DataSettings, Evaluation, Experiment, Model
+from pipeline.config.model_schema import Checkpoints, Model
+from pipeline.config.schema import DataSettings, Evaluation, Experiment
 from pipeline.config.sizing import Shape
+from pipeline.data.chat_templates import template_of
 from pipeline.data.errors import DataError
 from pipeline.data.settings import BadRows, TemplateName
 from pipeline.data.tokenizer import digest as tokenizer_digest

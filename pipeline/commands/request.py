@@ -16,7 +16,7 @@ from pipeline.config.located_yaml import ConfigError, Document, check, hint, rea
 from pipeline.config.named_files import placed
 from pipeline.config.schema import Benchmark, Checkpoint
 from pipeline.data.settings import DataSource, FolderSource, HubSource
-from pipeline.hub import local_files
+from pipeline.hub import local_files, model_folder
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -88,7 +88,7 @@ def _checkpoint(given: argparse.Namespace, problems: list[str]) -> Checkpoint | 
     if folder.exists():
         if given.revision is not None:
             problems.append(f"--revision: {given.model} is a folder; only a model on the hub has revisions")
-        fault = local_files.missing_model_files(folder)
+        fault = model_folder.fault(folder)
         if fault:
             problems.append(f"--model: {str(folder)!r}: {fault}")
         return Checkpoint(folder=folder.absolute())

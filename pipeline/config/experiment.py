@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ext.config import Layout
@@ -29,7 +30,8 @@ class Run:
 class Config:
     """A checked experiment and everything that it names.
 
-    ``settings``: ``KEY=VALUE`` texts that the command line gave in place of the file's own.
+    ``settings``: ``KEY=VALUE`` texts of the command line, in place of the file's own values. ``described``: of a model
+    on the hub without an ``architecture``, the entries of its config that the plan was made with.
     """
 
     experiment: Experiment
@@ -41,6 +43,7 @@ class Config:
     options: Options
     shape: Shape
     settings: tuple[str, ...] = ()
+    described: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.checks import data, methods, models
+from pipeline.config.checks import data, methods, models, weights
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.command_line import with_settings
 from pipeline.config.experiment import Config
@@ -27,7 +27,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     models.sources,
     models.tokenizer,
     models.lengths,
-    models.folders,
+    weights.folders,
     models.retrain,
     data.judge,
     data.requests,
@@ -71,7 +71,9 @@ def load(
     checker = Checker(files, parsed, data_root, site, tuple(settings))
     parts = checker.parts
     parts.benchmark, parts.benchmark_file = checker.named(Benchmark, parsed.benchmark)
-    parts.model, parts.model_file = checker.named(Model, parsed.model)
+    parts.model, parts.model_file = (
+        checker.named(Model, parsed.model) if isinstance(parsed.model, str) else models.given(checker)
+    )
     parts.options = checker.run(data.options)
     parts.source = checker.run(data.source)
     parts.shape = checker.run(models.shape)

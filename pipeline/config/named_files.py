@@ -11,7 +11,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "workflow_configs"
 ENDINGS = (".yaml", ".yml")  # what names a file by its path
 # By kind of file: the keys whose values are paths of files and folders; ``*`` stands for any key.
 PATHS: dict[str, tuple[str, ...]] = {
-    "experiment": ("evaluation.options.include_path",),
+    "experiment": (
+        "model.path",
+        "evaluation.options.include_path",
+    ),
     "model": ("checkpoints.base.folder", "checkpoints.target.folder", "checkpoints.retrain.*.folder"),
     "benchmark": ("source.path", "options.include_path"),
 }

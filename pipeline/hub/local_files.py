@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILES
+from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from pipeline.data.prepared import Names
 from pipeline.data.sources import either, find
 
@@ -34,28 +34,6 @@ def model_files(folder: Path) -> list[Path]:
     """The files of a checkpoint folder that are taken into an experiment: weights, config and tokenizer."""
     found = {file for pattern in WANTED for file in folder.glob(pattern)}
     return sorted(file for file in found if not any(fnmatch(file.name, pattern) for pattern in UNWANTED))
-
-
-def missing_model_files(folder: Path) -> str | None:
-    """What keeps ``folder`` from being a Hugging Face checkpoint with its tokenizer, or ``None``."""
-    if not folder.is_dir():
-        return "is not a folder"
-    if not (folder / "config.json").is_file():
-        return "has no config.json"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(map(Path, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return f"has a broken {index.name}: it must hold 'weight_map', from names of tensors to names of files"
-        lacking = [name for name in names if not (folder / name).is_file()]
-        if lacking:
-            return f"lacks {', '.join(map(str, lacking))}, which {index.name} names"
-    elif not any(file.suffix == ".safetensors" for file in model_files(folder)):
-        return "has no *.safetensors file"
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        return f"has no tokenizer file: none of {', '.join(VOCABULARY_FILES)}"
-    return None
 
 
 def architecture(folder: Path) -> dict[str, Any] | None:

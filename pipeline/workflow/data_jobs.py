@@ -36,7 +36,8 @@ def fetch_jobs(config: Config, paths: Paths) -> Iterator[Job]:
     if config.options.hub_datasets:
         yield job_of(paths, FetchDatasetsSpec(datasets=config.options.hub_datasets, output=paths.datasets))
     for which, checkpoint in published(config).items():
-        yield fetch_model_job(paths, ModelId(which), checkpoint, config.model.architecture)
+        expected = config.model.architecture or (config.described if checkpoint.hub else None)
+        yield fetch_model_job(paths, ModelId(which), checkpoint, expected)
 
 
 def fetch_model_job(

@@ -57,6 +57,7 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     if "image" in options:
         here = here.model_copy(update={"image": Path(str(options["image"])).expanduser()})
     experiment = str(options.get("experiment", "mini"))
+    use_cache(here)
     try:
         folder = None if data_root is None else str(data_root)
         config = load(experiment, folder, here if cluster else None, settings)

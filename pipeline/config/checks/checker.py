@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,7 +77,10 @@ class Files:
 
 @dataclass
 class Parts:
-    """What was found of an experiment so far; ``None``: nothing, and a problem says why."""
+    """What was found of an experiment so far; ``None``: nothing, and a problem says why.
+
+    ``described``: what the config of a model on the hub says, where no file of ours does.
+    """
 
     benchmark: Benchmark | None = None
     benchmark_file: Document | None = None
@@ -88,6 +91,7 @@ class Parts:
     shape: Shape | None = None
     layout: Layout | None = None
     runs: list[tuple[Document, Run]] | None = None
+    described: dict[str, Any] = field(default_factory=dict)
 
 
 class Checker(Files):
@@ -142,4 +146,5 @@ class Checker(Files):
             parts.options,
             parts.shape,
             self.settings,
+            parts.described,
         )
