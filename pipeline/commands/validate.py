@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 from megatron_ext.specs import ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
+from pipeline.commands.show_row import lines
 from pipeline.config import methods, sizing
 from pipeline.config import site as sites
 from pipeline.config.experiment import Config
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
+from pipeline.data.templates import Template
 from pipeline.specs import EvaluateSpec
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
@@ -20,6 +22,7 @@ from pipeline.workflow.work import describe
 
 USAGE = """
 unlearn validate mini                              jobs, optimizer steps, memory
+unlearn validate mini --show-row 0                 a row of what is forgotten, with its labels
 unlearn validate mini --set methods.blur-npo.rule.gamma=0.5 --set seeds='[0, 1]'
 unlearn validate my/experiment.yaml --site site.yaml   nodes and time limits on a cluster as well
 """
@@ -28,6 +31,8 @@ unlearn validate my/experiment.yaml --site site.yaml   nodes and time limits on 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add_experiment(parser)
+    row = "show a row of what is forgotten, from 0: its text, its tokens, and which of them are labelled"
+    parser.add_argument("--show-row", type=int, metavar="N", help=row)
     parser.add_argument(
         "--site", type=Path, metavar="FILE", help="a cluster's file, to plan for its nodes; default: site.yaml"
     )
@@ -48,12 +53,13 @@ def main(given: argparse.Namespace) -> int:
     try:
         file = sites.find(given.site)
         plan, site = planned(given, sites.load(file) if file else None)
+        row = [] if given.show_row is None else ["", *lines(plan, given.show_row)]
     except ConfigError as error:
         print(error, file=sys.stderr)
         print(sizing.number_of(len(error.problems), "problem"), file=sys.stderr)
         return 2
     config = plan.config
-    print("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site)]))
+    print("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site), *row]))
     return 0
 
 
@@ -89,7 +95,15 @@ def summary(config: Config) -> list[str]:
         f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
         + (", recomputed activations" if runtime.recompute_activations else ""),
+        f"template   {_template(config)}",
     ]
+
+
+def _template(config: Config) -> str:
+    """How a question and its answer become one text."""
+    name = config.model.template if isinstance(config.model.template, str) else config.model.template.name or "parts"
+    template = Template.of(config.template)
+    return f"{name}: {template.prompt('QUESTION')!r} {template.completion('ANSWER')!r}"
 
 
 def jobs(plan: Plan, site: Site | None = None) -> list[str]:

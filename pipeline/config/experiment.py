@@ -11,7 +11,7 @@ from pipeline.benchmarks import Family, Options, data_family, family
 from pipeline.config.schema import Benchmark, Experiment, Method, Model
 from pipeline.config.sizing import Shape
 from pipeline.data.prepared import DataFamily, HasRequests
-from pipeline.data.settings import DataSource
+from pipeline.data.settings import DataSource, PromptTemplate
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Config:
     options: Options
     shape: Shape
     settings: tuple[str, ...] = ()
+    template: PromptTemplate = "plain"
     described: Mapping[str, Any] = field(default_factory=dict)
 
     @property

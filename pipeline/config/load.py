@@ -77,6 +77,7 @@ def load(
     parts.options = checker.run(data.options)
     parts.source = checker.run(data.source)
     parts.shape = checker.run(models.shape)
+    parts.template = checker.run(models.template)
     parts.layout = checker.run(models.layout)
     parts.runs = methods.runs(checker, parsed.methods)
     for function in CHECKS:

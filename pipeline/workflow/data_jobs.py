@@ -70,7 +70,7 @@ def prepare_job(config: Config, paths: Paths) -> Job:
         sets=evaluation_sets(config),
         training=trains(config),
         tokenizer=tokenizer,
-        template=model.template,
+        template=config.template,
         max_length=experiment.data.max_length,
         bad_rows=experiment.data.bad_rows,
         requests=list(config.requests[1:]),

@@ -16,7 +16,7 @@ from pipeline.config.named_files import beside, is_path, placed
 from pipeline.config.schema import Benchmark, Experiment, Model
 from pipeline.config.site import Site
 from pipeline.config.sizing import Shape
-from pipeline.data.settings import DataSource
+from pipeline.data.settings import DataSource, PromptTemplate
 
 N = TypeVar("N", Benchmark, Model)
 
@@ -91,6 +91,7 @@ class Parts:
     shape: Shape | None = None
     layout: Layout | None = None
     runs: list[tuple[Document, Run]] | None = None
+    template: PromptTemplate | None = None
     described: dict[str, Any] = field(default_factory=dict)
 
 
@@ -135,6 +136,7 @@ class Checker(Files):
         if self.problems or any(getattr(parts, part.name) is None for part in fields(parts)):
             raise ConfigError(self.problems)
         assert parts.benchmark and parts.model and parts.layout and parts.source and parts.options and parts.shape
+        assert parts.template is not None
         runs = tuple(run for _, run in parts.runs or ())
         return Config(
             self.experiment,
@@ -146,5 +148,6 @@ class Checker(Files):
             parts.options,
             parts.shape,
             self.settings,
+            parts.template,
             parts.described,
         )

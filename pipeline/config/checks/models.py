@@ -10,9 +10,12 @@ from pipeline.config import methods, sizing
 from pipeline.config.checks import weights
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, Key, hint
+from pipeline.config.model_schema import TemplateBlock
 from pipeline.config.schema import Benchmark, GivenModel, Model, checkpoints, tokenizer_source
 from pipeline.config.sizing import Shape
-from pipeline.data.chat_templates import template_of
+from pipeline.data.chat_templates import chat_template, rendered
+from pipeline.data.errors import DataError
+from pipeline.data.settings import PromptTemplate
 from pipeline.hub import local_files, model_folder
 
 
@@ -24,7 +27,31 @@ def given(checker: Checker) -> tuple[Model | None, Document | None]:
     folder = weights.described(checker, given.checkpoint, document, weights.key_of(checker, "", given.checkpoint))
     if folder is None:
         return None, document
-    return given.whole(template_of(folder)[0], checker.experiment.training.target is not None), document
+    template = "tokenizer" if chat_template(folder) else "plain"
+    return given.whole(template, checker.experiment.training.target is not None), document
+
+
+def template(checker: Checker, model: Model, model_file: Document) -> PromptTemplate | None:
+    """How a question and its answer become one text; a tokenizer's own template is rendered once, here."""
+    if isinstance(model.template, TemplateBlock):
+        return model.template.parts
+    if model.template != "tokenizer":
+        return model.template
+    training = checker.experiment.training
+    used = checkpoints(model, training, checker.experiment.split)
+    which = tokenizer_source(training, used)
+    if which is None:
+        message = "'tokenizer' is not allowed: the tokenizer is trained on the data and has no chat template"
+        checker.problems.append(model_file.problem(("template",), message))
+        return None
+    folder = weights.described(checker, used[which], model_file, weights.key_of(checker, which, used[which]))
+    if folder is None:
+        return None
+    try:
+        return rendered(folder)
+    except DataError as error:
+        checker.problems.append(model_file.problem(("template",), f"'tokenizer': {error}"))
+        return None
 
 
 def shape(checker: Checker, model: Model, model_file: Document) -> Shape | None:

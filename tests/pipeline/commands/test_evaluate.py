@@ -208,7 +208,10 @@ def test_a_model_and_data_of_the_hub_are_fetched_first(
         ("{{ bos }}<|start_header_id|>user", "llama-3"),
         ("[INST] {{ message }} [/INST]", "llama-2"),
         ("<|user|>\n{{ message }}</s><|assistant|>", "zephyr"),
-        ("<|im_start|>user", "plain"),
+        ("<|im_start|>user", "chatml"),
+        ("<start_of_turn>user", "gemma"),
+        ("<|user|>\n{{ message }}<|end|><|assistant|>", "phi-3"),
+        ("### User:", "plain"),
         (None, "plain"),
     ],
 )

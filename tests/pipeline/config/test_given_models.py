@@ -12,11 +12,15 @@ import yaml
 
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
+from pipeline.data.settings import TemplateParts
 from pipeline.hub import description
 from pipeline.workflow.plan import Plan
 from tests.support.checkpoints import CONFIG, write_checkpoint
 
-LLAMA_3 = {"chat_template": "{{ '<|start_header_id|>' }}"}
+CHAT = (
+    "<s>{% for m in messages %}{% if m.role == 'user' %}user:{{ m.content }}|{% else %}model:{{ m.content }}</s>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}model:{% endif %}"
+)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -57,9 +61,17 @@ def problems(path: Path) -> list[str]:
 def test_a_folder_is_a_whole_entry(write: Callable[..., Path], tmp_path: Path) -> None:
     """It starts at the experiment's file, and its tokenizer says which template its model speaks."""
     folder = write_checkpoint(tmp_path / "My Model")
-    (folder / "tokenizer_config.json").write_text(json.dumps(LLAMA_3))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": "<s>"}, {"content": "</s>"}]}))
     config = load(write({"path": "My Model"}))
-    assert (config.model.name, config.model.title, config.model.template) == ("my-model", "My Model", "llama-3")
+    assert (config.model.name, config.model.title, config.model.template) == ("my-model", "My Model", "tokenizer")
+    assert config.template == TemplateParts(
+        before_question="<s>user:",
+        after_question="|model:",
+        after_answer="</s>",
+        adds_bos=False,
+        special_tokens=["<s>", "</s>"],
+    )
     assert (config.shape.hidden, config.shape.vocabulary) == (32, 300)
     jobs = Plan(config, tmp_path / "results").jobs
     assert jobs["models/target"].spec.folder == folder  # type: ignore[attr-defined] # of what fetches
