@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config.site import Site
@@ -22,6 +22,8 @@ PLUGIN = "unlearn"  # by which Snakemake knows the lines
 # Rules that run nothing: they are named for what they gather.
 GATHERING = ("all", "everything", "fetch", "data", "train", "unlearn", "evaluate", "judge", "robustness", "report")
 WIDTH = 48
+LAST_LINES = 40  # of a failed job's log
+FAILED_COMMAND = "CalledProcessError in file"  # what Snakemake says of a job that failed before it says which
 SHOWN = 1.0  # seconds between two pictures of what runs, on a terminal
 
 
@@ -134,10 +136,16 @@ class Progress:
             place = f"{self.done:>{len(str(self.total or ''))}}/{self.total or '?'}"
             self.say(f"{place}  {job.title:<{WIDTH}}  {duration(taken):>12}  {self.rest()}".rstrip())
 
-    def fail(self, number: int) -> None:
-        """A job has failed, and may be started again."""
+    def fail(self, number: int, rule: str, why: list[str], logs: list[str]) -> None:
+        """A job has failed, and may be started again; the ends of its logs are shown."""
         with self._lock:
-            self.running.pop(number, None)
+            job = self.running.pop(number, None)
+            taken = f" after {duration(self.clock() - job.begun)}" if job else ""
+            lines = [f"failed{taken}: {job.title if job else rule}", *why]
+            for log in logs:
+                found = Path(log).read_text(encoding="utf-8", errors="replace") if Path(log).is_file() else ""
+                lines += [f"{log}:", *(f"    {line}" for line in found.splitlines()[-LAST_LINES:])]
+            self.say("\n".join(lines))
 
     def rest(self) -> str:
         """The time left, in words."""
@@ -193,7 +201,7 @@ def use(progress: Progress) -> None:
     from snakemake_interface_logger_plugins.base import LogHandlerBase
     from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
-    words = DefaultFormatter(show_failed_logs=True)
+    words = DefaultFormatter()
 
     class Lines(LogHandlerBase):
         """What Snakemake calls with every record."""
@@ -225,9 +233,7 @@ def _notice(progress: Progress, record: logging.LogRecord, words: logging.Format
     elif event == "job_finished":
         progress.end(data["job_id"])
     elif event == "job_error":
-        progress.fail(data["jobid"])
+        why = [*filter(None, [data["rule_msg"]]), *(f"{name}: {value}" for name, value in data["aux"].items())]
+        progress.fail(data["jobid"], data["rule_name"], why, list(data["log"]))
+    elif record.levelno >= logging.WARNING and FAILED_COMMAND not in str(record.msg):
         progress.say(words.format(record))
-    elif record.levelno >= logging.WARNING:
-        text: Any = words.format(record)
-        if text and text != "None":
-            progress.say(text)

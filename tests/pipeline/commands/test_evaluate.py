@@ -22,11 +22,7 @@ from pipeline.commands import evaluate, given_model
 from pipeline.commands.options import parallel_layout
 from pipeline.config.load import CONFIGS
 from pipeline.config.sizing import Shape
-<<<<<<< HEAD
-=======
 from pipeline.data.chat_templates import template_of
-from pipeline.data.json_files import read_rows
->>>>>>> 2b92ae6 (Models by a name on the hub or a folder alone; checkpoint folders checked whole before anything runs)
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import train
 from pipeline.specs import EvaluateSpec, FetchDataSpec, FetchSpec, PrepareSpec
