@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.commands.validate import add_experiment, planned
-from pipeline.config import site as sites
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
 from pipeline.launch.environment import RUN
@@ -60,7 +59,7 @@ def main(given: argparse.Namespace) -> int:
     """
     try:
         profile = _profile(given.profile)
-        plan, _ = planned(given, sites.load(sites.find(given.site)) if profile.name == "slurm" else None)
+        plan, _ = planned(given, cluster=profile.name == "slurm")
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

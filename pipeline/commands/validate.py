@@ -18,6 +18,7 @@ from pipeline.data.templates import Template
 from pipeline.specs import EvaluateSpec
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
+from pipeline.workflow.snakemake_rules import use_cache
 from pipeline.workflow.work import describe
 
 USAGE = """
@@ -51,8 +52,7 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
 def main(given: argparse.Namespace) -> int:
     """Print what the experiment will run, or its mistakes; returns the exit status."""
     try:
-        file = sites.find(given.site)
-        plan, site = planned(given, sites.load(file) if file else None)
+        plan, site = planned(given, cluster=sites.find(given.site) is not None)
         row = [] if given.show_row is None else ["", *lines(plan, given.show_row)]
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -63,18 +63,25 @@ def main(given: argparse.Namespace) -> int:
     return 0
 
 
-def planned(given: argparse.Namespace, site: Site | None) -> tuple[Plan, Site | None]:
+def planned(given: argparse.Namespace, cluster: bool) -> tuple[Plan, Site | None]:
     """The plan of the experiment that a command line names.
 
     Args:
         given: The command line, with ``experiment``, ``data_root``, ``results``, ``site`` and ``set``.
-        site: The cluster that jobs run on; ``None`` for this machine.
+        cluster: Whether jobs run on the site's nodes, and not on this machine.
+
+    Returns:
+        The plan, and the site that jobs run on, if they do.
 
     Raises:
         ConfigError: Lists everything that is wrong.
     """
+    file = sites.find(given.site)
+    here = sites.load(file)
+    use_cache(here)
+    site = here if cluster else None
     plan = Plan(load(given.experiment, given.data_root, site, given.set), given.results)
-    lacking = resources.problems(plan, site, sites.named(sites.find(given.site))) if site else []
+    lacking = resources.problems(plan, site, sites.named(file)) if site else []
     if lacking:
         raise ConfigError(lacking)
     return plan, site
