@@ -148,6 +148,6 @@ class GivenModel(Strict):
             name=self.name or last,
             title=self.title or self.hub or Path(place).name,
             template=template if self.template is None else self.template,
-            checkpoints=Checkpoints(**{"base" if trained else "target": self.checkpoint}),
+            checkpoints=Checkpoints(base=self.checkpoint) if trained else Checkpoints(target=self.checkpoint),
             layouts=self.layouts,
         )

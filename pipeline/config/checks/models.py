@@ -27,8 +27,8 @@ def given(checker: Checker) -> tuple[Model | None, Document | None]:
     folder = weights.described(checker, given.checkpoint, document, weights.key_of(checker, "", given.checkpoint))
     if folder is None:
         return None, document
-    template = "tokenizer" if chat_template(folder) else "plain"
-    return given.whole(template, checker.experiment.training.target is not None), document
+    trained = checker.experiment.training.target is not None
+    return given.whole("tokenizer" if chat_template(folder) else "plain", trained), document
 
 
 def template(checker: Checker, model: Model, model_file: Document) -> PromptTemplate | None:
