@@ -7,6 +7,7 @@ away first: its steps, its jobs in Slurm's queue, and Snakemake's lock.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -20,9 +21,8 @@ from pathlib import Path
 from pipeline.commands.validate import add_experiment, planned
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
-from pipeline.launch.environment import RUN
 from pipeline.workflow import lease, progress
-from pipeline.workflow.lease import Held, Holder, Lease
+from pipeline.workflow.lease import Held, Lease
 from pipeline.workflow.plan import Plan
 
 SNAKEFILE = CONFIGS.parent / "Snakefile"
@@ -73,10 +73,10 @@ def main(given: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        os.environ[RUN] = held.holder.token
         if not _cleared(held, plan):
             return 2
-        return _watched(command, plan, held)
+        lease.mark(plan.paths.root)
+        return _watched(command, plan)
     finally:
         held.release()
 
@@ -102,11 +102,11 @@ def _profile(name: str) -> Path:
     raise ConfigError([f"--profile: {name!r} is no folder with a config.yaml, and none of {', '.join(known)}"])
 
 
-def _watched(command: list[str], plan: Plan, held: Lease) -> int:
+def _watched(command: list[str], plan: Plan) -> int:
     """Run Snakemake, show what it does, and print the table where it did nothing and so printed none."""
     shown = progress.Progress(plan, sys.stderr)
     progress.use(shown)
-    names = ["--slurm-jobname-prefix", f"{PREFIX}{held.holder.token}"]
+    names = ["--slurm-jobname-prefix", job_names(plan.paths.root)]
     status = _snakemake(["--logger", progress.PLUGIN, *names, *command])
     if status:
         print(f"logs of the steps: {plan.paths.root / 'logs'}", file=sys.stderr)
@@ -138,25 +138,30 @@ def _lost(plan: Plan) -> Callable[[], None]:
 
 
 def _cleared(held: Lease, plan: Plan) -> bool:
-    """Clear away what a killed run has left; ``False``, with a message, where its steps do not end."""
+    """Clear away what killed runs have left; ``False``, with a message, where their steps do not end."""
     if held.dead is not None:
         print(f"{plan.paths.root}: {held.dead} was killed: going on from there", file=sys.stderr)
-        left = _ended(held.dead)
-        if left:
-            print(f"of the killed run, these still work on its results: {', '.join(left)}", file=sys.stderr)
-            return False
+    left = _ended(plan.paths.root)
+    if left:
+        print(f"of a killed run, these still work on {plan.paths.root}: {', '.join(left)}", file=sys.stderr)
+        return False
     for lock in lease.remove_locks(Path.cwd(), plan.paths.root):
         print(f"{lock}: removed; no other run of these results is alive", file=sys.stderr)
     return True
 
 
-def _ended(dead: Holder) -> list[str]:
-    """Wait for the steps that a killed run has left to end, and have Slurm cancel its jobs; those that remain."""
+def job_names(results: Path) -> str:
+    """What the names of a run's jobs in Slurm begin with, the same for all runs of the same results."""
+    return f"{PREFIX}{hashlib.sha256(str(results.resolve()).encode()).hexdigest()[:12]}"
+
+
+def _ended(results: Path) -> list[str]:
+    """Wait for the steps that killed runs have left to end, and have Slurm cancel their jobs; those that remain."""
     told = False
     deadline = time.monotonic() + ENDING
     while True:
-        jobs = _slurm_jobs(dead)
-        left = [*(f"process {pid}" for pid in lease.left_behind(dead)), *(f"Slurm job {job}" for job in jobs)]
+        jobs = _slurm_jobs(job_names(results))
+        left = [*(f"process {pid}" for pid in lease.left_behind(results)), *(f"Slurm job {job}" for job in jobs)]
         if not left or time.monotonic() > deadline:
             return left
         if not told:
@@ -167,12 +172,12 @@ def _ended(dead: Holder) -> list[str]:
         time.sleep(1)
 
 
-def _slurm_jobs(dead: Holder) -> list[str]:
-    """The jobs of a run in Slurm's queue; none where there is no Slurm."""
+def _slurm_jobs(prefix: str) -> list[str]:
+    """The jobs in Slurm's queue whose names begin so; none where there is no Slurm."""
     if shutil.which("squeue") is None:
         return []
     listed = subprocess.run(
         ["squeue", "--me", "--noheader", "--format=%i %j"], capture_output=True, text=True, timeout=60, check=False
     )
     rows = [line.split() for line in listed.stdout.splitlines()]
-    return [job for job, *name in rows if name and name[0].startswith(f"{PREFIX}{dead.token}")]
+    return [job for job, *name in rows if name and name[0].startswith(prefix)]

@@ -12,7 +12,7 @@ from pipeline.specs import JudgeSpec
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # A variable with the names of further ones, separated by commas: an experiment chooses how its judge's key is called.
 SECRET_NAMES = "UNLEARN_SECRETS"
-# Names the run that has started a step, where `unlearn run` has.
+# The results that a workflow works on, in the environment of the steps that it has started.
 RUN = "UNLEARN_RUN"
 
 

@@ -131,16 +131,21 @@ class Lease:
                 continue  # a file server that is away for a moment
 
 
-def left_behind(holder: Holder) -> list[int]:
-    """The processes on this machine that a run has started and that are still there."""
+def mark(results: Path) -> None:
+    """Let everything that this process starts from now on be known as work on an experiment's results."""
+    os.environ[RUN] = str(results.resolve())
+
+
+def left_behind(results: Path) -> list[int]:
+    """The processes on this machine that earlier runs of an experiment's results have started, and that still work."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(RUN) == holder.token and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(RUN) == str(results.resolve()) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
         except (psutil.Error, OSError):
             continue  # another user's, or gone
-    return [pid for pid in found if pid != os.getpid()]
+    return found
 
 
 def remove_locks(working: Path, results: Path) -> list[Path]:

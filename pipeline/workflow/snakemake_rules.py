@@ -26,7 +26,7 @@ from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
 from pipeline.workflow import containers, resources
 from pipeline.workflow.jobs import Job, canonical
-from pipeline.workflow.lease import Held, Lease
+from pipeline.workflow.lease import Held, Lease, mark
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
 
@@ -154,6 +154,7 @@ def hold(plan: Plan) -> None:
     except Held as error:
         _stop([str(error)])
     atexit.register(held.release)
+    mark(plan.paths.root)
 
 
 def _stop(problems: Iterable[str]) -> NoReturn:

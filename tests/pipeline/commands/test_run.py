@@ -78,6 +78,43 @@ def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str
     assert not command or f"unlearn {command[0]} " in printed.partition("examples:")[2]
 
 
+SQUEUE = """#!/bin/sh
+[ -f cancelled ] || echo "12 {names}_5f0c"
+echo "13 unlearn-another_77aa"
+echo "14 interactive"
+"""
+
+
+def test_jobs_of_a_killed_run_are_cancelled_and_those_of_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm's jobs outlive the Snakemake that submitted them, and would write beside those of the next run."""
+    names = run.job_names(tmp_path / "results")
+    for name, text in (("squeue", SQUEUE.format(names=names)), ("scancel", '#!/bin/sh\necho "$@" > cancelled\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    assert run._ended(tmp_path / "results") == []
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert "Slurm job 12" in capsys.readouterr().err
+
+
+def test_steps_that_do_not_end_are_named_and_nothing_is_started(
+    tmp_path: Path, other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold(tmp_path / "results" / "mini", other)
+    other.kill()
+    other.wait()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "ENDING", 0.0)
+    monkeypatch.setattr(lease, "left_behind", lambda _: [4711])
+    monkeypatch.setattr(run, "_snakemake", lambda _: pytest.fail("was started"))
+    assert main(["run", "mini"]) == 2
+    assert "process 4711" in capsys.readouterr().err
+    assert not (tmp_path / "results" / "mini" / lease.NAME).exists()
+
+
 @pytest.mark.slow
 def test_it_goes_on_after_a_kill_and_never_beside_another_run(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
     """As with Snakemake alone, whose lock stays when it is killed; Snakemake started by itself is a run as well."""

@@ -150,24 +150,23 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.slow
-def test_steps_of_a_killed_run_are_found_and_end() -> None:
+def test_steps_of_a_killed_run_are_found_and_end(tmp_path: Path) -> None:
     """Only those that a run has started: one that a person starts outlives its shell."""
     environment = {name: value for name, value in os.environ.items() if name != RUN}
     runs = [
         subprocess.Popen([sys.executable, "-c", PARENT, STEP], env=environment | given, stdout=subprocess.PIPE)
-        for given in ({RUN: "a-token"}, {})
+        for given in ({RUN: str(tmp_path)}, {})
     ]
     by_hand: list[psutil.Process] = []
     try:
         for run in runs:
             assert run.stdout is not None and run.stdout.readline() == b"ready\n"
         by_hand = psutil.Process(runs[1].pid).children()
-        holder = replace(Holder.this(), token="a-token")
-        assert len(lease.left_behind(holder)) == 2, "the run and its step"
+        assert len(lease.left_behind(tmp_path)) == 2, "the run and its step"
         for run in runs:
             run.kill()
             run.wait()
-        assert wait_for(lambda: not lease.left_behind(holder))
+        assert wait_for(lambda: not lease.left_behind(tmp_path))
         assert by_hand[0].is_running()
     finally:
         for process in (*runs, *by_hand):
