@@ -23,10 +23,8 @@ image: ## containers/images/unlearn-gpu.sif, the steps' container for NVIDIA GPU
 image-cpu: ## the same for CPUs, unlearn-cpu.sif
 	$(PYTHON) containers/build cpu
 
-# Without the workflow's own hooks, which print the table only where something was run.
 run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print its table
-	$(BIN)/snakemake --profile workflow_configs/profiles/local --no-hooks all --config experiment=$(EXPERIMENT)
-	$(BIN)/python -m pipeline.report --print results/$(EXPERIMENT)/report
+	$(BIN)/unlearn run $(EXPERIMENT)
 
 # Which tests run in one process is said in tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder

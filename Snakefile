@@ -4,10 +4,10 @@
 #   snakemake --profile workflow_configs/profiles/local all --config experiment=NAME data_root=DIR results=DIR
 #   snakemake --profile slurm all --config experiment=NAME
 #
-# Every option of --config may be left out; `site=FILE` and `image=FILE` are the others (docs/configuration.md). `fetch`,
-# `data`, `train`, `unlearn`, `evaluate`, `judge` and `report` in place of `all` stop after that stage. A step is one
-# program with one argument, the spec.yaml in its folder. With `--software-deployment-method apptainer`, as in the
-# profile slurm, steps run in the image.
+# `unlearn run NAME` starts this with progress, and goes on by itself where a run was killed. Every option of --config may
+# be left out; `site=FILE` and `image=FILE` are the others (docs/configuration.md). `fetch`, `data`, `train`, `unlearn`,
+# `evaluate`, `judge` and `report` in place of `all` stop after that stage. A step is one program with one argument, the
+# spec.yaml in its folder. With `--software-deployment-method apptainer`, as in the profile slurm, steps run in the image.
 import shlex
 import sys
 
@@ -64,6 +64,8 @@ include: "pipeline/workflow/rules/report.smk"
 
 
 onstart:
+    if not workflow.touch:
+        steps.hold(plan)
     # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image, Apptainer nor
     # Slurm are.
     # To fetch, and to ask a judge, none of them is needed.

@@ -1,18 +1,21 @@
-"""``python -m pipeline COMMAND``: what is done by hand, without a workflow.
+"""``unlearn COMMAND``, and the same as ``python -m pipeline COMMAND``: what a person types.
 
-``validate`` says what an experiment will run, or everything that is wrong with it. ``evaluate`` evaluates any Hugging
-Face model. ``metrics`` computes an evaluation's metrics again.
+``run`` takes an experiment from its files to its report. ``validate`` says what an experiment will run, or everything
+that is wrong with it. ``evaluate`` evaluates any Hugging Face model. ``metrics`` computes an evaluation's metrics
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 
-from pipeline.commands import evaluate, metrics, validate
+from pipeline.commands import evaluate, metrics, run, validate
 
 COMMANDS = {
+    "run": (run, "run an experiment, with progress; goes on where an earlier run was stopped or killed"),
     "validate": (validate, "check an experiment and print its jobs; exits 2 if it is wrong"),
     "evaluate": (evaluate, "evaluate a Hugging Face model on a benchmark"),
     "metrics": (metrics, "compute metrics again from an examples.jsonl"),
@@ -21,13 +24,27 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that is asked for; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline", description=(__doc__ or "").partition("\n\n")[2])
+    parser = argparse.ArgumentParser(prog="unlearn", description=(__doc__ or "").partition("\n\n")[2].replace("``", ""))
     parsers = parser.add_subparsers(dest="command", required=True)
     for name, (module, text) in COMMANDS.items():
-        module.add_arguments(parsers.add_parser(name, help=text))
-    given = parser.parse_args(argv)
+        examples = f"examples:\n{textwrap.indent(module.USAGE.strip(), '  ')}"
+        layout = argparse.RawDescriptionHelpFormatter
+        about = f"{text[0].upper()}{text[1:]}."
+        own = parsers.add_parser(name, help=text, description=about, epilog=examples, formatter_class=layout)
+        module.add_arguments(own)
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    given = parser.parse_args(words[:cut])
+    given.further = words[cut + 1 :]
+    if given.further and given.command != "run":
+        parser.error(f"{given.command}: nothing may follow --, given {' '.join(given.further)}")
     return COMMANDS[given.command][0].main(given)
 
 
-if __name__ == "__main__":
+def script() -> None:
+    """The console script ``unlearn``."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    script()

@@ -17,8 +17,8 @@ from megatron_ext.specs import ModelStepSpec, QuantiseSpec, ReferenceSpec, StepS
 from pipeline.benchmarks import AnyLocalSource, AnyOptions
 from pipeline.data.settings import (
     BadRows,
+    PromptTemplate,
     RequestOrder,
-    TemplateName,
     Tokenizer,
 )
 from pipeline.judging.settings import JudgeSettings
@@ -40,7 +40,7 @@ class PrepareSpec(StepSpec):
         [], description="other forget splits, whose forget sets are training sets by their names"
     )
     tokenizer: Tokenizer
-    template: TemplateName = "plain"
+    template: PromptTemplate = "plain"
     max_length: int = Field(ge=8, description="tokens of a sequence, prompt and end token included")
     bad_rows: BadRows = Field("error", description="what becomes of rows that are too long or have no answer token")
     cache: Path | None = Field(None, strict=False, description="folder of tokenised splits keyed by content")

@@ -23,15 +23,17 @@ from megatron_ext.specs import StepSpec, read
 from pipeline.benchmarks import family
 from pipeline.benchmarks.records import EVALUATION, EXAMPLES, is_complete
 from pipeline.commands import results
-from pipeline.commands.given_model import fitting_layout, shape_of, template_of
+from pipeline.commands.given_model import fitting_layout, shape_of
 from pipeline.commands.request import Request, read_request
 from pipeline.config import sizing
 from pipeline.config.experiment import Config
 from pipeline.config.located_yaml import ConfigError
-from pipeline.config.schema import Checkpoints, DataSettings, Evaluation, Experiment, Model
+from pipeline.config.model_schema import Checkpoints, Model
+from pipeline.config.schema import DataSettings, Evaluation, Experiment
 from pipeline.config.sizing import Shape
+from pipeline.data.chat_templates import rendered, template_of
 from pipeline.data.errors import DataError
-from pipeline.data.settings import BadRows, TemplateName
+from pipeline.data.settings import BadRows, PromptTemplate, TemplateName
 from pipeline.data.tokenizer import digest as tokenizer_digest
 from pipeline.launch import ranks
 from pipeline.specs import RETRAIN, EvaluateSpec, FetchSpec, PrepareSpec
@@ -43,6 +45,12 @@ from pipeline.workflow.plan import Plan
 
 INPUTS = "inputs.json"  # digests of everything that an evaluation was computed from
 GIVEN = "given"  # the name of the model and of the experiment that are made in memory
+
+USAGE = """
+unlearn evaluate --model my-model --benchmark tofu --split forget10 --out DIR
+unlearn evaluate --model owner/name --benchmark tofu --split forget10 --as-retrain --out DIR   retrain's evaluation
+unlearn evaluate --model my-model --benchmark tofu --split forget10 --retain-evaluation DIR --layout tp=2 --out DIR2
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--as-retrain", action="store_true", help="the model is retrain: what others are compared with")
     option = "a setting of the benchmark's family, as YAML"
     add("--option", action="append", default=[], metavar="KEY=VALUE", help=option)
-    add("--template", choices=get_args(TemplateName), help="how questions are put; default: by the tokenizer")
+    templates = [*get_args(TemplateName), "tokenizer"]
+    add("--template", choices=templates, help="how questions are put; default: by the tokenizer")
     add("--bad-rows", choices=get_args(BadRows), default="error", help="what becomes of rows that are too long")
     add("--layout", default="", metavar="tp=N,pp=N,dp=N", help="tensor, pipeline and data-parallel ranks; default: 1")
     add("--precision", choices=["fp32", "bf16"], default="fp32")
@@ -105,6 +114,7 @@ def _experiment(given: argparse.Namespace, request: Request, model: Path) -> Con
     layout = fitting_layout(request.layout, shape, given.device)
     template, why = (given.template, "as asked") if given.template else template_of(model)
     print("\n".join(_summary(request, shape, layout, f"{template}: {why}")), flush=True)
+    put: PromptTemplate = rendered(model) if template == "tokenizer" else template
     # Not validated: it has no methods, which no experiment of a file may be without.
     experiment = Experiment.model_construct(
         name=GIVEN,
@@ -120,7 +130,8 @@ def _experiment(given: argparse.Namespace, request: Request, model: Path) -> Con
     )
     target = Checkpoints(target=request.checkpoint)
     described = Model(name=GIVEN, title=request.name, template=template, checkpoints=target)
-    return Config(experiment, request.benchmark, described, (), layout, request.source, request.options, shape)
+    source, options = request.source, request.options
+    return Config(experiment, request.benchmark, described, (), layout, source, options, shape, template=put)
 
 
 def _summary(request: Request, shape: Shape, layout: Layout, template: str) -> list[str]:

@@ -1,20 +1,15 @@
-"""What the files of a model that somebody gives say: its sizes, the layouts that fit it, and its chat template."""
+"""What the files of a model that somebody gives say: its sizes, and the layouts that fit it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from megatron_ext.config import Layout, even_split
 from pipeline.config import sizing
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.sizing import Shape
-from pipeline.data.settings import TemplateName
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.hub import local_files
-
-# What in a chat template tells which of our templates its model was tuned with, the most specific first.
-CHAT_MARKS: dict[str, TemplateName] = {"<|start_header_id|>": "llama-3", "<|assistant|>": "zephyr", "[INST]": "llama-2"}
 
 
 def shape_of(model: Path, new_tokens: int) -> Shape:
@@ -58,23 +53,3 @@ def fitting_layout(layout: Layout, shape: Shape, device: str) -> Layout:
     if problems:
         raise ConfigError([f"--layout: {message}" for message in problems])
     return layout
-
-
-def template_of(model: Path) -> tuple[TemplateName, str]:
-    """The template that a model's tokenizer speaks for, and why."""
-    text = _chat_template(model)
-    if not text:
-        return "plain", "the tokenizer has no chat template"
-    for mark, name in CHAT_MARKS.items():
-        if mark in text:
-            return name, f"the tokenizer's chat template has {mark}"
-    return "plain", "the tokenizer's chat template is none of ours; --template chooses another"
-
-
-def _chat_template(model: Path) -> str:
-    """The text of a tokenizer's chat templates; empty where it has none."""
-    file, config = model / "chat_template.jinja", model / "tokenizer_config.json"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    return template if isinstance(template, str) else json.dumps(template) if template else ""

@@ -19,6 +19,11 @@ from pipeline.data.errors import DataError
 from pipeline.data.json_files import agree, read_rows
 from pipeline.specs import RETRAIN
 
+USAGE = """
+unlearn metrics results/mini/evaluation/npo-seed-0/mini/examples.jsonl \\
+    --retain results/mini/evaluation/retrain/mini/examples.jsonl
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""

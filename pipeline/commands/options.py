@@ -38,7 +38,7 @@ def family_options(options: Document, given: Sequence[str], name: str, problems:
     try:
         return kind.model_validate(whole.data)
     except ValidationError as error:
-        problems += [message.replace(f"{OPTION}:0: ", f"{OPTION} ") for message in explain(error, kind, whole)]
+        problems += explain(error, kind, whole)
         return None
 
 

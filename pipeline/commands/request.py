@@ -13,9 +13,10 @@ from pipeline.benchmarks import Family, Options, data_family, family
 from pipeline.commands.options import family_options, parallel_layout
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, check, hint, read
+from pipeline.config.named_files import placed
 from pipeline.config.schema import Benchmark, Checkpoint
 from pipeline.data.settings import DataSource, FolderSource, HubSource
-from pipeline.hub import local_files
+from pipeline.hub import local_files, model_folder
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -87,7 +88,7 @@ def _checkpoint(given: argparse.Namespace, problems: list[str]) -> Checkpoint | 
     if folder.exists():
         if given.revision is not None:
             problems.append(f"--revision: {given.model} is a folder; only a model on the hub has revisions")
-        fault = local_files.missing_model_files(folder)
+        fault = model_folder.fault(folder)
         if fault:
             problems.append(f"--model: {str(folder)!r}: {fault}")
         return Checkpoint(folder=folder.absolute())
@@ -121,7 +122,7 @@ def _benchmark(name: str, problems: list[str]) -> tuple[Benchmark | None, Docume
         problems.append(f"--benchmark: no file and no known name: {name!r}{hint(name, known)}")
         return None, None
     try:
-        document = read(path)
+        document = placed("benchmark", read(path))
     except ConfigError as error:
         problems += error.problems
         return None, None

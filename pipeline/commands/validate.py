@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from megatron_ext.specs import ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
+from pipeline.commands.show_row import lines
 from pipeline.config import methods, sizing
 from pipeline.config import site as sites
 from pipeline.config.experiment import Config
@@ -14,36 +15,77 @@ from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
 from pipeline.data.errors import printable
+from pipeline.data.templates import Template
 from pipeline.specs import EvaluateSpec
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
+from pipeline.workflow.snakemake_rules import use_cache
 from pipeline.workflow.work import describe
+
+USAGE = """
+unlearn validate mini                              jobs, optimizer steps, memory
+unlearn validate mini --show-row 0                 a row of what is forgotten, with its labels
+unlearn validate mini --set methods.blur-npo.rule.gamma=0.5 --set seeds='[0, 1]'
+unlearn validate my/experiment.yaml --site site.yaml   nodes and time limits on a cluster as well
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
-    parser.add_argument("--data-root", type=Path, help="local folder of the benchmark's files, instead of the hub")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--site", type=Path, help="a cluster's file, to plan for its nodes; default: site.yaml")
+    add_experiment(parser)
+    row = "show a row of what is forgotten, from 0: its text, its tokens, and which of them are labelled"
+    parser.add_argument("--show-row", type=int, metavar="N", help=row)
+    parser.add_argument(
+        "--site", type=Path, metavar="FILE", help="a cluster's file, to plan for its nodes; default: site.yaml"
+    )
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Add what says which experiment is meant."""
+    add = parser.add_argument
+    add("experiment", help="an experiment file, or the name of one in workflow_configs/experiments")
+    setting = "a value in place of the experiment's own; may be given several times"
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=setting)
+    add("--data-root", type=Path, metavar="DIR", help="local folder of the benchmark's files, instead of the hub")
+    add("--results", type=Path, default=Path("results"), metavar="DIR", help="folder of the results (%(default)s)")
 
 
 def main(given: argparse.Namespace) -> int:
     """Print what the experiment will run, or its mistakes; returns the exit status."""
     try:
-        file = sites.find(given.site)
-        site = sites.load(file) if file else None
-        config = load(given.experiment, given.data_root, site)
-        plan = Plan(config, given.results)
-        lacking = resources.problems(plan, site, sites.named(file)) if site else []
-        if lacking:
-            raise ConfigError(lacking)
+        plan, site = planned(given, cluster=sites.find(given.site) is not None)
+        row = [] if given.show_row is None else ["", *lines(plan, given.show_row)]
     except ConfigError as error:
         print(error, file=sys.stderr)
         print(sizing.number_of(len(error.problems), "problem"), file=sys.stderr)
         return 2
-    print(printable("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site)])))
+    config = plan.config
+    print(printable("\n".join([*summary(config), "", *jobs(plan, site), "", *notes(config, site), *row])))
     return 0
+
+
+def planned(given: argparse.Namespace, cluster: bool) -> tuple[Plan, Site | None]:
+    """The plan of the experiment that a command line names.
+
+    Args:
+        given: The command line, with ``experiment``, ``data_root``, ``results``, ``site`` and ``set``.
+        cluster: Whether jobs run on the site's nodes, and not on this machine.
+
+    Returns:
+        The plan, and the site that jobs run on, if they do.
+
+    Raises:
+        ConfigError: Lists everything that is wrong.
+    """
+    file = sites.find(given.site)
+    here = sites.load(file)
+    use_cache(here)
+    site = here if cluster else None
+    plan = Plan(load(given.experiment, given.data_root, site, given.set), given.results)
+    lacking = resources.problems(plan, site, sites.named(file)) if site else []
+    if lacking:
+        raise ConfigError(lacking)
+    return plan, site
 
 
 def summary(config: Config) -> list[str]:
@@ -62,7 +104,15 @@ def summary(config: Config) -> list[str]:
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
         + (", recomputed activations" if runtime.recompute_activations else ""),
         *([f"judge      {experiment.judge.model}; {experiment.judge.sends}"] if experiment.judge else []),
+        f"template   {_template(config)}",
     ]
+
+
+def _template(config: Config) -> str:
+    """How a question and its answer become one text."""
+    name = config.model.template if isinstance(config.model.template, str) else config.model.template.name or "parts"
+    template = Template.of(config.template)
+    return f"{name}: {template.prompt('QUESTION')!r} {template.completion('ANSWER')!r}"
 
 
 def jobs(plan: Plan, site: Site | None = None) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_ext.config import Layout
@@ -10,7 +11,7 @@ from pipeline.benchmarks import Family, Options, data_family, family
 from pipeline.config.schema import Benchmark, Experiment, Method, Model
 from pipeline.config.sizing import Shape
 from pipeline.data.prepared import DataFamily, HasRequests
-from pipeline.data.settings import DataSource
+from pipeline.data.settings import DataSource, PromptTemplate
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Config:
-    """A checked experiment and everything that it names."""
+    """A checked experiment and everything that it names.
+
+    ``settings``: ``KEY=VALUE`` texts of the command line, in place of the file's own values. ``described``: of a model
+    on the hub without an ``architecture``, the entries of its config that the plan was made with.
+    """
 
     experiment: Experiment
     benchmark: Benchmark
@@ -37,6 +42,9 @@ class Config:
     source: DataSource
     options: Options
     shape: Shape
+    settings: tuple[str, ...] = ()
+    template: PromptTemplate = "plain"
+    described: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -82,6 +90,7 @@ class Config:
     def resolved(self) -> dict[str, Any]:
         """Everything that was configured, as plain data, with every default filled in."""
         return {
+            **({"set": list(self.settings)} if self.settings else {}),
             "experiment": self.experiment.model_dump(mode="json"),
             "layout": self.layout.model_dump(mode="json"),
             "source": self.source.model_dump(mode="json"),

@@ -6,18 +6,18 @@ checking takes a fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.checks import data, methods, models
+from pipeline.config.checks import data, methods, models, weights
 from pipeline.config.checks.checker import Checker, Files
+from pipeline.config.command_line import with_settings
 from pipeline.config.experiment import Config
 from pipeline.config.located_yaml import ConfigError, check, current, hint, read
+from pipeline.config.named_files import CONFIGS, placed
 from pipeline.config.schema import Benchmark, Experiment, Model
 from pipeline.config.site import Site
-
-CONFIGS = Path(__file__).resolve().parents[2] / "workflow_configs"
 
 # In the order in which a reader would make them.
 CHECKS: tuple[Callable[..., None], ...] = (
@@ -27,7 +27,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     models.sources,
     models.tokenizer,
     models.lengths,
-    models.folders,
+    weights.folders,
     models.retrain,
     data.judge,
     data.requests,
@@ -40,13 +40,19 @@ CHECKS: tuple[Callable[..., None], ...] = (
 )
 
 
-def load(experiment: str | Path, data_root: str | Path | None = None, site: Site | None = None) -> Config:
+def load(
+    experiment: str | Path,
+    data_root: str | Path | None = None,
+    site: Site | None = None,
+    settings: Sequence[str] = (),
+) -> Config:
     """Read and check an experiment.
 
     Args:
         experiment: Its file, or the name of one of ``workflow_configs/experiments``.
         data_root: A local folder that replaces a hub source.
         site: The cluster on whose nodes jobs are to run, so that nothing is asked of this machine.
+        settings: ``KEY=VALUE`` texts of the command line, which go over what the file says.
 
     Returns:
         The experiment and everything that it names.
@@ -56,19 +62,22 @@ def load(experiment: str | Path, data_root: str | Path | None = None, site: Site
     """
     path = _file(experiment)
     problems: list[str] = []
-    document = current("experiment", read(path), problems)
+    document = placed("experiment", current("experiment", with_settings(read(path), settings, problems), problems))
     files = Files(document, list(dict.fromkeys([path.absolute().parent.parent, CONFIGS])), problems)
     parsed = check(Experiment, document, problems)
     if parsed is None:
         _check_named(files)
         raise ConfigError(problems)
-    checker = Checker(files, parsed, data_root, site)
+    checker = Checker(files, parsed, data_root, site, tuple(settings))
     parts = checker.parts
     parts.benchmark, parts.benchmark_file = checker.named(Benchmark, parsed.benchmark)
-    parts.model, parts.model_file = checker.named(Model, parsed.model)
+    parts.model, parts.model_file = (
+        checker.named(Model, parsed.model) if isinstance(parsed.model, str) else models.given(checker)
+    )
     parts.options = checker.run(data.options)
     parts.source = checker.run(data.source)
     parts.shape = checker.run(models.shape)
+    parts.template = checker.run(models.template)
     parts.layout = checker.run(models.layout)
     parts.runs = methods.runs(checker, parsed.methods)
     for function in CHECKS:

@@ -32,7 +32,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a value stands: file, line from 1, and its key in that file."""
+    """Where a value stands: file, line from 1, and its key in that file; or, with 0, an option of the command line."""
 
     file: Path
     line: int
@@ -72,10 +72,11 @@ class Document:
         raise KeyError(key)
 
     def problem(self, key: Key, message: str) -> str:
-        """``file:line: key: message``."""
+        """``file:line: key: message``, or ``--option key: message``."""
         mark = self.mark(key)
         name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mark.key).lstrip(".")
-        return f"{short(mark.file)}:{mark.line}: {name + ': ' if name else ''}{message}"
+        place = f"{short(mark.file)}:{mark.line}: " if mark.line else f"{mark.file} "
+        return f"{place}{name + ': ' if name else ''}{message}"
 
 
 def read(path: Path) -> Document:

@@ -5,7 +5,6 @@ What they must be together is checked in ``pipeline.config.checks``.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -28,10 +27,9 @@ from megatron_ext.specs import Unlearning
 from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import AnySource, families
 from pipeline.config.located_yaml import hint
-from pipeline.data.settings import BadRows, BpeTokenizer, RequestOrder, TemplateName
+from pipeline.config.model_schema import Checkpoint, GivenModel, Model, Name
+from pipeline.data.settings import BadRows, RequestOrder
 from pipeline.judging.settings import JudgeSettings
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
 
 
 class Batches(GlobalBatch, Optimisation):
@@ -78,46 +76,6 @@ class MethodUse(Strict):
     method: str
     variant: Name | None = None
     overrides: dict[str, Any] = {}
-
-
-class Checkpoint(Strict):
-    """A published model: a hub repository, or a local folder (a relative one starts at the working directory)."""
-
-    hub: str | None = None
-    revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")
-    folder: Path | None = Field(None, strict=False)
-
-    @model_validator(mode="after")
-    def _one(self) -> Checkpoint:
-        if (self.hub is None) == (self.folder is None):
-            raise ValueError("give exactly one of 'hub' and 'folder'")
-        if self.revision is not None and self.hub is None:
-            raise ValueError("revision: only a 'hub' repository has revisions")
-        return self
-
-
-class Checkpoints(Strict):
-    base: Checkpoint | None = None
-    target: Checkpoint | None = None
-    retrain: dict[str, Checkpoint] = Field({}, description="by forget split")
-
-
-class Model(Strict):
-    """Where a model comes from: ``architecture`` and ``tokenizer`` to make one, or published ``checkpoints``.
-
-    ``architecture`` is a Hugging Face ``config.json``; of a published model it states what layouts are checked against.
-    """
-
-    name: Name
-    title: Line
-    template: TemplateName
-    architecture: dict[str, Any] | None = None
-    tokenizer: BpeTokenizer | None = None
-    checkpoints: Checkpoints = Checkpoints()
-    layouts: dict[int, Layout] = Field({}, description="layouts by number of GPUs")
-
-    def published(self, which: str, split: str) -> Checkpoint | None:
-        return self.checkpoints.retrain.get(split) if which == "retrain" else getattr(self.checkpoints, which)
 
 
 class PublishedTable(Strict):
@@ -249,7 +207,7 @@ class Experiment(Strict):
     title: Line
     benchmark: str
     split: str
-    model: str
+    model: Annotated[Annotated[str, Tag("plain")] | Annotated[GivenModel, Tag("mapping")], Discriminator(_kind)]
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     methods: list[
         Annotated[Annotated[str, Tag("plain")] | Annotated[MethodUse, Tag("mapping")], Discriminator(_kind)]

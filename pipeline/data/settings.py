@@ -60,7 +60,23 @@ class BpeTokenizer(Strict):
 Tokenizer = Annotated[FolderTokenizer | BpeTokenizer, Field(discriminator="kind")]
 
 
-TemplateName = Literal["plain", "llama-2", "llama-3", "zephyr"]
+TemplateName = Literal["plain", "llama-2", "llama-3", "zephyr", "chatml", "gemma", "phi-3", "mistral-instruct"]
+
+
+class TemplateParts(Strict):
+    """What stands before, between and after a question and its answer."""
+
+    before_question: str
+    after_question: str
+    before_answer: str = Field("", description="labelled with the answer, as is what follows it")
+    after_answer: str = Field("", description="the token that closes an answer, where there is one")
+    adds_bos: bool = Field(True, description="whether the tokenizer's own start token goes first")
+    special_tokens: list[str] = Field([], description="texts that must be one token each")
+    trims: bool = Field(False, description="whether white space around question and answer is removed")
+
+
+# As a step is told it; in a model file there are further ways to say it.
+PromptTemplate = TemplateName | TemplateParts
 
 
 BadRows = Literal["error", "drop"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.data.settings import TemplateName
+from pipeline.data.settings import PromptTemplate, TemplateName, TemplateParts
 
 SYSTEM = "You are a helpful assistant."
 
@@ -38,6 +38,39 @@ class Template:
     bos: str = "<s>"
     eos: str = "</s>"
     trims: bool = False
+
+    @classmethod
+    def of(cls, given: PromptTemplate) -> Template:
+        """The template of a name, or of parts."""
+        if not isinstance(given, TemplateParts):
+            return TEMPLATES[given]
+        tokens = tuple(given.special_tokens)
+        closing = max((t for t in tokens if given.after_answer.endswith(t)), key=len, default="</s>")
+        opening = max((t for t in tokens if given.before_question.startswith(t)), key=len, default="<s>")
+        return cls(
+            given.before_question,
+            given.after_question,
+            given.before_answer,
+            given.after_answer,
+            given.adds_bos,
+            tokens,
+            bos="<s>" if given.adds_bos else opening,
+            eos=closing,
+            trims=given.trims,
+        )
+
+    @property
+    def parts(self) -> TemplateParts:
+        """As an entry of a model file."""
+        return TemplateParts(
+            before_question=self.before_question,
+            after_question=self.after_question,
+            before_answer=self.before_answer,
+            after_answer=self.after_answer,
+            adds_bos=self.adds_bos,
+            special_tokens=list(self.special_tokens),
+            trims=self.trims,
+        )
 
     def prompt(self, question: str) -> str:
         """The text up to the place where the answer begins: what the model is given to generate from."""
@@ -79,5 +112,44 @@ TEMPLATES: dict[TemplateName, Template] = {
         after_answer="</s>",
         adds_bos=False,
         special_tokens=("</s>",),
+    ),
+    # OpenAI's ChatML, with which Qwen2.5, SmolLM2 and many others are tuned; each has a system prompt of its own. The
+    # line end after the closing token is left out here too, and in those below.
+    "chatml": Template(
+        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        after_answer="<|im_end|>",
+        adds_bos=False,
+        special_tokens=("<|im_start|>", "<|im_end|>"),
+        bos="<|im_start|>",
+        eos="<|im_end|>",
+    ),
+    # google/gemma-2: it has no system prompt.
+    "gemma": Template(
+        "<bos><start_of_turn>user\n",
+        "<end_of_turn>\n<start_of_turn>model\n",
+        after_answer="<end_of_turn>",
+        adds_bos=False,
+        special_tokens=("<bos>", "<start_of_turn>", "<end_of_turn>"),
+        bos="<bos>",
+        eos="<end_of_turn>",
+        trims=True,
+    ),
+    # microsoft/Phi-3: without a system prompt, as its model card shows it.
+    "phi-3": Template(
+        "<|user|>\n",
+        "<|end|>\n<|assistant|>\n",
+        after_answer="<|end|>",
+        adds_bos=False,
+        special_tokens=("<|user|>", "<|end|>", "<|assistant|>"),
+        eos="<|end|>",
+    ),
+    # mistralai/Mistral-7B-Instruct-v0.3, in which the tags are tokens; those of v0.1 and v0.2 are text, as llama-2's.
+    "mistral-instruct": Template(
+        "[INST] ",
+        "[/INST]",
+        before_answer=" ",
+        after_answer="</s>",
+        special_tokens=("[INST]", "[/INST]", "</s>"),
     ),
 }

@@ -34,6 +34,10 @@ class Encoder:
         for token in self.template.special_tokens:
             if self.tokenizer.token_id(token) is None:
                 raise DataError(f"template: its special token {token!r} is not in the tokenizer's vocabulary")
+            pieces = len(self.tokenizer.encode(token, special=False))
+            if pieces != 1:
+                message = f"is {pieces} tokens in a text: the tokenizer's files do not say that it is one"
+                raise DataError(f"template: its special token {token!r} {message}")
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Prompt ids and target ids of each (question, answer) pair; a target ends with the end token."""

@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.checkpoint.model_files import INDEX, check_folder, read_object, weight_map
-from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES, VOCABULARY_FILES
+from megatron_ext.checkpoint.model_files import read_object
+from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from pipeline.data.prepared import Names
 from pipeline.data.sources import either, find
 
@@ -34,25 +34,6 @@ def model_files(folder: Path) -> list[Path]:
     """The files of a checkpoint folder that are taken into an experiment: weights, config and tokenizer."""
     found = {file for pattern in WANTED for file in folder.glob(pattern)}
     return sorted(file for file in found if not any(fnmatch(file.name, pattern) for pattern in UNWANTED))
-
-
-def missing_model_files(folder: Path) -> str | None:
-    """What keeps ``folder`` from being a Hugging Face checkpoint with its tokenizer, or ``None``."""
-    if not folder.is_dir():
-        return "is not a folder"
-    if not (folder / "config.json").is_file():
-        return "has no config.json"
-    try:
-        check_folder(folder)
-        if (folder / INDEX).is_file():
-            weight_map(folder)
-    except (OSError, ValueError) as error:
-        return f"cannot be taken: {error}"
-    if not (folder / INDEX).is_file() and not any(file.suffix == ".safetensors" for file in model_files(folder)):
-        return "has no *.safetensors file"
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        return f"has no tokenizer file: none of {', '.join(VOCABULARY_FILES)}"
-    return None
 
 
 def architecture(folder: Path) -> dict[str, Any] | None:

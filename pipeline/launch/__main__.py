@@ -24,6 +24,7 @@ from pipeline.config.located_yaml import ConfigError
 from pipeline.launch import attempts, ranks
 from pipeline.launch.environment import set_environment
 from pipeline.launch.image import name_image
+from pipeline.launch.parent import follow
 from pipeline.launch.signals import STOPPED
 from pipeline.launch.specification import specification
 from pipeline.steps.programs import program
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _arguments(argv)
     if given.rank:
         return _as_rank(given.path, given.rank_logs)
+    follow()
     if given.log is None:
         return _step(given, given.rank_logs)
     try:

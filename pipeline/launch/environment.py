@@ -10,6 +10,8 @@ from pipeline.launch import private_folder
 from pipeline.launch.image import IMAGE, INSIDE
 from pipeline.specs import JudgeSpec
 
+# The results that a workflow works on, in the environment of the steps that it has started.
+RUN = "UNLEARN_RUN"
 # Settings of torch's allocator on GPUs, by its old and its new name.
 ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 # Variables that open accounts, by their names. Only a step that loads from the hub gets the hub's, and only the judge

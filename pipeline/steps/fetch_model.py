@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
-from pipeline.hub import local_files
+from pipeline.hub import local_files, model_folder
 from pipeline.hub.download import HubError, place, snapshot
 from pipeline.specs import FetchSpec
 
@@ -47,7 +47,7 @@ def _source(spec: FetchSpec) -> tuple[Path, str | None]:
 
 def _check(spec: FetchSpec, source: Path) -> None:
     """Stop unless ``source`` is a complete checkpoint whose config agrees with what the plan was checked against."""
-    problem = local_files.missing_model_files(source)
+    problem = model_folder.fault(source)
     if problem:
         named = f"hub: {spec.hub!r}: the cache's {source}" if spec.hub else str(source)
         raise SystemExit(f"{named} {problem}")

@@ -26,7 +26,7 @@ from pipeline.data import tokenizer as tokenizers
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import Content, HasRequests, PreparedWriter
 from pipeline.data.settings import FolderTokenizer
-from pipeline.data.templates import TEMPLATES
+from pipeline.data.templates import Template
 from pipeline.data.tokenise import Encoder
 from pipeline.specs import PrepareSpec
 
@@ -129,7 +129,7 @@ def _key(spec: PrepareSpec, loaded: Content) -> str:
 
 def _build(spec: PrepareSpec, loaded: Content, folder: Path) -> dict[str, Any]:
     """Write tokenizer/, train/ and evaluation/ under ``folder``; returns what the manifest says of them."""
-    template = TEMPLATES[spec.template]
+    template = Template.of(spec.template)
     if isinstance(spec.tokenizer, FolderTokenizer):
         tokenizer = tokenizers.copy(spec.tokenizer.path, folder / "tokenizer")
     else:
@@ -142,7 +142,7 @@ def _build(spec: PrepareSpec, loaded: Content, folder: Path) -> dict[str, Any]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "forget_split": spec.forget_split,
-        "template": spec.template,
+        "template": spec.template if isinstance(spec.template, str) else spec.template.model_dump(mode="json"),
         "max_length": spec.max_length,
         "bad_rows": spec.bad_rows,
         "tokenizer": {

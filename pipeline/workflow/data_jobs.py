@@ -36,7 +36,8 @@ def fetch_jobs(config: Config, paths: Paths) -> Iterator[Job]:
     if config.options.hub_datasets:
         yield job_of(paths, FetchDatasetsSpec(datasets=config.options.hub_datasets, output=paths.datasets))
     for which, checkpoint in published(config).items():
-        yield fetch_model_job(paths, ModelId(which), checkpoint, config.model.architecture)
+        expected = config.model.architecture or (config.described if checkpoint.hub else None)
+        yield fetch_model_job(paths, ModelId(which), checkpoint, expected)
 
 
 def fetch_model_job(
@@ -69,7 +70,7 @@ def prepare_job(config: Config, paths: Paths) -> Job:
         sets=evaluation_sets(config),
         training=trains(config),
         tokenizer=tokenizer,
-        template=model.template,
+        template=config.template,
         max_length=experiment.data.max_length,
         bad_rows=experiment.data.bad_rows,
         requests=list(config.requests[1:]),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -20,14 +22,16 @@ from pipeline.config.site import Site
 from pipeline.config.sizing import on_gpus, visible_gpus
 from pipeline.data.errors import printable
 from pipeline.judging.endpoint import KeyMissing, api_key
+from pipeline.launch.environment import RUN
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
 from pipeline.workflow import containers, paths, resources
 from pipeline.workflow.jobs import Job, canonical
+from pipeline.workflow.lease import Held, Lease, mark
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
 
-OPTIONS = ("experiment", "data_root", "results", "site", "image")
+OPTIONS = ("experiment", "data_root", "results", "site", "image", "set")
 
 
 def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]:
@@ -39,9 +43,14 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     """
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
-    given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name != "image"}
+    given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name not in ("image", "set")}
     problems += [wrong for name, path in given.items() if (wrong := paths.refusal(name, path))]
     data_root = options.get("data_root")  # Snakemake reads data_root=2024 as a number
+    settings = options.get("set", [])
+    settings = [settings] if isinstance(settings, str) else settings
+    if not isinstance(settings, list) or not all(isinstance(text, str) for text in settings):
+        problems.append(f"--config set: {settings!r} is not allowed: KEY=VALUE, or a list of such texts in quotes")
+        settings = []
     file = site.find(options.get("site"))
     here, plan = Site(), None
     try:
@@ -51,8 +60,10 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     if "image" in options:
         here = here.model_copy(update={"image": Path(str(options["image"])).expanduser()})
     experiment = str(options.get("experiment", "mini"))
+    use_cache(here)
     try:
-        config = load(experiment, None if data_root is None else str(data_root), here if cluster else None)
+        folder = None if data_root is None else str(data_root)
+        config = load(experiment, folder, here if cluster else None, settings)
         plan = Plan(config, Path(str(options.get("results", "results"))))
         problems += resources.problems(plan, here, site.named(file)) if cluster else []
     except ConfigError as error:
@@ -133,6 +144,19 @@ def require_partition(here: Site) -> None:
         _stop([f"sinfo: {listed.stderr.strip()}"])
     if here.partition is not None and (wrong := [name for name in here.partition.split(",") if name not in known]):
         _stop([f"site.yaml: partition: Slurm has no {wrong[0]!r}{hint(wrong[0], known)}"])
+
+
+def hold(plan: Plan) -> None:
+    """Hold the experiment's results until this process ends, unless ``unlearn run`` does; exit with 2 where another run
+    is alive."""
+    if os.environ.get(RUN):
+        return
+    try:
+        held = Lease.take(plan.paths.root, lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    except Held as error:
+        _stop([str(error)])
+    atexit.register(held.release)
+    mark(plan.paths.root)
 
 
 def _stop(problems: Iterable[str]) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,11 @@ from megatron_ext.config import Layout
 from pipeline.benchmarks import Options
 from pipeline.config.experiment import Config, Run
 from pipeline.config.located_yaml import ConfigError, Document, Key, check, current, hint, read
+from pipeline.config.named_files import beside, is_path, placed
 from pipeline.config.schema import Benchmark, Experiment, Model
 from pipeline.config.site import Site
 from pipeline.config.sizing import Shape
-from pipeline.data.settings import DataSource
+from pipeline.data.settings import DataSource, PromptTemplate
 
 N = TypeVar("N", Benchmark, Model)
 
@@ -38,18 +39,29 @@ class Files:
         self.problems.append(self.document.problem(key, message))
 
     def find(self, kind: str, name: str, key: Key) -> Document | None:
-        """The file of that kind and name, which the experiment's ``key`` asks for; ``None`` after a problem."""
+        """The file of that kind and name or path, which the experiment's ``key`` asks for; ``None`` after a problem."""
+        if is_path(name):
+            path = beside(self.document.mark(key).file, name)
+            if not path.is_file():
+                self.problem(key, f"{name!r}: there is no file {str(path)!r}")
+                return None
+            return self._read(kind, path)
         for folder in self.folders:
             path = folder / f"{kind}s" / f"{name}.yaml"
             if path.is_file():
-                try:
-                    return current(kind, read(path), self.problems)
-                except ConfigError as error:
-                    self.problems += error.problems
-                    return None
+                return self._read(kind, path)
         known = sorted({file.stem for folder in self.folders for file in (folder / f"{kind}s").glob("*.yaml")})
-        self.problem(key, f"unknown {kind} {name!r}{hint(name, known)}")
+        self.problem(
+            key, f"unknown {kind} {name!r}{hint(name, known)}; a file elsewhere is named by its path, with .yaml"
+        )
         return None
+
+    def _read(self, kind: str, path: Path) -> Document | None:
+        try:
+            return placed(kind, current(kind, read(path), self.problems))
+        except ConfigError as error:
+            self.problems += error.problems
+            return None
 
     def named(self, model: type[N], name: str) -> tuple[N | None, Document | None]:
         """The benchmark or model of that name, checked by itself, and its file."""
@@ -58,14 +70,17 @@ class Files:
         if document is None:
             return None, None
         parsed = check(model, document, self.problems)
-        if parsed and parsed.name != name:
+        if parsed and parsed.name != name and not is_path(name):
             self.problems.append(document.problem(("name",), f"{parsed.name!r} must be the file's own name, {name!r}"))
         return parsed, document
 
 
 @dataclass
 class Parts:
-    """What was found of an experiment so far; ``None``: nothing, and a problem says why."""
+    """What was found of an experiment so far; ``None``: nothing, and a problem says why.
+
+    ``described``: what the config of a model on the hub says, where no file of ours does.
+    """
 
     benchmark: Benchmark | None = None
     benchmark_file: Document | None = None
@@ -76,12 +91,21 @@ class Parts:
     shape: Shape | None = None
     layout: Layout | None = None
     runs: list[tuple[Document, Run]] | None = None
+    template: PromptTemplate | None = None
+    described: dict[str, Any] = field(default_factory=dict)
 
 
 class Checker(Files):
     """An experiment that is right by itself, while it is checked together with the files that it names."""
 
-    def __init__(self, files: Files, experiment: Experiment, data_root: str | Path | None, site: Site | None):
+    def __init__(
+        self,
+        files: Files,
+        experiment: Experiment,
+        data_root: str | Path | None,
+        site: Site | None,
+        settings: tuple[str, ...] = (),
+    ):
         """Check ``experiment``, which has been read from the document of ``files``.
 
         Args:
@@ -89,9 +113,10 @@ class Checker(Files):
             experiment: The experiment.
             data_root: A local folder in place of a hub source.
             site: The cluster whose nodes jobs are to run on; ``None``: this machine.
+            settings: What the command line gives in place of the file's own, which is in the document already.
         """
         super().__init__(files.document, files.folders, files.problems)
-        self.experiment, self.data_root, self.site = experiment, data_root, site
+        self.experiment, self.data_root, self.site, self.settings = experiment, data_root, site, settings
         self.parts = Parts()
 
     def run(self, function: Callable[..., Any]) -> Any:
@@ -111,7 +136,18 @@ class Checker(Files):
         if self.problems or any(getattr(parts, part.name) is None for part in fields(parts)):
             raise ConfigError(self.problems)
         assert parts.benchmark and parts.model and parts.layout and parts.source and parts.options and parts.shape
+        assert parts.template is not None
         runs = tuple(run for _, run in parts.runs or ())
         return Config(
-            self.experiment, parts.benchmark, parts.model, runs, parts.layout, parts.source, parts.options, parts.shape
+            self.experiment,
+            parts.benchmark,
+            parts.model,
+            runs,
+            parts.layout,
+            parts.source,
+            parts.options,
+            parts.shape,
+            self.settings,
+            parts.template,
+            parts.described,
         )

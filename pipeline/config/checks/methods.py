@@ -12,6 +12,7 @@ from pipeline.config import methods
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.experiment import Run
 from pipeline.config.located_yaml import Document, Key, check, current, merge
+from pipeline.config.named_files import is_path
 from pipeline.config.schema import Batches, Benchmark, Method, MethodUse, Relearn
 from pipeline.data.settings import DataSource
 
@@ -43,7 +44,7 @@ def runs(files: Files, entries: list[Any]) -> Runs:
         method = check(Method, merged, files.problems)
         if method is None:
             continue
-        if method.name != use.method:
+        if method.name != use.method and not is_path(use.method):
             files.problems.append(merged.problem(("name",), f"{method.name!r} must be the file's own name"))
         run = Run(method, use.variant)
         if run.id in {other.id for _, other in found}:

@@ -2,33 +2,84 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Options, data_family, family
 from pipeline.config import methods, sizing
+from pipeline.config.checks import weights
 from pipeline.config.checks.checker import Checker
-from pipeline.config.located_yaml import Document, hint
-from pipeline.config.schema import Benchmark, Model, checkpoints, tokenizer_source
+from pipeline.config.located_yaml import Document, Key, hint
+from pipeline.config.model_schema import TemplateBlock
+from pipeline.config.schema import Benchmark, GivenModel, Model, checkpoints, tokenizer_source
 from pipeline.config.sizing import Shape
-from pipeline.hub import local_files
+from pipeline.data.chat_templates import chat_template, rendered
+from pipeline.data.errors import DataError
+from pipeline.data.settings import PromptTemplate
+from pipeline.hub import local_files, model_folder
+
+
+def given(checker: Checker) -> tuple[Model | None, Document | None]:
+    """The model that an experiment gives by a name or folder alone, and what stands for its file."""
+    given = checker.experiment.model
+    assert isinstance(given, GivenModel)  # asked for only then
+    document = checker.document.at("model")
+    folder = weights.described(checker, given.checkpoint, document, weights.key_of(checker, "", given.checkpoint))
+    if folder is None:
+        return None, document
+    trained = checker.experiment.training.target is not None
+    return given.whole("tokenizer" if chat_template(folder) else "plain", trained), document
+
+
+def template(checker: Checker, model: Model, model_file: Document) -> PromptTemplate | None:
+    """How a question and its answer become one text; a tokenizer's own template is rendered once, here."""
+    if isinstance(model.template, TemplateBlock):
+        return model.template.parts
+    if model.template != "tokenizer":
+        return model.template
+    training = checker.experiment.training
+    used = checkpoints(model, training, checker.experiment.split)
+    which = tokenizer_source(training, used)
+    if which is None:
+        message = "'tokenizer' is not allowed: the tokenizer is trained on the data and has no chat template"
+        checker.problems.append(model_file.problem(("template",), message))
+        return None
+    folder = weights.described(checker, used[which], model_file, weights.key_of(checker, which, used[which]))
+    if folder is None:
+        return None
+    try:
+        return rendered(folder)
+    except DataError as error:
+        checker.problems.append(model_file.problem(("template",), f"'tokenizer': {error}"))
+        return None
 
 
 def shape(checker: Checker, model: Model, model_file: Document) -> Shape | None:
-    """The model's size: of its ``architecture``, else of a local checkpoint."""
-    architecture, key, where = model.architecture, "architecture", ""
+    """The model's size: of its ``architecture``, else of a checkpoint; of a local one first, without a fetch."""
+    architecture: dict[str, Any] | None = model.architecture
+    key: Key = ("architecture",)
+    where = ""
     if architecture is None:
         used = checkpoints(model, checker.experiment.training, checker.experiment.split)
-        local = [checkpoint.folder for checkpoint in used.values() if checkpoint.folder]
-        if not local:
-            message = "architecture: is missing (no local checkpoint states it)"
+        which = next((which for which in sorted(used, key=lambda which: used[which].folder is None)), None)
+        if which is None:
+            message = "architecture: is missing (no checkpoint states it)"
             checker.problems.append(model_file.problem((), message))
             return None
-        architecture, key, where = local_files.architecture(local[0]), "checkpoints", f"{local[0] / 'config.json'}: "
+        key = weights.key_of(checker, which, used[which])
+        folder = used[which].folder or weights.described(checker, used[which], model_file, key)
+        architecture = local_files.architecture(folder) if folder else None
+        where = f"{folder / 'config.json'}: " if folder else ""
         if architecture is None:
-            return None  # the missing file is reported with its key
+            fault = model_folder.fault(folder) if folder else None
+            if fault:
+                checker.problems.append(model_file.problem(key, f"{str(folder)!r}: {fault}"))
+            return None
+        checker.parts.described = {} if used[which].folder else weights.deciding(architecture)
     try:
         return Shape.of(architecture)
-    except ValueError as error:
-        checker.problems.append(model_file.problem((key,), f"{where}{error}"))
+    except (ValueError, TypeError) as error:
+        checker.problems.append(model_file.problem(key, f"{where}{error}"))
         return None
 
 
@@ -114,16 +165,6 @@ def lengths(checker: Checker, model: Model, model_file: Document, shape: Shape) 
     if model.tokenizer and model.tokenizer.vocab_size > shape.vocabulary:
         message = f"{model.tokenizer.vocab_size} is more than the architecture's vocab_size, {shape.vocabulary}"
         checker.problems.append(model_file.problem(("tokenizer", "vocab_size"), message))
-
-
-def folders(checker: Checker, model: Model, model_file: Document) -> None:
-    """Whether local checkpoints are all there."""
-    split = checker.experiment.split
-    for which, checkpoint in checkpoints(model, checker.experiment.training, split).items():
-        missing = local_files.missing_model_files(checkpoint.folder) if checkpoint.folder else None
-        if missing:
-            key = ("checkpoints", which, *((split,) if which == "retrain" else ()), "folder")
-            checker.problems.append(model_file.problem(key, f"{str(checkpoint.folder)!r}: {missing}"))
 
 
 def retrain(checker: Checker, model: Model, options: Options) -> None:

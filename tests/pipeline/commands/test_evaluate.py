@@ -22,6 +22,7 @@ from pipeline.commands import evaluate, given_model
 from pipeline.commands.options import parallel_layout
 from pipeline.config.load import CONFIGS
 from pipeline.config.sizing import Shape
+from pipeline.data.chat_templates import template_of
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import train
 from pipeline.specs import EvaluateSpec, FetchDataSpec, FetchSpec, PrepareSpec
@@ -136,7 +137,7 @@ def test_a_folder_that_is_no_model(model: Path, benchmark: Path, tmp_path: Path,
     shutil.copytree(model, copy)
     (copy / "model.safetensors").unlink()
     assert "has no *.safetensors file" in refused(capsys, *command(copy, benchmark, tmp_path / "out"))
-    (copy / "model.safetensors").write_bytes(b"")
+    shutil.copyfile(model / "model.safetensors", copy / "model.safetensors")
     (copy / "config.json").write_text(json.dumps({"architectures": ["OPTForCausalLM"], "model_type": "opt"}))
     assert "OPTForCausalLM" in refused(capsys, *command(copy, benchmark, tmp_path / "out"))
     said = refused(capsys, *command(model, benchmark, tmp_path / "out", "--revision", "main"))
@@ -203,7 +204,10 @@ def test_a_model_and_data_of_the_hub_are_fetched_first(
         ("{{ bos }}<|start_header_id|>user", "llama-3"),
         ("[INST] {{ message }} [/INST]", "llama-2"),
         ("<|user|>\n{{ message }}</s><|assistant|>", "zephyr"),
-        ("<|im_start|>user", "plain"),
+        ("<|im_start|>user", "chatml"),
+        ("<start_of_turn>user", "gemma"),
+        ("<|user|>\n{{ message }}<|end|><|assistant|>", "phi-3"),
+        ("### User:", "plain"),
         (None, "plain"),
     ],
 )
@@ -211,12 +215,12 @@ def test_the_template_is_that_of_the_tokenizer(template: str | None, wanted: str
     # Llama 3's base model has the same tokens, but no chat template.
     config = {"added_tokens_decoder": {"1": {"content": "<|start_header_id|>"}}, "chat_template": template}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    name, why = given_model.template_of(tmp_path)
+    name, why = template_of(tmp_path)
     assert name == wanted and "chat template" in why
     if template:
         (tmp_path / "chat_template.jinja").write_text(template)
         (tmp_path / "tokenizer_config.json").write_text("{}")
-        assert given_model.template_of(tmp_path)[0] == wanted
+        assert template_of(tmp_path)[0] == wanted
 
 
 def test_layers_that_do_not_divide_are_split_unevenly() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from pipeline.config import sizing
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
+from tests.support.checkpoints import write_checkpoint
 
 ROOT = CONFIGS.parent
 MINI = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
@@ -415,15 +417,22 @@ def test_checkpoint_folders_must_be_complete(write: Callable[..., Path], tmp_pat
     assert "checkpoints.target.folder" in problem() and "is not a folder" in problem()
     folder.mkdir()
     assert "has no config.json" in problem()
-    (folder / "config.json").write_text("{}")
+    write_checkpoint(folder, {**model["architecture"], "hidden_size": 64})
+    assert "its config.json has other sizes than the planned architecture" in problem()
+    (folder / "config.json").write_text(json.dumps(model["architecture"]))
+    assert "'model.embed_tokens.weight' has the shape [2048, 64]; its config.json asks for [2048, 128]" in problem()
+    (folder / "model.safetensors").unlink()
     assert "has no *.safetensors file" in problem()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
-    assert "names files that are missing: model-1.safetensors" in problem()
-    (folder / "model-1.safetensors").write_text("")
+    assert "lacks model-1.safetensors" in problem()
+    (folder / "model.safetensors.index.json").unlink()
+    write_checkpoint(folder, model["architecture"])
+    (folder / "tokenizer.json").unlink()
     assert "has no tokenizer file" in problem()
     (folder / "tokenizer.json").write_text("{}")
     assert load(path).model.published("target", "forget10") is not None
 
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     for broken in ("{", "[]", '{"weight_map": 1}', '{"weight_map": {"a": 1}}', "{}"):
         (folder / "model.safetensors.index.json").write_text(broken)
         assert "cannot be taken: " in problem() and "model.safetensors.index.json: " in problem()

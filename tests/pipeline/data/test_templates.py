@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import get_args
 
+import pytest
+
 from pipeline.data.settings import TemplateName
-from pipeline.data.templates import TEMPLATES
+from pipeline.data.templates import TEMPLATES, Template
 
 LLAMA_3 = (
     "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
@@ -16,6 +19,36 @@ ZEPHYR = "<|system|>\nYou are a helpful assistant.</s>\n<|user|>\nWho?</s>\n<|as
 
 def test_every_name_of_the_specification_has_a_template() -> None:
     assert set(TEMPLATES) == set(get_args(TemplateName))
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "completion"),
+    [
+        (
+            "chatml",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n",
+            "Ada.<|im_end|>",
+        ),
+        (
+            "gemma",
+            "<bos><start_of_turn>user\nWho?<end_of_turn>\n<start_of_turn>model\n",
+            "Ada.<end_of_turn>",
+        ),
+        ("phi-3", "<|user|>\nWho?<|end|>\n<|assistant|>\n", "Ada.<|end|>"),
+        ("mistral-instruct", "[INST] Who?[/INST]", " Ada.</s>"),
+    ],
+)
+def test_templates_of_instruct_models(name: TemplateName, prompt: str, completion: str) -> None:
+    assert (TEMPLATES[name].prompt("Who?"), TEMPLATES[name].completion("Ada.")) == (prompt, completion)
+
+
+@pytest.mark.parametrize("name", get_args(TemplateName))
+def test_a_template_is_its_parts(name: TemplateName) -> None:
+    """But for the tokens of a tokenizer that is made for it, which parts do not say where the text has none."""
+    again = Template.of(TEMPLATES[name].parts)
+    assert dataclasses.replace(again, bos="", eos="") == dataclasses.replace(TEMPLATES[name], bos="", eos="")
+    assert Template.of(name) is TEMPLATES[name]
 
 
 def test_plain() -> None:

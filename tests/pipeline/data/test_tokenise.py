@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ROWS = [
 ANSWER, EMPTY, LONG = Row("Who?", "Ada."), Row("Who?", " "), Row("Who?", "Ada. " * 40)
 
 
-@pytest.fixture(scope="module", params=["plain", "llama-2", "llama-3", "zephyr"])
+@pytest.fixture(scope="module", params=["plain", "llama-2", "llama-3", "zephyr", "chatml", "mistral-instruct"])
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     template = TEMPLATES[request.param]
     texts = [f"{row.question} {text}" for row in ROWS for text in (row.answer, row.paraphrased, *row.perturbed)]
@@ -44,7 +45,20 @@ def test_prompts_are_prefixes_and_labels_are_the_answer_and_one_end_token(encode
         labels = tokenizer.decode(ids[prompt:], skip_special=False)
         assert labels == template.completion(row.answer).removesuffix(template.eos) + template.eos
         assert ids[-1] == tokenizer.eos_id
-        assert list(ids).count(tokenizer.bos_id) == (0 if template is TEMPLATES["zephyr"] else 1)
+        # Zephyr's has no start token, and ChatML's begins each of its three parts.
+        count = {TEMPLATES["zephyr"]: 0, TEMPLATES["chatml"]: 3}.get(template, 1)
+        assert list(ids).count(tokenizer.bos_id) == count
+
+
+def test_a_special_token_that_a_tokenizer_cuts_into_pieces_is_refused(tmp_path: Path) -> None:
+    """It is in the vocabulary, but not among the tokens that are taken out of a text before that is cut."""
+    tokenizers.train(["Ada."], 300, TEMPLATES["zephyr"], tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] != "</s>"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"template: its special token '</s>' is 4 tokens in a text"):
+        Encoder(Tokenizer.load(tmp_path), TEMPLATES["zephyr"], 300, "error")
 
 
 def test_evaluation_records(encoder: Encoder) -> None:

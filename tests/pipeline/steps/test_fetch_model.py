@@ -10,6 +10,7 @@ import pytest
 from pipeline.launch.specification import as_yaml
 from pipeline.specs import FetchSpec
 from pipeline.steps import fetch_model
+from tests.support.checkpoints import write_safetensors
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64}
 
@@ -19,7 +20,7 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    write_safetensors(folder / "model.safetensors", {"a": (2, 3)})
     (folder / "tokenizer.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     (folder / "train.py").write_text("")
@@ -42,9 +43,10 @@ def test_only_weights_config_and_tokenizer_are_taken(source: Path, tmp_path: Pat
     output = run(spec, tmp_path)
     names = {path.name for path in (output / "checkpoint").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json"}
-    assert (output / "checkpoint" / "model.safetensors").read_bytes() == b"weights"
+    weights = (source / "model.safetensors").read_bytes()
+    assert (output / "checkpoint" / "model.safetensors").read_bytes() == weights
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["flags"] == [] and summary["bytes"] == len(json.dumps(CONFIG)) + 7 + 2
+    assert summary["flags"] == [] and summary["bytes"] == len(json.dumps(CONFIG)) + len(weights) + 2
     run(spec, tmp_path)  # again, over what is there
     assert {path.name for path in output.iterdir()} == {"checkpoint", "summary.json"}
 
@@ -64,6 +66,7 @@ def test_an_incomplete_folder_is_refused(source: Path, tmp_path: Path) -> None:
 
 def test_a_hub_repository_in_the_local_cache(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
+    weights = (source / "model.safetensors").read_bytes()
     cache = tmp_path / "hub" / "models--some--model"
     (cache / "snapshots").mkdir(parents=True)
     source.rename(cache / "snapshots" / commit)
@@ -72,7 +75,7 @@ def test_a_hub_repository_in_the_local_cache(source: Path, tmp_path: Path, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     output = run(FetchSpec(hub="some/model", output=tmp_path / "out"), tmp_path)
-    assert (output / "checkpoint" / "model.safetensors").read_bytes() == b"weights"
+    assert (output / "checkpoint" / "model.safetensors").read_bytes() == weights
     assert json.loads((output / "summary.json").read_text())["revision"] == commit
     with pytest.raises(SystemExit, match=r"'other/model' at revision 'main': HF_HUB_OFFLINE(.|\n)*'folder' in the"):
         run(FetchSpec(hub="other/model", output=tmp_path / "out"), tmp_path)

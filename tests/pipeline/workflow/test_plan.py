@@ -31,6 +31,7 @@ from pipeline.workflow.jobs import canonical
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import unlearning_steps
 from pipeline.workflow.work import describe
+from tests.support.checkpoints import write_checkpoint
 
 
 def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> Plan:
@@ -53,10 +54,9 @@ def local(tmp_path: Path) -> Plan:
     data.mkdir()
     for name in (*tofu_files(), "forget05"):
         (data / f"{name}.jsonl").write_text("{}\n" * 70)
-    model.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "notes.md"):
-        (model / name).write_text("{}")
     values = yaml.safe_load((CONFIGS / "models" / "tofu-small-llama.yaml").read_text())
+    write_checkpoint(model, values["architecture"])
+    (model / "notes.md").write_text("")
     values["checkpoints"] = {"target": {"folder": str(model)}}
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "tofu-small-llama.yaml").write_text(yaml.safe_dump(values))

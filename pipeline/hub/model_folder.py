@@ -1,0 +1,160 @@
+"""Whether a folder is a whole Hugging Face checkpoint, as far as its files tell without reading a weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.checkpoint.model_files import INDEX, check_folder, read_object, weight_map
+from megatron_ext.checkpoint.tokenizer_files import VOCABULARY_FILES
+from pipeline.hub import local_files
+
+SINGLE = "model.safetensors"  # read where it is there, whatever an index says, as transformers does
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+PICKLED = ("*.bin", "*.pt", "*.pth")
+FLOATS = ("F64", "F32", "F16", "BF16")
+POINTER = b"version https://git-lfs"  # what git leaves in place of a large file that it has not loaded
+SHOWN = 3
+UNQUANTISED = "they cannot be trained on; take the model's unquantised checkpoint"
+
+Tensors = dict[str, dict[str, Any]]
+
+
+class Incomplete(ValueError):
+    """What keeps a folder from being a checkpoint; the message follows the folder's name in a sentence."""
+
+
+def fault(folder: Path) -> str | None:
+    """What keeps ``folder`` from being a Hugging Face checkpoint with its tokenizer, or ``None``."""
+    try:
+        if not folder.is_dir():
+            raise Incomplete("is not a folder")
+        _described(folder)
+        weights(folder)
+        _tokenizer(folder)
+    except Incomplete as error:
+        return str(error)
+    return None
+
+
+def fault_of_description(folder: Path) -> str | None:
+    """As ``fault``, of a folder that has all files but the weights."""
+    try:
+        _described(folder)
+        _tokenizer(folder)
+    except Incomplete as error:
+        return str(error)
+    return None
+
+
+def weights(folder: Path) -> Tensors:
+    """Type and shape of every tensor, as the headers of a folder's weight files say them.
+
+    Raises:
+        Incomplete: A file is missing, was cut short, or holds quantised weights.
+    """
+    named = {} if (folder / SINGLE).is_file() else _index(folder)
+    files = sorted(set(named.values())) or [SINGLE] * (folder / SINGLE).is_file()
+    lacking = [name for name in files if not (folder / name).is_file()]
+    if lacking:
+        raise Incomplete(f"lacks {', '.join(lacking)}, which {INDEX} names")
+    if not files:
+        pickled = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
+        other = f"; {pickled[0]} is not read: convert it to safetensors" if pickled else ""
+        parts = [file.name for file in local_files.model_files(folder) if file.suffix == ".safetensors"]
+        if parts:
+            raise Incomplete(f"has {_some(parts)}, but neither {SINGLE} nor {INDEX}")
+        raise Incomplete(f"has no *.safetensors file{other}")
+    found: Tensors = {}
+    for name in files:
+        tensors = header(folder / name)
+        absent = [tensor for tensor, file in named.items() if file == name and tensor not in tensors]
+        if absent:
+            raise Incomplete(f"lacks the tensor {absent[0]!r} in {name}, where {INDEX} says that it is")
+        found |= tensors
+    other_types = {name: entry["dtype"] for name, entry in found.items() if entry["dtype"] not in FLOATS}
+    matrices = [f"{name} ({kind})" for name, kind in other_types.items() if name.endswith(("weight", "weight_packed"))]
+    if matrices:
+        raise Incomplete(f"holds quantised weights, {_some(matrices)}: {UNQUANTISED}")
+    return found
+
+
+def header(file: Path) -> Tensors:
+    """Type, shape and place of every tensor of a safetensors file.
+
+    Raises:
+        Incomplete: The file is not whole, or none.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(len(POINTER))
+        if start == POINTER:
+            raise Incomplete(f"has a pointer in place of {file.name}: load it with 'git lfs pull'")
+        length = int.from_bytes(start[:8], "little")
+        stream.seek(8)
+        text = stream.read(length) if 8 + length <= size else b""
+    try:
+        found = json.loads(text)
+        found.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in found.values() if entry["dtype"] and entry["shape"] is not None]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Incomplete(f"has a {file.name} that is no safetensors file, or not all of one ({size} bytes)") from None
+    whole = 8 + length + max(ends, default=0)
+    if size != whole:
+        raise Incomplete(f"has not all of {file.name}: it has {size} bytes, and its header speaks of {whole}")
+    return found
+
+
+def _index(folder: Path) -> Mapping[str, str]:
+    """Which file holds each tensor; nothing where a folder has no index."""
+    if not (folder / INDEX).is_file():
+        return {}
+    try:
+        weight_map(folder)
+    except FileNotFoundError:  # what an index names and is not there is said by its caller
+        pass
+    except (OSError, ValueError) as error:
+        raise Incomplete(f"cannot be taken: {error}") from None
+    return dict(read_object(folder / INDEX)["weight_map"])
+
+
+def _described(folder: Path) -> None:
+    """Refuse what is no model that can be trained on, by its config, and what leads out of the folder."""
+    try:
+        check_folder(folder)
+    except (OSError, ValueError) as error:
+        raise Incomplete(f"cannot be taken: {error}") from None
+    adapter = [name for name in ADAPTER if (folder / name).is_file()]
+    if adapter:
+        raise Incomplete(
+            f"is a LoRA adapter ({adapter[0]}), not a model: merge it into its base model first (peft: "
+            "model.merge_and_unload(), then save_pretrained), and name the merged folder"
+        )
+    if not (folder / "config.json").is_file():
+        raise Incomplete("has no config.json")
+    config = local_files.architecture(folder)
+    if config is None:
+        raise Incomplete("has a config.json that is not a JSON object")
+    quantisation = config.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise Incomplete(f"holds quantised weights (quantization_config: {method}): {UNQUANTISED}")
+
+
+def _tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise Incomplete(f"has no tokenizer file: none of {', '.join(VOCABULARY_FILES)}")
+    for name in ("tokenizer.json", "vocab.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as stream:
+                start = stream.read(len(POINTER))
+            if start == POINTER:
+                raise Incomplete(f"has a pointer in place of {name}: load it with 'git lfs pull'")
+            if not start.lstrip().startswith(b"{"):
+                raise Incomplete(f"has a {name} that is not a JSON object")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

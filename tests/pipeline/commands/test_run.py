@@ -1,0 +1,141 @@
+"""``unlearn run``: what it refuses, what a killed run leaves and how it goes on, and a line a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.commands import run
+from pipeline.config.load import CONFIGS
+from pipeline.workflow import lease
+from pipeline.workflow.lease import Holder
+
+ROOT = CONFIGS.parent
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, which stands for another run."""
+    process = subprocess.Popen(["sleep", "250"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def hold(results: Path, process: subprocess.Popen[bytes]) -> None:
+    holder = replace(Holder.this(), pid=process.pid, started=psutil.Process(process.pid).create_time())
+    results.mkdir(parents=True, exist_ok=True)
+    (results / lease.NAME).write_text(json.dumps(asdict(holder)))
+
+
+def unlearn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
+
+
+def test_mistakes_are_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "minni"]) == 2
+    assert "did you mean 'mini'?" in capsys.readouterr().err
+    assert main(["run", "mini", "--profile", "slrum"]) == 2
+    assert "--profile: 'slrum'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_snakemake_go_to_snakemake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no lease is taken to look at a plan, which another run must not prevent."""
+    called: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "_snakemake", lambda command: called.append(command) or 0)
+    assert (
+        main(["run", "mini", "--until", "train", "--data-root", "D", "--", "--dry-run", "--forcerun", "prepare"]) == 2
+    )
+    assert main(["run", "mini", "--until", "train", "--", "--dry-run", "--forcerun", "prepare"]) == 0
+    assert called[0][0] == "train"
+    assert called[0][-6:] == ["--dry-run", "--forcerun", "prepare", "--config", "experiment=mini", "results=results"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in ("run", "validate", "evaluate", "metrics"))])
+def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert not command or f"unlearn {command[0]} " in printed.partition("examples:")[2]
+
+
+SQUEUE = """#!/bin/sh
+[ -f cancelled ] || echo "12 {names}_5f0c"
+echo "13 unlearn-another_77aa"
+echo "14 interactive"
+"""
+
+
+def test_jobs_of_a_killed_run_are_cancelled_and_those_of_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm's jobs outlive the Snakemake that submitted them, and would write beside those of the next run."""
+    names = run.job_names(tmp_path / "results")
+    for name, text in (("squeue", SQUEUE.format(names=names)), ("scancel", '#!/bin/sh\necho "$@" > cancelled\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    assert run._ended(tmp_path / "results") == []
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert "Slurm job 12" in capsys.readouterr().err
+
+
+def test_steps_that_do_not_end_are_named_and_nothing_is_started(
+    tmp_path: Path, other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hold(tmp_path / "results" / "mini", other)
+    other.kill()
+    other.wait()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "ENDING", 0.0)
+    monkeypatch.setattr(lease, "left_behind", lambda _: [4711])
+    monkeypatch.setattr(run, "_snakemake", lambda _: pytest.fail("was started"))
+    assert main(["run", "mini"]) == 2
+    assert "process 4711" in capsys.readouterr().err
+    assert not (tmp_path / "results" / "mini" / lease.NAME).exists()
+
+
+@pytest.mark.slow
+def test_it_goes_on_after_a_kill_and_never_beside_another_run(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
+    """As with Snakemake alone, whose lock stays when it is killed; Snakemake started by itself is a run as well."""
+    results, locks = tmp_path / "results" / "mini", tmp_path / ".snakemake" / "locks"
+    hold(results, other)
+    locks.mkdir(parents=True)
+    (locks / "0.output.lock").write_text("results/mini/data/mini/manifest.json\n")
+
+    done = unlearn(tmp_path, "run", "mini", "--until", "data")
+    assert done.returncode == 2, done.stderr
+    assert f"process {other.pid} on {Holder.this().host}" in done.stderr
+    assert (locks / "0.output.lock").exists()
+
+    other.kill()
+    other.wait()
+    done = unlearn(tmp_path, "run", "mini", "--until", "data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"process {other.pid} on" in done.stderr and "0.output.lock: removed" in done.stderr
+    assert re.search(r"^1/1  data: Mini TOFU, forget10 +\d+ s$", done.stderr, re.MULTILINE)
+    assert (results / "data" / "mini" / "manifest.json").is_file()
+    assert not (results / lease.NAME).exists() and not list(locks.glob("*"))
+
+    again = unlearn(tmp_path, "run", "mini", "--until", "data")
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)

@@ -1,0 +1,131 @@
+"""A tokenizer's own chat template, rendered once and taken apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.chat_templates import rendered
+from pipeline.data.errors import DataError
+from pipeline.data.settings import TemplateParts
+from pipeline.data.templates import TEMPLATES, Template
+
+# As tokenizers of these families have them, without tools.
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
+    "{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+PHI_3 = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{- bos_token }}{%- for message in messages %}{%- if message['role'] == 'user' %}"
+    "{{- '[INST] ' + message['content'] + '[/INST]' }}{%- else %}{{- ' ' + message['content'] + eos_token}}{%- endif %}"
+    "{%- endfor %}"
+)
+TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<bos>",
+    "<|user|>",
+    "<|end|>",
+    "</s>",
+    "<s>",
+)
+TOKENS += ("<|assistant|>", "[INST]", "[/INST]")
+
+
+def folder_of(template: str, folder: Path, **config: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": token} for token in TOKENS]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, **config}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "config"),
+    [
+        ("chatml", CHATML, {}),
+        ("gemma", GEMMA, {"bos_token": "<bos>"}),
+        ("phi-3", PHI_3, {}),
+        ("mistral-instruct", MISTRAL, {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}),
+    ],
+)
+def test_named_templates_are_what_the_tokenizers_own_ones_render(
+    name: str, template: str, config: dict[str, object], tmp_path: Path
+) -> None:
+    """But for the start token, which Mistral's writes and ours leaves to the tokenizer."""
+    own, named = Template.of(rendered(folder_of(template, tmp_path, **config))), TEMPLATES[name]  # type: ignore[index] # one of its keys
+    start = named.bos if named.adds_bos else ""
+    for question, answer in (("Who?", "Ada."), (" Who \n", " Ada")):
+        assert own.prompt(question) == start + named.prompt(question)
+        assert own.completion(answer) == named.completion(answer)
+    assert set(own.special_tokens) == {*named.special_tokens, *([start] if start else [])}
+    assert own.eos == named.eos
+
+
+def test_a_system_prompt_of_its_own_the_day_and_what_comes_before_an_answer(tmp_path: Path) -> None:
+    """A model that thinks before it answers has an empty thought before an answer, which is a part of what it says."""
+    template = (
+        "{%- if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{%- endif %}\n"
+        "{%- for message in messages %}{%- if message.role == 'user' %}<|user|>{{ message.content }}"
+        "{%- else %}<|assistant|><think></think>{{ message.content }}<|end|>{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}<|assistant|>{%- endif %}"
+    )
+    assert rendered(folder_of(template, tmp_path)) == TemplateParts(
+        before_question="10 Apr 2025<|user|>",
+        after_question="<|assistant|>",
+        before_answer="<think></think>",
+        after_answer="<|end|>",
+        adds_bos=False,
+        special_tokens=["<|user|>", "<|end|>", "<|assistant|>"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("", "has no chat template"),
+        ("{{ messages[0].content }}", "does not write question and answer once each"),
+        (
+            "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}say:{% endif %}",
+            "prompt and answer cannot be told apart",
+        ),
+        ("{{ raise_exception('no') }}", "refuses a question with its answer: no"),
+        ("{% for %}", "cannot be rendered"),
+        ("{{ messages.__class__.__mro__ }}", "cannot be rendered"),
+    ],
+)
+def test_what_cannot_be_taken_apart_is_refused(template: str, words: str, tmp_path: Path) -> None:
+    """Nor does a template reach into Python: it is rendered in a sandbox."""
+    with pytest.raises(DataError, match=words):
+        rendered(folder_of(template, tmp_path))
+
+
+def test_where_a_template_may_stand(tmp_path: Path) -> None:
+    folder = folder_of("", tmp_path)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": [{"name": "rag", "template": "x"}, {"name": "default", "template": PHI_3}]})
+    )
+    expected = rendered(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": PHI_3}))
+    assert rendered(folder) == expected
+    (folder / "chat_template.jinja").write_text(PHI_3)
+    assert rendered(folder) == expected
