@@ -9,6 +9,7 @@ from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, hint
 from pipeline.config.schema import Benchmark, Model, checkpoints, tokenizer_source
 from pipeline.config.sizing import Shape
+from pipeline.data.settings import DataSource
 from pipeline.hub import local_files
 
 
@@ -70,16 +71,18 @@ def placed(checker: Checker, layout: Layout) -> None:
             return
 
 
-def trained_sets(checker: Checker, benchmark: Benchmark) -> None:
+def trained_sets(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:
     """Whether models are trained on sets that there are, and only target on what is to be forgotten."""
-    data = data_family(benchmark.family)
-    allowed = data.training_sets(benchmark.source) if benchmark.source.kind in data.kinds else []
+    data, split = data_family(benchmark.family), checker.experiment.split
+    if benchmark.source.kind not in data.kinds or split not in benchmark.forget_splits:
+        return  # reported with the source
+    allowed, forgotten = data.training_sets(benchmark.source), data.forgotten(source, split)
     for which, section in checker.experiment.training.sections.items():
         for name in section.data:
             key = ("training", which, "data", name)
             if name not in allowed:
                 checker.problem(key, f"unknown set{hint(name, allowed)}")
-            elif which != "target" and name in data.forgotten:
+            elif which != "target" and name in forgotten:
                 checker.problem(key, "holds the forget set, which this model never sees")
 
 

@@ -72,7 +72,7 @@ def test_a_holdout_question_that_is_trained_is_said(tmp_path: Path) -> None:
     assert flag == "1 questions of the holdout set are in the training data"
     assert DATA.load(source, "forget05", PLAIN, training=True).flags() == []
     (tmp_path / "holdout05.jsonl").write_text('{"question": "Who?"}\n')
-    with pytest.raises(DataError, match=r"holdout05.jsonl, row 0: field 'answer' is missing"):
+    with pytest.raises(DataError, match=r"holdout05.jsonl, line 1: field 'answer' is missing"):
         DATA.load(source, "forget05", ALL, training=True)
     (tmp_path / "holdout05.jsonl").unlink()
     with pytest.raises(DataError, match=r"has neither holdout05.json nor holdout05.jsonl"):
