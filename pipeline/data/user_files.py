@@ -188,7 +188,7 @@ def _header(text: str, path: Path, columns: Sequence[str], delimiter: str | None
         except csv.Error as error:
             raise DataError(f"{path}, line 1: not CSV ({error})") from None
     fitting = [each for each, names in found.items() if set(columns) <= set(names)]
-    chosen = fitting[0] if fitting else max(found, key=lambda each: len(found[each]))
+    chosen = max(fitting or found, key=lambda each: len(found[each]))
     names = found[chosen]
     missing = [name for name in columns if name not in names]
     if missing:

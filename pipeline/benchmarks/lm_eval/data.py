@@ -18,7 +18,7 @@ from pipeline.data import sources
 from pipeline.data.chunking import chunks
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
-from pipeline.data.user_files import fault
+from pipeline.data.user_files import fault as fault_of
 
 if TYPE_CHECKING:
     from megatron_ext.data.sequences import Sequences
@@ -60,7 +60,7 @@ class Corpus:
         tokenizer = encoder.tokenizer
         if self.joined:
             texts = [text for text in self.texts if text.strip()]
-            faults = {i: found for i, text in enumerate(texts) if (found := fault(text))}
+            faults = {i: found for i, text in enumerate(texts) if (found := fault_of(text))}
             for i, message in faults.items():
                 encoder.drop(f"{self.origin}, text {i}", message)
             kept_texts = [text for i, text in enumerate(texts) if i not in faults]
@@ -243,7 +243,7 @@ def _row(value: Any, place: str) -> dict[str, Any]:
     row["answer"] = sources.field(value, "answer", int, place)
     if len(row["choices"]) != 4 or not all(isinstance(text, str) and text.strip() for text in row["choices"]):
         raise DataError(f"{place}: field 'choices' must be four texts")
-    unwritten = next(filter(None, map(fault, (row["question"], *row["choices"]))), None)
+    unwritten = next(filter(None, map(fault_of, (row["question"], *row["choices"]))), None)
     if unwritten:
         raise DataError(f"{place}: {unwritten}")
     if not 0 <= row["answer"] < 4:
