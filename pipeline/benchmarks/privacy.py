@@ -208,17 +208,7 @@ def compute(
 def compute_membership(
     examples: Sequence[Example], options: PrivacyOptions, retrain: Sequence[Example] | None, sets: tuple[str, str]
 ) -> dict[str, float]:
-    """The membership attacks and PrivLeak, from the target ``answer`` of two sets.
-
-    Args:
-        examples: the model's examples
-        options: which metrics are wanted
-        retrain: retrain's examples, where there are any
-        sets: the members, which were trained on, and the others
-
-    Raises:
-        DataError: an example, or one of retrain's, lacks what a metric needs
-    """
+    """The membership attacks and PrivLeak, as ``compute``, of other ``sets``: the members, and the others."""
     values = {f"mia_{attack}": auc_of(examples, sets, _attack(attack, retrain)) for attack in options.membership}
     if options.privleak:
         score = _attack("min_k", None)

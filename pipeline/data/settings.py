@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.schema import Strict
 
-SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="goes into file names")]
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="goes into file names")]
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 TEXTS = (".txt", ".md")
 RESERVED = ("full", "forget", "retain", "holdout", "reworded", "cloze", "idk")  # what sets of a split are called

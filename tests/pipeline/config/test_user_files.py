@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.commands import evaluate
+from pipeline.commands.request import read_request
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.workflow.plan import Plan
@@ -182,3 +185,23 @@ def test_every_bad_row_is_listed_up_to_a_few(write: Callable[..., Path], tmp_pat
     assert [", line 1: an empty text" in line for line in found] == [True, *[False] * 5]
     assert "3 more bad rows" in found[-1]
     assert load(write(data={"max_length": 64, "bad_rows": "drop"})).forget_rows == 8
+
+
+def test_a_model_is_evaluated_on_ones_own_files_without_a_workflow(
+    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command finds the files and what follows from them as an experiment does."""
+    write()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    benchmark = tmp_path / "benchmarks" / "mine.yaml"
+    arguments = ["--model", str(tmp_path), "--benchmark", str(benchmark), "--out", str(tmp_path / "out")]
+    request = read_request(parser.parse_args(arguments))
+    assert request.split == "first" and list(request.options.asked) == ["forget", "retain"]  # type: ignore[attr-defined]  # custom's own
+    assert request.source.sets["alice"].path == tmp_path / "benchmarks" / "data" / "alice.jsonl"  # type: ignore[union-attr]  # files
+    (tmp_path / "benchmarks" / "data" / "alice.jsonl").write_text('{"question": "Who?"}\n')
+    with pytest.raises(ConfigError) as error:
+        read_request(parser.parse_args(arguments))
+    assert "alice.jsonl, line 1: field 'answer' is missing" in str(error.value)
