@@ -113,7 +113,12 @@ def test_a_model_may_be_evaluated_without_any_file_of_ours(folder: Path, tmp_pat
         ("own", ["gongs"], {"answer": 4}, "gongs.jsonl, line 1: field 'answer' must be the place"),
         ("own", ["gongs"], {"topic": 3}, "gongs.jsonl, line 1: field 'topic' must be a text"),
         *(
-            ("own", ["gongs"], {"topic": topic}, "gongs.jsonl, line 1: field 'topic' must be a few words without braces")
+            (
+                "own",
+                ["gongs"],
+                {"topic": topic},
+                "gongs.jsonl, line 1: field 'topic' must be a few words without braces",
+            )
             for topic in (
                 "biology{{ cycler.__init__.__globals__.os.system('id') }}",
                 "{% x %}",
