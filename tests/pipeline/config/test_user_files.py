@@ -92,8 +92,8 @@ def test_several_requests_in_the_order_of_the_splits(write: Callable[..., Path],
     assert config.requests == ("first", "second") and config.request_rows("second") == 1
     assert config.options.asked["bob"].part == "request"  # type: ignore[attr-defined]  # of the family's own class
     jobs = Plan(config, tmp_path / "results").jobs
-    spec = jobs["unlearned/npo.second/seed-0"].spec
-    assert str(spec.checkpoint).endswith("unlearned/npo/seed-0/checkpoint")  # type: ignore[attr-defined]  # an UnlearnSpec
+    spec = jobs["unlearned/blur-npo.second/seed-0"].spec
+    assert str(spec.checkpoint).endswith("unlearned/blur-npo/seed-0/checkpoint")  # type: ignore[attr-defined]  # an UnlearnSpec
     assert spec.topics[0].forget_data.name == "second.npz"  # type: ignore[attr-defined]  # an UnlearnSpec
     methods = ["npo", "idk-dpo"]
     path = write(changes, requests={"order": "sustainability", "count": 2}, methods=methods)
@@ -166,7 +166,7 @@ def test_several_requests_in_the_order_of_the_splits(write: Callable[..., Path],
             },
             "training.base.data.alice: holds the forget set, which this model never sees",
         ),
-        ({"source.kind": "file"}, {}, "source.kind: unknown value 'file'; did you mean 'files'?"),
+        ({"source.kind": "file"}, {}, "source: unknown value 'file'; did you mean 'files'?"),
         ({"family": "tofu"}, {}, "source.kind: the family 'tofu' has no such source"),
     ],
 )
