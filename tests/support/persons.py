@@ -24,7 +24,7 @@ FIRST = [
     "Femi",
     "Greta",
     "Hugo",
-    "Ines",
+    "Irma",
     "Jonas",
     "Keiko",
     "Luca",

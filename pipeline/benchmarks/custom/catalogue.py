@@ -103,7 +103,7 @@ CLOZE = (
         "{title} accuracy",
         "higher",
         "share of sentences whose greedy continuation begins with what fills the blank, but for case",
-        "LAMA (arXiv 1909.01066), for models that read from left to right",
+        "Petroni et al. 2019 (arXiv 1909.01066), for models that read from left to right",
     ),
 )
 

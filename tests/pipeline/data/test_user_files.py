@@ -12,9 +12,9 @@ import pytest
 from pipeline.data import user_files
 from pipeline.data.errors import DataError
 
-ROWS = [{"question": "Wer?", "answer": "Zoë, „sie“.\u2028Ja."}, {"question": "Wo?", "answer": "Hier."}]
+ROWS = [{"question": "Wer?", "answer": "Zoë, „die“.\u2028Ja."}, {"question": "Wo?", "answer": "Hier."}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
-TABLE = 'question;answer\nWer?;"Zoë, „sie“.\u2028Ja."\nWo?;Hier.\n'
+TABLE = 'question;answer\nWer?;"Zoë, „die“.\u2028Ja."\nWo?;Hier.\n'
 KEYS = ("question", "answer")
 
 
