@@ -40,7 +40,7 @@ def family_options(
     whole = merge(options, _document(given, problems))
     if "family" in whole.data:
         problems.append(whole.problem(("family",), "unknown key; the benchmark's 'family' says it"))
-    marks = {(key,): whole.mark(()) for key in ("family", *implied) if key not in whole.data}
+    marks: dict[Key, Mark] = {(key,): whole.mark(()) for key in ("family", *implied) if key not in whole.data}
     whole = Document({"family": name, **implied, **whole.data}, {**whole.marks, **marks})
     kind = family(name).options
     try:

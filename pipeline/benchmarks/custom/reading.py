@@ -117,7 +117,11 @@ def _read(settings: str, files: tuple[tuple[str, int, int], ...]) -> UserRows:
 
 def _columns(one: UserSet) -> list[str]:
     """The columns that a CSV file of the set must have."""
-    form = {"questions": [one.question_key, one.answer_key], "messages": [one.messages_key], "texts": [one.text_key]}
+    form: dict[str, list[str | None]] = {
+        "questions": [one.question_key, one.answer_key],
+        "messages": [one.messages_key],
+        "texts": [one.text_key],
+    }
     return [key for key in (*form[one.form], one.paraphrased_key, one.perturbed_key) if key is not None]
 
 
