@@ -135,7 +135,7 @@ def test_several_requests_in_the_order_of_the_splits(write: Callable[..., Path],
             "splits: first.forget: a set called 'holdout' can be used as that only",
         ),
         ({"splits": {"first": 2}}, {}, "splits: the source's own 'splits' say them"),
-        ({}, {"split": "first-one"}, "split: unknown split 'frist'; did you mean 'first'? allowed: first"),
+        ({}, {"split": "first-one"}, "split: unknown split 'first-one'; did you mean 'first'? allowed: first"),
         ({"options": {"asked": {}}}, {}, "options.asked: unknown key; the benchmark's source says it"),
         ({"options": {"membership": ["loss"]}}, {}, "options.membership: needs a 'holdout' set"),
         (
