@@ -112,12 +112,12 @@ class CustomContent:
         if not self.training:
             return []
         found = []
-        for name in ("forget", "retain"):
-            counts = Counter(self._entries(name))
-            twice = sum(count - 1 for count in counts.values())
+        entries = {name: Counter(self._entries(name)) for name in ("forget", "retain")}
+        for name, counts in entries.items():
+            twice = counts.total() - len(counts)
             if twice:
                 found.append(f"{twice} rows of the {name} set repeat others")
-        common = sum(1 for entry in {*self._entries("forget")} if entry in {*self._entries("retain")})
+        common = len(entries["forget"].keys() & entries["retain"].keys())
         if common:
             found.append(f"{common} rows of the forget set are in the retain set too")
         return found
