@@ -15,7 +15,7 @@ from pydantic import Discriminator
 
 from pipeline.benchmarks.base import Family, Metric, Options
 from pipeline.data.prepared import DataFamily
-from pipeline.data.settings import FetchedSource, FolderSource, GeneratedSource, HubSource
+from pipeline.data.settings import FetchedSource, FilesSource, FolderSource, GeneratedSource, HubSource
 
 __all__ = [
     "AnyLocalSource",
@@ -63,9 +63,9 @@ def generators() -> tuple[type[GeneratedSource], ...]:
 # sees their common bases, because which benchmarks there are is known when the program runs.
 if TYPE_CHECKING:
     AnyOptions = Options
-    AnySource = HubSource | FolderSource | GeneratedSource
-    AnyLocalSource = FetchedSource | FolderSource | GeneratedSource
+    AnySource = HubSource | FolderSource | FilesSource | GeneratedSource
+    AnyLocalSource = FetchedSource | FolderSource | FilesSource | GeneratedSource
 else:
     AnyOptions = Annotated[Union[tuple(family(name).options for name in families())], Discriminator("family")]  # noqa: UP007
-    AnySource = Annotated[Union[HubSource, FolderSource, *generators()], Discriminator("kind")]
-    AnyLocalSource = Annotated[Union[FetchedSource, FolderSource, *generators()], Discriminator("kind")]
+    AnySource = Annotated[Union[HubSource, FolderSource, FilesSource, *generators()], Discriminator("kind")]
+    AnyLocalSource = Annotated[Union[FetchedSource, FolderSource, FilesSource, *generators()], Discriminator("kind")]

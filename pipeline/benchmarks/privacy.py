@@ -202,15 +202,21 @@ def compute(
         values["extraction_strength"] = mean([extraction_strength(tokens) for tokens in correct])
         shares = [exact_memorisation(tokens) for tokens in correct]
         values["exact_memorisation"] = mean([value for value in shares if value is not None])
-    for attack in options.membership:
-        values[f"mia_{attack}"] = auc_of(examples, SETS, _attack(attack, retrain))
+    return values | compute_membership(examples, options, retrain, SETS)
+
+
+def compute_membership(
+    examples: Sequence[Example], options: PrivacyOptions, retrain: Sequence[Example] | None, sets: tuple[str, str]
+) -> dict[str, float]:
+    """The membership attacks and PrivLeak, as ``compute``, of other ``sets``: the members, and the others."""
+    values = {f"mia_{attack}": auc_of(examples, sets, _attack(attack, retrain)) for attack in options.membership}
     if options.privleak:
         score = _attack("min_k", None)
         reference = options.privleak_retrain_auc
         if reference is None:
             with naming_retrain():
-                reference = auc_of(retrain or [], SETS, score)
-        values["privleak"] = priv_leak(auc_of(examples, SETS, score), reference)
+                reference = auc_of(retrain or [], sets, score)
+        values["privleak"] = priv_leak(auc_of(examples, sets, score), reference)
     return values
 
 

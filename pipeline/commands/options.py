@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -18,7 +19,13 @@ OPTION = Path("--option")  # stands for a file in messages
 SIDES = {"tp": "tensor", "pp": "pipeline", "dp": "data", "tensor": "tensor", "pipeline": "pipeline", "data": "data"}
 
 
-def family_options(options: Document, given: Sequence[str], name: str, problems: list[str]) -> Options | None:
+def family_options(
+    options: Document,
+    given: Sequence[str],
+    name: str,
+    problems: list[str],
+    implied: Mapping[str, Any] = MappingProxyType({}),
+) -> Options | None:
     """The settings of a benchmark family, those of the command line in place of a file's.
 
     Args:
@@ -26,6 +33,7 @@ def family_options(options: Document, given: Sequence[str], name: str, problems:
         given: ``KEY=VALUE`` texts of the command line, with values in YAML.
         name: The family.
         problems: Gets a message for everything that is wrong.
+        implied: Settings that follow from the benchmark's data, where neither file nor command line gives them.
 
     Returns:
         The settings; ``None`` where they are wrong.
@@ -33,7 +41,8 @@ def family_options(options: Document, given: Sequence[str], name: str, problems:
     whole = merge(options, _document(given, problems))
     if "family" in whole.data:
         problems.append(whole.problem(("family",), "unknown key; the benchmark's 'family' says it"))
-    whole = Document({"family": name, **whole.data}, {**whole.marks, ("family",): whole.mark(())})
+    marks: dict[Key, Mark] = {(key,): whole.mark(()) for key in ("family", *implied) if key not in whole.data}
+    whole = Document({"family": name, **implied, **whole.data}, {**whole.marks, **marks})
     kind = family(name).options
     try:
         return kind.model_validate(whole.data)

@@ -7,15 +7,18 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Family, Options, data_family, family
 from pipeline.commands.options import family_options, parallel_layout
+from pipeline.config.checks.data import user_files
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, check, hint, read
 from pipeline.config.named_files import placed
 from pipeline.config.schema import Benchmark, Checkpoint
-from pipeline.data.settings import DataSource, FolderSource, HubSource
+from pipeline.data.prepared import ReadsUserFiles
+from pipeline.data.settings import DataSource, FilesSource, FolderSource, HubSource
 from pipeline.hub import local_files, model_folder
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -70,11 +73,12 @@ def read_request(given: argparse.Namespace) -> Request:
     if benchmark is None or document is None:
         raise ConfigError(problems)
     split = _split(given.split, benchmark, problems)
-    options = family_options(document.at("options"), given.option, benchmark.family, problems)
+    implied, files = _user_files(given, benchmark, document, split, problems)
+    options = family_options(document.at("options"), given.option, benchmark.family, problems, implied)
     explicit = frozenset(text.partition("=")[0].strip() for text in given.option)
     if options is not None and retain is None and not given.as_retrain:
         options = _without_retrain(options, explicit, problems)
-    source = _source(given, benchmark, problems)
+    source = files or _source(given, benchmark, problems)
     if problems or layout is None or options is None or split is None or checkpoint is None:
         raise ConfigError(problems)
     name = str(checkpoint.folder or checkpoint.hub)
@@ -130,7 +134,7 @@ def _benchmark(name: str, problems: list[str]) -> tuple[Benchmark | None, Docume
 
 
 def _split(name: str | None, benchmark: Benchmark, problems: list[str]) -> str | None:
-    known = list(benchmark.splits)
+    known = benchmark.forget_splits
     if name is None and len(known) == 1:
         return known[0]
     if name is None:
@@ -139,10 +143,24 @@ def _split(name: str | None, benchmark: Benchmark, problems: list[str]) -> str |
     if name not in known:
         problems.append(f"--split: unknown split {name!r}{hint(name, known)}")
         return None
-    allowed = data_family(benchmark.family).splits
+    allowed = data_family(benchmark.family).splits(benchmark.source)
     if name not in allowed:
         problems.append(f"--split: the family {benchmark.family!r} has no such split{hint(name, list(allowed))}")
     return name
+
+
+def _user_files(
+    given: argparse.Namespace, benchmark: Benchmark, document: Document, split: str | None, problems: list[str]
+) -> tuple[dict[str, Any], FilesSource | None]:
+    """Options that follow from a user's own files, and these files; nothing where the benchmark has none."""
+    data = data_family(benchmark.family)
+    if split is None or not isinstance(data, ReadsUserFiles) or given.data_root is not None:
+        return {}, None
+    files = user_files(benchmark, document, split, given.bad_rows, problems)
+    if files is None:
+        raise ConfigError(problems or [document.problem(("source",), f"has no split {split!r} of files")])
+    retrain = given.retain_evaluation is not None or given.as_retrain
+    return data.implied_options(files, split, retrain), files
 
 
 def _without_retrain(options: Options, explicit: frozenset[str], problems: list[str]) -> Options:

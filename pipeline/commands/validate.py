@@ -15,6 +15,7 @@ from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
 from pipeline.data.errors import printable
+from pipeline.data.settings import FilesSource
 from pipeline.data.templates import Template
 from pipeline.specs import EvaluateSpec
 from pipeline.workflow import resources
@@ -91,7 +92,6 @@ def planned(given: argparse.Namespace, cluster: bool) -> tuple[Plan, Site | None
 def summary(config: Config) -> list[str]:
     """The experiment in a few lines: model, data, layout."""
     experiment, layout, runtime = config.experiment, config.layout, config.experiment.runtime
-    source = config.source.model_dump(exclude_none=True)
     split = f", split {layout.pipeline_split}" if layout.pipeline_split else ""
     optimizer = ", distributed optimizer" if layout.distributed_optimizer else ""
     optimizer += ", sequence parallel" if layout.sequence_parallel else ""
@@ -99,7 +99,7 @@ def summary(config: Config) -> list[str]:
         f"experiment {experiment.name}: {experiment.title}",
         f"model      {config.model.title}, {_count(config.shape.parameters)} parameters",
         f"benchmark  {config.benchmark.title}, {experiment.split} ({config.forget_rows} rows to forget), "
-        + ", ".join(f"{key} {value}" for key, value in source.items()),
+        + _source(config),
         f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
         + (", recomputed activations" if runtime.recompute_activations else ""),
@@ -113,6 +113,14 @@ def _template(config: Config) -> str:
     name = config.model.template if isinstance(config.model.template, str) else config.model.template.name or "parts"
     template = Template.of(config.template)
     return f"{name}: {template.prompt('QUESTION')!r} {template.completion('ANSWER')!r}"
+
+
+def _source(config: Config) -> str:
+    source, split = config.source, config.experiment.split
+    if not isinstance(source, FilesSource):
+        return ", ".join(f"{key} {value}" for key, value in source.model_dump(exclude_none=True).items())
+    uses = [f"{use}: {', '.join(names)}" for use, names in source.splits[split].named.items() if names]
+    return "; ".join(["files", *uses])
 
 
 def jobs(plan: Plan, site: Site | None = None) -> list[str]:

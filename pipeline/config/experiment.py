@@ -10,7 +10,7 @@ from megatron_ext.config import Layout
 from pipeline.benchmarks import Family, Options, data_family, family
 from pipeline.config.schema import Benchmark, Experiment, Method, Model
 from pipeline.config.sizing import Shape
-from pipeline.data.prepared import DataFamily, HasRequests
+from pipeline.data.prepared import DataFamily, HasRequests, ReadsUserFiles
 from pipeline.data.settings import DataSource, PromptTemplate
 
 
@@ -57,8 +57,7 @@ class Config:
     @property
     def forget_rows(self) -> int:
         """Rows of the forget set: counted where that is possible, else as the benchmark file states."""
-        counted = self.data.rows(self.source, self.experiment.split)
-        return self.benchmark.splits[self.experiment.split] if counted is None else counted
+        return self._rows(self.experiment.split)
 
     @property
     def forget_rows_are_exact(self) -> bool:
@@ -71,15 +70,23 @@ class Config:
         """The forget splits of every request to forget, the experiment's own first; none where there is but one."""
         requests = self.experiment.requests
         return (
-            self.data.requests(requests.order)[: requests.count]
+            self.data.requests(self.source, requests.order)[: requests.count]
             if requests and isinstance(self.data, HasRequests)
             else ()
         )
 
     def request_rows(self, split: str) -> int:
         """As ``forget_rows``, of another split."""
+        return self._rows(split)
+
+    def _rows(self, split: str) -> int:
         counted = self.data.rows(self.source, split)
-        return self.benchmark.splits.get(split, self.forget_rows) if counted is None else counted
+        if counted is not None:
+            return counted
+        if isinstance(self.data, ReadsUserFiles):
+            return self.data.estimated_rows(self.source, split, self.experiment.data.max_length)
+        stated = self.benchmark.splits
+        return stated[split] if split in stated else stated[self.experiment.split]
 
     @property
     def has_retrain(self) -> bool:

@@ -28,7 +28,7 @@ from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import AnySource, families
 from pipeline.config.located_yaml import hint
 from pipeline.config.model_schema import Checkpoint, GivenModel, Model, Name
-from pipeline.data.settings import BadRows, RequestOrder
+from pipeline.data.settings import BadRows, FilesSource, RequestOrder
 from pipeline.judging.settings import JudgeSettings
 
 
@@ -93,8 +93,21 @@ class Benchmark(Strict):
     family: str
     options: dict[str, Any] = Field({}, description="the family's settings")
     source: AnySource
-    splits: dict[str, int] = Field(min_length=1, description="forget split -> its rows")
+    splits: dict[str, int] = Field({}, description="forget split -> its rows; a source of files says its splits itself")
     published: list[PublishedTable] = []
+
+    @property
+    def forget_splits(self) -> list[str]:
+        """The names of the forget splits."""
+        return list(self.source.splits if isinstance(self.source, FilesSource) else self.splits)
+
+    @model_validator(mode="after")
+    def _stated_once(self) -> Benchmark:
+        if isinstance(self.source, FilesSource) and self.splits:
+            raise ValueError("splits: the source's own 'splits' say them, and their rows are counted")
+        if not self.forget_splits:
+            raise ValueError("splits: is missing or empty; at least one forget split with its rows is needed")
+        return self
 
     @field_validator("family")
     @classmethod

@@ -47,6 +47,7 @@ def code_files() -> list[Path]:
     here = Path(__file__).parent
     return [
         *sorted(here.glob("*.py")),
+        here.parent / "benchmarks" / "refusals.py",
         *sorted((here.parent / "benchmarks").glob("*/*.py")),
         here.parent / "steps" / "prepare.py",
         Path(sequences.__file__),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from megatron_ext.atomic_files import write_text
 from pipeline.data.errors import DataError
-from pipeline.data.settings import GeneratedSource, RequestOrder
+from pipeline.data.settings import BadRows, GeneratedSource, RequestOrder
 
 if TYPE_CHECKING:
     from megatron_ext.data.sequences import Sequences
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # The names that a file may have below a source's folder, without their suffix; the first that is there is read.
 Names = tuple[str, ...]
+# Where in a source's settings something is.
+UserKey = tuple[str, ...]
 
 
 class Content(Protocol):
@@ -70,12 +72,13 @@ class SetsOfText:
 
     def digest(self) -> dict[str, dict[str, str]]:
         return {
-            "train": {name: _digest(part.content) for name, part in self.training.items()},
-            "evaluation": {name: _digest(rows) for name, (rows, _) in self.evaluation.items()},
+            "train": {name: digest(part.content) for name, part in self.training.items()},
+            "evaluation": {name: digest(rows) for name, (rows, _) in self.evaluation.items()},
         }
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -85,16 +88,16 @@ class DataFamily(Protocol):
     Attributes:
         kinds: kinds of sources that it reads
         generators: settings of its own generators, whose kinds are among ``kinds``
-        forgotten: training sets that hold what is to be forgotten; neither base nor retrain is trained on them
     """
 
     kinds: tuple[str, ...]
     generators: tuple[type[GeneratedSource], ...]
-    forgotten: frozenset[str]
 
-    @property
-    def splits(self) -> tuple[str, ...]:
+    def splits(self, source: Any) -> tuple[str, ...]:
         """Names of the forget splits that there are."""
+
+    def forgotten(self, source: Any, split: str) -> frozenset[str]:
+        """The training sets that hold what is to be forgotten; neither base nor retrain is trained on them."""
 
     def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
         """The files of a hub repository or a folder that are read for a forget split.
@@ -114,7 +117,7 @@ class DataFamily(Protocol):
     def rows(self, source: Any, split: str) -> int | None:
         """The number of rows of the tokenised forget set, or ``None`` where only a tokenizer can tell."""
 
-    def all_rows(self, split: str, forget_rows: int) -> int:
+    def all_rows(self, source: Any, split: str, forget_rows: int) -> int:
         """Rows of forget and retain set together, about: for estimates of time."""
 
     def load(self, source: Any, split: str, sets: Sequence[str], training: bool) -> Content:
@@ -129,7 +132,7 @@ class DataFamily(Protocol):
 class HasRequests(Protocol):
     """A data family with several requests to forget."""
 
-    def requests(self, kind: RequestOrder) -> tuple[str, ...]:
+    def requests(self, source: Any, kind: RequestOrder) -> tuple[str, ...]:
         """The forget splits of several requests, of which the first is the benchmark's own.
 
         ``sustainability``: each is forgotten by the model that has forgotten those before it. ``scalability``: they
@@ -143,6 +146,26 @@ class HasRequests(Protocol):
         self, source: Any, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()
     ) -> Content:
         """As ``DataFamily.load``, with the forget sets of ``requests`` as training sets of those names."""
+
+
+@runtime_checkable
+class ReadsUserFiles(Protocol):
+    """A data family whose files a user names one by one, and which says what they hold."""
+
+    def problems(self, source: Any, split: str, bad_rows: BadRows) -> list[tuple[UserKey, str]]:
+        """What is wrong with the files of a split: keys of the source, and messages that name file and row."""
+
+    def source_files(self, source: Any, split: str) -> list[Path]:
+        """The files that are read for a split."""
+
+    def estimated_rows(self, source: Any, split: str, max_length: int) -> int:
+        """As ``rows``, about, where only a tokenizer can tell."""
+
+    def implied_options(self, source: Any, split: str, retrain: bool, requests: Sequence[str] = ()) -> dict[str, Any]:
+        """Options of the family that follow from the files.
+
+        They depend on whether there is a ``retrain`` model, and on the splits that are forgotten later, ``requests``.
+        """
 
 
 @dataclass

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.schema import Strict
+
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="goes into file names")]
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+TEXTS = (".txt", ".md")
+RESERVED = ("full", "forget", "retain", "holdout", "reworded", "cloze", "idk")  # what sets of a split are called
 
 
 class HubSource(Strict):
@@ -32,6 +39,106 @@ class FolderSource(Strict):
     path: Path = Field(strict=False)
 
 
+class UserSet(Strict):
+    """A file or folder of a user's: questions with answers, chats, or plain text.
+
+    A file is a table of rows (JSON Lines, JSON, CSV or Parquet) or one text (``.txt``, ``.md``); a folder holds texts,
+    of which every one below it is read.
+    """
+
+    path: Path = Field(strict=False)
+    question_key: str = Field("question", description="of a row: the question")
+    answer_key: str = Field("answer", description="of a row: its answer")
+    messages_key: str | None = Field(None, description="of a row: a chat, in place of a question and its answer")
+    text_key: str | None = Field(None, description="of a row: a text, in place of a question and its answer")
+    paraphrased_key: str | None = Field(None, description="of a row: the answer in other words")
+    perturbed_key: str | None = Field(None, description="of a row: wrong answers, a list or one text")
+    delimiter: Literal[",", ";", "\t", "|"] | None = Field(None, description="of a CSV file; default: found")
+
+    @property
+    def form(self) -> Literal["questions", "messages", "texts"]:
+        """What the rows are."""
+        if self.text_key is not None or self.path.suffix.lower() not in TABLES:
+            return "texts"
+        return "questions" if self.messages_key is None else "messages"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.text_key is not None and self.messages_key is not None:
+            raise ValueError("text_key: does not go with 'messages_key'")
+        for key in ("paraphrased_key", "perturbed_key"):
+            if getattr(self, key) is not None and self.form == "texts":
+                raise ValueError(f"{key}: texts have no answers")
+        return self
+
+
+class UserSplit(Strict):
+    """Which sets are forgotten, kept, and asked about.
+
+    ``holdout``: like the forget set, but never seen by any model. ``reworded``: questions about what is forgotten in
+    other words. ``cloze``: sentences about it with a blank, and what fills it. ``others``: what else is asked about and
+    should stay. No model is trained on these four.
+    """
+
+    forget: list[SetName] = Field(min_length=1)
+    retain: list[SetName] = Field(min_length=1)
+    holdout: list[SetName] = []
+    reworded: list[SetName] = []
+    cloze: list[SetName] = []
+    others: list[SetName] = []
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _list(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+    @property
+    def named(self) -> dict[str, list[str]]:
+        """The sets by what they are for."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+
+class FilesSource(Strict):
+    """A user's own files: sets by free names, and forget splits that say what each set is for.
+
+    A relative path starts at the folder of the YAML file that names it.
+    """
+
+    kind: Literal["files"] = "files"
+    sets: dict[SetName, UserSet] = Field(min_length=1)
+    splits: dict[SetName, UserSplit] = Field(min_length=1)
+
+    @field_validator("sets", mode="before")
+    @classmethod
+    def _paths(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: {"path": value} if isinstance(value, str) else value for name, value in given.items()}
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for split, parts in self.splits.items():
+            if split in RESERVED or (split in self.sets and parts.forget != [split]):
+                raise ValueError(f"splits: {split}: a split cannot be called so; another name is needed")
+            for use, names in parts.named.items():
+                for name in names:
+                    if name not in self.sets:
+                        raise ValueError(
+                            f"splits: {split}.{use}: unknown set {name!r}; allowed: {', '.join(self.sets)}"
+                        )
+                    if name in RESERVED and name != use:
+                        raise ValueError(f"splits: {split}.{use}: a set called {name!r} can be used as that only")
+        return self
+
+    def located(self, folder: Callable[[str], Path]) -> Self:
+        """The same with absolute paths; ``folder`` says of a set's name where its relative path starts."""
+        sets = {
+            name: one.model_copy(update={"path": Path(os.path.abspath(folder(name) / one.path.expanduser()))})
+            for name, one in self.sets.items()
+        }
+        return self.model_copy(update={"sets": sets})
+
+
 class GeneratedSource(Strict):
     """A benchmark's own seeded generator: the base of the settings that lie in the benchmarks' folders."""
 
@@ -39,8 +146,8 @@ class GeneratedSource(Strict):
 
 
 # For annotations. Where YAML is read, ``pipeline.benchmarks`` has the same with every benchmark's own generators.
-DataSource = HubSource | FolderSource | GeneratedSource
-LocalSource = FetchedSource | FolderSource | GeneratedSource
+DataSource = HubSource | FolderSource | FilesSource | GeneratedSource
+LocalSource = FetchedSource | FolderSource | FilesSource | GeneratedSource
 
 
 class FolderTokenizer(Strict):

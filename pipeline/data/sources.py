@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data import user_files
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import Names
 from pipeline.data.settings import FetchedSource, FolderSource, LocalSource
@@ -40,6 +41,15 @@ def find(folder: Path, names: Names) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def doubled(folder: Path, names: Names) -> str | None:
+    """What to say where two files of a folder have one of these names; ``None`` where at most one has each."""
+    for name in names:
+        found = [f"{name}{suffix}" for suffix in SUFFIXES if (folder / f"{name}{suffix}").is_file()]
+        if len(found) > 1:
+            return f"{folder} has both {' and '.join(found)}: remove the one that is not meant"
+    return None
+
+
 def read(source: LocalSource, wanted: Sequence[Names]) -> Files:
     """Read the files of ``wanted``.
 
@@ -62,8 +72,11 @@ def _folder(source: FolderSource, wanted: Sequence[Names]) -> Files:
         file = find(folder, names)
         if file is None:
             raise DataError(f"source.path: {folder} has neither {either(names)}")
-        content = file.read_bytes()
-        values[names[0]] = [(f"{file}, row {i}", value) for i, value in _values(content, file)]
+        twice = doubled(folder, names)
+        if twice:
+            raise DataError(f"source.path: {twice}")
+        content = user_files.content_of(file)
+        values[names[0]] = list(user_files.values(content, file))
         origins[names[0]], digests[names[0]] = str(file), hashlib.sha256(content).hexdigest()
     return Files(values, origins, digests, {"kind": "folder", "path": str(folder), "files_sha256": digests})
 
@@ -71,44 +84,6 @@ def _folder(source: FolderSource, wanted: Sequence[Names]) -> Files:
 def either(names: Names) -> str:
     """The names of the files that may stand for one, for a message."""
     return " nor ".join(name + suffix for name in names for suffix in SUFFIXES)
-
-
-def _values(content: bytes, file: Path) -> Iterable[tuple[int, Any]]:
-    """The values of a file, counted from 0.
-
-    A file holds one JSON value on each line, where blank lines are skipped, or one JSON list, or it is a Parquet file.
-    """
-    if content.startswith(b"PAR1"):
-        yield from enumerate(_table(content, file))
-        return
-    if content.lstrip()[:1] == b"[":
-        try:
-            yield from enumerate(json.loads(content))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: not a JSON list ({error})") from error
-        return
-    index = 0
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield index, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number}: not a JSON object on one line ({error})") from error
-        index += 1
-
-
-def _table(content: bytes, file: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet file."""
-    from io import BytesIO
-
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_table(BytesIO(content)).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file}: not a Parquet file ({error})") from error
 
 
 def _fetched(source: FetchedSource, wanted: Sequence[Names]) -> Files:

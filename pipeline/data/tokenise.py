@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_ext.data.sequences import Sequences
+from pipeline.data import user_files
 from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row
 from pipeline.data.settings import BadRows
@@ -40,7 +41,11 @@ class Encoder:
                 raise DataError(f"template: its special token {token!r} {message}")
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Prompt ids and target ids of each (question, answer) pair; a target ends with the end token."""
+        """Prompt ids and target ids of each (question, answer) pair; a target ends with the end token.
+
+        Halves of characters, which no tokenizer takes, are encoded as question marks; ``fault`` finds them.
+        """
+        texts = [(_written(question), _written(answer)) for question, answer in texts]
         special = self.template.adds_bos
         prompts = self.tokenizer.encode_batch([self.template.prompt(q) for q, _ in texts], special)
         wholes = self.tokenizer.encode_batch([self.template.text(q, a) for q, a in texts], special)
@@ -70,15 +75,28 @@ class Encoder:
 
     def training(self, rows: Sequence[Row], origin: str) -> tuple[Sequences, int]:
         """Labelled sequences of ``rows``, and the number of rows dropped; raises ``DataError`` naming a bad row."""
+        kept, dropped = self.labelled(rows, [f"{origin}, row {index}" for index in range(len(rows))])
+        return Sequences.pack(kept), dropped
+
+    def labelled(self, rows: Sequence[Row], places: Sequence[str]) -> tuple[list[tuple[list[int], int]], int]:
+        """Ids and prompt length of each row, and the number of rows dropped.
+
+        Args:
+            rows: questions with their answers
+            places: what to call each row in a message
+
+        Raises:
+            DataError: a row is bad, and bad rows are errors
+        """
         kept, dropped = [], 0
         pairs = self.pairs([(row.question, row.answer) for row in rows])
-        for index, (row, (prompt, target)) in enumerate(zip(rows, pairs, strict=True)):
-            fault = self._fault(row.answer, prompt, target)
+        for row, place, (prompt, target) in zip(rows, places, pairs, strict=True):
+            fault = self._fault(row.question, row.answer, prompt, target)
             if fault is None:
                 kept.append((prompt + target, len(prompt)))
             else:
-                dropped += self.drop(f"{origin}, row {index}, answer", fault)
-        return Sequences.pack(kept), dropped
+                dropped += self.drop(f"{place}, answer", fault)
+        return kept, dropped
 
     def alternatives(self, rows: Sequence[Row], answers: Sequence[Sequence[str]], count: int, origin: str) -> Sequences:
         """Sequences of other answers to the same questions, aligned with those of ``training``.
@@ -98,13 +116,13 @@ class Encoder:
         kept = []
         pairs = self.pairs([(row.question, row.answer) for row in rows])
         for index, (row, own, texts) in enumerate(zip(rows, pairs, answers, strict=True)):
-            if self._fault(row.answer, *own) is not None:
+            if self._fault(row.question, row.answer, *own) is not None:
                 continue
             fitting: list[tuple[list[int], list[int]]] = []
             for first in range(0, len(texts), count):
                 part = texts[first : first + count]
                 encoded = self.pairs([(row.question, text) for text in part])
-                faults = [self._fault(text, *pair) for text, pair in zip(part, encoded, strict=True)]
+                faults = [self._fault(row.question, text, *pair) for text, pair in zip(part, encoded, strict=True)]
                 fitting += [pair for pair, fault in zip(encoded, faults, strict=True) if fault is None]
                 if len(fitting) >= count:
                     break
@@ -113,10 +131,13 @@ class Encoder:
             kept += [(prompt + target, len(prompt)) for prompt, target in (fitting * count)[:count]]
         return Sequences.pack(kept)
 
-    def evaluation(self, rows: Sequence[Row], origin: str) -> tuple[list[dict[str, Any]], int]:
+    def evaluation(
+        self, rows: Sequence[Row], origin: str, places: Sequence[str] | None = None
+    ) -> tuple[list[dict[str, Any]], int]:
         """The records of ``evaluation/<set>.jsonl``, and the number of rows dropped.
 
         A row with one bad target is bad as a whole. A record's ``index`` counts all rows, those dropped included.
+        ``places`` are what to call the rows in a message; by default their numbers after ``origin``.
         """
         texts = [_targets(row) for row in rows]
         pairs = iter(
@@ -125,10 +146,11 @@ class Encoder:
         records, dropped = [], 0
         for index, (row, named) in enumerate(zip(rows, texts, strict=True)):
             encoded = {key: next(pairs) for key in named}
-            faults = ((key, self._fault(named[key], *encoded[key])) for key in named)
+            faults = ((key, self._fault(row.question, named[key], *encoded[key])) for key in named)
             key, fault = next(((key, fault) for key, fault in faults if fault is not None), ("", None))
             if fault is not None:
-                dropped += self.drop(f"{origin}, row {index}, {key}", fault)
+                place = places[index] if places else f"{origin}, row {index}"
+                dropped += self.drop(f"{place}, {key}", fault)
                 continue
             prompt = encoded["answer"][0]
             records.append(
@@ -142,9 +164,12 @@ class Encoder:
             )
         return records, dropped
 
-    def _fault(self, answer: str, prompt: list[int], target: list[int]) -> str | None:
+    def _fault(self, question: str, answer: str, prompt: list[int], target: list[int]) -> str | None:
         if not answer.strip():
             return "no answer token: the answer is empty"
+        unwritten = user_files.fault(question) or user_files.fault(answer)
+        if unwritten:
+            return unwritten
         length = len(prompt) + len(target)
         if length > self.max_length:
             return f"{length} tokens, more than max_length {self.max_length}"
@@ -155,6 +180,11 @@ class Encoder:
         if self.bad_rows == "error":
             raise DataError(f"{place}: {fault} (bad_rows: drop leaves such rows out and counts them)")
         return 1
+
+
+def _written(text: str) -> str:
+    """``text`` with question marks for halves of characters."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _targets(row: Row) -> dict[str, str]:

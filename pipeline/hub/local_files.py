@@ -10,7 +10,7 @@ from typing import Any
 from megatron_ext.checkpoint.model_files import read_object
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from pipeline.data.prepared import Names
-from pipeline.data.sources import either, find
+from pipeline.data.sources import doubled, either, find
 
 # Of a checkpoint's repository: weights, configuration and tokenizer.
 WANTED = ("*.safetensors", "*.json", *(name for name in TOKENIZER_FILES if not name.endswith(".json")))
@@ -19,10 +19,11 @@ UNWANTED = ("consolidated*", "*/*")
 
 
 def missing_data(folder: Path, wanted: Sequence[Names]) -> list[str]:
-    """What a folder of a benchmark's files lacks, a message for each file."""
+    """What a folder of a benchmark's files lacks or has twice, a message for each file."""
     if not folder.is_dir():
         return [f"{str(folder)!r} is not a folder"]
-    return [f"{str(folder)!r} has neither {either(names)}" for names in wanted if find(folder, names) is None]
+    lacking = [f"{str(folder)!r} has neither {either(names)}" for names in wanted if find(folder, names) is None]
+    return lacking + [message for names in wanted if (message := doubled(folder, names))]
 
 
 def data_files(folder: Path, wanted: Sequence[Names]) -> list[Path]:

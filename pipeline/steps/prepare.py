@@ -21,7 +21,7 @@ from megatron_ext.atomic_files import write_json
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import data_family
-from pipeline.data import cache
+from pipeline.data import cache, user_files
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import Content, HasRequests, PreparedWriter
@@ -133,7 +133,9 @@ def _build(spec: PrepareSpec, loaded: Content, folder: Path) -> dict[str, Any]:
     if isinstance(spec.tokenizer, FolderTokenizer):
         tokenizer = tokenizers.copy(spec.tokenizer.path, folder / "tokenizer")
     else:
-        plain = (_without(text, template.special_tokens) for text in loaded.texts(template))
+        # Bad rows are found when they are encoded, where the message can name them.
+        good = (text for text in loaded.texts(template) if user_files.fault(text) is None)
+        plain = (_without(text, template.special_tokens) for text in good)
         tokenizer = tokenizers.train(plain, spec.tokenizer.vocab_size, template, folder / "tokenizer")
     for name in ("train", "evaluation"):
         (folder / name).mkdir()

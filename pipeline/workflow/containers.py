@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import ROOT, Site
-from pipeline.data.settings import FolderSource
+from pipeline.data.settings import FilesSource, FolderSource
 from pipeline.launch.image import IMAGE, IMAGE_SHA256, INSIDE, image_sha256
 from pipeline.launch.ranks import shielded
 from pipeline.workflow.paths import refusal
@@ -86,6 +86,8 @@ def binds(site: Site, plan: Plan) -> list[str]:
     folders += [site.huggingface / name for name in FETCHED]
     if isinstance(plan.config.source, FolderSource):
         folders.append(plan.config.source.path)
+    if isinstance(plan.config.source, FilesSource):
+        folders += [one.path if one.path.is_dir() else one.path.parent for one in plan.config.source.sets.values()]
     plain = {str(each): None for folder in folders for each in (os.path.abspath(folder), folder.resolve())}
     mapped: dict[str, None] = {}
     for text in [*os.environ.get("APPTAINER_BIND", "").split(","), *site.binds]:

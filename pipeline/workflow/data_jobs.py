@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.experiment import Config
 from pipeline.config.schema import Checkpoint, checkpoints, tokenizer_source
+from pipeline.data.prepared import ReadsUserFiles
 from pipeline.data.settings import FetchedSource, FolderSource, FolderTokenizer, HubSource
 from pipeline.hub import local_files
 from pipeline.specs import FetchDatasetsSpec, FetchDataSpec, FetchSpec, ModelId, PrepareSpec
@@ -85,4 +86,6 @@ def _source_files(config: Config, paths: Paths) -> Files:
     """The user's files, or what fetching them writes; none where the benchmark makes its own data."""
     if isinstance(config.source, FolderSource):
         return tuple(local_files.data_files(Path(config.source.path), data_files(config)))
+    if isinstance(config.data, ReadsUserFiles):
+        return tuple(config.data.source_files(config.source, config.experiment.split))
     return (paths.source / "files", paths.source / "manifest.json") if fetches_data(config) else ()

@@ -259,7 +259,7 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     """Floating-point operations of a step at most, over all ranks; idle pipeline stages count as if they worked."""
     config, parameters = plan.config, plan.config.shape.parameters
     length, rows = config.experiment.data.max_length, config.forget_rows
-    whole = config.data.all_rows(config.experiment.split, rows)
+    whole = config.data.all_rows(config.source, config.experiment.split, rows)
     if isinstance(spec, ReferenceSpec):
         return 2.0 * parameters * length * max(whole, 5 * rows)
     if isinstance(spec, EvaluateSpec):

@@ -17,6 +17,23 @@ ATTACKS = get_args(Attack)
 EVERYTHING: dict[str, dict[str, Any]] = {
     "tofu": {"memorisation": True, "membership": list(ATTACKS), "privleak": True},
     "muse": {"memorisation": True, "membership": list(ATTACKS), "privleak": True, "shorten_few_shot": True},
+    "custom": {
+        "memorisation": True,
+        "membership": list(ATTACKS),
+        "privleak": True,
+        "asked": {
+            name: {"form": form, "part": part, "rows": 1, "perturbed": form == "questions"}
+            for name, form, part in (
+                ("forget", "questions", "forget"),
+                ("forget_texts", "texts", "forget"),
+                ("retain", "questions", "retain"),
+                ("retain_texts", "texts", "retain"),
+                ("holdout", "questions", "holdout"),
+                ("reworded", "questions", "forget"),
+                ("cloze", "cloze", "forget"),
+            )
+        },
+    },
     "lm_eval": {"tasks": ["mmlu"], "metrics": ["acc", "acc_norm", "acc_bytes", "exact_match,strict-match"]},
 }
 # What stands in braces or pointed brackets in a key, beside the names themselves separated by commas.

@@ -18,6 +18,7 @@ from pipeline.data import sources
 from pipeline.data.chunking import chunks
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
+from pipeline.data.user_files import fault as fault_of
 
 if TYPE_CHECKING:
     from megatron_ext.data.sequences import Sequences
@@ -59,7 +60,11 @@ class Corpus:
         tokenizer = encoder.tokenizer
         if self.joined:
             texts = [text for text in self.texts if text.strip()]
-            return chunks(texts, tokenizer, encoder.max_length), len(self.texts) - len(texts)
+            faults = {i: found for i, text in enumerate(texts) if (found := fault_of(text))}
+            for i, message in faults.items():
+                encoder.drop(f"{self.origin}, text {i}", message)
+            kept_texts = [text for i, text in enumerate(texts) if i not in faults]
+            return chunks(kept_texts, tokenizer, encoder.max_length), len(self.texts) - len(kept_texts)
         # Ids, how many of them at the start are not labelled, and what to call the text in a message.
         rows: list[tuple[list[int], int, str]] = []
         for i, text in enumerate(self.texts):
@@ -109,8 +114,12 @@ class LmEvalData:
 
     kinds = ("hub", "folder", "synthetic_topics")
     generators = (SyntheticTopicsSource,)
-    forgotten = frozenset({"full", "forget"})
-    splits = (*CORPORA, *(f"{name}{WIKITEXT}" for name in CORPORA), *GENERATED)
+
+    def splits(self, source: DataSource | LocalSource) -> tuple[str, ...]:
+        return (*CORPORA, *(f"{name}{WIKITEXT}" for name in CORPORA), *GENERATED)
+
+    def forgotten(self, source: DataSource | LocalSource, split: str) -> frozenset[str]:
+        return frozenset({"full", "forget"})
 
     def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
         read = [names for topic in _topics(split) for names in (_forget(topic), _retain(topic))] if training else []
@@ -136,12 +145,12 @@ class LmEvalData:
             return 0
         return source.things * (source.paragraphs + len(synthetic.TOPICS[split].facts))
 
-    def all_rows(self, split: str, forget_rows: int) -> int:
+    def all_rows(self, source: DataSource, split: str, forget_rows: int) -> int:
         return 2 * forget_rows
 
     def load(self, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> LmEvalContent:
         made = isinstance(source, SyntheticTopicsSource)
-        allowed = [name for name in self.splits if (name in GENERATED) == made]
+        allowed = [name for name in self.splits(source) if (name in GENERATED) == made]
         if split not in allowed:
             raise DataError(f"forget_split: {split!r} is not one of {', '.join(allowed)} for source {source.kind!r}")
         if isinstance(source, SyntheticTopicsSource):
@@ -234,6 +243,9 @@ def _row(value: Any, place: str) -> dict[str, Any]:
     row["answer"] = sources.field(value, "answer", int, place)
     if len(row["choices"]) != 4 or not all(isinstance(text, str) and text.strip() for text in row["choices"]):
         raise DataError(f"{place}: field 'choices' must be four texts")
+    unwritten = next(filter(None, map(fault_of, (row["question"], *row["choices"]))), None)
+    if unwritten:
+        raise DataError(f"{place}: {unwritten}")
     if not 0 <= row["answer"] < 4:
         raise DataError(f"{place}: field 'answer' must be the place of the right choice, 0 to 3")
     return row

@@ -16,6 +16,7 @@ from pipeline.benchmarks.muse.texts import Texts
 from pipeline.data import sources
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
+from pipeline.data.user_files import fault
 
 if TYPE_CHECKING:
     from pipeline.data.prepared import Names, PreparedWriter
@@ -77,8 +78,12 @@ class MuseData:
 
     kinds = ("hub", "folder", "synthetic_news")
     generators = (SyntheticNewsSource,)
-    forgotten = frozenset({"full", "forget"})
-    splits = ("forget", *(f"{kind}-{k}" for kind in ("scal", "sust") for k in range(1, REQUESTS + 1)))
+
+    def splits(self, source: DataSource | LocalSource) -> tuple[str, ...]:
+        return ("forget", *(f"{kind}-{k}" for kind in ("scal", "sust") for k in range(1, REQUESTS + 1)))
+
+    def forgotten(self, source: DataSource | LocalSource, split: str) -> frozenset[str]:
+        return frozenset({"full", "forget"})
 
     def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
         names: list[Names] = []
@@ -100,7 +105,7 @@ class MuseData:
     def topics(self, split: str) -> dict[str, tuple[str, str]]:
         return {"forget": ("forget", "retain")}
 
-    def requests(self, kind: RequestOrder) -> tuple[str, ...]:
+    def requests(self, source: DataSource | LocalSource, kind: RequestOrder) -> tuple[str, ...]:
         """The first of them is ``forget`` by another name."""
         return tuple(f"{'sust' if kind == 'sustainability' else 'scal'}-{k}" for k in range(1, REQUESTS + 1))
 
@@ -114,7 +119,7 @@ class MuseData:
         wanted = _request_numbers(split)
         return len(wanted) * source.forget_stories * synthetic.ARTICLES if max(wanted) <= source.requests else 0
 
-    def all_rows(self, split: str, forget_rows: int) -> int:
+    def all_rows(self, source: DataSource, split: str, forget_rows: int) -> int:
         return 3 * forget_rows
 
     def load(
@@ -122,8 +127,8 @@ class MuseData:
     ) -> MuseContent:
         """``requests``: other splits, whose forget sets are training sets by the splits' names."""
         for key, name in (("forget_split", split), *(("requests", request) for request in requests)):
-            if name not in self.splits:
-                raise DataError(f"{key}: {name!r} is not one of {', '.join(self.splits)}")
+            if name not in self.splits(source):
+                raise DataError(f"{key}: {name!r} is not one of {', '.join(self.splits(source))}")
         unknown = [name for name in sets if name not in EVALUATED]
         if unknown:
             raise DataError(f"sets: {unknown[0]!r} is not one of {', '.join(EVALUATED)}")
@@ -199,6 +204,9 @@ def _row(value: Any, name: str, place: str) -> dict[str, Any]:
     for key, text in row.items():
         if not text.strip():
             raise DataError(f"{place}: field {key!r} is blank")
+        unwritten = fault(text)
+        if unwritten:
+            raise DataError(f"{place}: field {key!r}: {unwritten}")
     return row
 
 

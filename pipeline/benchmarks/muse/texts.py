@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.data.chunking import chunks
+from pipeline.data.user_files import fault as fault_of
 
 if TYPE_CHECKING:
     from megatron_ext.data.sequences import Sequences
@@ -44,8 +45,10 @@ class Texts:
 
         kept, dropped = [], 0
         for text, place in zip(self.texts, self.places, strict=True):
-            if not (text[1] if self.form == "asked" else text).strip():
-                dropped += encoder.drop(place, "no token: the text is blank")
+            last = text[1] if self.form == "asked" else text
+            fault = fault_of(last) if last.strip() else "no token: the text is blank"
+            if fault:
+                dropped += encoder.drop(place, fault)
             else:
                 kept.append((text, place))
         if self.form == "joined":

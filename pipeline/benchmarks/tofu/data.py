@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.tofu import refusals, synthetic
+from pipeline.benchmarks import refusals
+from pipeline.benchmarks.tofu import synthetic
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
-from pipeline.data import sources
+from pipeline.data import sources, user_files
 from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row, Splits
 from pipeline.data.settings import FolderSource
@@ -116,8 +117,12 @@ class TofuData:
 
     kinds = ("hub", "folder", "synthetic")
     generators = (SyntheticSource,)
-    forgotten = frozenset({"full", "forget", "full_rephrased"})
-    splits = tuple(RETAIN_SPLITS)
+
+    def splits(self, source: DataSource | LocalSource) -> tuple[str, ...]:
+        return tuple(RETAIN_SPLITS)
+
+    def forgotten(self, source: DataSource | LocalSource, split: str) -> frozenset[str]:
+        return frozenset({"full", "forget", "full_rephrased"})
 
     def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
         named = evaluated(split)
@@ -143,12 +148,9 @@ class TofuData:
         if not isinstance(source, FolderSource):
             return None
         path = sources.find(source.path, (split,))
-        if path is None:
-            return 0
-        with path.open("rb") as lines:
-            return sum(bool(line.strip()) for line in lines)
+        return 0 if path is None else user_files.count(path)
 
-    def all_rows(self, split: str, forget_rows: int) -> int:
+    def all_rows(self, source: DataSource, split: str, forget_rows: int) -> int:
         return forget_rows * 100 // int(split.removeprefix("forget"))
 
     def load(self, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> TofuContent:

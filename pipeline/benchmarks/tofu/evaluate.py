@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.benchmarks import degenerate_answers
+from pipeline.benchmarks import degenerate_answers, privacy
 from pipeline.benchmarks.base import Cost, Example, Metric, Requests, of_set
-from pipeline.benchmarks.privacy import HOLDOUT, UNENDED
+from pipeline.benchmarks.privacy import HOLDOUT
+from pipeline.benchmarks.questions import instance_of
 from pipeline.benchmarks.requests import Instance, requests_of
 from pipeline.benchmarks.tofu.catalogue import ORIGINAL_LENGTH, PARAPHRASED, SETS, catalogue
 from pipeline.benchmarks.tofu.metrics import ORIGINAL_GENERATION, UTILITY, compute
@@ -90,34 +91,19 @@ def _read(name: str, path: Path, options: TofuOptions, tokenizer: Tokenizer) -> 
 
 
 def _instance(name: str, row: Mapping[str, Any], place: str, options: TofuOptions, tokenizer: Tokenizer) -> Instance:
-    from megatron_ext.inference.generation import GenerateRequest
-
-    missing = {"index", "question", "answer", "prompt_ids", "targets"} - row.keys()
-    missing |= {f"targets.{key}" for key in _needed(name) - row.get("targets", {}).keys()}
-    if missing:
-        raise DataError(f"{place}: missing {', '.join(sorted(missing))}")
-    prompt, answer = row["prompt_ids"], row["targets"]["answer"]
-    targets = {key: (prompt, ids) for key, ids in row["targets"].items()}
-    empty = [key for key, (_, ids) in targets.items() if not ids]
-    if empty or not prompt:
-        raise DataError(f"{place}: a prompt or target is empty {empty}")
-    texts = {"question": row["question"], "answer": row["answer"].strip()}
-    attacked = name in ("forget", HOLDOUT)
-    if attacked and (options.memorisation or options.needs_holdout) and len(answer) < 2:
-        raise DataError(f"{place}: the answer has no token beside its end")
-    if attacked and "zlib" in options.membership:
-        texts["labelled"] = tokenizer.decode(answer)
-    if attacked and "gradnorm" in options.membership:
-        targets[UNENDED] = (prompt, answer[:-1])
-    return Instance(
+    asked = name != HOLDOUT
+    cuts = {ORIGINAL_GENERATION: max(0, ORIGINAL_LENGTH - len(row.get("prompt_ids", ())))} if asked else {}
+    return instance_of(
         name,
-        row["index"],
-        texts,
-        targets,
-        tokenwise=frozenset({"answer"} if options.tokenwise(name) else ()),
-        gradients=frozenset({UNENDED} & targets.keys()),
-        generate=None if name == HOLDOUT else GenerateRequest(prompt, options.max_new_tokens),
-        cuts={} if name == HOLDOUT else {ORIGINAL_GENERATION: max(0, ORIGINAL_LENGTH - len(prompt))},
+        row,
+        place,
+        needed=_needed(name),
+        options=options,
+        tokenizer=tokenizer,
+        attacked=name in privacy.SETS,
+        tokenwise=options.tokenwise(name),
+        new_tokens=options.max_new_tokens if asked else None,
+        cuts=cuts,
     )
 
 

@@ -3,47 +3,107 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.benchmarks import Options, data_family, families, family
 from pipeline.benchmarks.base import Judged
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, check, current, hint, merge
 from pipeline.config.schema import Benchmark
-from pipeline.data.prepared import HasRequests
-from pipeline.data.settings import DataSource, FolderSource, HubSource
+from pipeline.data.prepared import HasRequests, ReadsUserFiles
+from pipeline.data.settings import BadRows, DataSource, FilesSource, FolderSource, HubSource
 from pipeline.hub import local_files
 
 
 def options(checker: Checker, benchmark: Benchmark, benchmark_file: Document) -> Options | None:
     """The family's settings: the benchmark's, with those of the experiment in place of them or added."""
-    kind = f"options of {benchmark.family}"
+    kind, data = f"options of {benchmark.family}", data_family(benchmark.family)
     files = (benchmark_file.at("options"), checker.document.at("evaluation", "options"))
     given = merge(*(current(kind, document, checker.problems) for document in files))
     if "family" in given.data:
         checker.problems.append(given.problem(("family",), "unknown key; the benchmark file's 'family' says it"))
         return None
-    whole = Document({"family": benchmark.family, **given.data}, {**given.marks, ("family",): given.mark(())})
+    implied: dict[str, Any] = {}
+    if isinstance(data, ReadsUserFiles):
+        if "asked" in given.data:
+            checker.problems.append(given.problem(("asked",), "unknown key; the benchmark's source says it"))
+            return None
+        files_source = _user_files(checker, benchmark, benchmark_file)
+        if files_source is None:
+            return None
+        later = _later_requests(checker, files_source)
+        implied = data.implied_options(files_source, checker.experiment.split, _has_retrain(checker), later)
+    whole = Document(
+        {"family": benchmark.family, **implied, **given.data},
+        {**given.marks, **{(key,): given.mark(()) for key in ("family", *implied) if key not in given.data}},
+    )
     return check(family(benchmark.family).options, whole, checker.problems)
+
+
+def _later_requests(checker: Checker, source: FilesSource) -> list[str]:
+    """The splits that are forgotten after the experiment's own."""
+    wanted = checker.experiment.requests
+    return [] if wanted is None else list(source.splits)[1 : wanted.count]
+
+
+def _has_retrain(checker: Checker) -> bool:
+    """Whether there is a model that never saw the forget set, trained here or published."""
+    model, experiment = checker.parts.model, checker.experiment
+    published = model is not None and model.published("retrain", experiment.split) is not None
+    return published or experiment.training.retrain is not None
+
+
+def _user_files(checker: Checker, benchmark: Benchmark, benchmark_file: Document) -> FilesSource | None:
+    split, bad_rows = checker.experiment.split, checker.experiment.data.bad_rows
+    return user_files(benchmark, benchmark_file, split, bad_rows, checker.problems)
+
+
+def user_files(
+    benchmark: Benchmark, document: Document, split: str, bad_rows: BadRows, problems: list[str]
+) -> FilesSource | None:
+    """A user's files, with paths from the folder of the YAML file that names each; all of a split are read.
+
+    Args:
+        benchmark: The benchmark that names them.
+        document: Its file.
+        split: The forget split.
+        bad_rows: What becomes of rows that cannot be used.
+        problems: Gets a message for everything that is wrong with the files.
+
+    Returns:
+        The source; ``None`` where something is wrong with it, or it is of another kind or has no such split.
+    """
+    given, data = benchmark.source, data_family(benchmark.family)
+    if not isinstance(given, FilesSource) or not isinstance(data, ReadsUserFiles) or split not in given.splits:
+        return None
+    given = given.located(lambda name: document.mark(("source", "sets", name)).file.absolute().parent)
+    found = data.problems(given, split, bad_rows)
+    problems += [document.problem(("source", *key), message) for key, message in found]
+    return None if found else given
 
 
 def source(checker: Checker, benchmark: Benchmark, benchmark_file: Document) -> DataSource:
     """Where the benchmark's data come from: its own source, or the folder that was asked for in place of it."""
-    split, given, data = checker.experiment.split, benchmark.source, data_family(benchmark.family)
+    split, known = checker.experiment.split, benchmark.forget_splits
+    given, data = benchmark.source, data_family(benchmark.family)
     if given.kind not in data.kinds:
         message = f"the family {benchmark.family!r} has no such source{hint(given.kind, list(data.kinds))}"
         checker.problems.append(benchmark_file.problem(("source", "kind"), message))
         return given
-    if split not in benchmark.splits:
-        checker.problem(("split",), f"unknown split {split!r}{hint(split, list(benchmark.splits))}")
+    if split not in known:
+        checker.problem(("split",), f"unknown split {split!r}{hint(split, known)}")
         return given
     where = benchmark_file.problem(("source", "path"), "").rstrip(": ")
     if checker.data_root is not None:
         if not isinstance(given, HubSource | FolderSource):
-            checker.problem(("benchmark",), f"{benchmark.name!r} makes its own data: data_root has no meaning here")
+            what = "names its own files" if isinstance(given, FilesSource) else "makes its own data"
+            checker.problem(("benchmark",), f"{benchmark.name!r} {what}: data_root has no meaning here")
             return given
         given, where = FolderSource(path=Path(checker.data_root).expanduser()), "data_root"
-    if split not in data.splits:
-        message = f"the family {benchmark.family!r} has no such split{hint(split, list(data.splits))}"
+    if isinstance(given, FilesSource):
+        return _user_files(checker, benchmark, benchmark_file) or given
+    if split not in data.splits(given):
+        message = f"the family {benchmark.family!r} has no such split{hint(split, list(data.splits(given)))}"
         checker.problems.append(benchmark_file.problem(("splits", split), message))
     elif isinstance(given, FolderSource):
         chosen = checker.parts.options
@@ -90,18 +150,19 @@ def requests(checker: Checker, benchmark: Benchmark, source: DataSource) -> None
     if not isinstance(data, HasRequests):
         checker.problem(("requests",), f"the family {benchmark.family!r} has one request to forget only")
         return
-    known = data.requests(wanted.order)
+    known = data.requests(source, wanted.order)
     if wanted.count > len(known):
         checker.problem(("requests", "count"), f"{wanted.count}; the family {benchmark.family!r} has {len(known)}")
         return
-    if checker.experiment.split != data.splits[0]:
-        message = f"{checker.experiment.split!r}; the first of several requests is {data.splits[0]!r}"
+    first = data.splits(source)[0]
+    if checker.experiment.split != first:
+        message = f"{checker.experiment.split!r}; the first of several requests is {first!r}"
         checker.problem(("split",), message)
     others = known[1 : wanted.count]
     if isinstance(source, FolderSource):
         missing = local_files.missing_data(source.path, data.request_files(others))
         checker.problems += [f"requests: {message}" for message in missing]
-    if isinstance(source, HubSource | FolderSource):
+    if isinstance(source, HubSource | FolderSource | FilesSource):
         return
     lacking = [request for request in others if data.rows(source, request) == 0]
     if lacking:

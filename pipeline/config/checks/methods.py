@@ -71,10 +71,10 @@ def batches(checker: Checker, layout: Layout, runs: Runs) -> None:
             checker.problems.append(document.problem((*key, "optimizer", "name"), message))
 
 
-def relearning(checker: Checker, benchmark: Benchmark) -> None:
+def relearning(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:
     """Whether every batch of an attack that trains has a row of each topic."""
     data, split = data_family(benchmark.family), checker.experiment.split
-    topics = len(data.topics(split)) if split in data.splits else 0
+    topics = len(data.topics(split)) if split in data.splits(source) else 0
     for key, attack in _relearned(checker):
         if attack.global_batch < topics:
             message = f"{attack.global_batch} is less than the {topics} topics, of which every batch has a share"
@@ -103,7 +103,10 @@ def preferred_answers(checker: Checker, benchmark: Benchmark, source: DataSource
     for merged, run in runs:
         name = run.method.preferred_answers
         if name is not None and name not in known:
-            message = f"the family {benchmark.family!r} has no set {name!r} of preferred answers"
+            message = f"the family {benchmark.family!r} has no set {name!r} of preferred answers for these data"
+            checker.problems.append(merged.problem(("preferred_answers",), message))
+        elif name is not None and checker.experiment.requests is not None:
+            message = f"{name!r} is of the first request's rows: it does not go with 'requests'"
             checker.problems.append(merged.problem(("preferred_answers",), message))
 
 

@@ -15,7 +15,7 @@ from pipeline.config.schema import Benchmark, GivenModel, Model, checkpoints, to
 from pipeline.config.sizing import Shape
 from pipeline.data.chat_templates import chat_template, rendered
 from pipeline.data.errors import DataError
-from pipeline.data.settings import PromptTemplate
+from pipeline.data.settings import DataSource, PromptTemplate
 from pipeline.hub import local_files, model_folder
 
 
@@ -121,16 +121,18 @@ def placed(checker: Checker, layout: Layout) -> None:
             return
 
 
-def trained_sets(checker: Checker, benchmark: Benchmark) -> None:
+def trained_sets(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:
     """Whether models are trained on sets that there are, and only target on what is to be forgotten."""
-    data = data_family(benchmark.family)
-    allowed = data.training_sets(benchmark.source) if benchmark.source.kind in data.kinds else []
+    data, split = data_family(benchmark.family), checker.experiment.split
+    if benchmark.source.kind not in data.kinds or split not in benchmark.forget_splits:
+        return  # reported with the source
+    allowed, forgotten = data.training_sets(benchmark.source), data.forgotten(source, split)
     for which, section in checker.experiment.training.sections.items():
         for name in section.data:
             key = ("training", which, "data", name)
             if name not in allowed:
                 checker.problem(key, f"unknown set{hint(name, allowed)}")
-            elif which != "target" and name in data.forgotten:
+            elif which != "target" and name in forgotten:
                 checker.problem(key, "holds the forget set, which this model never sees")
 
 

@@ -68,20 +68,20 @@ def test_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "content", "message"),
     [
-        ("full", '{"question": "Who?"}', r"full.jsonl, row 1: field 'answer' is missing; the row has question"),
-        ("full", '{"question": "Who?", "answer": 3}', r"full.jsonl, row 1: field 'answer' must be a text, got int"),
-        ("full", '["Who?"]', r"full.jsonl, row 1: expected an object, got list"),
+        ("full", '{"question": "Who?"}', r"full.jsonl, line 2: field 'answer' is missing; the row has question"),
+        ("full", '{"question": "Who?", "answer": 3}', r"full.jsonl, line 2: field 'answer' must be a text, got int"),
+        ("full", '["Who?"]', r"full.jsonl, line 2: expected an object, got list"),
         ("full", '{"question": ', r"full.jsonl, line 2: not a JSON object on one line"),
         (
             "retain_perturbed",
             json.dumps(KNOWN),
-            r"retain_perturbed.jsonl, row 1: field 'paraphrased_answer' is missing",
+            r"retain_perturbed.jsonl, line 2: field 'paraphrased_answer' is missing",
         ),
-        ("retain_perturbed", json.dumps(PAIR), r"retain_perturbed.jsonl, row 1: field 'perturbed_answer' is missing"),
+        ("retain_perturbed", json.dumps(PAIR), r"retain_perturbed.jsonl, line 2: field 'perturbed_answer' is missing"),
         (
             "world_facts_perturbed",
             json.dumps({**PAIR, "perturbed_answer": []}),
-            r"world_facts_perturbed.jsonl, row 1: field 'perturbed_answer' must be a list of at least one text",
+            r"world_facts_perturbed.jsonl, line 2: field 'perturbed_answer' must be a list of at least one text",
         ),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from megatron_ext.data.sequences import Sequences
-from pipeline.benchmarks.tofu import refusals, synthetic
+from pipeline.benchmarks import refusals
+from pipeline.benchmarks.tofu import synthetic
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.data import cache
 from pipeline.data.errors import DataError

@@ -111,11 +111,16 @@ def test_a_model_may_be_evaluated_without_any_file_of_ours(folder: Path, tmp_pat
         ("cyber", [], {}, "has neither cyber-forget-corpus.json nor"),
         ("instruments", [], {}, "forget_split: 'instruments' is not one of bio, cyber, bio-cyber, own,"),
         ("own", ["drums"], {}, "has neither questions/drums.json nor"),
-        ("own", ["gongs"], {"choices": ["rim"]}, "gongs.jsonl, row 0: field 'choices' must be four texts"),
-        ("own", ["gongs"], {"answer": 4}, "gongs.jsonl, row 0: field 'answer' must be the place"),
-        ("own", ["gongs"], {"topic": 3}, "gongs.jsonl, row 0: field 'topic' must be a text"),
+        ("own", ["gongs"], {"choices": ["rim"]}, "gongs.jsonl, line 1: field 'choices' must be four texts"),
+        ("own", ["gongs"], {"answer": 4}, "gongs.jsonl, line 1: field 'answer' must be the place"),
+        ("own", ["gongs"], {"topic": 3}, "gongs.jsonl, line 1: field 'topic' must be a text"),
         *(
-            ("own", ["gongs"], {"topic": topic}, "gongs.jsonl, row 0: field 'topic' must be a few words without braces")
+            (
+                "own",
+                ["gongs"],
+                {"topic": topic},
+                "gongs.jsonl, line 1: field 'topic' must be a few words without braces",
+            )
             for topic in (
                 "biology{{ cycler.__init__.__globals__.os.system('id') }}",
                 "{% x %}",

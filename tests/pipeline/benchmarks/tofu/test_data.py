@@ -10,9 +10,11 @@ import pytest
 
 from pipeline.benchmarks.tofu.data import DATA, RETAIN_SPLITS
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
+from pipeline.data import sources
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
 from pipeline.data.settings import FolderSource
+from pipeline.hub import local_files
 from pipeline.specs import PrepareSpec
 from pipeline.steps.prepare import prepare
 
@@ -72,8 +74,33 @@ def test_a_holdout_question_that_is_trained_is_said(tmp_path: Path) -> None:
     assert flag == "1 questions of the holdout set are in the training data"
     assert DATA.load(source, "forget05", PLAIN, training=True).flags() == []
     (tmp_path / "holdout05.jsonl").write_text('{"question": "Who?"}\n')
-    with pytest.raises(DataError, match=r"holdout05.jsonl, row 0: field 'answer' is missing"):
+    with pytest.raises(DataError, match=r"holdout05.jsonl, line 1: field 'answer' is missing"):
         DATA.load(source, "forget05", ALL, training=True)
     (tmp_path / "holdout05.jsonl").unlink()
     with pytest.raises(DataError, match=r"has neither holdout05.json nor holdout05.jsonl"):
         DATA.load(source, "forget05", ALL, training=True)
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "marked", "parquet"])
+def test_rows_are_planned_as_they_are_read(tmp_path: Path, form: str) -> None:
+    """Planning has the reader's number of rows: a list on 1202 lines, and a table's bytes, are 400 rows."""
+    rows = [{"question": f"Who {i}?", "answer": "Ada."} for i in range(400)]
+    if form == "parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "forget10-00000-of-00001.parquet")
+    else:
+        text = json.dumps(rows, indent=1) if form != "lines" else "".join(json.dumps(row) + "\n\n" for row in rows)
+        (tmp_path / "forget10.json").write_text(text, encoding="utf-8-sig" if form == "marked" else "utf-8")
+    assert DATA.rows(FolderSource(path=tmp_path), "forget10") == 400
+
+
+def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
+    """Before any work, and when they are read: one of them would win without a word."""
+    for name in ("forget10.json", "forget10.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"question": "Who?", "answer": "Ada."}) + "\n")
+    (message,) = local_files.missing_data(tmp_path, [("forget10",)])
+    assert "forget10.json and forget10.jsonl" in message
+    with pytest.raises(DataError, match=r"has both forget10\.json and forget10\.jsonl"):
+        sources.read(FolderSource(path=tmp_path), [("forget10",)])
