@@ -157,7 +157,7 @@ class Step:
         """
         forget = self._take_both()
         parts = self._reduce(self._space.tensor_products([forget, self._space.held]), 0.0).numbers
-        tensors = [Products(*parts[i : i + 2], parts[i + 3]) for i in range(0, len(parts), 4)]
+        tensors = [Products(parts[i], parts[i + 1], parts[i + 3]) for i in range(0, len(parts), 4)]
         # Nothing of a tensor that is not trained, or that no token reached, tells the gradients apart.
         directions = [choose(p) if p.ff > 0 or p.rr > 0 else Direction(0.0, 0.0) for p in tensors]
         norm = math.hypot(*(p.norm_of(u) for p, u in zip(tensors, directions, strict=True)))
