@@ -16,7 +16,7 @@ import annotated_types
 import yaml
 from pydantic_core import PydanticUndefined
 
-from megatron_ext.config import Loader
+from megatron_ext.safe_yaml import Loader
 from megatron_ext.losses import LOSSES
 from megatron_ext.methods import needed_files
 from megatron_ext.model import families
