@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> None:
         return
     inside = [folder.resolve()]
     if inside[0].parent.name == "snapshots":
-        inside.append((inside[0].parents[1] / "blobs").resolve())
+        inside.append(inside[0].parents[1] / "blobs")  # itself, and not what a link of this name leads to
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and not path.is_dir():
             target = path.resolve()

@@ -87,13 +87,23 @@ def test_links_within_the_folder_and_of_the_hubs_cache_are_followed(tmp_path: Pa
     check_folder(snapshot)
     (tmp_path / "by-another-name").symlink_to(snapshot)
     assert folders.weight_files(tmp_path / "by-another-name") == ["model.safetensors"]
-    assert model_fingerprint(snapshot.parent / snapshot.name) if (snapshot / "config.json").exists() else True
     place({"model.safetensors": snapshot / "model.safetensors"}, tmp_path / "placed")
     assert not (tmp_path / "placed" / "model.safetensors").is_symlink()
     (cache / "blobs" / "cd34").symlink_to("/etc/passwd")  # a cache that others write to
     (snapshot / "config.json").symlink_to("../../blobs/cd34")
     with pytest.raises(ValueError, match=r"config\.json: is a link to /etc/passwd"):
         check_folder(snapshot)
+
+
+def test_a_link_in_place_of_the_hubs_blobs_opens_nothing(tmp_path: Path) -> None:
+    """An archive may hold `blobs`, a link to a home folder, and a model beside it that looks like one of the cache."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "private").touch()
+    (tmp_path / "archive" / "snapshots" / "model").mkdir(parents=True)
+    (tmp_path / "archive" / "blobs").symlink_to(tmp_path / "home")
+    (tmp_path / "archive" / "snapshots" / "model" / "x.json").symlink_to("../../blobs/private")
+    with pytest.raises(ValueError, match=r"x\.json: is a link to .*home/private, outside of the folder"):
+        check_folder(tmp_path / "archive" / "snapshots" / "model")
 
 
 def test_other_folders_called_blobs_are_not_the_hubs(model: Path) -> None:

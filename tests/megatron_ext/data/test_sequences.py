@@ -71,3 +71,28 @@ def test_parts_that_are_none_are_refused(tmp_path, parts: dict[str, float], erro
     values = read(path, TrainSpec).model_dump()
     with pytest.raises(ValidationError, match=error):
         TrainSpec.model_validate({**values, "parts": parts})
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        ("offsets", [0, 5, 3, 9], "offsets, row 1: 3 comes after 5"),
+        ("offsets", [0, 3, 6], "offsets: 3 numbers do not divide 9 ids into 3 sequences"),
+        ("offsets", [1, 3, 6, 9], "offsets: 4 numbers do not divide 9 ids"),
+        ("offsets", [0, 3, 6, 12], "offsets: 4 numbers do not divide 9 ids"),
+        ("offsets", [0.0, 3.0, 6.0, 9.0], "offsets: float64"),
+        ("offsets", [], "offsets: float64"),
+        ("prompt_lengths", [1, 0, 1], "prompt_lengths, row 1: 0 of 3 tokens"),
+        ("prompt_lengths", [1, 1, 3], "prompt_lengths, row 2: 3 of 3 tokens"),
+        ("prompt_lengths", [[1], [1], [1]], "prompt_lengths: int64, of 2 dimensions"),
+        ("ids", [0.5] * 9, "ids: float64"),
+        ("ids", None, "lacks ids"),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path, name, array, expected) -> None:  # type: ignore[no-untyped-def]
+    """Offsets that fall had been taken: rows of no length, and tokens that belong to two."""
+    arrays = {"ids": list(range(9)), "offsets": [0, 3, 6, 9], "prompt_lengths": [1, 1, 2], name: array}
+    np.savez(tmp_path / "x.npz", **{key: np.array(value) for key, value in arrays.items() if value is not None})
+    with pytest.raises(ValueError) as error:
+        Sequences.load(tmp_path / "x.npz")
+    assert str(error.value).startswith(f"{tmp_path / 'x.npz'}: ") and expected in str(error.value)

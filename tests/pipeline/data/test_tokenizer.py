@@ -130,3 +130,38 @@ def test_errors_name_the_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer_config\.json: not JSON"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "ids", "expected"),
+    [
+        ({"eos_token": 5}, {}, "eos_token is 5; allowed: a text"),
+        ({"eos_token": ["</s>"]}, {}, r"eos_token is \['</s>'\]; allowed: a text"),
+        ({"eos_token": {"text": "</s>"}}, {}, "names an end token"),
+        ({}, {"eos_token_id": "2"}, "config.json: eos_token_id: '2'; allowed: the number of a token"),
+        ({}, {"eos_token_id": []}, r"config.json: eos_token_id: \[\]; allowed: the number"),
+        ({}, {"eos_token_id": [[1]]}, "config.json: eos_token_id: "),
+        ({}, {"eos_token_id": 1.0}, "config.json: eos_token_id: 1.0"),
+        ({}, {"eos_token_id": True}, "config.json: eos_token_id: True"),
+        ({}, {"eos_token_id": -1}, "config.json: eos_token_id: -1"),
+        ({}, {"eos_token_id": 10**30}, "config.json: eos_token_id: 10000"),
+        ({}, {"eos_token_id": 4_000_000}, "names an end token"),
+        ({"eos_token": "</s>"}, {"bos_token_id": {"id": 1}}, "config.json: bos_token_id: "),
+    ],
+)
+def test_end_tokens_of_other_types_are_named(
+    folder: Path, tmp_path: Path, config: object, ids: object, expected: str
+) -> None:
+    shutil.copyfile(folder / "tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(ids))
+    with pytest.raises(DataError, match=expected):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000])
+def test_settings_that_are_no_object_are_named(folder: Path, tmp_path: Path, text: str) -> None:
+    shutil.copyfile(folder / "tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: "):
+        Tokenizer.load(tmp_path)
