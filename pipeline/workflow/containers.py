@@ -24,9 +24,19 @@ DRIVER = Path("/proc/driver/nvidia/version")
 PASSED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME")
 PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_", "PYTORCH_", "NVTE_", "CUBLAS_")
 # Variables of containers that are set here.
-SET = ("HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_OFFLINE", "PYTHONNOUSERSITE", "TMPDIR", IMAGE, IMAGE_SHA256)
+SET = (
+    "HF_HOME",
+    "HF_TOKEN_PATH",
+    "HF_DATASETS_CACHE",
+    "HF_HUB_OFFLINE",
+    "PYTHONNOUSERSITE",
+    "TMPDIR",
+    IMAGE,
+    IMAGE_SHA256,
+)
 # Of `HF_HOME`, which holds the hub's token beside them, containers see only what has been fetched.
 FETCHED = ("hub", "datasets")
+TOKENS = ("token", "stored_tokens")
 
 
 def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
@@ -45,6 +55,7 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
     inside |= {
         "HF_HOME": str(site.huggingface),
         **({"HF_DATASETS_CACHE": str(datasets)} if datasets.is_dir() else {}),
+        "HF_TOKEN_PATH": "/nonexistent/token",
         "HF_HUB_OFFLINE": "1",
         "PYTHONNOUSERSITE": "1",
         "TMPDIR": temporary,
@@ -59,7 +70,6 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
     found["PATH"] = shielded(os.environ.get("PATH", os.defpath))
     if DRIVER.exists():
         found["APPTAINER_NV"] = "1"
-        found["APPTAINER_BIND"] += ",/dev/shm"  # NCCL needs more of it than Apptainer gives
     if os.geteuid() == 0:
         found["APPTAINER_USERNS"] = "1"  # root may lack capabilities that Apptainer wants, as in a container
     return found | {f"{INSIDE}{name}": value for name, value in inside.items()}
@@ -79,7 +89,8 @@ def binds(site: Site, plan: Plan) -> list[str]:
 
     The clone, the working directory, results, the user's own data, what has been fetched into `HF_HOME`, the folder for
     temporary files, the site's `binds`, and what `APPTAINER_BIND` already names. Of a symbolic link, both its path and
-    its target. Results that are not there yet are made in the nearest folder that is.
+    its target. Results that are not there yet are made in the nearest folder that is. Where the hub's token lies in one
+    of these folders, there is nothing to read in its place.
     """
     written = [folder for folder in (plan.paths.root, plan.paths.cache) if folder is not None]
     folders = [ROOT, Path.cwd(), *map(_nearest, written), Path(tempfile.gettempdir())]
@@ -97,6 +108,8 @@ def binds(site: Site, plan: Plan) -> list[str]:
         raise ConfigError([f"{path!r}: Apptainer cannot bind a folder whose name has ',' or ':'" for path in wrong])
     there = [path for path in plain if path not in ("", "/") and Path(path).exists()]
     outer = [path for path in there if not _below(path, [other for other in there if other != path])]
+    tokens = [site.huggingface.resolve() / name for name in TOKENS]
+    mapped |= {f"/dev/null:{path}": None for path in tokens if path.exists() and _below(str(path), outer)}
     return [*outer, *(text for text in mapped if Path(text.partition(":")[0]).exists())]
 
 
