@@ -153,6 +153,9 @@ def _meet(spec: Runtime, device: torch.device, world_rank: int, world_size: int)
     """Join the group of all ranks; raises ``RuntimeError`` where they do not all come in time."""
     import torch.distributed as dist
 
+    from megatron_ext.distributed import received_data
+
+    received_data.install()
     timeout = timedelta(seconds=spec.timeout_seconds)
     more: dict[str, Any] = {}
     if device.type == "cuda":
