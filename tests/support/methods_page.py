@@ -16,10 +16,10 @@ import annotated_types
 import yaml
 from pydantic_core import PydanticUndefined
 
-from megatron_ext.safe_yaml import Loader
 from megatron_ext.losses import LOSSES
 from megatron_ext.methods import needed_files
 from megatron_ext.model import families
+from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
 from megatron_ext.updates import RULES
 
