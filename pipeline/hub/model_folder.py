@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.checkpoint.model_files import INDEX, check_folder, read_object, weight_map
+from megatron_ext.checkpoint.model_files import INDEX, MOST_BYTES, check_folder, read_object, weight_map
 from megatron_ext.checkpoint.tokenizer_files import VOCABULARY_FILES
 from pipeline.hub import local_files
 
@@ -94,14 +94,14 @@ def header(file: Path) -> Tensors:
             raise Incomplete(f"has a pointer in place of {file.name}: load it with 'git lfs pull'")
         length = int.from_bytes(start[:8], "little")
         stream.seek(8)
-        text = stream.read(length) if 8 + length <= size else b""
+        text = stream.read(length) if length <= min(size - 8, MOST_BYTES) else b""
     try:
         found = json.loads(text)
         found.pop("__metadata__", None)
         ends = [entry["data_offsets"][1] for entry in found.values() if entry["dtype"] and entry["shape"] is not None]
+        whole = 8 + length + max(ends, default=0)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Incomplete(f"has a {file.name} that is no safetensors file, or not all of one ({size} bytes)") from None
-    whole = 8 + length + max(ends, default=0)
     if size != whole:
         raise Incomplete(f"has not all of {file.name}: it has {size} bytes, and its header speaks of {whole}")
     return found

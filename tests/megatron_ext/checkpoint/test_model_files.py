@@ -17,7 +17,7 @@ from megatron_ext.checkpoint.fingerprint import model_fingerprint
 from megatron_ext.checkpoint.model_files import INDEX, MOST_BYTES, check_folder, read_object, weight_map
 from pipeline.data.errors import DataError
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.hub import local_files
+from pipeline.hub import model_folder
 from pipeline.hub.download import place
 
 TENSOR = {"a": torch.ones(2)}
@@ -43,7 +43,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "tokenizer": Tokenizer.load,
     "copies": lambda folder: folders.copy_files(folder, ["added_tokens.json"], folder.parent / "copy"),
     "checkpoint": lambda folder: folders.copy_checkpoint(folder, folder.parent / "copy"),
-    "planning": lambda folder: _raise(local_files.missing_model_files(folder)),
+    "planning": lambda folder: _raise(model_folder.fault(folder)),
 }
 
 

@@ -90,6 +90,22 @@ def test_what_is_no_whole_checkpoint_is_refused(folder: Path, change: Callable[[
     assert fault is not None and words in fault
 
 
+@pytest.mark.parametrize("end", ['"9"', "null", "[1]", "1e999", "NaN", '{"a": 1}'])
+def test_places_of_other_types_are_no_safetensors_file(folder: Path, end: str) -> None:
+    text = f'{{"a": {{"dtype": "F32", "shape": [1], "data_offsets": [0, {end}]}}}}'.encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    fault = model_folder.fault(folder)
+    assert fault is not None and "model.safetensors" in fault
+
+
+def test_a_header_as_long_as_a_huge_file_takes_no_memory(folder: Path) -> None:
+    """64 GiB, of which the file says that they are its header; it takes no room on the disk."""
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((2**36 - 8).to_bytes(8, "little"))
+        file.truncate(2**36)
+    assert "no safetensors file" in str(model_folder.fault(folder))
+
+
 def test_whole_folders_are_taken(folder: Path, shared_data: Path) -> None:
     """In one file and in several; beside one file an index of another form of the weights means nothing."""
     assert model_folder.fault(folder) is None
