@@ -23,6 +23,9 @@ from pipeline.launch.signals import STOPPED, exit_status, passed_on
 # What ranks have to end by themselves after another one has failed. Slurm's KillWait is as long.
 GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
+# A file system of this machine's memory: files can be locked there, and all containers of a user see the same. Neither
+# holds of every folder for temporary files on a cluster.
+MEMORY = "/dev/shm"
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 # Where other launchers would have the ranks meet.
@@ -34,7 +37,8 @@ Rank = subprocess.Popen[bytes]
 @contextmanager
 def meeting_place() -> Iterator[str]:
     """A name for the file in which ranks of this machine meet, in a new folder that only this user can enter."""
-    with tempfile.TemporaryDirectory(prefix="unlearn-ranks-", ignore_cleanup_errors=True) as folder:
+    near = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else None
+    with tempfile.TemporaryDirectory(prefix="unlearn-ranks-", dir=near, ignore_cleanup_errors=True) as folder:
         yield f"{folder}/store"
 
 
@@ -73,7 +77,7 @@ def run(command: Sequence[str], count: int) -> int:
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> Rank:
     """A rank is in a process group of its own: a terminal's ^C reaches it once, by way of this process."""
-    # This process has one thread, so what runs between fork and exec cannot meet a lock of another one.
+    # No other thread of this process does more than wait: what runs between fork and exec meets no lock of one.
     return subprocess.Popen(
         command,
         env=environment,

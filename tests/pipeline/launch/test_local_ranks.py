@@ -14,11 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.launch import local_ranks
+
 ROOT = Path(__file__).parents[3]
 LAUNCHER = """
-import sys
+import os, sys
 from pipeline.launch import local_ranks
 local_ranks.GRACE_SECONDS = 0.5
+local_ranks.MEMORY = os.environ["TMPDIR"]
 sys.exit(local_ranks.run([sys.executable, "-c", sys.argv[1], sys.argv[2]], 2))
 """
 RANK = """
@@ -97,6 +100,18 @@ def test_ranks_meet_where_no_other_user_can_enter(launch: Launch, tmp_path: Path
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == 143
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_ranks_meet_in_memory_or_beside_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for temporary files may be shared by many machines, without locks."""
+    monkeypatch.setattr(local_ranks.tempfile, "tempdir", str(tmp_path))
+    for memory, expected in ((str(tmp_path / "memory"), tmp_path / "memory"), (str(tmp_path / "none"), tmp_path)):
+        (tmp_path / "memory").mkdir(exist_ok=True)
+        monkeypatch.setattr(local_ranks, "MEMORY", memory)
+        with local_ranks.meeting_place() as store:
+            assert Path(store).parent.parent == expected
+            assert stat.S_IMODE(Path(store).parent.stat().st_mode) == 0o700
+        assert not Path(store).parent.exists()
 
 
 def test_a_launcher_that_is_killed_leaves_no_rank(launch: Launch, tmp_path: Path) -> None:
