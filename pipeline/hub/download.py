@@ -15,6 +15,7 @@ from typing import Literal
 
 from megatron_ext.atomic_files import new_folder
 from pipeline.data.errors import printable
+from pipeline.hub import answers
 
 TOKEN = re.compile(r"\bhf_\w{8,}")
 
@@ -52,6 +53,7 @@ def snapshot(
     """
     from huggingface_hub import snapshot_download
 
+    answers.guard()
     try:
         folder = snapshot_download(
             repository,
