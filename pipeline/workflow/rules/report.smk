@@ -58,4 +58,4 @@ use rule image_step as write_report with:
 onsuccess:
     # The table belongs to a run that was asked for the report, not to one that stopped before it.
     if not workflow.touch and {"all", "everything", "report"} & {rule.name for rule in workflow.dag.targetrules}:
-        shell(f"python -m pipeline.report --print {steps.literal(shlex.quote(f'{ROOT}/report'))}")
+        shell(f"python -m pipeline.report --print {steps.literal(shlex.quote(ROOT))}/report")
