@@ -76,7 +76,7 @@ def fetch(cache: Path, key: str, folder: Path) -> dict[str, Any] | None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(entry / name, folder / name)
             if sha256(folder / name) != wanted:
-                raise ValueError(f"{name!r} is not the file that was written")
+                raise ValueError(f"{name} is not the file that was written")
         return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         print(printable(f"prepare: cache entry {entry} is damaged ({error}): making it again"), file=sys.stderr)
