@@ -19,7 +19,7 @@ from pipeline.specs import Published, ReportSpec
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "zero": "→0", None: ""}
 NONE = "–"
 # How a text may begin that a spreadsheet runs; the last four are the first four in full width.
-FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+FORMULA = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
 CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant", "seed", "attack", "request", "metric",
                "value", "published", "published_source")  # fmt: skip
 LEGEND = (
@@ -152,6 +152,7 @@ def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
 
 def _inert(text: str) -> str:
     """A cell that no spreadsheet takes for a formula: an apostrophe goes before a text that begins as one."""
+    text = printable(text)  # a carriage return, which a reader takes for the row's end, is none of a writer's
     if not text.startswith(FORMULA):
         return text
     try:

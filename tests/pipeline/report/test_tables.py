@@ -39,7 +39,7 @@ def markdown(bench) -> str:
     return tables.as_markdown(spec, read.load(spec), METRICS)
 
 
-@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t=", "\r=", "\uff1d"])
+@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t=", "\n=", "\uff1d"])
 def test_no_cell_of_the_csv_is_a_formula(bench, begins: str) -> None:
     """Only this has texts that a spreadsheet would run; numbers stay numbers."""
     text = f"{begins}cmd|' /C calc'!A0"
@@ -49,6 +49,12 @@ def test_no_cell_of_the_csv_is_a_formula(bench, begins: str) -> None:
     found = next(row for row in records(bench) if (row["method"], row["metric"]) == ("npo", "model_utility"))
     assert found["experiment"] == found["model"] == found["published_source"] == f"'{text}"
     assert (found["value"], found["published"]) == ("-0.25", "-0.5")
+
+
+def test_a_carriage_return_ends_no_row_of_the_csv(bench) -> None:
+    bench.spec |= {"experiment": "one\r=cmd\x1b[2J"}
+    bench.add("npo")
+    assert {row["experiment"] for row in records(bench)} == {"one\\r=cmd\\x1b[2J"}
 
 
 def test_csv_holds_every_value_at_full_precision(bench):

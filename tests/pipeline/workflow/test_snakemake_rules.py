@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.config.load import load
 from pipeline.workflow import snakemake_rules
+from pipeline.workflow.paths import refusal
 from tests.support import programs
 
 ROOT = Path(__file__).parents[3]
@@ -222,17 +223,23 @@ def test_options_may_be_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "data_root: '2024' is not a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["results", "data_root", "site", "experiment"])
-@pytest.mark.parametrize(
-    "path",
-    ["/tmp/r$(touch F)", "/tmp/`id`", '/tmp/"; id; "', "a'b", "{x}", "a;id", "a|id", "a&id", "a\\b", "a\nb", "*", "-n"],
-)
-def test_an_option_is_no_shell_word_and_no_pattern(option: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only this gives paths that a shell or Snakemake would read: its Slurm plugin puts them between double quotes."""
+SHELL = ("$(touch F)", "`id`", '"; id; "', "a'b", "{x}", "a;id", "a|id", "a&id", "a\\b", "a\nb", "\x1b[2J", "*", "-n")
+
+
+@pytest.mark.parametrize("path", SHELL)
+def test_a_path_is_no_shell_word_and_no_pattern(path: str) -> None:
+    """Only this tries all that a shell or Snakemake would read in a path."""
+    found = refusal("--config results", path)
+    assert found is not None and found.startswith("--config results: ") and found.isprintable()
+
+
+def test_every_option_that_is_a_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Snakemake's Slurm plugin puts them between double quotes, where a shell of the login node runs this."""
+    options = ("results", "data_root", "site", "experiment")
     with pytest.raises(SystemExit, match="2"):
-        snakemake_rules.read({option: path})
+        snakemake_rules.read(dict.fromkeys(options, "/tmp/r$(touch F)"))
     printed = capsys.readouterr().err
-    assert f"--config {option}: " in printed and printed.replace("\n", "").isprintable()
+    assert all(f"--config {option}: '/tmp/r$(touch F)' has '$'" in printed for option in options)
 
 
 def test_paths_that_people_have_are_allowed(tmp_path: Path) -> None:
