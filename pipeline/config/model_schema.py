@@ -118,7 +118,7 @@ class GivenModel(Strict):
     revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")
     path: Path | None = Field(None, strict=False)
     name: Name | None = Field(None, description="default: by the repository or folder")
-    title: str | None = None
+    title: Line | None = None
     template: Choice | None = Field(None, description="default: the tokenizer's chat template, else plain")
     layouts: dict[int, Layout] = Field({}, description="layouts by number of GPUs")
 

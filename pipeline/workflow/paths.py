@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pipeline.specs import ModelId
 
 # What means something to a shell, to Snakemake's patterns or to its format strings. Snakemake puts paths into all of
-# them, and its Slurm plugin into a command line between double quotes.
-REFUSED = set("$`\"'\\{}*?[]<>|;&!")
+# them, and its Slurm plugin into a command line between double quotes, where a shell looks for the second ones.
+REFUSED = "$`\"'\\{}*?[]<>|;&!"
+QUOTED = "$`\\"
 IMAGE = re.compile(r"[\w./+@-]+", re.ASCII)  # Snakemake does not quote an image's path at all
 
 BASE, TARGET, RETRAIN = ModelId("base"), ModelId("target"), ModelId("retrain")
 
 
-def refusal(what: str, path: object) -> str | None:
+def refusal(what: str, path: object, refused: str = REFUSED) -> str | None:
     """Why a workflow cannot use a path, or ``None``.
 
     Args:
         what: What names the path, for the message; an ``image`` may hold fewer characters.
         path: The path as it was given.
+        refused: The characters that it may not hold, besides those that cannot be printed.
     """
     text = str(path)
     if what == "image":
         wrong = sorted(set(IMAGE.sub("", text)))
         allowed = "letters, digits and . _ / + @ -"
     else:
-        wrong = sorted({char for char in text if char in REFUSED or not char.isprintable()})
-        allowed = f"everything but {' '.join(sorted(REFUSED))} and what cannot be printed"
+        wrong = [] if text.isprintable() else sorted({char for char in text if not char.isprintable()})
+        wrong += [char for char in refused if char in text]
+        allowed = f"everything but {' '.join(refused)} and what cannot be printed"
     if wrong:
         return f"{what}: {text!r} has {', '.join(map(repr, wrong))}; allowed are {allowed}"
     return f"{what}: {text!r} begins with '-'" if text.startswith("-") else None
+
+
+def refused_inputs(inputs: Iterable[Path]) -> list[str]:
+    """What Snakemake's Slurm plugin cannot say of jobs' inputs, as it says them: a line for each of the first ones."""
+    found = (refusal("input of a job", path, QUOTED) for path in dict.fromkeys(inputs))
+    return list(islice(filter(None, found), 5))
 
 
 @dataclass(frozen=True)

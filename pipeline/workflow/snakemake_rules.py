@@ -45,6 +45,9 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
     given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name not in ("image", "set")}
     problems += [wrong for name, path in given.items() if (wrong := paths.refusal(name, path))]
+    if cluster:  # a job is told every option again
+        told = {f"--config {name}": options[name] for name in ("image", "set") if name in options}
+        problems += [wrong for name, text in told.items() if (wrong := paths.refusal(name, text, paths.QUOTED))]
     data_root = options.get("data_root")  # Snakemake reads data_root=2024 as a number
     settings = options.get("set", [])
     settings = [settings] if isinstance(settings, str) else settings
@@ -65,7 +68,9 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
         folder = None if data_root is None else str(data_root)
         config = load(experiment, folder, here if cluster else None, settings)
         plan = Plan(config, Path(str(options.get("results", "results"))))
-        problems += resources.problems(plan, here, site.named(file)) if cluster else []
+        if cluster:
+            problems += resources.problems(plan, here, site.named(file))
+            problems += paths.refused_inputs(path for job in plan.jobs.values() for path in job.inputs)
     except ConfigError as error:
         problems += error.problems
     if problems or plan is None:

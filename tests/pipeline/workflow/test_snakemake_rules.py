@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.config.load import load
 from pipeline.workflow import snakemake_rules
-from pipeline.workflow.paths import refusal
+from pipeline.workflow.paths import refusal, refused_inputs
 from tests.support import programs
 
 ROOT = Path(__file__).parents[3]
@@ -240,6 +241,19 @@ def test_every_option_that_is_a_path_is_refused(capsys: pytest.CaptureFixture[st
         snakemake_rules.read(dict.fromkeys(options, "/tmp/r$(touch F)"))
     printed = capsys.readouterr().err
     assert all(f"--config {option}: '/tmp/r$(touch F)' has '$'" in printed for option in options)
+
+
+@pytest.mark.parametrize("option", [{"set": ["title=$(touch F)"]}, {"set": "title=`id`"}, {"image": "$(id).sif"}])
+def test_what_a_job_is_told_again_is_no_command(option: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        snakemake_rules.read(option, cluster=True)
+    assert f"--config {next(iter(option))}: " in capsys.readouterr().err
+
+
+def test_an_input_is_no_command_on_the_login_node(tmp_path: Path) -> None:
+    """Only this has a data file whose name a shell would run: its author names it, not the one who runs it."""
+    wrong = refused_inputs([tmp_path / "a b'c(1) ü.txt", tmp_path / "my $(touch F)" / "full.json", tmp_path / "`id`"])
+    assert len(wrong) == 2 and all(line.startswith("input of a job: ") for line in wrong)
 
 
 def test_paths_that_people_have_are_allowed(tmp_path: Path) -> None:
