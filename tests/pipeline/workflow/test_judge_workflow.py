@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -184,8 +185,11 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     keys: list[str | None] = []
+    processes: list[str] = []
 
     def do_POST(self) -> None:
+        if not self.processes:  # what everybody on the machine sees while the judge is asked
+            self.processes.append(" ".join(_command_lines()))
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.keys.append(self.headers["Authorization"])
         score = 0 if "gives away" in request["messages"][0]["content"] else 2
@@ -200,11 +204,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _command_lines() -> Iterator[str]:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # of a process that has ended
+            yield file.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     Handler.keys.clear()
+    Handler.processes.clear()
     yield f"http://127.0.0.1:{server.server_port}/v1"
     server.shutdown()
     server.server_close()
@@ -214,7 +225,8 @@ def address() -> Iterator[str]:
 def test_the_rule_runs_with_the_key_and_not_without(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a finished evaluation alone; in results, logs and output the key is nowhere."""
+    """Of a finished evaluation alone; the key, and other secrets, are in no result, log, specification, record of
+    Snakemake's, output or list of processes."""
     path = experiment(tmp_path, {"base_url": address, "model": "m", "api_key_env": "MY_JUDGE_API_KEY"})
     root = tmp_path / "results" / "judged"
     folder = evaluation(root / "evaluation" / "target" / "mini", EXAMPLES)
@@ -235,11 +247,18 @@ def test_the_rule_runs_with_the_key_and_not_without(
     refused = run()
     assert refused.returncode != 0 and "MY_JUDGE_API_KEY is not set" in refused.stderr and not Handler.keys
     monkeypatch.setenv("MY_JUDGE_API_KEY", KEY)
+    others = {name: f"secret-of-{name}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY")}
+    for name, text in others.items():
+        monkeypatch.setenv(name, text)
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
     judgement = json.loads(target.read_text())
     assert judgement["metrics"]["judge_hm"] == 1.0 and judgement["counts"]["asked"] == len(Handler.keys) == 12
     assert set(Handler.keys) == {f"Bearer {KEY}"}
     assert json.loads(target.with_name("provenance.json").read_text())["step"] == "judge"
+    assert f"judge: questions, answers and the key in MY_JUDGE_API_KEY go to {address}" in done.stderr
+    assert any("pipeline.launch" in line for line in Handler.processes)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert KEY not in done.stdout + done.stderr + "".join(file.read_text(errors="replace") for file in files)
+    everything = done.stdout + done.stderr + "".join(file.read_text(errors="replace") for file in files)
+    for secret in (KEY, *others.values()):
+        assert secret not in everything + "".join(Handler.processes)

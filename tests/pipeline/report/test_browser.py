@@ -1,0 +1,88 @@
+"""The page in a real browser, headless: what its policy keeps from running, and what it lets be shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.report.conftest import Bench
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell")
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+# What a text would be if it got past the escaping. Each writes RAN into the page where it can.
+RAN = "document.documentElement.setAttribute('data-ran', 'yes')"
+INJECTED = (
+    f"<script>{RAN}</script>",
+    f'<img src="nowhere" onerror="{RAN}">',
+    f'<svg onload="{RAN}"></svg>',
+    f'<iframe srcdoc="&lt;script&gt;parent.{RAN}&lt;/script&gt;"></iframe>',
+    f'<details open ontoggle="{RAN}"></details>',
+    f'<style onload="{RAN}"></style>',
+    f'<base href="https://host/"><script src="data:text/javascript,{RAN}"></script>',
+    f'<meta http-equiv="refresh" content="0; url=javascript:{RAN}">',
+)
+HOSTILE = f"</title></style>{INJECTED[0]}{INJECTED[1]}\"'>{INJECTED[2]}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = os.environ.get("UNLEARN_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    return found or pytest.skip("no Chromium on PATH, and UNLEARN_CHROMIUM names none")
+
+
+def look(browser: str, page: Path, *arguments: str) -> str:
+    """What the browser prints of a page: with ``--dump-dom`` its elements after it was loaded."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,3000"]
+    options.append(f"--user-data-dir={page.parent / 'profile'}")
+    command = [browser, *options, *arguments, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def ran(shown: str) -> bool:
+    """Whether one of the injected texts was run."""
+    element = re.search(r"<html[^>]*>", shown)
+    assert element is not None
+    return "data-ran" in element[0]
+
+
+@pytest.mark.slow
+def test_hostile_rows_run_nothing_and_what_gets_past_the_escaping_does_not_either(
+    browser: str, bench: Bench, tmp_path: Path
+) -> None:
+    """Only this runs a page. Its second half takes the escaping away, then the policy, to show that either holds."""
+    bench.spec |= {"experiment": HOSTILE, "model": HOSTILE, "config": {HOSTILE: HOSTILE}}
+    bench.add("npo", title=HOSTILE, flags=(HOSTILE,), reasons=(HOSTILE,))
+    page = bench.write() / "index.html"
+    shown = look(browser, page, "--dump-dom")
+    assert not ran(shown) and "Resolved configuration" in shown
+    text = page.read_text(encoding="utf-8")
+    assert len(POLICY.findall(text)) == 1
+    for number, injected in enumerate(INJECTED):
+        broken = tmp_path / f"{number}.html"
+        broken.write_text(text.replace("<main>", f"<main>{injected}", 1), encoding="utf-8")
+        assert not ran(look(browser, broken, "--dump-dom")), injected
+    broken.write_text(POLICY.sub("", text).replace("<main>", f"<main>{INJECTED[0]}", 1), encoding="utf-8")
+    assert ran(look(browser, broken, "--dump-dom"))
+
+
+@pytest.mark.slow
+def test_the_policy_changes_nothing_that_is_shown(browser: str, bench: Bench, tmp_path: Path) -> None:
+    """Only this looks at the page: to the pixel as without its policy, and not as without its styles."""
+    bench.add("npo")
+    text = (bench.write() / "index.html").read_text(encoding="utf-8")
+    pictures = {}
+    for name, changed in {
+        "as it is": text,
+        "no policy": POLICY.sub("", text),
+        "no styles": text.replace("style-src 'unsafe-inline'", "style-src 'none'"),
+    }.items():
+        page, picture = tmp_path / "page.html", tmp_path / f"{name}.png"
+        page.write_text(changed, encoding="utf-8")
+        look(browser, page, f"--screenshot={picture}")
+        pictures[name] = picture.read_bytes()
+    assert pictures["as it is"] == pictures["no policy"] != pictures["no styles"]
