@@ -27,7 +27,7 @@ run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print it
 	$(BIN)/unlearn run $(EXPERIMENT)
 
 # Which tests run in one process is said in tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED) ## all tests
 	$(PYTEST)

@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import os
 import zlib
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what real data decides, also through another fixture, and group what runs in one process."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    """Mark what real data decides, also through another fixture."""
     for item in items:
         if isinstance(item, pytest.Function) and "shared_data" in item.fixturenames:
             item.add_marker("real_data")
-        item.add_marker(pytest.mark.xdist_group(_group(item, workers)))
 
 
-def _group(item: pytest.Item, workers: int) -> str:
-    """Its file, whose tests share what is slow to make; files that start several ranks together.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return Groups(config, log)
+
+
+class Groups(LoadScopeScheduling):
+    """Runs a file's tests in one process, as they share what is slow to make, and files that start several ranks one
+    after another.
 
     Ranks wait for each other many times a step: with those of another test on the same cores, each time for these too.
-    There is a group of such files for every two workers.
+    There is one group of such files for every two processes.
     """
-    file = item.nodeid.partition("::")[0]
-    if item.get_closest_marker("ranks") is None and not hasattr(getattr(item, "module", None), "run_ranks"):
-        return file
-    return f"ranks-{zlib.crc32(file.encode()) % max(1, workers // 2)}"
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if not starts_ranks(file):
+            return file
+        return f"ranks {zlib.crc32(file.encode()) % max(1, len(self.nodes) // 2)}"
+
+
+@cache
+def starts_ranks(file: str) -> bool:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return "run_ranks" in text or "pytest.mark.ranks" in text
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder with real data, which tests use where it exists: ``$UNLEARN_SHARED_DATA``, or ``../shared/data``."""
-    return Path(os.environ.get("UNLEARN_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    return Path(os.environ.get("UNLEARN_SHARED_DATA", ROOT.parent / "shared" / "data"))
