@@ -32,7 +32,7 @@ from pipeline.config.model_schema import Checkpoints, Model
 from pipeline.config.schema import DataSettings, Evaluation, Experiment
 from pipeline.config.sizing import Shape
 from pipeline.data.chat_templates import rendered, template_of
-from pipeline.data.errors import DataError
+from pipeline.data.errors import DataError, printable
 from pipeline.data.settings import BadRows, PromptTemplate, TemplateName
 from pipeline.data.tokenizer import digest as tokenizer_digest
 from pipeline.launch import ranks
@@ -113,7 +113,7 @@ def _experiment(given: argparse.Namespace, request: Request, model: Path) -> Con
     shape = shape_of(model, request.family.cost(request.options, 1).new_tokens)
     layout = fitting_layout(request.layout, shape, given.device)
     template, why = (given.template, "as asked") if given.template else template_of(model)
-    print("\n".join(_summary(request, shape, layout, f"{template}: {why}")), flush=True)
+    print(printable("\n".join(_summary(request, shape, layout, f"{template}: {why}"))), flush=True)
     put: PromptTemplate = rendered(model) if template == "tokenizer" else template
     # Not validated: it has no methods, which no experiment of a file may be without.
     experiment = Experiment.model_construct(
@@ -180,7 +180,7 @@ def _evaluate(spec: EvaluateSpec) -> int:
         status = _run(spec)
         if status:
             return status
-    print("\n".join(results.lines(spec)))
+    print(printable("\n".join(results.lines(spec))))
     return 0
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from megatron_ext.specs import StepSpec
 from pipeline.config.located_yaml import ConfigError
+from pipeline.data.errors import printable
 from pipeline.launch import attempts, ranks
 from pipeline.launch.environment import set_environment
 from pipeline.launch.image import name_image
@@ -136,9 +137,9 @@ def _program(spec: StepSpec, path: Path) -> tuple[int, BaseException | None]:
 def _words(error: BaseException, short: bool = False) -> list[str]:
     """The lines that Python prints when it ends with ``error``; ``short``: without the calls that led there."""
     if isinstance(error, SystemExit):
-        return str(error.code).splitlines()
+        return printable(str(error.code)).splitlines()
     lines = traceback.format_exception_only(error) if short else traceback.format_exception(error)
-    return "".join(lines).splitlines()
+    return printable("".join(lines)).splitlines()
 
 
 def _provenance(spec: StepSpec, path: Path, started: datetime) -> None:
