@@ -46,8 +46,13 @@ def chat_template(model: Path) -> str:
     template = _json(model / "tokenizer_config.json").get("chat_template")
     template = template or _json(model / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # several, by name
-        named = {entry["name"]: entry["template"] for entry in template}
+        try:
+            named = {entry["name"]: entry["template"] for entry in template}
+        except (KeyError, TypeError):
+            raise DataError(f"{model}: chat_template: must be a text, or objects with 'name' and 'template'") from None
         template = named.get("default") or next(iter(named.values()), "")
+    if not isinstance(template or "", str):
+        raise DataError(f"{model}: chat_template: must be a text, or objects with 'name' and 'template'")
     return template or ""
 
 
@@ -107,7 +112,9 @@ def _render(text: str, config: dict[str, Any], messages: list[dict[str, str]], p
         return environment.from_string(text).render(
             messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **given
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except DataError:
+        raise
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise DataError(f"the tokenizer's chat template cannot be rendered: {error}") from None
 
 
@@ -123,6 +130,6 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON ({error})") from None
     return found if isinstance(found, dict) else {}

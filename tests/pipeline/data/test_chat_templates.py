@@ -129,3 +129,31 @@ def test_where_a_template_may_stand(tmp_path: Path) -> None:
     assert rendered(folder) == expected
     (folder / "chat_template.jinja").write_text(PHI_3)
     assert rendered(folder) == expected
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "cycler.__init__.__globals__.os.system('touch ran')",
+        "raise_exception.__globals__['__builtins__']['open']('ran', 'w')",
+        "strftime_now.__self__.__class__.__mro__",
+        "messages.__class__.__base__.__subclasses__()",
+        "messages.append(1)",
+        "''.format.__self__.__class__",
+        "'{0.__class__.__mro__}'.format(messages)",
+        "1 // 0",
+        "messages[7].x",
+    ],
+)
+def test_a_template_of_somebody_else_runs_nothing(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this renders a template that would run code, change what it is given, or fail; it is an error of data."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="chat template"):
+        rendered(folder_of(f"{{{{ {code} }}}}", tmp_path / "model"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("given", [5, {"a": 1}, [1], [{"name": "x"}], [{"name": "default", "template": 5}]])
+def test_a_template_that_is_no_text_is_named(given: object, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="chat_template: must be a text"):
+        rendered(folder_of("", tmp_path / "model", chat_template=given))
