@@ -264,7 +264,9 @@ def test_an_environment_in_which_nothing_connects(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
     monkeypatch.setenv("HTTP_PROXY", "nonsense://here")
-    found = judge.judge(specification(tmp_path, server.url))
+    # Of another machine: what the environment says of proxies is not for this one.
+    found = judge.judge(specification(tmp_path, "https://judge.invalid/v1"))
+    assert not server.requests
     assert found.counts["failures"] == {"not asked": QUESTIONS} and found.counts["requests"] == 0
 
 
