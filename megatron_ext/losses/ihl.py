@@ -23,4 +23,6 @@ class IHL(Loss):
     unit: ClassVar[Literal["token"]] = "token"
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        return (1 + inputs.vocabulary.probability_margin(inputs.logits, inputs.targets)).sum()
+        return inputs.at_each_position(
+            lambda part: 1 + part.vocabulary.probability_margin(part.logits, part.targets)
+        ).sum()

@@ -23,4 +23,4 @@ class ME(Loss):
     unit: ClassVar[Literal["token"]] = "token"
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        return inputs.vocabulary.kl_from_uniform(inputs.logits).sum()
+        return inputs.at_each_position(lambda part: part.vocabulary.kl_from_uniform(part.logits)).sum()
