@@ -12,6 +12,7 @@ from typing import TextIO
 
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config.site import Site
+from pipeline.data.errors import printable
 from pipeline.workflow import resources
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
@@ -160,7 +161,7 @@ class Progress:
         """Print lines above those of what runs."""
         with self._lock:
             self._clear()
-            self.stream.write(text + "\n")
+            self.stream.write(printable(text) + "\n")  # a failed step's log may hold anything
             self.stream.flush()
 
     def _redraw(self) -> None:
