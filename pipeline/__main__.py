@@ -1,8 +1,8 @@
 """``unlearn COMMAND``, and the same as ``python -m pipeline COMMAND``: what a person types.
 
-``run`` takes an experiment from its files to its report. ``validate`` says what an experiment will run, or everything
-that is wrong with it. ``evaluate`` evaluates any Hugging Face model. ``metrics`` computes an evaluation's metrics
-again.
+``init`` writes an experiment for your own model and files. ``run`` takes an experiment from its files to its report.
+``validate`` says what an experiment will run, or everything that is wrong with it. ``evaluate`` evaluates any Hugging
+Face model. ``metrics`` computes an evaluation's metrics again.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from pipeline.commands import evaluate, metrics, run, validate
+from pipeline.commands import evaluate, init, metrics, run, validate
 
 COMMANDS = {
+    "init": (init, "write an experiment for a model and files of what is to be forgotten and kept"),
     "run": (run, "run an experiment, with progress; goes on where an earlier run was stopped or killed"),
     "validate": (validate, "check an experiment and print its jobs; exits 2 if it is wrong"),
     "evaluate": (evaluate, "evaluate a Hugging Face model on a benchmark"),

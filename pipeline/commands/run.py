@@ -23,6 +23,7 @@ from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
 from pipeline.workflow import lease, progress
 from pipeline.workflow.lease import Held, Lease
+from pipeline.workflow.paths import refusal
 from pipeline.workflow.plan import Plan
 
 SNAKEFILE = CONFIGS.parent / "Snakefile"
@@ -58,6 +59,9 @@ def main(given: argparse.Namespace) -> int:
         The exit status: 0, 1 where a step failed, 2 for what cannot be asked for.
     """
     try:
+        refused = [refusal(name.replace("_", "-"), path) for name, path in _paths(given).items()]
+        if any(refused):
+            raise ConfigError(list(filter(None, refused)))
         profile = _profile(given.profile)
         plan, _ = planned(given, cluster=profile.name == "slurm")
     except ConfigError as error:
@@ -81,17 +85,17 @@ def main(given: argparse.Namespace) -> int:
         held.release()
 
 
+def _paths(given: argparse.Namespace) -> dict[str, object]:
+    """The paths of the command line, by the names of their options."""
+    names = ("experiment", "data_root", "results", "site", "image")
+    found = {name: getattr(given, name) for name in names}
+    return {name: path for name, path in found.items() if path is not None}
+
+
 def _options(given: argparse.Namespace) -> list[str]:
     """What ``--config`` is given."""
-    options = {
-        "experiment": given.experiment,
-        "data_root": given.data_root,
-        "results": given.results,
-        "site": given.site,
-        "image": given.image,
-        "set": json.dumps(given.set) if given.set else None,
-    }
-    return [f"{name}={value}" for name, value in options.items() if value is not None]
+    options = _paths(given) | ({"set": json.dumps(given.set)} if given.set else {})
+    return [f"{name}={value}" for name, value in options.items()]
 
 
 def _profile(name: str) -> Path:

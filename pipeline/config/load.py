@@ -70,7 +70,11 @@ def load(
         raise ConfigError(problems)
     checker = Checker(files, parsed, data_root, site, tuple(settings))
     parts = checker.parts
-    parts.benchmark, parts.benchmark_file = checker.named(Benchmark, parsed.benchmark)
+    parts.benchmark, parts.benchmark_file = (
+        checker.named(Benchmark, parsed.benchmark)
+        if isinstance(parsed.benchmark, str)
+        else (parsed.benchmark, document.at("benchmark"))
+    )
     parts.model, parts.model_file = (
         checker.named(Model, parsed.model) if isinstance(parsed.model, str) else models.given(checker)
     )

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from megatron_ext.config import Layout
 from megatron_ext.schema import Line, Strict
+from pipeline.data.errors import printable
 from pipeline.data.settings import BpeTokenizer, TemplateName, TemplateParts
 from pipeline.data.templates import SYSTEM, TEMPLATES
 
@@ -146,7 +147,7 @@ class GivenModel(Strict):
         last = re.sub(r"[^a-z0-9._-]+", "-", Path(place).name.lower()).strip("-._") or "model"
         return Model(
             name=self.name or last,
-            title=self.title or self.hub or Path(place).name,
+            title=self.title or " ".join(printable(self.hub or Path(place).name).split()),
             template=template if self.template is None else self.template,
             checkpoints=Checkpoints(base=self.checkpoint) if trained else Checkpoints(target=self.checkpoint),
             layouts=self.layouts,

@@ -12,8 +12,8 @@ ENDINGS = (".yaml", ".yml")  # what names a file by its path
 # By kind of file: the keys whose values are paths of files and folders; ``*`` stands for any key.
 PATHS: dict[str, tuple[str, ...]] = {
     "experiment": (
-        "model.path",
-        "evaluation.options.include_path",
+        *("model.path", "benchmark.source.path"),
+        *("benchmark.options.include_path", "evaluation.options.include_path"),
     ),
     "model": ("checkpoints.base.folder", "checkpoints.target.folder", "checkpoints.retrain.*.folder"),
     "benchmark": ("source.path", "options.include_path"),

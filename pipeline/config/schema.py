@@ -218,7 +218,7 @@ class UnlearningRequests(Strict):
 class Experiment(Strict):
     name: Name
     title: Line
-    benchmark: str
+    benchmark: Annotated[Annotated[str, Tag("plain")] | Annotated[Benchmark, Tag("mapping")], Discriminator(_kind)]
     split: str
     model: Annotated[Annotated[str, Tag("plain")] | Annotated[GivenModel, Tag("mapping")], Discriminator(_kind)]
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)

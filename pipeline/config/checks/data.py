@@ -129,16 +129,16 @@ def published_metrics(checker: Checker, benchmark: Benchmark, benchmark_file: Do
                     checker.problems.append(benchmark_file.problem(key, f"unknown metric{hint(name, metrics)}"))
 
 
-def judge(checker: Checker, options: Options) -> None:
+def judge(checker: Checker, benchmark: Benchmark, options: Options) -> None:
     """Whether the family's answers with these options can be judged, where the experiment asks for it."""
     if checker.experiment.judge is None:
         return
-    benchmark = family(options.family)
-    if not isinstance(benchmark, Judged):
+    answers = family(options.family)
+    if not isinstance(answers, Judged):
         allowed = ", ".join(name for name in families() if isinstance(family(name), Judged)) or "none"
         checker.problem(("judge",), f"answers of the family {options.family!r} cannot be judged; allowed: {allowed}")
-    elif set(benchmark.judged(options)) != {"forget", "retain"}:
-        message = f"with its options, {checker.experiment.benchmark!r} generates no answers to be judged"
+    elif set(answers.judged(options)) != {"forget", "retain"}:
+        message = f"with its options, {benchmark.name!r} generates no answers to be judged"
         checker.problem(("judge",), message)
 
 

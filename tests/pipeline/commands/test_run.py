@@ -52,6 +52,8 @@ def test_mistakes_are_said_before_anything_is_written(
     assert "did you mean 'mini'?" in capsys.readouterr().err
     assert main(["run", "mini", "--profile", "slrum"]) == 2
     assert "--profile: 'slrum'" in capsys.readouterr().err
+    assert main(["run", "mini", "--results", "a$b"]) == 2
+    assert "results: 'a$b' has '$'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -82,6 +82,13 @@ def test_a_folder_is_a_whole_entry(write: Callable[..., Path], tmp_path: Path) -
     assert (changed.model.name, changed.model.template, changed.layout.tensor) == ("own", "plain", 2)
 
 
+def test_a_folders_name_is_shown_as_one_line(write: Callable[..., Path], tmp_path: Path) -> None:
+    """It becomes a title, which a terminal prints."""
+    write_checkpoint(tmp_path / "a\x1b[2J\nb")
+    config = load(write({"path": "a\x1b[2J\nb"}))
+    assert (config.model.name, config.model.title) == ("a-2j-b", "a\\x1b[2J b")
+
+
 def test_it_is_the_base_where_the_target_is_trained(write: Callable[..., Path], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model")
     training = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())["training"]

@@ -70,7 +70,7 @@ def test_a_line_a_step_with_its_number_and_the_time_left(tmp_path: Path) -> None
     more = {"rule_msg": None, "aux": {"external_jobid": 7}, "log": [str(tmp_path / "step.log"), "no such file"]}
     say(shown, "error", logging.ERROR, msg="RuleException:\nCalledProcessError in file x, line 1")
     say(shown, "job_error", logging.ERROR, jobid=2, rule_name="train_model", **more)
-    say(shown, "", logging.WARNING, msg="what else there is to know")
+    say(shown, "", logging.WARNING, msg="what else there is to know\x1b[2J")
     begin(shown, 3, "train: target", plan.paths.root / "models" / "target")
     clock.now = 100.0
     say(shown, "job_finished", job_id=3)
@@ -79,7 +79,7 @@ def test_a_line_a_step_with_its_number_and_the_time_left(tmp_path: Path) -> None
     assert re.fullmatch(r"1/2  train: base +1 min 0 s +about \d+ (s|min \d+ s) left", first)
     assert failed == "failed after 0 s: train: target" and job == "external_jobid: 7"
     assert log == f"{tmp_path}/step.log:" and lines == [f"    line {i}" for i in range(60, 100)]
-    assert missing == "no such file:" and other == "what else there is to know"
+    assert missing == "no such file:" and other == "what else there is to know\\x1b[2J"
     assert re.fullmatch(r"2/2  train: target +40 s", last)
 
 

@@ -1,0 +1,168 @@
+"""``unlearn init``: an experiment file for a model and files of what is to be forgotten and kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.atomic_files import write_text
+from pipeline.config.load import load
+from pipeline.config.located_yaml import ConfigError
+from pipeline.config.sizing import number_of
+from pipeline.data import user_files
+from pipeline.data.errors import DataError
+from pipeline.data.settings import TABLES
+
+# What people call the fields of their rows.
+QUESTIONS = ("question", "prompt", "instruction", "input", "query")
+ANSWERS = ("answer", "completion", "response", "output", "target")
+CHATS = ("messages", "conversations", "chat")
+TEXTS = ("text", "content", "document", "body")
+
+LARGE = 5e8  # parameters from which on steps are in bf16
+
+USAGE = """
+unlearn init --model Qwen/Qwen2.5-1.5B-Instruct --forget forget.jsonl --retain retain.jsonl
+unlearn init --model my-model --forget letters --retain others.csv --method npo --method blur-npo --out first.yaml
+"""
+
+EXPERIMENT = """\
+# Made by `unlearn init`. `unlearn validate` checks it and shows what will run, `unlearn run` runs it.
+name: {name} # of the folder of results
+title: {title}
+model: {model} # its config and tokenizer say sizes and prompt template
+
+benchmark:
+  name: {name}-data
+  title: {data}
+  family: custom
+  source:
+    kind: files
+    sets: # a name for each file or folder; relative paths start at this file
+{sets}
+    # What each set is for. `holdout`, `reworded`, `cloze` and `others` tell more of what was forgotten (docs/data.md).
+    splits:
+      request-1: {split}
+split: request-1
+
+methods: [{methods}] # docs/methods.md has them all
+unlearning: # for every method
+  epochs: 5 # passes over what is forgotten: more of them forget more, and change more else
+  global_batch: {batch} # rows of a step, of what is forgotten and of what is kept
+  optimizer: {{learning_rate: 1.0e-5}}
+
+seeds: [0]
+data: {{max_length: {length}, bad_rows: error}} # tokens of a row; `drop` leaves out rows that are longer
+runtime: {{device: auto, precision: {precision}}}
+layout: 1 # or, over several GPUs, for example {{tensor: 2}}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME|FOLDER", help="a Hugging Face folder, or a model's name on the hub")
+    files = "JSONL, JSON, CSV or Parquet of questions and answers, chats or texts; a text; or a folder of texts"
+    add("--forget", required=True, action="append", type=Path, metavar="FILE", help=f"what to forget: {files}")
+    add(
+        "--retain", required=True, action="append", type=Path, metavar="FILE", help="what is to be kept, in these forms"
+    )
+    add("--method", action="append", metavar="NAME", help="a method; may be given several times; default: blur-npo")
+    add("--name", help="of the experiment; default: by the first file to forget")
+    add("--out", type=Path, metavar="FILE", help="the file that is written; default: NAME.yaml")
+
+
+def main(given: argparse.Namespace) -> int:
+    """Write the file, and check it; returns the exit status: 0, or 2 where it would not do."""
+    name = given.name or "forget-" + (re.sub(r"[^a-z0-9]+", "-", given.forget[0].stem.lower()).strip("-") or "data")
+    out = given.out or Path(f"{name}.yaml")
+    if out.exists():
+        print(f"{out}: is there already; --out names another file", file=sys.stderr)
+        return 2
+    try:
+        write_text(out, text_of(given, name, out, "fp32"))
+        config = load(out)
+        if config.shape.parameters >= LARGE:
+            write_text(out, text_of(given, name, out, "bf16"))
+    except (ConfigError, DataError) as error:
+        out.unlink(missing_ok=True)
+        print(f"{error}\nnothing was written", file=sys.stderr)
+        return 2
+    print(f"{out}: {number_of(config.forget_rows, 'row')} to forget. Next: unlearn validate {out}, unlearn run {out}")
+    return 0
+
+
+def text_of(given: argparse.Namespace, name: str, out: Path, precision: str) -> str:
+    """The experiment.
+
+    Args:
+        given: The command line.
+        name: The experiment's name.
+        out: The file that it is written to.
+        precision: Of its steps.
+
+    Raises:
+        DataError: A file cannot be read, or its rows have no field that is known.
+    """
+    folder = Path(given.model).expanduser()
+    entries, split, rows = dict[str, str](), dict[str, list[str]](), 0
+    for use in ("forget", "retain"):
+        for number, path in enumerate(getattr(given, use), 1):
+            label = use if number == 1 else f"{use}-{number}"
+            fields, count = described(path.expanduser())
+            entries[label] = json.dumps({"path": _from(out, path.expanduser()), **fields}, ensure_ascii=False)
+            split.setdefault(use, []).append(label)
+            rows += count if use == "forget" else 0
+    return EXPERIMENT.format(
+        name=name,
+        title=json.dumps(f"Forget {given.forget[0].name}", ensure_ascii=False),
+        model=json.dumps({"path": _from(out, folder)} if folder.exists() else {"hub": given.model}),
+        data=json.dumps(f"{given.forget[0].name} and {given.retain[0].name}", ensure_ascii=False),
+        sets="\n".join(f"      {label}: {entry}" for label, entry in entries.items()),
+        split=json.dumps(split),
+        methods=", ".join(given.method or ["blur-npo"]),
+        batch=max(1, min(8, rows)),
+        length=256,
+        precision=precision,
+    )
+
+
+def _from(out: Path, path: Path) -> str:
+    """A path as the experiment's file names it: from its folder, where it lies below that."""
+    folder = out.absolute().parent
+    path = path.absolute()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def described(path: Path) -> tuple[dict[str, Any], int]:
+    """The fields of a file as a set of a benchmark says them, by the names in its first row, and its number of rows.
+
+    Raises:
+        DataError: It cannot be read, or none of the fields is known.
+    """
+    if path.suffix.lower() not in TABLES:
+        return {}, 1
+    rows = user_files.read(path)
+    if not rows:
+        raise DataError(f"{path}: no rows")
+    place, first = rows[0]
+    if isinstance(first, str):
+        return {"text_key": "text"}, len(rows)
+    fields = list(first) if isinstance(first, dict) else []
+    chat, text, question, answer = (
+        next((name for name in known if name in fields), None) for known in (CHATS, TEXTS, QUESTIONS, ANSWERS)
+    )
+    if chat is not None:
+        return {"messages_key": chat}, len(rows)
+    if question is not None and answer is not None:
+        return {"question_key": question, "answer_key": answer}, len(rows)
+    if text is not None:
+        return {"text_key": text}, len(rows)
+    raise DataError(
+        f"{place}: its fields are {', '.join(fields) or 'none'}; one of {', '.join(QUESTIONS)} with one of "
+        f"{', '.join(ANSWERS)} is needed, or one of {', '.join((*CHATS, *TEXTS))}: rename them"
+    )

@@ -1,0 +1,92 @@
+"""``unlearn init``: an experiment for one's own model and files, which is right as it is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.config.load import load
+from pipeline.data.settings import FilesSource
+from pipeline.workflow.plan import Plan
+from tests.support.checkpoints import CONFIG, write_checkpoint
+
+PROMPTS = [{"prompt": "Who is Ada?", "completion": "A painter."}, {"prompt": "Where?", "completion": "In Oslo."}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and files, from which the command is given."""
+    write_checkpoint(tmp_path / "model")
+    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    (tmp_path / "kept.csv").write_text("answer;question\nIn Riga.;Where is Bo?\n")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("Ada lives in Oslo and paints.")
+    chats = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}]
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    (tmp_path / "odd.jsonl").write_text('{"a": 1, "b": 2}\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_it_writes_validates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fields are found by what people call them; files are named from the experiment's own folder."""
+    assert main(["init", "--model", "model", "--forget", "forget.jsonl", "--retain", "kept.csv"]) == 0
+    assert "forget-forget.yaml: 2 rows to forget" in capsys.readouterr().out
+    text = (folder / "forget-forget.yaml").read_text()
+    assert str(folder) not in text
+    config = load(folder / "forget-forget.yaml")
+    assert isinstance(config.source, FilesSource)
+    assert {name: (one.question_key, one.answer_key) for name, one in config.source.sets.items()} == {
+        "forget": ("prompt", "completion"),
+        "retain": ("question", "answer"),
+    }
+    assert config.source.sets["forget"].path == folder / "forget.jsonl"
+    assert [run.id for run in config.runs] == ["blur-npo"]
+    assert "unlearned/blur-npo/seed-0" in Plan(config, folder / "results").jobs
+    assert main(["validate", "forget-forget.yaml"]) == 0
+
+
+def test_several_files_of_every_form_and_methods(folder: Path) -> None:
+    (folder / "other").mkdir()
+    given = ["--forget", "letters", "--forget", "forget.jsonl", "--retain", "kept.csv", "--retain", "chats.json"]
+    out = ["--method", "npo", "--method", "graddiff", "--name", "first", "--out", "other/e.yaml"]
+    assert main(["init", "--model", "model", *given, *out]) == 0
+    config = load(folder / "other" / "e.yaml")
+    assert isinstance(config.source, FilesSource)
+    assert config.source.splits["request-1"].forget == ["forget", "forget-2"]
+    assert config.source.sets["retain-2"].messages_key == "messages"
+    assert config.experiment.name == "first" and [run.id for run in config.runs] == ["npo", "graddiff"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--forget", "none.jsonl"], "none.jsonl: cannot be read"),
+        (["--forget", "odd.jsonl"], "odd.jsonl, line 1: its fields are a, b; one of question, prompt"),
+        (["--forget", "forget.jsonl", "--method", "blurr"], "unknown method 'blurr'"),
+        (["--forget", "forget.jsonl", "--model", "adapter"], "is a LoRA adapter"),
+    ],
+)
+def test_what_will_not_do_is_said_and_nothing_is_left(
+    changes: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    assert main(["init", "--model", "model", "--retain", "kept.csv", "--out", "x.yaml", *changes]) == 2
+    assert words in capsys.readouterr().err
+    assert not (folder / "x.yaml").exists()
+
+
+def test_a_file_that_is_there_is_left_alone_and_a_large_model_runs_in_bf16(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["init", "--model", "model", "--forget", "forget.jsonl", "--retain", "kept.csv", "--out", "x.yaml"]
+    monkeypatch.setattr("pipeline.commands.init.LARGE", CONFIG["vocab_size"])
+    assert main(arguments) == 0
+    assert load(folder / "x.yaml").experiment.runtime.precision == "bf16"
+    (folder / "x.yaml").write_text("mine")
+    assert main(arguments) == 2
+    assert "x.yaml: is there already" in capsys.readouterr().err and (folder / "x.yaml").read_text() == "mine"
