@@ -17,6 +17,7 @@ from pipeline.commands.request import read_request
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.workflow.plan import Plan
+from tests.support.checkpoints import write_checkpoint
 
 EXPERIMENT = yaml.safe_load((CONFIGS / "experiments" / "mini-custom.yaml").read_text())
 TRAINED = {"steps": 1, "global_batch": 4, "optimizer": {"learning_rate": 1e-3}}
@@ -192,8 +193,7 @@ def test_a_model_is_evaluated_on_ones_own_files_without_a_workflow(
 ) -> None:
     """The command finds the files and what follows from them as an experiment does."""
     write()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_text("{}")
+    write_checkpoint(tmp_path)
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     benchmark = tmp_path / "benchmarks" / "mine.yaml"
