@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.__main__ import main as validate
 from pipeline.benchmarks import data_family
 from pipeline.commands.validate import notes
@@ -65,7 +66,7 @@ def _change(content: Any, changes: dict[str, Any]) -> None:
 
 
 def _read(kind: str, name: str, changes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    values = yaml.safe_load((CONFIGS / kind / f"{name}.yaml").read_text())
+    values = yaml.load((CONFIGS / kind / f"{name}.yaml").read_text(), Loader)  # as the project reads 1e-5
     _change(values, changes)
     return name, values
 
