@@ -56,14 +56,20 @@ def prepare(folder: Path, tiny: bool, version: str | None) -> int:
     """Make the references and, for a Python ``version``, download wheels; the exit status."""
     calls = [[sys.executable, "-m", "tests.gpu.cases", str(folder / "references"), *(["--tiny"] if tiny else [])]]
     if version is not None:
-        pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-        wanted = [f"{name}=={pins[name]}" for name in WHEELS]
-        where = [f"--platform={platform}" for platform in PLATFORMS]
-        kind = ["--no-deps", "--only-binary=:all:", f"--python-version={version}", "--implementation=cp", *where]
-        calls.append([sys.executable, "-m", "pip", "download", *kind, f"--dest={folder / 'wheels'}", *wanted])
+        calls.append(download(folder / "wheels", version))
     return max(
         subprocess.run(call, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}).returncode for call in calls
     )
+
+
+def download(folder: Path, version: str) -> list[str]:
+    """The call of pip that brings the wheels, in the versions of ``constraints.txt``, for a Python ``version``."""
+    lines = (ROOT / "constraints.txt").read_text().split()
+    pins = {name.replace("_", "-"): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
+    kind = ["--no-deps", "--only-binary=:all:", f"--python-version={version}", "--implementation=cp"]
+    kind += [f"--platform={platform}" for platform in PLATFORMS]
+    wanted = [f"{name}=={pins[name]}" for name in WHEELS]
+    return [sys.executable, "-m", "pip", "download", "--quiet", *kind, f"--dest={folder}", *wanted]
 
 
 def prove(folder: Path, out: Path, device: str, tiny: bool) -> int:

@@ -69,9 +69,9 @@ class Trainer:
         rate: float,
         separate: bool = False,
         state: State | None = None,
-        kept: dict[str, Vector] | None = None,
         position: StepPosition = StepPosition(),  # noqa: B008
         whole_retain: Callable[[], LossTerm] | None = None,
+        kept: dict[str, Vector] | None = None,
     ) -> Step:
         """Take one optimizer step along ``rule``'s direction. Collective over all ranks.
 
@@ -81,9 +81,9 @@ class Trainer:
             rate: The learning rate.
             separate: Keep each term's gradient apart even for a rule that needs only their sum.
             state: The rule's own numbers, changed in place.
-            kept: The vectors that the rule keeps, changed in place.
             position: Where in the run the step stands.
             whole_retain: Makes the retain term over the whole retain set.
+            kept: The vectors that the rule keeps, changed in place.
 
         Returns:
             The step, with its results.

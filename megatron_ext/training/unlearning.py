@@ -102,7 +102,14 @@ class UnlearningRun:
         position = StepPosition(i, i // self._order.steps_per_epoch, self._order.ends_epoch(i))
         begun = dict(self._state)
         taken = self.trainer.step(
-            terms, self._spec.rule, rate, self._spec.diagnostics, self._state, self._kept, position, topic.retain_term
+            terms,
+            self._spec.rule,
+            rate,
+            self._spec.diagnostics,
+            self._state,
+            position,
+            topic.retain_term,
+            self._kept,
         )
         notes = [taken.note] if taken.note else []
         if taken.update_norm == 0:

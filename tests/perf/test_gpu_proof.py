@@ -35,3 +35,11 @@ def test_a_part_that_takes_too_long_is_cut_short_and_said(tmp_path: Path) -> Non
     ends = [json.loads(line) for line in results.read_text().splitlines()]
     assert [(row["of"], row["status"]) for row in ends] == [("speed", "cut short after 0 s"), ("correctness", 0)]
     assert "speed: cut short" in gpu_proof.summary(results)
+
+
+def test_the_wheels_are_those_of_this_installation(tmp_path: Path) -> None:
+    """Each that the proof carries is pinned, in the version that was tested here."""
+    from importlib.metadata import version
+
+    call = gpu_proof.download(tmp_path, "3.12")
+    assert {f"{name}=={version(name)}" for name in gpu_proof.WHEELS} <= set(call)

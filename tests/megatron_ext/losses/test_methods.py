@@ -286,6 +286,8 @@ def check(expectations: Expectations, name: str, layout: str) -> None:
     numbers, tensors = ADAMW if expected.epsilon else PLAIN
     if spec.rule.name == "ofmu":
         numbers, tensors = DIFFERENCES
+    if spec.rule.name == "sam":
+        tensors *= 2  # a gradient at weights that were moved in fp32: at most 5.6e-5 seen, with AdamW
     lines = (spec.output / "steps.jsonl").read_text().splitlines()
     for number, (line, wanted) in enumerate(zip(lines, expected.log, strict=True)):
         given = json.loads(line)

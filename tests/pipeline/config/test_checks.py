@@ -66,7 +66,7 @@ def _change(content: Any, changes: dict[str, Any]) -> None:
 
 
 def _read(kind: str, name: str, changes: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    values = yaml.load((CONFIGS / kind / f"{name}.yaml").read_text(), Loader)  # which knows 1e-5 for a number
+    values = yaml.load((CONFIGS / kind / f"{name}.yaml").read_text(), Loader)  # as the project reads 1e-5
     _change(values, changes)
     return name, values
 

@@ -17,7 +17,6 @@ from pipeline.commands.request import read_request
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.workflow.plan import Plan
-from tests.support.checkpoints import write_checkpoint
 
 EXPERIMENT = yaml.safe_load((CONFIGS / "experiments" / "mini-custom.yaml").read_text())
 TRAINED = {"steps": 1, "global_batch": 4, "optimizer": {"learning_rate": 1e-3}}
@@ -188,16 +187,13 @@ def test_every_bad_row_is_listed_up_to_a_few(write: Callable[..., Path], tmp_pat
     assert load(write(data={"max_length": 64, "bad_rows": "drop"})).forget_rows == 8
 
 
-def test_a_model_is_evaluated_on_ones_own_files_without_a_workflow(
-    write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_is_evaluated_on_ones_own_files_without_a_workflow(write: Callable[..., Path], tmp_path: Path) -> None:
     """The command finds the files and what follows from them as an experiment does."""
     write()
-    write_checkpoint(tmp_path)
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     benchmark = tmp_path / "benchmarks" / "mine.yaml"
-    arguments = ["--model", str(tmp_path), "--benchmark", str(benchmark), "--out", str(tmp_path / "out")]
+    arguments = ["--model", "owner/name", "--benchmark", str(benchmark), "--out", str(tmp_path / "out")]
     request = read_request(parser.parse_args(arguments))
     assert request.split == "first" and list(request.options.asked) == ["forget", "retain"]  # type: ignore[attr-defined]  # custom's own
     assert request.source.sets["alice"].path == tmp_path / "benchmarks" / "data" / "alice.jsonl"  # type: ignore[union-attr]  # files

@@ -235,7 +235,7 @@ def test_memory_of_what_is_built_and_trained() -> None:
         3 * down // 2,
     )
     whole = jobs["unlearned/npo/seed-0"].spec
-    assert unlearning_bytes(whole, shape, gpus=True) == training_bytes(Layout(), shape, "bf16", 1)
+    assert unlearning_bytes(whole, shape, gpus=True) == training_bytes(Layout(), shape, "bf16", 0)
     kept = plan("mini-all").jobs["unlearned/graddiff-kl/seed-0"].spec
     mini = load("mini-all").shape
     alone = training_bytes(Layout(), mini, "fp32", 1)
