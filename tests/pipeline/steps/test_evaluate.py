@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_ext.inference.scoring import Score, ScoreRequest
+from megatron_ext.safe_yaml import Loader
 from pipeline.__main__ import main as program
 from pipeline.benchmarks import megatron_lm as engine
 from pipeline.benchmarks.tofu.evaluate import FAMILY
@@ -24,7 +25,7 @@ from pipeline.specs import EvaluateSpec, PrepareSpec
 from pipeline.steps import evaluate as step
 from pipeline.steps.prepare import prepare
 
-CONFIG = yaml.safe_load((CONFIGS / "models" / "mini-llama.yaml").read_text())["architecture"]
+CONFIG = yaml.load((CONFIGS / "models" / "mini-llama.yaml").read_text(), Loader)["architecture"]
 OPTIONS = TofuOptions()
 SETS = FAMILY.sets(OPTIONS)
 SOURCE = SyntheticSource(authors=10, questions_per_author=4, background_authors=0)

@@ -104,6 +104,6 @@ def test_weights_that_were_not_all_loaded_are_refused(
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
     (source / "model.safetensors").rename(source / "model-00001-of-00002.safetensors")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(source))
-    with pytest.raises(SystemExit, match=r"'some/model': the cache's .* missing: model-00002-of-00002\.safetensors"):
+    with pytest.raises(SystemExit, match=r"'some/model': the cache's .* lacks model-00002-of-00002\.safetensors"):
         run(FetchSpec(hub="some/model", output=tmp_path / "out"), tmp_path)
     assert list((tmp_path / "out").iterdir()) == []
