@@ -26,7 +26,7 @@ from pipeline.config.site import Site
 from tests.support.checkpoints import write_checkpoint
 
 ROOT = CONFIGS.parent
-MINI = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+MINI = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
 MINI["methods"] = [
     *({"method": name} for name in ("ga", "graddiff", "npo")),
     {"method": "blur-npo", "overrides": {"rule": {"gamma": 0.3}}},

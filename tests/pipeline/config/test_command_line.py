@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.__main__ import main
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
@@ -46,7 +47,7 @@ def test_values_are_typed_as_in_yaml_and_leave_the_rest_as_it_is() -> None:
 
 def test_a_method_by_its_name_alone_and_its_variants(tmp_path: Path) -> None:
     """Without a variant every one of the method is meant, but for one that has that very name."""
-    document = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+    document = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
     document["methods"] = ["npo", {"method": "npo", "variant": "b"}, {"method": "ga", "variant": "x.1"}, "graddiff"]
     document["methods"] += [{"method": "ga", "variant": "y"}]
     file = tmp_path / "experiments" / "mine.yaml"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.data.settings import TemplateParts
@@ -29,7 +30,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     """Write an experiment with a model of that entry."""
 
     def _write(model: dict[str, Any], **changes: Any) -> Path:
-        document = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+        document = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
         document |= {"model": model, "methods": ["npo"], "training": {}, **changes}
         document["evaluation"] = {"options": {"privleak": False}}
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
@@ -91,7 +92,7 @@ def test_a_folders_name_is_shown_as_one_line(write: Callable[..., Path], tmp_pat
 
 def test_it_is_the_base_where_the_target_is_trained(write: Callable[..., Path], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model")
-    training = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())["training"]
+    training = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)["training"]
     config = load(write({"path": "model"}, training={name: training[name] for name in ("target", "retrain")}))
     assert list(Plan(config, tmp_path).jobs)[:4] == ["models/base", "data/mini", "models/target", "models/retrain"]
 

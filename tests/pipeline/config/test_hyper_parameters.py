@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from megatron_ext.config import TrainableLayers
 from megatron_ext.losses import LOSSES
+from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
 from megatron_ext.updates import RULES
 from pipeline.config.load import CONFIGS, load
@@ -82,7 +83,7 @@ def cases() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("method", "overrides", "key"), cases())
 def test_a_value_out_of_range_names_its_key(method: str, overrides: dict[str, Any], key: str, tmp_path: Path) -> None:
-    content = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+    content = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content | {"methods": [{"method": method, "overrides": overrides}]}))
     with pytest.raises(ConfigError) as error:

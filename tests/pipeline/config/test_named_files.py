@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError, read
 from pipeline.config.named_files import placed
@@ -23,13 +24,13 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
         for name in ("a", "b", "here"):
             (tmp_path / name).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / "here")
-        document = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+        document = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
         document |= {"benchmark": "benchmark.yaml", "model": "../b/model.yaml"}
         document["methods"] = ["ga", {"method": "../b/own.yaml", "overrides": {"training": {"epochs": 2}}}]
         (tmp_path / "a" / "any.yaml").write_text(yaml.safe_dump(document | changes))
         shutil.copyfile(CONFIGS / "benchmarks" / "mini.yaml", tmp_path / "a" / "benchmark.yaml")
         shutil.copyfile(CONFIGS / "models" / "mini-llama.yaml", tmp_path / "b" / "model.yaml")
-        method = yaml.safe_load((CONFIGS / "methods" / "npo.yaml").read_text())
+        method = yaml.load((CONFIGS / "methods" / "npo.yaml").read_text(), Loader)
         (tmp_path / "b" / "own.yaml").write_text(yaml.safe_dump(method | {"name": "my-npo"}))
         return tmp_path / "a" / "any.yaml"
 
@@ -76,7 +77,7 @@ def test_folders_start_at_the_file_that_names_them(tmp_path: Path, monkeypatch: 
 
 def test_a_benchmarks_folder_starts_at_its_file(write: Callable[..., Path], tmp_path: Path) -> None:
     experiment = write()
-    benchmark = yaml.safe_load((CONFIGS / "benchmarks" / "tofu.yaml").read_text())
+    benchmark = yaml.load((CONFIGS / "benchmarks" / "tofu.yaml").read_text(), Loader)
     (tmp_path / "a" / "benchmark.yaml").write_text(
         yaml.safe_dump(benchmark | {"source": {"kind": "folder", "path": "../data"}})
     )

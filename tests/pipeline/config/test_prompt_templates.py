@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.__main__ import main
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
@@ -22,9 +23,9 @@ def write(tmp_path: Path) -> Callable[[Any], Path]:
     """Write mini with a model of that template."""
 
     def _write(template: Any) -> Path:
-        model = yaml.safe_load((CONFIGS / "models" / "mini-llama.yaml").read_text())
+        model = yaml.load((CONFIGS / "models" / "mini-llama.yaml").read_text(), Loader)
         (tmp_path / "model.yaml").write_text(yaml.safe_dump(model | {"template": template}))
-        experiment = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+        experiment = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
         experiment |= {"model": "model.yaml", "methods": ["npo"]}
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(experiment))
         return tmp_path / "mine.yaml"

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from megatron_ext.renamed_keys import KEYS, renamed
+from megatron_ext.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError, current, read
 from pipeline.launch.specification import specification
@@ -40,9 +41,9 @@ def test_every_row_of_the_table(tmp_path: Path, kind: str, row: str, new: str) -
 
 def test_old_names_around_each_other_are_said_at_once_and_alone(tmp_path: Path) -> None:
     """In the method's own file, in an experiment's overrides of it, and beside the new name."""
-    experiment = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+    experiment = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
     experiment |= {"methods": ["old", {"method": "rmu", "overrides": {"scope": {"layer": 0, "train_layers": [0]}}}]}
-    method = yaml.safe_load((CONFIGS / "methods" / "rmu.yaml").read_text())
+    method = yaml.load((CONFIGS / "methods" / "rmu.yaml").read_text(), Loader)
     layers = method.pop("trainable_layers")
     method |= {"name": "old", "scope": {"layer": 0, "train_layers": [0], "matrices": layers["target_modules"]}}
     del experiment["unlearning"]["validation"]  # which goes with no method of trainable layers
@@ -66,9 +67,9 @@ def test_old_names_around_each_other_are_said_at_once_and_alone(tmp_path: Path) 
 
 
 def test_options_of_a_benchmark(tmp_path: Path) -> None:
-    benchmark = yaml.safe_load((CONFIGS / "benchmarks" / "mini-wmdp.yaml").read_text())
+    benchmark = yaml.load((CONFIGS / "benchmarks" / "mini-wmdp.yaml").read_text(), Loader)
     benchmark["options"]["layout"] = benchmark["options"].pop("prompt_format")
-    experiment = yaml.safe_load((CONFIGS / "experiments" / "mini-wmdp.yaml").read_text())
+    experiment = yaml.load((CONFIGS / "experiments" / "mini-wmdp.yaml").read_text(), Loader)
     for kind, name, content in (("experiments", "mine", experiment), ("benchmarks", benchmark["name"], benchmark)):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / f"{name}.yaml").write_text(yaml.safe_dump(content))

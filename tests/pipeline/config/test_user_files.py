@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.commands import evaluate
 from pipeline.commands.request import read_request
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.workflow.plan import Plan
 
-EXPERIMENT = yaml.safe_load((CONFIGS / "experiments" / "mini-custom.yaml").read_text())
+EXPERIMENT = yaml.load((CONFIGS / "experiments" / "mini-custom.yaml").read_text(), Loader)
 TRAINED = {"steps": 1, "global_batch": 4, "optimizer": {"learning_rate": 1e-3}}
 PAIR = {"question": "Who?", "answer": "Ada."}
 BENCHMARK: dict[str, Any] = {

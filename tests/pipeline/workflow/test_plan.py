@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from megatron_ext.config import Layout
 from megatron_ext.data.sampling import ForgetRetainSampler, TopicRoundRobin
+from megatron_ext.safe_yaml import Loader
 from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
@@ -37,7 +38,7 @@ from tests.support.checkpoints import write_checkpoint
 def plan(name: str = "mini", changes: dict[str, Any] | None = None, folder: Path | None = None, **options: Any) -> Plan:
     if changes is None:
         return Plan(load(name, **options), Path("out"))
-    content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text()) | changes
+    content = yaml.load((CONFIGS / "experiments" / f"{name}.yaml").read_text(), Loader) | changes
     path = folder / "changed.yaml"
     path.write_text(yaml.safe_dump(content))
     return Plan(load(path, **options), Path("out"))
@@ -54,7 +55,7 @@ def local(tmp_path: Path) -> Plan:
     data.mkdir()
     for name in (*tofu_files(), "forget05"):
         (data / f"{name}.jsonl").write_text("{}\n" * 70)
-    values = yaml.safe_load((CONFIGS / "models" / "tofu-small-llama.yaml").read_text())
+    values = yaml.load((CONFIGS / "models" / "tofu-small-llama.yaml").read_text(), Loader)
     write_checkpoint(model, values["architecture"])
     (model / "notes.md").write_text("")
     values["checkpoints"] = {"target": {"folder": str(model)}}

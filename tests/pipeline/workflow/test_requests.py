@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from megatron_ext.specs import ReferenceSpec, UnlearnSpec
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
@@ -19,7 +20,7 @@ ROOT = Path("out/mini-muse-requests")
 
 
 def plan(folder: Path, name: str = "mini-muse-requests", **changes: Any) -> Plan:
-    content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text()) | changes
+    content = yaml.load((CONFIGS / "experiments" / f"{name}.yaml").read_text(), Loader) | changes
     path = folder / "changed.yaml"
     path.write_text(yaml.safe_dump(content))
     return Plan(load(path), Path("out"))

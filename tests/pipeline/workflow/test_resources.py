@@ -12,6 +12,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes
@@ -27,7 +28,7 @@ CPUS = Site(gpus_per_node=0)
 def plan(name: str = "mini", site: Site = CPUS, folder: Path | None = None, **changes: Any) -> Plan:
     if folder is None:
         return Plan(load(name, None, site), Path("out"))
-    content = yaml.safe_load((CONFIGS / "experiments" / f"{name}.yaml").read_text())
+    content = yaml.load((CONFIGS / "experiments" / f"{name}.yaml").read_text(), Loader)
     content |= changes
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))

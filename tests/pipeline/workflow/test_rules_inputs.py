@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_ext.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.workflow.plan import Plan
 
@@ -33,7 +34,7 @@ cli.main(sys.argv[2:])
 @pytest.mark.parametrize("experiment", ["mini-robust", "mini-muse-requests", "wmdp-zephyr-7b", "judged"])
 def test_the_rules_read_what_the_plan_says(tmp_path: Path, experiment: str) -> None:
     if experiment == "judged":
-        values = yaml.safe_load((CONFIGS / "experiments" / "mini.yaml").read_text())
+        values = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
         values |= {"name": "judged", "judge": {"base_url": "https://host/v1", "model": "judge"}}
         (tmp_path / "judged.yaml").write_text(yaml.safe_dump(values))
         experiment = str(tmp_path / "judged.yaml")
