@@ -229,8 +229,8 @@ def prepare(folder: Path, case: str, model: str, checkpoint: Path) -> None:
 
 
 def models_at(layout: str, checkpoints: dict[str, Path]) -> dict[str, Path]:
-    """The models that a layout evaluates: ``mini`` everywhere, a real one at the first and at the largest."""
-    return {name: path for name, path in checkpoints.items() if name == "mini" or layout in ("TP1", "TP2xPP2")}
+    """The models that a layout evaluates: ``mini`` everywhere, a real one on one rank."""
+    return {name: path for name, path in checkpoints.items() if name == "mini" or layout == "TP1"}
 
 
 def at_layouts(folder: Path, layouts: list[str], checkpoints: dict[str, Path]) -> None:

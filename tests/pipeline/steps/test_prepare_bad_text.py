@@ -55,7 +55,7 @@ def test_half_of_a_character(tmp_path: Path, family: str) -> None:
     with pytest.raises(DataError, match=r"half of a character, \\ud83d, at character 7") as error:
         prepare(spec(tmp_path, family))
     bad = tmp_path / f"{next(iter(files))}.jsonl"
-    assert str(bad) in str(error.value) and place in str(error.value)  # of joined corpora every file is named
+    assert str(bad) in str(error.value) and f", {place}: " in str(error.value)
     prepare(spec(tmp_path, family, bad_rows="drop"))
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["train"][name]["dropped"] == 1

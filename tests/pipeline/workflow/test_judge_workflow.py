@@ -140,8 +140,8 @@ def test_what_families_give_to_be_judged_are_sets_of_theirs() -> None:
     for name in benchmarks.families():
         family = benchmarks.family(name)
         if isinstance(family, Judged):
-            asked = {part: {"form": "questions", "part": part, "rows": 1} for part in ("forget", "retain")}
-            options = family.options(family=name, **({"asked": asked} if name == "custom" else {}))
+            given = {part: {"form": "questions", "part": part, "rows": 1} for part in ("forget", "retain")}
+            options = family.options.model_validate({"family": name, **({"asked": given} if name == "custom" else {})})
             assert set(family.judged(options).values()) <= set(family.sets(options))
 
 
