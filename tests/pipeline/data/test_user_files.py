@@ -61,7 +61,7 @@ def test_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (gzip.compress(LINES.encode()), ": is compressed by gzip"),
+        (gzip.compress(LINES.encode(), mtime=0), ": is compressed by gzip"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ": is a Git LFS pointer"),
         (b"PK\x03\x04xl/workbook", ": is a zip archive, as spreadsheets"),
         (b"%PDF-1.7", ": is a PDF"),
