@@ -104,6 +104,11 @@ def grouped(groups: int) -> Kind:
     return partial(_interleaved, groups=groups)
 
 
+def joined(kind: Kind, rows: tuple[int, ...]) -> Kind:
+    """As ``kind`` of tensors with so many rows each, which lie one below the other in a single Hugging Face tensor."""
+    return partial(_joined, kind=kind, rows=rows)
+
+
 def entries(
     hf: Mapping[str, Any], layout: Layout, stage: int, trainable_layers: TrainableLayers | None = None
 ) -> list[Entry]:
@@ -123,7 +128,7 @@ def entries(
     family = family_of(hf)
     split = pipeline_split(hf["num_hidden_layers"], layout, trainable_layers)
     hidden, rows = hf["hidden_size"], (hf["vocab_size"], hf["hidden_size"])
-    tied = bool(hf.get("tie_word_embeddings", False))
+    tied = family.is_tied(hf)
     found = []
     if stage == 0:
         found.append(Entry(("embedding.word_embeddings.weight",), vocabulary, {EMBEDDING: rows}))
@@ -156,21 +161,20 @@ def _layer(hf: Mapping[str, Any], family: type[Family], megatron: str, prefix: s
             {prefix + name: shape for name, shape in shapes.items()},
         )
 
+    qkv, qkv_shapes = grouped(groups), {f"self_attn.{x}_proj.weight": (kv, h) for x in "qkv"}
+    qkv_shapes["self_attn.q_proj.weight"] = (q, h)
+    gate: Kind = column
+    gate_shapes: Shapes = {f"mlp.{x}_proj.weight": (f, h) for x in ("gate", "up")}
+    if family.fused:
+        qkv, qkv_shapes = joined(qkv, (q, kv, kv)), {"self_attn.qkv_proj.weight": (q + 2 * kv, h)}
+        gate, gate_shapes = joined(gate, (f, f)), {"mlp.gate_up_proj.weight": (2 * f, h)}
     attention = [
         entry(
             "input_layernorm.weight or self_attention.linear_qkv.layer_norm_weight",
             replicated,
             {"input_layernorm.weight": (h,)},
         ),
-        entry(
-            "self_attention.linear_qkv.weight",
-            grouped(groups),
-            {
-                "self_attn.q_proj.weight": (q, h),
-                "self_attn.k_proj.weight": (kv, h),
-                "self_attn.v_proj.weight": (kv, h),
-            },
-        ),
+        entry("self_attention.linear_qkv.weight", qkv, qkv_shapes),
     ]
     if family.has_qkv_bias(hf):
         biases = {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
@@ -179,16 +183,18 @@ def _layer(hf: Mapping[str, Any], family: type[Family], megatron: str, prefix: s
         for which in "qk":
             norm = {f"self_attn.{which}_norm.weight": (size,)}
             attention.append(entry(f"self_attention.{which}_layernorm.weight", replicated, norm))
+    attention.append(entry("self_attention.linear_proj.weight", row, {"self_attn.o_proj.weight": (h, q)}))
+    before, behind = "post_attention_layernorm.weight", []
+    if family.post_norms:
+        attention.append(entry("self_attn_bda.norm.weight", replicated, {before: (h,)}))
+        before = "pre_feedforward_layernorm.weight"
+        behind = [entry("mlp_bda.norm.weight", replicated, {"post_feedforward_layernorm.weight": (h,)})]
     return [
         *attention,
-        entry("self_attention.linear_proj.weight", row, {"self_attn.o_proj.weight": (h, q)}),
-        entry(
-            "pre_mlp_layernorm.weight or mlp.linear_fc1.layer_norm_weight",
-            replicated,
-            {"post_attention_layernorm.weight": (h,)},
-        ),
-        entry("mlp.linear_fc1.weight", column, {"mlp.gate_proj.weight": (f, h), "mlp.up_proj.weight": (f, h)}),
+        entry("pre_mlp_layernorm.weight or mlp.linear_fc1.layer_norm_weight", replicated, {before: (h,)}),
+        entry("mlp.linear_fc1.weight", gate, gate_shapes),
         entry("mlp.linear_fc2.weight", row, {"mlp.down_proj.weight": (h, f)}),
+        *behind,
     ]
 
 
@@ -199,6 +205,17 @@ def _interleaved(shapes: Shapes, rank: int, size: int, groups: int) -> list[Part
         index = (slice(rank * own * rows, (rank + 1) * own * rows),)
         found.append(Part(name, index, partial(_rows_of_groups, own, offset, rows)))
         offset += rows
+    return found
+
+
+def _joined(shapes: Shapes, rank: int, size: int, kind: Kind, rows: tuple[int, ...]) -> list[Part]:
+    ((name, (_, *rest)),) = shapes.items()
+    first = {str(i): sum(rows[:i]) for i in range(len(rows))}
+    found = []
+    for part in kind({str(i): (count, *rest) for i, count in enumerate(rows)}, rank, size):
+        (own,) = part.index
+        begin = first[part.name]
+        found.append(Part(name, (slice(begin + own.start, begin + own.stop),), part.place))
     return found
 
 

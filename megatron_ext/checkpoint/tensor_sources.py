@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_ext.checkpoint.folders import weight_files
 from megatron_ext.checkpoint.mapping import tensor_shapes
+from megatron_ext.model.families import family_of
 
 READABLE = ("F64", "F32", "F16", "BF16")
 
@@ -56,7 +57,8 @@ class SafetensorsFolder:
 
 
 class InitialValues:
-    """Values to train from: norms 1, biases 0, all else normal with the config's ``initializer_range``, fp32.
+    """Values to train from: norms multiply by 1, biases are 0, all else is normal with the config's
+    ``initializer_range``, fp32.
 
     Each tensor is drawn whole, from a generator seeded by (``seed``, name), so that values do not depend on the layout.
     """
@@ -64,12 +66,12 @@ class InitialValues:
     def __init__(self, hf: Mapping[str, Any], seed: int) -> None:
         self.shapes = tensor_shapes(hf)
         self._deviation = float(hf.get("initializer_range", 0.02))
-        self._seed = seed
+        self._seed, self._norm = seed, 0.0 if family_of(hf).zero_centred_norms else 1.0
 
     def read(self, name: str, index: tuple[slice, ...]) -> Tensor:
         value = torch.empty(self.shapes[name])
         if name.endswith("norm.weight"):
-            value.fill_(1.0)
+            value.fill_(self._norm)
         elif name.endswith(".bias"):
             value.zero_()
         else:

@@ -18,6 +18,7 @@ from megatron_ext.inference import pipeline_forward
 from megatron_ext.inference.response_cache import recall
 from megatron_ext.inference.scoring import ScoreRequest
 from megatron_ext.model.build import LanguageModel
+from megatron_ext.model.families import family_of
 
 if TYPE_CHECKING:
     from megatron_ext.inference.response_cache import ResponseCache
@@ -107,7 +108,7 @@ class _Gradients:
         self.later: list[Tensor] = []  # gradients that are complete only after others' are added
         self.embedding: Tensor | None = None  # that of the first stage where the last one has a copy, or this copy
         parameters = dict(model.named_parameters())
-        pipeline_tied = ranks.layout.pipeline > 1 and bool(model.hf_config.get("tie_word_embeddings", False))
+        pipeline_tied = ranks.layout.pipeline > 1 and family_of(model.hf_config).is_tied(model.hf_config)
         for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank):
             parameter = entry.find(parameters)
             counted = entry.stored and (entry.kind is not mapping.replicated or ranks.tensor_rank == 0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from megatron_ext.config import Layout, Runtime, TrainableLayers, pipeline_split
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.model.adapting import adapt
 from megatron_ext.model.families import family_of, rope_parameters
-from megatron_ext.model.layers import Attention, CachingAttention, Norm, masked_transformer_engine_attention
+from megatron_ext.model.layers import Attention, CachingAttention, Norm, NormAndAdd, masked_transformer_engine_attention
 
 # Modules whose parameters are split over tensor-parallel ranks, and along which dimension; all others are replicated.
 SHARDED = {"word_embeddings": 0, "output_layer": 0, "linear_qkv": 0, "linear_proj": 1, "linear_fc1": 0, "linear_fc2": 1}
@@ -38,10 +40,12 @@ class LanguageModel(GPTModel):
     Attributes:
         hf_config: The model's Hugging Face config.
         trainable_layers: Which part of the model is built; None for all of it.
+        logit_cap: Logits ``x`` are ``logit_cap * tanh(x / logit_cap)``; None where they stay.
     """
 
     hf_config: dict[str, Any]
     trainable_layers: TrainableLayers | None = None
+    logit_cap: float | None = None
 
     def gather_positions(self, hidden_SBH: Tensor, index_N: Tensor) -> Tensor:
         """The last stage's hidden states at some positions.
@@ -76,6 +80,8 @@ class LanguageModel(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden_NH.unsqueeze(1), weight=weight)
         logits_NV: Tensor = logits.squeeze(1)
+        if self.logit_cap is not None:
+            logits_NV = self.logit_cap * torch.tanh(logits_NV / self.logit_cap)
         padding = self.vocabulary_padding
         if padding:
             real_NV = logits_NV[:, : logits_NV.size(-1) - padding]
@@ -88,6 +94,12 @@ class LanguageModel(GPTModel):
         shard = self.vocab_size // self.pg_collection.tp.size()
         end = (self.pg_collection.tp.rank() + 1) * shard
         return min(shard, max(0, end - self.hf_config["vocab_size"]))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 def padded_vocabulary(vocabulary: int, tensor: int) -> int:
@@ -130,7 +142,9 @@ def transformer_config(
         normalization="RMSNorm",
         layernorm_epsilon=hf["rms_norm_eps"],
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=ACTIVATIONS[family.activation[1]],
+        softmax_scale=family.attention(hf).scale,
+        layernorm_zero_centered_gamma=family.zero_centred_norms,
         add_bias_linear=False,
         add_qkv_bias=family.has_qkv_bias(hf),
         qk_layernorm=family.qk_norm,
@@ -163,25 +177,6 @@ def _stages(split: list[int]) -> list[list[str]]:
     return stages
 
 
-def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
-    """Inverse frequencies ``[dimension / 2]``, fp32, with the config's scaling: default, linear or llama3.
-
-    megatron-core's own llama3 scaling fixes the two frequency factors and the original context; these are the config's.
-    """
-    rope = rope_parameters(hf)
-    exponents = torch.arange(0, dimension, 2, dtype=torch.int64).float() / dimension
-    frequencies = 1.0 / (float(rope["rope_theta"]) ** exponents)
-    if rope["rope_type"] == "default":
-        return frequencies
-    factor = float(rope["factor"])
-    if rope["rope_type"] == "linear":
-        return frequencies / factor
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
-    share = ((turns - low) / (high - low)).clamp(0, 1)
-    return share * frequencies + (1 - share) * frequencies / factor
-
-
 def build(
     hf: Mapping[str, Any],
     ranks: Ranks,
@@ -204,18 +199,21 @@ def build(
         ValueError: The model is not supported, or does not fit the layout.
     """
     config = transformer_config(hf, ranks.layout, ranks.dtype, trainable_layers, training)
+    family = family_of(hf)
+    if family.torch_only and ranks.kernels == "te":
+        raise ValueError(f"kernels: 'te' lacks {family.torch_only}; allowed: 'torch'")
     rope = rope_parameters(hf)
     split = pipeline_split(hf["num_hidden_layers"], ranks.layout, trainable_layers)
     with cpu.construction(ranks.on_cpu):
         model = LanguageModel(
             config=config,
-            transformer_layer_spec=_spec(config, ranks, split[ranks.pipeline_rank]),
+            transformer_layer_spec=_spec(config, ranks, split[ranks.pipeline_rank], family.post_norms),
             vocab_size=padded_vocabulary(hf["vocab_size"], ranks.layout.tensor),
             max_sequence_length=hf["max_position_embeddings"],
             pre_process=ranks.is_first_stage,
             post_process=ranks.is_last_stage and trainable_layers is None,
             parallel_output=True,
-            share_embeddings_and_output_weights=bool(hf.get("tie_word_embeddings", False)) and trainable_layers is None,
+            share_embeddings_and_output_weights=family.is_tied(hf) and trainable_layers is None,
             position_embedding_type="rope",
             rotary_base=rope["rope_theta"],
         )
@@ -235,8 +233,9 @@ def build(
         for layer in model.decoder.layers:
             _recompute(layer)
     model.hf_config, model.trainable_layers = dict(hf), trainable_layers
-    model.rotary_pos_emb.inv_freq = rotary_frequencies(hf, config.kv_channels).to(ranks.device)
+    model.logit_cap = family.logit_cap(hf)
     model.to(ranks.device)
+    adapt(model, hf, ranks)
     return model
 
 
@@ -272,7 +271,9 @@ def _freeze(model: LanguageModel, trainable_layers: TrainableLayers) -> None:
                 parameter.requires_grad_(name in ends)
 
 
-def _spec(config: TransformerConfig, ranks: Ranks, layers: int) -> ModuleSpec | TransformerBlockSubmodules:
+def _spec(
+    config: TransformerConfig, ranks: Ranks, layers: int, post_norms: bool
+) -> ModuleSpec | TransformerBlockSubmodules:
     """Which modules this rank's stage of ``layers`` decoder layers is made of."""
     if ranks.kernels == "te":
         spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
@@ -287,4 +288,6 @@ def _spec(config: TransformerConfig, ranks: Ranks, layers: int) -> ModuleSpec | 
     attention.core_attention = Attention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
+    if post_norms:
+        parts.self_attn_bda = parts.mlp_bda = ModuleSpec(module=NormAndAdd, params={"config": config})
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,10 +76,68 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: floa
     )
 
 
+def attend_capped(
+    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float, cap: float
+) -> Tensor:
+    """As ``attend``, where the scaled products ``x`` become ``cap * tanh(x / cap)`` (Gemma 2, arXiv 2408.00118).
+
+    torch's fused kernels know no cap, so the products are held as a whole, ``[B, heads, queries, keys]``. The mask is
+    the same for every head.
+    """
+    queries, batch, heads, width = query.shape
+    keys, _, groups, _ = key.shape
+    q = query.permute(1, 2, 0, 3).reshape(batch, groups, heads // groups, queries, width)
+    k, v = (t.permute(1, 2, 0, 3).unsqueeze(2) for t in (key, value))
+    scores = cap * torch.tanh(torch.matmul(q, k.transpose(-1, -2)) * scale / cap)
+    if attention_mask is None:
+        attention_mask = within_window(None, queries, keys, keys, query.device)
+    if attention_mask is not None:
+        scores = scores.masked_fill(attention_mask.unsqueeze(2), float("-inf"))
+    shares = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(shares, v).reshape(batch, heads, queries, -1).permute(2, 0, 1, 3).reshape(queries, batch, -1)
+
+
+def within_window(
+    attention_mask: Tensor | None, queries: int, keys: int, window: int, device: torch.device
+) -> Tensor | None:
+    """A mask under which the last ``queries`` of ``keys`` positions see the newest ``window`` positions alone.
+
+    Args:
+        attention_mask: bool, broadcastable to ``[B, heads, queries, keys]``, what is forbidden besides; None for causal
+            attention.
+        queries: How many queries there are.
+        keys: How many keys.
+        window: How many positions one sees, its own among them.
+        device: Where the mask is made.
+
+    Returns:
+        bool, four-dimensional; None where nothing is forbidden but what causal attention of these queries forbids by
+        itself: a single query that sees every key.
+    """
+    if attention_mask is None and queries == 1 and keys <= window:
+        return None
+    key_K = torch.arange(keys, device=device)
+    query_Q1 = key_K[keys - queries :].unsqueeze(1)
+    forbidden = (key_K <= query_Q1 - window) | (key_K > query_Q1 if attention_mask is None else attention_mask)
+    return forbidden.view(1, 1, queries, keys) if attention_mask is None else forbidden
+
+
 class Attention(DotProductAttention):
-    """``attend``, for the spec without Transformer Engine."""
+    """``attend``, for the spec without Transformer Engine.
+
+    Attributes:
+        window: How many of the newest positions a position sees; None for all.
+        cap: As in ``attend_capped``; None for no cap.
+    """
+
+    window: int | None = None
+    cap: float | None = None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
+        if self.window is not None and key.size(0) > self.window:
+            attention_mask = within_window(attention_mask, query.size(0), key.size(0), self.window, query.device)
+        if self.cap is not None:
+            return attend_capped(query, key, value, attention_mask, self.softmax_scale, self.cap)
         return attend(query, key, value, attention_mask, self.softmax_scale)
 
 
@@ -87,7 +146,15 @@ class CachingAttention(SelfAttention):
 
     megatron-core's rotates all kept keys once more for every token. A layer's cache is two tensors ``[b, groups,
     positions, d]``, keys and values: what attention reads of a row lies together.
+
+    Attributes:
+        local_rotary: From a number of positions to the angles of this layer's own rotary embedding; None where it has
+            the model's.
+        query_scale: ``[d]``, what queries are multiplied by; None for nothing.
     """
+
+    local_rotary: Callable[[int], Tensor] | None = None
+    query_scale: Tensor | None = None
 
     def _adjust_key_value_for_inference(
         self,
@@ -99,6 +166,10 @@ class CachingAttention(SelfAttention):
         *rest: Any,
         **named: Any,
     ) -> Any:
+        if self.query_scale is not None:
+            query = query * self.query_scale
+        if self.local_rotary is not None and rotary_pos_emb is not None:
+            rotary_pos_emb = (self.local_rotary(rotary_pos_emb[0].size(0)),) * 2
         if inference_context is None:
             return super()._adjust_key_value_for_inference(
                 inference_context, query, key, value, rotary_pos_emb, *rest, **named
@@ -134,9 +205,39 @@ class Norm:
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
-        norm = torch.nn.RMSNorm(hidden_size, eps=eps, dtype=config.params_dtype)
+        kind = ZeroCentredNorm if config.layernorm_zero_centered_gamma else torch.nn.RMSNorm
+        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         norm.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined] # megatron-core's mark
         return norm
+
+
+class ZeroCentredNorm(torch.nn.RMSNorm):
+    """RMSNorm that multiplies by 1 + weight, in fp32 (Gemma 2 and 3)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.rms_norm(x.float(), self.normalized_shape, 1.0 + self.weight.float(), self.eps)
+        return out.to(x.dtype)
+
+
+class NormAndAdd(torch.nn.Module):
+    """In the place where megatron-core adds what attention or MLP gave to the residual: that is normed first.
+
+    Called with megatron-core's two flags it returns the function that adds, as its own ``get_bias_dropout_add`` does.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm: Any = Norm(config, config.hidden_size, eps=config.layernorm_epsilon)
+
+    def forward(self, training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:
+        def add(given: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
+            values, bias = given
+            if bias is not None or dropout:
+                raise AssertionError("no family has a bias or dropout here")
+            added: Tensor = residual + self.norm(values)
+            return added
+
+        return add
 
 
 def masked_transformer_engine_attention() -> type:

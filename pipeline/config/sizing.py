@@ -32,6 +32,9 @@ class Shape:
     tied: bool
     qkv_bias: bool
     qk_norm: bool
+    post_norms: bool
+    fused: bool
+    torch_only: str
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape:
@@ -47,9 +50,12 @@ class Shape:
             ffn=config["intermediate_size"],
             vocabulary=config["vocab_size"],
             context=family.context(config),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=family.is_tied(config),
             qkv_bias=family.has_qkv_bias(config),
             qk_norm=family.qk_norm,
+            post_norms=family.post_norms,
+            fused=family.fused,
+            torch_only=family.torch_only,
         )
 
     @property
@@ -67,7 +73,7 @@ class Shape:
     def layer_parameters(self) -> int:
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         biases = (queries + 2 * keys) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        return sum(self.matrices.values()) + biases + 2 * self.hidden
+        return sum(self.matrices.values()) + biases + (4 if self.post_norms else 2) * self.hidden
 
     @property
     def embedding_parameters(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support import tiny
 
-MODELS = ("llama3-tied", "qwen3-untied")
+MODELS = ("llama3-tied", "qwen3-untied", "gemma3-tied")
 NEW_TOKENS = 16
 TOKEN_BUDGET = 200
 NEAR_TIE = 1e-3

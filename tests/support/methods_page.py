@@ -77,11 +77,22 @@ def rules() -> Iterator[Row]:
         yield [f"`{name}`", "needed" if kind.needs_retain else "may lack", str(rule.vectors), most, _summary(kind)]
 
 
+BESIDE_LLAMA = {
+    "zero_centred_norms": "norms that multiply by 1 + weight",
+    "post_norms": "norms behind attention and MLP",
+    "scaled_embeddings": "scaled embeddings",
+    "fused": "fused matrices for queries, keys and values and for gate and up",
+    "torch_only": "torch's kernels only",
+}
+
+
 def model_families() -> Iterator[Row]:
     yield ["architecture", "models", "beside Llama's decoder"]
     for name, family in sorted(families.known().items()):
         extra = ["a bias on queries, keys and values"] if family.qkv_bias else []
         extra += ["a norm on each head's queries and keys"] if family.qk_norm else []
+        extra += [text for key, text in BESIDE_LLAMA.items() if getattr(family, key)]
+        extra += ["activation " + family.activation[1]] if family.activation[1] != "silu" else []
         yield [f"`{name}`", _summary(family), ", ".join(extra)]
 
 

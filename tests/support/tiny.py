@@ -26,14 +26,44 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_TWO_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 2.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.4],
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+    "original_max_position_embeddings": 32,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
     "llama3": ("LlamaForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LLAMA3_ROPE}),
     "mistral": ("MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": 48}),
     "qwen2": ("Qwen2ForCausalLM", {"num_key_value_heads": 2}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {"num_key_value_heads": 2, "head_dim": 24, "sliding_window": 9, "query_pre_attn_scalar": 20}
+        | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0},
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {"num_key_value_heads": 2, "head_dim": 24, "sliding_window": 9, "query_pre_attn_scalar": 20}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": _TWO_ROPES},
+    ),
+    "phi3": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 48}),
+    "phi4mini": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LONGROPE}),
     "qwen3": ("Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 24}),
 }
-MODELS = [f"{family}-{tie}" for family in FAMILIES for tie in ("untied", "tied")]
+# Gemma's are always tied, Phi's here never.
+MODELS = [
+    f"{family}-{tie}"
+    for family in FAMILIES
+    for tie in ("untied", "tied")
+    if not family.startswith("gemma" if tie == "untied" else "phi")
+]
 
 
 def make(name: str) -> Any:
@@ -44,12 +74,13 @@ def make(name: str) -> Any:
     family, tie = name.split("-")
     architecture, own = FAMILIES[family]
     kind = getattr(transformers, architecture)
-    model = kind(kind.config_class(**_COMMON, **own, tie_word_embeddings=tie == "tied")).eval()
+    config = kind.config_class(**_COMMON, **own, tie_word_embeddings=tie == "tied", attn_implementation="eager")
+    model = kind(config).eval()
     generator = torch.Generator().manual_seed(MODELS.index(name))
     with torch.no_grad():
         for key, value in model.named_parameters():
             if key.endswith("norm.weight"):
-                value.normal_(1.0, 0.2, generator=generator)
+                value.normal_(0.0 if family.startswith("gemma") else 1.0, 0.2, generator=generator)
             else:
                 value.normal_(0.0, 0.3 if key.endswith("bias") else 0.12, generator=generator)
     return model

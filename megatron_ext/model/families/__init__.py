@@ -7,11 +7,26 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ext.model.families.base import REQUIRED, Family, rope_parameters
+from megatron_ext.model.families.base import REQUIRED, AttentionKind, Family, rope_parameters
 from megatron_ext.model.families.sizes import SCALING, check_sizes
 
 # Kinds of scaling, and what each needs.
-SCALINGS: dict[str, tuple[str, ...]] = {"default": (), "linear": SCALING[:1], "llama3": SCALING}
+SCALINGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": SCALING[:1],
+    "llama3": SCALING,
+    "longrope": ("short_factor", "long_factor"),
+}
+
+# Architectures that are known and not built, and what of them is missing here.
+MISSING = {
+    "MixtralForCausalLM": "mixtures of experts",
+    "Qwen3MoeForCausalLM": "mixtures of experts",
+    "GptOssForCausalLM": "attention sinks and mixtures of experts",
+    "DeepseekV2ForCausalLM": "multi-head latent attention and mixtures of experts",
+    "DeepseekV3ForCausalLM": "multi-head latent attention and mixtures of experts",
+    "Gemma3ForConditionalGeneration": "a tower for images (folders of Gemma3ForCausalLM, text alone, are read)",
+}
 
 
 def known() -> dict[str, type[Family]]:
@@ -34,31 +49,38 @@ def family_of(config: Mapping[str, Any]) -> type[Family]:
         if name in families:
             break
     else:
-        raise ValueError(f"architectures: {names} is not supported; known: {sorted(families)}")
+        lacking = [f": {MISSING[name]} are not built here" for name in names if name in MISSING][:1]
+        raise ValueError(f"architectures: {names} is not supported{''.join(lacking)}; known: {sorted(families)}")
+    family = families[name]
     missing = [key for key in REQUIRED if key not in config]
     if missing:
         raise ValueError(f"the model's config lacks {missing}")
-    rope = _rope(config)
+    rope = _rope(config, family)
     check_sizes(config, rope)
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act: {config['hidden_act']!r} is not supported; known: ['silu']")
+    key, activation = family.activation
+    if config.get(key, activation) != activation:
+        raise ValueError(f"{key}: {config[key]!r:.60} is not supported; known: {[activation]}")
     if config.get("mlp_bias"):
         raise ValueError("mlp_bias: true is not supported")
-    return families[name]
+    family.check(config)
+    return family
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(config: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
     for key in ("rope_parameters", "rope_scaling"):
         if not isinstance(config.get(key) or {}, Mapping):
             raise ValueError(f"{key}: {config[key]!r:.60}; allowed: an object")
+    whole = (config.get("rope_parameters") or {}).get("full_attention")
+    if not isinstance(whole or {}, Mapping):
+        raise ValueError(f"rope_parameters.full_attention: {whole!r:.60}; allowed: an object")
     rope = rope_parameters(config)
     kind = rope["rope_type"]
-    if kind not in list(SCALINGS):  # it need not be a text
-        raise ValueError(f"rope scaling {kind!r} is not supported; known: {list(SCALINGS)}")
+    if kind not in family.scalings:  # it need not be a text
+        raise ValueError(f"rope scaling {kind!r:.60} is not supported; known: {list(family.scalings)}")
     lacking = [key for key in SCALINGS[kind] if key not in rope]
     if lacking:
         raise ValueError(f"rope scaling {kind!r} lacks {lacking}")
     return rope
 
 
-__all__ = ["Family", "family_of", "known", "rope_parameters"]
+__all__ = ["AttentionKind", "Family", "family_of", "known", "rope_parameters"]

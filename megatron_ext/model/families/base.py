@@ -3,23 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 
-class Family:
-    """A family of decoder-only models with RMSNorm, SwiGLU, rotary embeddings and grouped-query attention.
+@dataclass(frozen=True)
+class AttentionKind:
+    """How a model's attention differs from Llama's.
 
-    Tensor names are Llama's in all of them. Subclass in a new file of this package to add one; this module and its
-    neighbours import no torch.
+    Attributes:
+        scale: Of the products of queries and keys; None for ``1 / sqrt(head_dim)``.
+        cap: The scaled products ``x`` become ``cap * tanh(x / cap)``; None where they stay.
+        windows: Of each layer how many of the newest positions, its own among them, a position sees; None for all.
+            Empty where no layer has a window.
+        local_theta: Base of the rotary embedding in layers with a window; None where it is that of the others.
+    """
+
+    scale: float | None = None
+    cap: float | None = None
+    windows: tuple[int | None, ...] = ()
+    local_theta: float | None = None
+
+
+class Family:
+    """A family of decoder-only models with RMSNorm, gated MLPs, rotary embeddings and grouped-query attention.
+
+    Tensor names are Llama's but where ``post_norms`` and ``fused`` say otherwise. Subclass in a new file of this
+    package to add one; this module and its neighbours import no torch.
+
+    Attributes:
+        architectures: What ``architectures`` of a Hugging Face config says.
+        qkv_bias: Queries, keys and values have a bias.
+        qk_norm: Each head's queries and keys are normed.
+        activation: Of the MLP, and the config's key for it.
+        scalings: Kinds of scaling of the rotary embedding.
+        tied: Whether output and input embedding are one where the config does not say.
+        zero_centred_norms: A norm multiplies by 1 + weight.
+        post_norms: What attention and MLP give is normed before it is added.
+        scaled_embeddings: Embeddings are multiplied by ``sqrt(hidden_size)``.
+        fused: A layer has one matrix for queries, keys and values and one for gate and up.
+        torch_only: What of the model Transformer Engine's layers are not built with here; empty where nothing.
     """
 
     architectures: ClassVar[tuple[str, ...]] = ()
     qkv_bias: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
+    activation: ClassVar[tuple[str, str]] = ("hidden_act", "silu")
+    scalings: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3")
+    tied: ClassVar[bool] = False
+    zero_centred_norms: ClassVar[bool] = False
+    post_norms: ClassVar[bool] = False
+    scaled_embeddings: ClassVar[bool] = False
+    fused: ClassVar[bool] = False
+    torch_only: ClassVar[str] = ""
+
+    @classmethod
+    def check(cls, config: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` for what this family alone has in its config and is wrong or not supported."""
+
+    @classmethod
+    def is_tied(cls, config: Mapping[str, Any]) -> bool:
+        """Whether the output layer's weight is the embedding's."""
+        given = config.get("tie_word_embeddings")
+        return cls.tied if given is None else bool(given)
+
+    @classmethod
+    def attention(cls, config: Mapping[str, Any]) -> AttentionKind:
+        """How the model's attention differs from Llama's."""
+        return AttentionKind()
+
+    @classmethod
+    def rotary_size(cls, config: Mapping[str, Any]) -> int:
+        """How many numbers of a head are rotated, from the first."""
+        return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+    @classmethod
+    def rotary_gain(cls, config: Mapping[str, Any]) -> float:
+        """What the rotated numbers of queries and of keys are multiplied by."""
+        return 1.0
+
+    @classmethod
+    def logit_cap(cls, config: Mapping[str, Any]) -> float | None:
+        """The bound that logits ``x`` get as ``cap * tanh(x / cap)``; None where they stay."""
+        return None
 
     @classmethod
     def context(cls, config: Mapping[str, Any]) -> int:
-        """The longest sequence that full causal attention computes exactly as the model's own attention."""
+        """The longest sequence that is computed here exactly as by the model's own attention."""
         return int(config["max_position_embeddings"])
 
     @classmethod
@@ -40,8 +110,12 @@ REQUIRED = (
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``rope_theta`` and the scaling of a config, as written by transformers before and since version 5."""
+    """``rope_theta`` and the scaling of a config, as written by transformers before and since version 5.
+
+    Where layers with and without a window differ, those of the layers without.
+    """
     new = dict(config.get("rope_parameters") or {})
+    new = dict(new.get("full_attention") or {}) if "full_attention" in new else new
     old = dict(config.get("rope_scaling") or {})
     merged = {"rope_theta": config.get("rope_theta", 10000.0), **old, **new}
     merged["rope_type"] = merged.get("rope_type") or merged.pop("type", None) or "default"

@@ -45,11 +45,11 @@ def check_sizes(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
         if not isinstance(config.get(key), bool | None):
             raise ValueError(f"{key}: {_short(config[key])}; allowed: true, false")
     _check_heads(config)
-    _positive("rms_norm_eps", config["rms_norm_eps"])
-    _positive("rope_theta", rope["rope_theta"])
+    positive("rms_norm_eps", config["rms_norm_eps"])
+    positive("rope_theta", rope["rope_theta"])
     for key in SCALING:
         if rope["rope_type"] != "default" and key in rope:
-            _positive(key, rope[key])
+            positive(key, rope[key])
     deviation = config.get("initializer_range", 0.02)
     if not _is_number(deviation) or deviation < 0:
         raise ValueError(f"initializer_range: {_short(deviation)}; allowed: a finite number from 0")
@@ -67,7 +67,8 @@ def _check_heads(config: Mapping[str, Any]) -> None:
         raise ValueError(f"head_dim: {size}; allowed: an even number")
 
 
-def _positive(key: str, value: Any) -> None:
+def positive(key: str, value: Any) -> None:
+    """Raise ``ValueError`` with the key for what is no finite number above 0."""
     if not _is_number(value) or value <= 0:
         raise ValueError(f"{key}: {_short(value)}; allowed: a finite number above 0")
 

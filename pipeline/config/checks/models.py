@@ -99,6 +99,8 @@ def layout(checker: Checker, model: Model) -> Layout | None:
     size = checker.parts.shape
     for message in sizing.layout_problems(chosen, size) if size else ():
         checker.problem(("layout",), message)
+    if size and size.torch_only and checker.experiment.runtime.kernels == "te":
+        checker.problem(("runtime", "kernels"), f"'te' lacks {size.torch_only}; allowed: 'torch'")
     return chosen
 
 

@@ -16,7 +16,7 @@ from pipeline.hub.description import HubError, describe
 DECIDING = (
     *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
-    "tie_word_embeddings",
+    *("tie_word_embeddings", "original_max_position_embeddings"),
 )
 
 
@@ -94,6 +94,10 @@ def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (shape.ffn, shape.hidden),
         "mlp.down_proj": (shape.hidden, shape.ffn),
     }
+    if shape.fused:
+        layer = {name: layer[name] for name in ("self_attn.o_proj", "mlp.down_proj")}
+        layer["self_attn.qkv_proj"] = (queries + 2 * keys, shape.hidden)
+        layer["mlp.gate_up_proj"] = (2 * shape.ffn, shape.hidden)
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, shape.hidden)}
     for i in sorted({0, shape.layers - 1}):
         found |= {f"model.layers.{i}.{name}.weight": size for name, size in layer.items()}

@@ -7,10 +7,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_ext.checkpoint import reading, writing
 from megatron_ext.config import Layout
+from megatron_ext.model import adapting, layers
 from megatron_ext.model import build as factory
-from megatron_ext.model import layers
+from megatron_ext.model.families import family_of
 from tests.support import tiny
 
+MODELS = ["llama3-tied", "qwen2-untied", "qwen3-untied", "gemma2-tied", "gemma3-tied", "phi4mini-untied"]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -27,8 +29,62 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    tiny.write(folder, ["llama3-tied", "qwen2-untied", "qwen3-untied"])
+    tiny.write(folder, MODELS)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, "mixtures of experts"),
+        ({"architectures": ["GptOssForCausalLM"]}, "attention sinks"),
+        ({"architectures": ["DeepseekV2ForCausalLM"]}, "multi-head latent attention"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, "images"),
+        ({"architectures": ["Gemma2ForCausalLM"], "hidden_activation": "gelu"}, "hidden_activation: 'gelu'"),
+        ({"architectures": ["Gemma2ForCausalLM"], "attention_bias": True}, "attention_bias: True"),
+        ({"architectures": ["Gemma2ForCausalLM"], "layer_types": ["sliding_attention"]}, "layer_types: "),
+        ({"architectures": ["Gemma2ForCausalLM"], "sliding_window_pattern": 0}, "sliding_window_pattern: 0"),
+        ({"architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 0}, "attn_logit_softcapping: 0"),
+        ({"architectures": ["Gemma3ForCausalLM"]}, "lacks ['rope_theta']"),
+        ({"architectures": ["Gemma3ForCausalLM"], "rope_theta": 1e6, "use_bidirectional_attention": True}, "use_bidi"),
+        ({"architectures": ["LlamaForCausalLM"], "rope_scaling": {"type": "longrope"}}, "rope scaling 'longrope'"),
+        ({"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "yarn"}}, "rope scaling 'yarn'"),
+        (
+            {"architectures": ["Phi3ForCausalLM"]}
+            | {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+            "short_factor: [1.0]; allowed: a list of 8 numbers",
+        ),
+        ({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.2}, "partial_rotary_factor: leaves 3"),
+    ],
+)
+def test_what_a_family_lacks_is_named(changes, expected):
+    with pytest.raises(ValueError) as error:
+        family_of({**CONFIG, **changes})
+    assert expected in str(error.value)
+
+
+def test_configs_as_the_hub_has_them():
+    """What Gemma's and Phi's published files leave out, and write under keys of transformers before version 5."""
+    gemma = {**CONFIG, "architectures": ["Gemma3ForCausalLM"], "rope_theta": 1e6, "num_hidden_layers": 7}
+    family = family_of({**gemma, "sliding_window": 512, "sliding_window_pattern": 3, "rope_local_base_freq": 9e3})
+    assert family.is_tied(gemma) and not family.is_tied({**gemma, "tie_word_embeddings": False})
+    kind = family.attention({**gemma, "sliding_window": 512, "sliding_window_pattern": 3, "rope_local_base_freq": 9e3})
+    assert kind.windows == (512, 512, None, 512, 512, None, 512) and kind.local_theta == 9e3 and kind.scale == 1 / 16
+    gemma2 = {**gemma, "architectures": ["Gemma2ForCausalLM"]}
+    assert (family_of(gemma2).attention(gemma2).cap, family_of(gemma2).logit_cap(gemma2)) == (50.0, 30.0)
+    assert family_of(gemma2).attention(gemma2).windows == (4096, None) * 3 + (4096,)
+    factors = {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+    phi = {**CONFIG, "architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "longrope", **factors}}
+    phi |= {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 16}
+    assert family_of(phi).context(phi) == 16 and family_of(phi).rotary_size(phi) == 12
+    assert family_of(phi).rotary_gain(phi) == pytest.approx(math.sqrt(1.5))
+    assert family_of(phi).context({**phi, "rope_scaling": None, "sliding_window": 48}) == 48
+
+
+def test_transformer_engine_is_refused_where_its_layers_lack_something(alone):
+    gemma = {**CONFIG, "architectures": ["Gemma2ForCausalLM"]}
+    with pytest.raises(ValueError, match=r"kernels: 'te' lacks attention with windows"):
+        factory.build(gemma, dataclasses.replace(alone, kernels="te"))
 
 
 def test_padded_vocabulary():
@@ -54,6 +110,27 @@ def test_attention_is_softmax_of_scaled_products(groups, dtype):
         expected = torch.einsum("bhqk,kbhd->qbhd", shares, v).reshape(length, batch, -1)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, atol=1e-6 if dtype == torch.float32 else 2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("queries", [1, 6])
+def test_capped_attention_within_a_window(queries):
+    """Against the textbook formula: the last queries of six positions, with and without a mask that hides padding."""
+    keys, batch, heads, groups, size, window, cap = 6, 2, 4, 2, 8, 3, 0.7
+    query = torch.randn(queries, batch, heads, size)
+    key, value = (torch.randn(keys, batch, groups, size) for _ in range(2))
+    k, v = (x.repeat_interleave(heads // groups, dim=2) for x in (key, value))
+    scores = cap * torch.tanh(torch.einsum("qbhd,kbhd->bhqk", query, k) * 0.3 / cap)
+    distance = torch.arange(keys - queries, keys).unsqueeze(1) - torch.arange(keys)
+    causal = (distance < 0).expand(batch, 1, queries, keys).clone()
+    padded = causal.clone()
+    padded[1, :, distance[:, 0] > 0, 0] = True
+    for given, mask in ((None, causal), (padded, padded)):
+        for kept in (window, keys):
+            shares = scores.masked_fill(mask | (distance >= kept), -math.inf).softmax(dim=-1)
+            expected = torch.einsum("bhqk,kbhd->qbhd", shares, v).reshape(queries, batch, -1)
+            limited = layers.within_window(given, queries, keys, kept, query.device)
+            out = layers.attend_capped(query, key, value, limited, 0.3, cap)
+            torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
 
 def test_one_query_attends_to_all_keys():
@@ -110,19 +187,19 @@ def test_rotary_frequencies_are_those_of_transformers(rope):
 
     settings = {**CONFIG, "rope_parameters": rope}
     expected = LlamaRotaryEmbedding(LlamaConfig(**settings)).inv_freq
-    assert factory.rotary_frequencies(settings, 16).equal(expected)
+    assert adapting.rotary_frequencies(settings, 16).equal(expected)
 
 
 def test_rope_scaling_as_written_before_transformers_5():
     new = tiny.FAMILIES["llama3"][1]["rope_parameters"]
     old = {key: value for key, value in new.items() if key != "rope_theta"}
-    frequencies = factory.rotary_frequencies({**CONFIG, "rope_parameters": new}, 16)
-    assert not frequencies.equal(factory.rotary_frequencies({**CONFIG, "rope_theta": new["rope_theta"]}, 16))
+    frequencies = adapting.rotary_frequencies({**CONFIG, "rope_parameters": new}, 16)
+    assert not frequencies.equal(adapting.rotary_frequencies({**CONFIG, "rope_theta": new["rope_theta"]}, 16))
     settings = {**CONFIG, "rope_theta": new["rope_theta"], "rope_scaling": old}
-    assert factory.rotary_frequencies(settings, 16).equal(frequencies)
+    assert adapting.rotary_frequencies(settings, 16).equal(frequencies)
     settings["rope_scaling"] = {**old, "type": old["rope_type"]}
     del settings["rope_scaling"]["rope_type"]
-    assert factory.rotary_frequencies(settings, 16).equal(frequencies)
+    assert adapting.rotary_frequencies(settings, 16).equal(frequencies)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -139,14 +216,16 @@ def test_sharded_parameters_are_marked(alone):
     assert marked == set(factory.SHARDED)
 
 
-@pytest.mark.parametrize("name", ["llama3-tied", "qwen2-untied", "qwen3-untied"])
+@pytest.mark.parametrize("name", MODELS)
 def test_bf16_is_as_close_to_fp32_as_that_of_transformers(alone, models, name):
     from transformers import AutoModelForCausalLM
 
     folder, ids = models / "bf16" / name, tiny.token_ids()
     with torch.no_grad():
-        exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)(ids).logits
+        exact, theirs = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")(ids).logits
+            for dtype in (torch.float32, torch.bfloat16)
+        )
     half = dataclasses.replace(alone, dtype=torch.bfloat16)
     ours = tiny.logits(reading.load(folder, half), half, ids)
     error, bound = ((given.float() - exact).square().mean().sqrt() for given in (ours, theirs))
@@ -154,14 +233,14 @@ def test_bf16_is_as_close_to_fp32_as_that_of_transformers(alone, models, name):
     assert error < 1.1 * bound
 
 
-@pytest.mark.parametrize("name", ["llama3-tied", "qwen2-untied", "qwen3-untied"])
+@pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_those_of_transformers(alone, models, name, tmp_path):
     """Compared as Hugging Face tensors: the gradients are written as if they were weights."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     folder, ids = models / "fp32" / name, tiny.token_ids()
-    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     theirs(ids, labels=ids).loss.backward()
     ours = reading.load(folder, alone)
     hidden = ours(ids, torch.arange(tiny.LENGTH).expand(2, -1), None)

@@ -1,0 +1,73 @@
+"""In what a family's attention and embedding differ from Llama's, set on the model that was built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from megatron_ext.distributed import cpu
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.model.families import family_of, rope_parameters
+
+
+def adapt(model: GPTModel, hf: Mapping[str, Any], ranks: Ranks) -> None:
+    """Give the built model its rotary frequencies and what else its attention and embedding differ in.
+
+    Args:
+        model: This rank's stage.
+        hf: Its Hugging Face config.
+        ranks: Where this process stands.
+    """
+    family = family_of(hf)
+    model.rotary_pos_emb.inv_freq = rotary_frequencies(hf, family.rotary_size(hf)).to(ranks.device)
+    kind, gain, size = family.attention(hf), family.rotary_gain(hf), model.config.kv_channels
+    local = None
+    if kind.local_theta is not None:
+        with cpu.construction(ranks.on_cpu):
+            local = RotaryEmbedding(size, 1.0, rotary_base=kind.local_theta, cp_group=model.pg_collection.cp)
+        exponents = torch.arange(0, size, 2, dtype=torch.int64).float() / size
+        local.inv_freq = (1.0 / (kind.local_theta**exponents)).to(ranks.device)
+    for layer in model.decoder.layers:
+        attention = layer.self_attention
+        if kind.cap is not None:
+            attention.core_attention.cap = kind.cap
+        if kind.windows and kind.windows[layer.layer_number - 1] is not None:
+            attention.core_attention.window = kind.windows[layer.layer_number - 1]
+            # The module itself would be one of the layer's, which has the same attribute already.
+            attention.local_rotary = None if local is None else local.forward
+        if gain != 1.0:
+            # The products of queries and keys have the gain twice; the rest of a head has none.
+            scale = torch.ones(size, dtype=ranks.dtype, device=ranks.device)
+            scale[: family.rotary_size(hf)] = gain**2
+            attention.query_scale = scale
+    if family.scaled_embeddings and model.pre_process:
+        root = torch.tensor(math.sqrt(hf["hidden_size"]), dtype=ranks.dtype).item()  # rounded, as transformers does
+        model.embedding.register_forward_hook(lambda module, given, embedded: embedded * root)
+
+
+def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
+    """Inverse frequencies ``[dimension / 2]``, fp32, with the config's scaling: default, linear, llama3 or longrope.
+
+    Those of longrope are the ones of sequences up to the original context. megatron-core's own llama3 scaling fixes the
+    two frequency factors and the original context; these are the config's.
+    """
+    rope = rope_parameters(hf)
+    exponents = torch.arange(0, dimension, 2, dtype=torch.int64).float() / dimension
+    if rope["rope_type"] == "longrope":
+        return 1.0 / (torch.tensor(rope["short_factor"], dtype=torch.float32) * float(rope["rope_theta"]) ** exponents)
+    frequencies = 1.0 / (float(rope["rope_theta"]) ** exponents)
+    if rope["rope_type"] == "default":
+        return frequencies
+    factor = float(rope["factor"])
+    if rope["rope_type"] == "linear":
+        return frequencies / factor
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return share * frequencies + (1 - share) * frequencies / factor
