@@ -1,7 +1,8 @@
-"""Greedy decoding with a key-value cache, under tensor, pipeline and data parallelism."""
+"""Decoding with a key-value cache, greedy or sampled, under tensor, pipeline and data parallelism."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
     from megatron_ext.inference.pipeline_forward import PipelineForward
     from megatron_ext.inference.response_cache import ResponseCache
+    from megatron_ext.inference.sampling import Sampling
     from megatron_ext.model.build import LanguageModel
 
 
@@ -28,11 +30,35 @@ class GenerateRequest:
         prompt: Token ids.
         max_new_tokens: Bound on the continuation.
         stops: Texts of which the first to appear ends the continuation.
+        sampling: How new tokens are drawn; None for the most likely ones.
     """
 
     prompt: list[int]
     max_new_tokens: int
     stops: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+
+def samples(request: GenerateRequest, n: int) -> list[GenerateRequest]:
+    """``n`` requests that differ in their seed alone: ``n`` independent answers to one prompt.
+
+    Args:
+        request: A request that samples.
+        n: How many.
+
+    Returns:
+        Requests with seeds that follow from the request's own.
+
+    Raises:
+        ValueError: The request is greedy.
+    """
+    from megatron_ext.inference.sampling import seeds
+
+    way = request.sampling
+    if way is None:
+        raise ValueError("a greedy request has one answer")
+    ways = [dataclasses.replace(way, seed=seed) for seed in seeds(way.seed, n)]
+    return [dataclasses.replace(request, sampling=one) for one in ways]
 
 
 # Whether the text of new ids holds one of the stops; megatron_ext knows no tokenizer. Called when ids have one more.
@@ -49,14 +75,15 @@ def generate(
     progress: bool = True,
     answers: ResponseCache | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding: the most likely next token, again and again, after each prompt.
+    """Decoding: the most likely next token, again and again, after each prompt, or one that is drawn.
 
-    Among equal logits the lowest id wins. Equal requests are computed once. A batch is prompts of similar length,
-    padded on the left to its longest. Rows that have ended leave it once they are an eighth.
+    Among equal logits the lowest id wins. What is drawn follows from the request alone (``sampling``). Equal requests
+    are computed once. A batch is prompts of similar length, padded on the left to its longest. Rows that have ended
+    leave it once they are an eighth.
 
     Every rank calls this with the same arguments. Collectives, besides those of the forward passes: for each token of a
-    batch an all-gather of two numbers a row over tensor-parallel ranks and a broadcast of one over the pipeline; at the
-    end an all-reduce of the ids over data-parallel ranks.
+    batch an all-gather of two numbers a row over tensor-parallel ranks (and of the logits of rows that sample) and a
+    broadcast of one over the pipeline; at the end an all-reduce of the ids over data-parallel ranks.
 
     Args:
         model: This rank's stage of the model.
@@ -84,10 +111,18 @@ def generate(
             raise ValueError(f"prompt {i}: max_new_tokens: {request.max_new_tokens}; at least 1 is needed")
         if request.stops and stopped is None:
             raise ValueError(f"prompt {i}: has stops, but nothing tells where they appear")
+        if request.sampling is not None:
+            try:
+                request.sampling.check()
+            except ValueError as error:
+                raise ValueError(f"prompt {i}: {error}") from None
         pipeline_forward.check_ids(model.hf_config, f"prompt {i}", request.prompt)
-    unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops))
+    unique = pipeline_forward.deduplicate(
+        requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops, r.sampling)
+    )
     ends = sorted(end_ids)
-    keys, known = recall(answers, "generate", [(r.prompt, r.max_new_tokens, r.stops, ends) for r in unique.items])
+    parts = [(r.prompt, r.max_new_tokens, r.stops, ends, *_settings(r)) for r in unique.items]
+    keys, known = recall(answers, "generate", parts)
     missing = [i for i, answer in enumerate(known) if answer is None]
 
     def keep(rows: dict[int, list[int]]) -> None:
@@ -99,6 +134,11 @@ def generate(
     for i, row in zip(missing, new, strict=True):
         known[i] = row
     return [list(known[place]) for place in unique.place_of]
+
+
+def _settings(request: GenerateRequest) -> tuple[object, ...]:
+    """What tells a request that samples from others with the same prompt; nothing for a greedy one."""
+    return () if request.sampling is None else dataclasses.astuple(request.sampling)
 
 
 def _in_batches(
@@ -146,10 +186,7 @@ def _generate(
     import torch
     from megatron.core.inference.contexts import StaticInferenceContext
 
-    from megatron_ext.distributed.vocab_parallel import VocabularyShards
-
     device, prompts = stages.ranks.device, [request.prompt for request in requests]
-    shards = VocabularyShards(stages.ranks.tensor_group, stages.model.hf_config["vocab_size"])
     new: list[list[int]] = [[] for _ in prompts]
     alive = [limit > 0 for limit in limits]
     if not any(alive):
@@ -167,7 +204,7 @@ def _generate(
         if hidden is None:
             chosen = torch.empty(len(rows), dtype=torch.int64, device=device)
         else:
-            chosen = shards.argmax(stages.model.logits(hidden[-1]))
+            chosen = _choose(stages, hidden[-1], requests, rows, [len(new[row]) for row in rows])
         stages.from_last(chosen)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             if not alive[row]:
@@ -187,6 +224,32 @@ def _generate(
             _keep_rows(cache, index)
             rows, padding, chosen = [rows[place] for place in kept], padding[index], chosen[index]
         ids = chosen.unsqueeze(1)
+
+
+def _choose(
+    stages: PipelineForward, hidden_NH: Tensor, requests: list[GenerateRequest], rows: list[int], places: list[int]
+) -> Tensor:
+    """The next token of each row, int64 ``[N]``, on the last stage.
+
+    Args:
+        stages: This rank's part of the model.
+        hidden_NH: Hidden states at the rows' last positions.
+        requests: What is continued.
+        rows: Which request each row continues.
+        places: How many new tokens each row has.
+    """
+    from megatron_ext.distributed.vocab_parallel import VocabularyShards
+    from megatron_ext.inference.sampling import draw
+
+    shards = VocabularyShards(stages.ranks.tensor_group, stages.model.hf_config["vocab_size"])
+    logits_NV = stages.model.logits(hidden_NH)
+    chosen_N = shards.argmax(logits_NV)
+    ways = {place: way for place, row in enumerate(rows) if (way := requests[row].sampling) is not None}
+    if ways:
+        drawn, prompts = list(ways), [requests[rows[place]].prompt for place in ways]
+        new = [places[place] for place in ways]
+        chosen_N[drawn] = draw(logits_NV[drawn], shards, list(ways.values()), prompts, new)
+    return chosen_N
 
 
 def _mask(padding: Tensor, start: int, length: int) -> Tensor | None:

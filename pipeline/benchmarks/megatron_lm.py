@@ -38,6 +38,7 @@ class Engine(LM):
     def __init__(self, rank: int, tokenizer: Tokenizer, context: int) -> None:
         self.rank, self.tokenizer, self.context = rank, tokenizer, context
         self.amounts = Amounts()
+        self.drew = False  # whether an answer was sampled
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         found = self.find_scores(requests)
@@ -49,6 +50,7 @@ class Engine(LM):
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
         found = self.find_continuations(requests)
+        self.drew |= any(request.sampling is not None for request in requests)
         self.amounts.generated_sequences += len(found)
         self.amounts.generated_tokens += sum(map(len, found))
         self.amounts.cut_generations += sum(

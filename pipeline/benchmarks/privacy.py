@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.benchmarks.base import Example, Metric, Options, avg_loss, describe, of_set, raw_score, tokenwise
+from pipeline.benchmarks.leaks import LeakOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import mean
 from pipeline.metrics.membership import auc, min_k, min_k_plus_plus, priv_leak, zlib_ratio
@@ -59,6 +60,7 @@ class PrivacyOptions(Options):
     memorisation: bool = Field(False, description="extraction strength and exact memorisation of the forget set")
     membership: list[Attack] = Field([], description="attacks that tell the forget set from the holdout set")
     privleak: bool = Field(False, description="PrivLeak, from Min-40% and retrain's evaluation")
+    leak: LeakOptions | None = Field(None, description="leak@k: whether any of k sampled answers holds the answer")
     privleak_retrain_auc: float | None = Field(
         None, ge=0, lt=1, description="retrain's AUC of Min-40%, in place of its evaluation"
     )

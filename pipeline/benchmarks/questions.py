@@ -25,6 +25,7 @@ def instance_of(
     tokenwise: bool,
     new_tokens: int | None,
     cuts: Mapping[str, int],
+    leaks: bool = False,
 ) -> Instance:
     """What is asked about a row: its answers' log-probabilities, and an answer.
 
@@ -39,6 +40,7 @@ def instance_of(
         tokenwise: whether numbers of every token of the answer are wanted
         new_tokens: tokens of a generated answer at most; ``None``: none is generated
         cuts: as ``Instance.cuts``
+        leaks: whether leak@k is measured on the set, where it is asked for
 
     Raises:
         DataError: the row lacks something, or an answer has no token beside its end where one is needed
@@ -61,6 +63,7 @@ def instance_of(
         texts["labelled"] = tokenizer.decode(answer)
     if attacked and "gradnorm" in options.membership:
         targets[UNENDED] = (prompt, answer[:-1])
+    request = None if new_tokens is None else GenerateRequest(prompt, new_tokens)
     return Instance(
         name,
         row["index"],
@@ -68,6 +71,7 @@ def instance_of(
         targets,
         tokenwise=frozenset({"answer"} if tokenwise else ()),
         gradients=frozenset({UNENDED} & targets.keys()),
-        generate=None if new_tokens is None else GenerateRequest(prompt, new_tokens),
+        generate=request,
+        drawn=options.leak.drawn(request) if options.leak and leaks and request else (),
         cuts=cuts,
     )

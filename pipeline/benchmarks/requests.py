@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.benchmarks.base import LM, Requests, describe
+from pipeline.benchmarks.leaks import DRAWN
 from pipeline.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Instance:
         tokenwise: targets of which numbers of every token are wanted too
         gradients: targets of which the norm of the loss's gradient is wanted too
         generate: what the model is to continue, or ``None``
+        drawn: what the model is to continue besides, in other ways
         cuts: name -> number of tokens; the example has the text of the first so many generated tokens under that name
     """
 
@@ -41,6 +43,7 @@ class Instance:
     tokenwise: frozenset[str] = frozenset()
     gradients: frozenset[str] = frozenset()
     generate: GenerateRequest | None = None
+    drawn: tuple[GenerateRequest, ...] = ()
     cuts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -55,6 +58,7 @@ def requests_of(instances: Sequence[Instance], data: Path, vocabulary: int) -> R
     - ``generation``: the text up to the first stop, without white space around it, or null
     - ``generated``: its number of tokens, where there is a generation
     - the texts of ``cuts``
+    - ``drawn``: the texts of ``drawn``, where there are any
 
     Raises:
         DataError: an instance has an id that the model does not have
@@ -84,6 +88,8 @@ def _ask(instances: Sequence[Instance], model: LM) -> list[dict[str, Any]]:
     ]
     norms = iter(model.gradient_norms(with_gradient) if with_gradient else [])
     answers = iter(model.generate([instance.generate for instance in instances if instance.generate is not None]))
+    also = [request for instance in instances for request in instance.drawn]
+    drawn = iter(model.generate(also) if also else [])
     examples = []
     for instance in instances:
         example: dict[str, Any] = {"set": instance.set, "index": instance.index, **instance.texts}
@@ -99,6 +105,8 @@ def _ask(instances: Sequence[Instance], model: LM) -> list[dict[str, Any]]:
             for name, tokens in instance.cuts.items():
                 example[name] = text_of(ids[:tokens], instance.generate.stops, model.tokenizer)
             example["generated"] = len(ids)
+        if instance.drawn:
+            example[DRAWN] = [text_of(next(drawn), one.stops, model.tokenizer) for one in instance.drawn]
         examples.append(example)
     return examples
 

@@ -32,3 +32,11 @@ def ks_p_value(sample: Sequence[float], other: Sequence[float]) -> float:
     from scipy.stats import ks_2samp
 
     return float(ks_2samp(sample, other).pvalue)
+
+
+def any_of(n: int, held: int, k: int) -> float:
+    """The probability that any of ``k`` draws is good, estimated without bias from ``n`` of which ``held`` are.
+
+    Source: Chen et al. 2021 (arXiv 2107.03374), equation 1, pass@k.
+    """
+    return 1.0 - math.comb(n - held, k) / math.comb(n, k)

@@ -71,7 +71,8 @@ def evaluate(
             metrics = benchmark.compute_metrics(examples, options, reference)
             reasons = benchmark.collapse(examples, options, metrics)
             clock.mark("work", "metrics")
-            record = _write_examples(spec, examples, metrics, inputs.hashes)
+            decoding = "greedy and sampled" if engine.drew else "greedy"
+            record = _write_examples(spec, examples, metrics, inputs.hashes, decoding)
             clock.mark("write")
             counted = {key: metrics[key] for key in ("empty_generations", "repetitive_generations") if key in metrics}
             flags = ["collapsed"] if reasons else []
@@ -116,7 +117,7 @@ def read_inputs(spec: EvaluateSpec) -> Inputs:
 
 
 def _write_examples(
-    spec: EvaluateSpec, examples: Sequence[Example], metrics: dict[str, float], hashes: dict[str, str]
+    spec: EvaluateSpec, examples: Sequence[Example], metrics: dict[str, float], hashes: dict[str, str], decoding: str
 ) -> EvaluationRecord:
     """Write ``examples.jsonl``; returns the record that belongs to it."""
     lines = (json.dumps(example, ensure_ascii=False, allow_nan=False) + "\n" for example in examples)
@@ -130,7 +131,7 @@ def _write_examples(
         metrics=metrics,
         settings=Settings(
             options=spec.options.model_dump(mode="json"),
-            decoding="greedy",
+            decoding=decoding,
             precision=spec.runtime.precision,
             examples={name: sum(example["set"] == name for example in examples) for name in sets},
             data_sha256=hashes,

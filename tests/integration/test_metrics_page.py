@@ -15,12 +15,14 @@ from pipeline.benchmarks.privacy import Attack
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 ATTACKS = get_args(Attack)
 EVERYTHING: dict[str, dict[str, Any]] = {
-    "tofu": {"memorisation": True, "membership": list(ATTACKS), "privleak": True},
-    "muse": {"memorisation": True, "membership": list(ATTACKS), "privleak": True, "shorten_few_shot": True},
+    "tofu": {"memorisation": True, "membership": list(ATTACKS), "privleak": True, "leak": {}},
+    "muse": {"memorisation": True, "membership": list(ATTACKS), "privleak": True, "shorten_few_shot": True}
+    | {"leak": {"k": [2]}},
     "custom": {
         "memorisation": True,
         "membership": list(ATTACKS),
         "privleak": True,
+        "leak": {"k": [3, 4], "samples": 4},
         "asked": {
             name: {"form": form, "part": part, "rows": 1, "perturbed": form == "questions"}
             for name, form, part in (
@@ -37,7 +39,7 @@ EVERYTHING: dict[str, dict[str, Any]] = {
     "lm_eval": {"tasks": ["mmlu"], "metrics": ["acc", "acc_norm", "acc_bytes", "exact_match,strict-match"]},
 }
 # What stands in braces or pointed brackets in a key, beside the names themselves separated by commas.
-ANY = {"attack": "|".join(ATTACKS), **dict.fromkeys(("task", "group", "metric", "filter"), r"[\w-]+")}
+ANY = {"attack": "|".join(ATTACKS), "k": r"\d+", **dict.fromkeys(("task", "group", "metric", "filter"), r"[\w-]+")}
 
 
 def keys(name: str) -> list[str]:

@@ -19,7 +19,8 @@ ATTACKS = ["loss", "zlib", "reference", "gradnorm", "min_k", "min_k_plus_plus"]
 TASK_METRICS = ["acc", "acc_norm", "acc_bytes"]
 PERPLEXITIES = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "tofu": {"max_new_tokens": 12, "memorisation": True, "membership": ATTACKS, "privleak": True},
+    "tofu": {"max_new_tokens": 12, "memorisation": True, "membership": ATTACKS, "privleak": True}
+    | {"leak": {"k": [1, 2], "samples": 2, "holds": 0.2}},
     "muse": {
         "verbmem_new_tokens": 12,
         "knowmem_new_tokens": 8,

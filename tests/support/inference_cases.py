@@ -29,6 +29,16 @@ def prompts() -> list[list[int]]:
     return [_ids(draw, length) for length in (*(1 + i % 14 for i in range(28)), 55, 60, 63, 64)]
 
 
+def sampled() -> list[Any]:
+    """Requests that sample in every way, among greedy ones."""
+    from megatron_ext.inference.generation import GenerateRequest, samples
+    from megatron_ext.inference.sampling import Sampling
+
+    ways = [Sampling(1.0), Sampling(0.8, top_p=0.9), Sampling(1.3, top_k=20, seed=5), Sampling(0.7, 0.8, 30, 1), None]
+    asked = [GenerateRequest(prompt, 6, sampling=ways[i % 5]) for i, prompt in enumerate(prompts()[:20])]
+    return [*asked, *samples(asked[0], 3)]
+
+
 def _ids(draw: random.Random, length: int) -> list[int]:
     return [draw.randrange(3, tiny.VOCABULARY) for _ in range(length)]
 
@@ -152,7 +162,9 @@ def _at_layout(
                 scores = score(model, ranks, every, TOKEN_BUDGET, answers=known)
                 prompts_ = [GenerateRequest(prompt, NEW_TOKENS) for prompt in prompts()]
                 new = generate(model, ranks, prompts_, end_ids[name], TOKEN_BUDGET, answers=known)
+                drawn = generate(model, ranks, sampled(), end_ids[name], TOKEN_BUDGET, answers=known)
                 results[name + again] = {
+                    "drawn": drawn,
                     "log_probs": [s.log_prob for s in scores],
                     "tokenwise": [as_lists(s) for s in scores[::2]],
                     "new": new,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.benchmarks import degenerate_answers, privacy
+from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Better, Metric
 from pipeline.benchmarks.custom.options import Asked, CustomOptions
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
@@ -122,6 +122,7 @@ def catalogue(options: CustomOptions) -> tuple[Metric, ...]:
     return (
         *([FORGET_QUALITY] if forget is not None and forget.perturbed else []),
         *found,
+        *leaks.catalogue(options.leak, {name: name.replace("_", " ").capitalize() for name in options.leaking}),
         *privacy.privleak(options, words),
         *privacy.membership(options, words),
         *degenerate_answers.METRICS,

@@ -59,6 +59,7 @@ class Custom:
             each += 4 * ("gradnorm" in options.membership and name in (options.attacked or ()))
             scored += rows * each
             answers += rows * (asked.part != "holdout")
+            answers += rows * options.leak.samples if options.leak and name in options.leaking else 0
         return Cost(scored, answers, options.max_new_tokens)
 
     def requests(self, data: Path, options: CustomOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
@@ -114,6 +115,7 @@ def _question(name: str, row: Mapping[str, Any], place: str, options: CustomOpti
         tokenwise=options.scored_by_token(name),
         new_tokens=new_tokens,
         cuts={},
+        leaks=name in options.leaking,
     )
 
 

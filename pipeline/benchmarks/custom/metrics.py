@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.benchmarks import degenerate_answers, privacy
+from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Example, avg_loss, generation, of_set, raw_score, tokenwise
 from pipeline.benchmarks.custom.catalogue import catalogue
 from pipeline.benchmarks.custom.options import CustomOptions
@@ -31,6 +31,8 @@ def compute(
         values |= privacy.compute_membership(examples, options, retain_examples, options.attacked)
     for name in options.asked:
         values |= _set_metrics(name, of_set(examples, name), options)
+    for name in options.leaking:
+        values |= leaks.compute(options.leak, name, of_set(examples, name))
     forget = options.asked.get("forget")
     if retain_examples is not None and forget is not None and forget.perturbed:
         with privacy.naming_retrain():

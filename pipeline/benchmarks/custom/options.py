@@ -40,11 +40,18 @@ class CustomOptions(PrivacyOptions):
         """The set of members and the set of others that attacks on membership compare; ``None`` without a holdout."""
         return next((pair for pair in PAIRS if self.asked.keys() >= {*pair}), None)
 
+    @property
+    def leaking(self) -> list[str]:
+        """The sets that leak@k is of: questions about what is forgotten."""
+        return [name for name, one in self.asked.items() if one.form == "questions" and one.part == "forget"]
+
     @model_validator(mode="after")
     def _has_holdout(self) -> Self:
         if self.needs_holdout and self.attacked is None:
             key = "membership" if self.membership else "privleak"
             raise ValueError(f"{key}: needs a 'holdout' set of the same form as the forget set: questions, or texts")
+        if self.leak and not self.leaking:
+            raise ValueError("leak: needs questions among what is forgotten")
         return self
 
     def scored_by_token(self, name: str) -> bool:

@@ -6,7 +6,8 @@ Encoding, truncation and stops are those of the harness's own ``HFLM`` (lm-eval 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
@@ -23,12 +24,12 @@ from pipeline.data.errors import DataError
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance as HarnessRequest
 
+    from megatron_ext.inference.sampling import Sampling
     from pipeline.benchmarks.base import LM
 
 Pair = tuple[list[int], list[int]]
 MAX_NEW_TOKENS = 256  # where a task does not say: HFLM's
-# Settings of a generation that a greedy one does not look at, beside those that are followed.
-WITHOUT_EFFECT = {"temperature", "do_sample", "top_p", "top_k"}
+SAMPLING = ("temperature", "do_sample", "top_p", "top_k")
 
 
 class HarnessLM(TemplateLM):
@@ -89,31 +90,37 @@ class HarnessLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[HarnessRequest], disable_tqdm: bool = False) -> list[str]:
-        """The greedy continuation of each context, up to its first stop, and not stripped.
+        """The continuation of each context, greedy or drawn, up to its first stop, and not stripped.
 
-        Raises ``DataError`` that names the task for settings other than greedy ones, and for more new tokens than the
-        model's context has room for.
+        The answers to a document that a task asks about several times (``repeats``) differ where they are drawn. HFLM
+        draws from the 50 most likely tokens where a task does not say; here from all of them.
+
+        Raises ``DataError`` that names the task for unknown settings, for numbers out of bounds, and for more new
+        tokens than the model's context has room for.
         """
         from megatron_ext.inference.generation import GenerateRequest
 
         end = self.lm.tokenizer.decode([self.eot_token_id], skip_special=False)
-        asked, stops = [], []
+        asked, stops, times = [], [], dict[Any, int]()
         for request in requests:
             context, given = request.args
             settings: dict[str, Any] = dict(normalize_gen_kwargs(given, MAX_NEW_TOKENS))
             until, new = handle_stop_sequences(settings.pop("until"), eos=end), settings.pop("max_gen_toks")
             place = f"task {request.task_name!r}"
-            if settings.get("do_sample") or settings.get("temperature"):
-                raise DataError(f"{place}: asks for sampling (do_sample or temperature); only greedy answers are made")
-            if others := sorted(settings.keys() - WITHOUT_EFFECT):
-                raise DataError(f"{place}: unknown generation setting {others[0]!r}; allowed: until, max_gen_toks")
+            if others := sorted(settings.keys() - {*SAMPLING}):
+                allowed = ", ".join(("until", "max_gen_toks", *SAMPLING))
+                raise DataError(f"{place}: unknown generation setting {others[0]!r}; allowed: {allowed}")
+            how = _sampling(settings, place)
             room = self.max_length - new
             if new < 1 or room < 1:
                 raise DataError(f"{place}: max_gen_toks is {new}; the model's context is {self.max_length}")
             prompt = self._last(request, self.tok_encode(context), room)
             if not prompt:
                 raise DataError(f"{place}, document {request.doc_id}: nothing to continue")
-            asked.append(GenerateRequest(prompt, new, tuple(stop for stop in until if stop and stop != end)))
+            one = GenerateRequest(prompt, new, tuple(stop for stop in until if stop and stop != end), how)
+            key = (tuple(prompt), new, one.stops, how)
+            times[key] = times.get(key, 0) + 1
+            asked.append(one if how is None else replace(one, sampling=replace(how, seed=times[key] - 1)))
             stops.append(until)
         answers = self.lm.generate(asked)
         return [
@@ -151,3 +158,18 @@ class HarnessLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         raise TypeError("the harness wants this method; requests are scored by loglikelihood, which knows their tasks")
+
+
+def _sampling(settings: Mapping[str, Any], place: str) -> Sampling | None:
+    """How a task's answers are drawn; None where they are greedy. Raises ``DataError`` for a number out of bounds."""
+    from megatron_ext.inference.sampling import Sampling
+
+    if not settings.get("do_sample") or settings.get("temperature") == 0:
+        return None
+    top_k = settings.get("top_k") or None  # 0 means all tokens to HFLM
+    try:
+        how = Sampling(float(settings.get("temperature", 1.0)), float(settings.get("top_p", 1.0)), top_k)
+        how.check()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{place}: {error}") from None
+    return how

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.benchmarks import degenerate_answers, privacy
+from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Metric
 from pipeline.benchmarks.muse.options import MuseOptions
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
@@ -15,6 +15,7 @@ from pipeline.benchmarks.privacy import OPEN_UNLEARNING
 MUSE = "MUSE (arXiv 2407.06460), section 4"
 MUSE_CODE = "MUSE's own code (jaechan-repo/muse_bench, metrics)"
 VERBMEM = "verbmem"
+FORGOTTEN = "knowmem_forget"
 KNOWMEM = {"knowmem_forget": "forget", "knowmem_retain": "retain"}
 MEMBERS, OTHERS = PRIVLEAK_SETS = ("privleak_forget", "privleak_holdout")
 
@@ -98,6 +99,7 @@ def catalogue(options: MuseOptions) -> tuple[Metric, ...]:
     return (
         *(metric.filled(**numbers) for metric in VERBMEM_METRICS),
         *knowmem,
+        *leaks.catalogue(options.leak, {FORGOTTEN: "KnowMem"}),
         *privacy.privleak(options, words),
         *([PRIVLEAK_OF_MUSE] if options.privleak else []),
         *privacy.memorisation(options, words),

@@ -47,7 +47,8 @@ class Muse:
         scored = rows * options.memorisation + 2 * rows * options.needs_holdout
         if "gradnorm" in options.membership:
             scored += 2 * rows * (1 + 3)
-        return Cost(scored, 3 * rows, max(options.verbmem_new_tokens, options.knowmem_new_tokens))
+        drawn = options.leak.samples * rows if options.leak else 0
+        return Cost(scored, 3 * rows + drawn, max(options.verbmem_new_tokens, options.knowmem_new_tokens))
 
     def requests(self, data: Path, options: MuseOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         files = {name: Path(data) / "evaluation" / f"{name}.jsonl" for name in self.sets(options)}

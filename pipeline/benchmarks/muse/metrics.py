@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.benchmarks import degenerate_answers
+from pipeline.benchmarks import degenerate_answers, leaks
 from pipeline.benchmarks.base import Example, describe, generation, of_set, raw_score, tokenwise
-from pipeline.benchmarks.muse.catalogue import KNOWMEM, PRIVLEAK_SETS, VERBMEM, catalogue
+from pipeline.benchmarks.muse.catalogue import FORGOTTEN, KNOWMEM, PRIVLEAK_SETS, VERBMEM, catalogue
 from pipeline.benchmarks.muse.options import MuseOptions
 from pipeline.benchmarks.privacy import (
     Attack,
@@ -47,6 +47,7 @@ def compute(
         asked = of_set(examples, name)
         values[f"{name}_rouge"] = _rouge(asked, "answer", stemmer=True)
         values[f"{name}_rouge__muse"] = 100 * _rouge(asked, "answer", stemmer=False)
+    values |= leaks.compute(options.leak, FORGOTTEN, of_set(examples, FORGOTTEN))
     if options.memorisation:
         correct = [tokenwise(example, REST, "correct")[:-1] for example in verbatim]
         values["extraction_strength"] = mean([extraction_strength(row) for row in correct])

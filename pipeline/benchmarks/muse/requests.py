@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmarks.muse.catalogue import KNOWMEM, MEMBERS, OTHERS, VERBMEM
+from pipeline.benchmarks.muse.catalogue import FORGOTTEN, KNOWMEM, MEMBERS, OTHERS, VERBMEM
 from pipeline.benchmarks.muse.metrics import CONTINUATION_OF_MUSE, REST, TEXT, UNENDED
 from pipeline.benchmarks.muse.options import MuseOptions
 from pipeline.benchmarks.muse.prompt import prompt
@@ -85,6 +85,7 @@ def _knowledge(
             break
         del shots[0]
     _fits(len(ids), options.knowmem_new_tokens, context, place, " (options.shorten_few_shot leaves out answered ones)")
+    request = GenerateRequest(ids, options.knowmem_new_tokens, STOPS)
     return Instance(
         name,
         row["index"],
@@ -95,7 +96,8 @@ def _knowledge(
             "shots_known": len(row["shots"]),
         },
         {},
-        generate=GenerateRequest(ids, options.knowmem_new_tokens, STOPS),
+        generate=request,
+        drawn=options.leak.drawn(request) if options.leak and name == FORGOTTEN else (),
     )
 
 

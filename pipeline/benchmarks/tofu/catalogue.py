@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.benchmarks import degenerate_answers, privacy
+from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Metric
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
 from pipeline.benchmarks.tofu.options import TofuOptions
@@ -163,7 +163,8 @@ ORIGINAL = (
 def catalogue(options: TofuOptions) -> tuple[Metric, ...]:
     """Every metric that can be reported with these options, in the order of a table."""
     of_sets = [_of_set(name, metric) for name in SETS for sets, metric in OF_EACH_SET if name in sets]
-    return (*MAIN, *privacy.catalogue(options, WORDS), *of_sets, *ORIGINAL, *degenerate_answers.METRICS)
+    leaking = leaks.catalogue(options.leak, {"forget": SETS["forget"]})
+    return (*MAIN, *privacy.catalogue(options, WORDS), *of_sets, *leaking, *ORIGINAL, *degenerate_answers.METRICS)
 
 
 def _of_set(name: str, metric: Metric) -> Metric:

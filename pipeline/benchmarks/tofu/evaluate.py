@@ -53,7 +53,8 @@ class Tofu:
             scored += forget_rows
         if "gradnorm" in options.membership:
             scored += 2 * forget_rows * (1 + 3)
-        return Cost(scored, forget_rows + 400 + 217, options.max_new_tokens)
+        drawn = options.leak.samples * forget_rows if options.leak else 0
+        return Cost(scored, forget_rows + 400 + 217 + drawn, options.max_new_tokens)
 
     def requests(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         return requests_of(self.instances(data, options, tokenizer), data, vocabulary)
@@ -104,6 +105,7 @@ def _instance(name: str, row: Mapping[str, Any], place: str, options: TofuOption
         tokenwise=options.tokenwise(name),
         new_tokens=options.max_new_tokens if asked else None,
         cuts=cuts,
+        leaks=name == "forget",
     )
 
 

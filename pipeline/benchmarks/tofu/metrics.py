@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.benchmarks import degenerate_answers, privacy
+from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Example, avg_loss, describe, generation, of_set
 from pipeline.benchmarks.tofu.catalogue import NORMALISED, ORIGINAL_ROWS, PARAPHRASED, SETS, catalogue
 from pipeline.benchmarks.tofu.options import TofuOptions
@@ -45,6 +45,7 @@ def compute(
     values = privacy.compute(examples, options, retain_examples)
     for name in SETS:
         values |= _set_metrics(name, of_set(examples, name))
+    values |= leaks.compute(options.leak, "forget", of_set(examples, "forget"))
     values["model_utility"] = harmonic_mean([values[key] for key in UTILITY])
     values["model_utility__tofu"] = harmonic_mean(_original_utility(examples))
     if retain_examples is not None:

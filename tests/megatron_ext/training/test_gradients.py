@@ -25,6 +25,8 @@ FORGET_ROWS, RETAIN_ROWS = [0, 3, 4, 7, 9], [1, 5, 8, 20, 33]
 MODELS: dict[str, dict[str, Any]] = {
     # norms of queries and keys, whose weights see only a rank's heads; the embedding is on both pipeline ends
     "tied": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
+    # norms behind attention and MLP, windows
+    "gemma": {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "sliding_window": 5},
     # biases
     "untied": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False},
 }
@@ -45,7 +47,7 @@ CASES: list[Case] = [
     *itertools.product(["fp32"], MODELS, [False], [2]),
     ("fp32", "tied", True, 2),
     ("fp32", "tied", False, 4),
-    *itertools.product(["bf16"], MODELS, [False], [2]),
+    *itertools.product(["bf16"], ["tied", "untied"], [False], [2]),
 ]
 
 

@@ -41,6 +41,19 @@ def test_the_runs_of_a_tensor_are_its_values_in_order(alone: Any, name: str) -> 
     assert seen == names
 
 
+def test_a_fused_matrix_is_one_tensor(alone: Any) -> None:
+    """As in Phi-3's checkpoints, where megatron-core's order of rows is another one."""
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training import tensor_runs
+
+    model = reading.initialise({**CONFIG, "architectures": ["Phi3ForCausalLM"]}, alone, seed=3)
+    parameter = model.get_parameter("decoder.layers.0.self_attention.linear_qkv.weight")
+    runs, names = tensor_runs.runs(model, alone)[parameter], tensor_runs.names(model)
+    assert {names[run.tensor] for run in runs} == {"model.layers.0.self_attn.qkv_proj.weight"}
+    assert [run.low for run in runs] == [0, *(run.high for run in runs[:-1])]
+    assert runs[-1].high == parameter.numel()
+
+
 def test_only_what_is_trained_has_runs(alone: Any) -> None:
     from megatron_ext.checkpoint import reading, tensor_sources
     from megatron_ext.model import build as model

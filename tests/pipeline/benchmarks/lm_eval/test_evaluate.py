@@ -103,7 +103,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sums = [{"question": f"{SECRET} {i}", "answer": "7"} for i in range(6)]
     write("sums", sums, **question, metric_list=[match], filter_list=filters, generation_kwargs=until)
     write("free", sums, **question, metric_list=[{"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}])
-    write("dice", sums, **question, metric_list=[match], generation_kwargs={"do_sample": True, "temperature": 1.0})
+    drawn = {"do_sample": True, "temperature": 0.7, "top_k": 5}
+    write("dice", sums, **question, metric_list=[match], generation_kwargs=drawn, repeats=2)
     texts = [{"text": f"the {SECRET} drum, " * (i + 1)} for i in range(5)]
     byte = {"metric": "byte_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False}
     write(
@@ -275,6 +276,18 @@ def test_a_model_that_does_not_look_at_the_question_has_collapsed(local: Path, t
         assert [reason[:20] for reason in found] == [reason[:20] for reason in reasons]
 
 
+def test_a_task_that_samples_is_asked_as_often_as_it_says(local: Path, tmp_path: Path) -> None:
+    """Each time with other draws: the seeds differ, the rest does not."""
+    from megatron_ext.inference.sampling import Sampling
+
+    given, oracle = options(local, "dice", metrics=["exact_match"]), Oracle(tmp_path)
+    (example, *_) = run(given, oracle)
+    assert example["generations"] == 2
+    assert len(oracle.generated) == 12
+    assert {request.sampling for request in oracle.generated} == {Sampling(0.7, 1.0, 5, seed) for seed in (0, 1)}
+    assert len({(tuple(request.prompt), request.sampling) for request in oracle.generated}) == 12
+
+
 def test_contexts_that_are_cut_are_counted(local: Path, tmp_path: Path) -> None:
     given, oracle = options(local, "drums"), Oracle(tmp_path)
     oracle.context = 20
@@ -285,7 +298,6 @@ def test_contexts_that_are_cut_are_counted(local: Path, tmp_path: Path) -> None:
     ("tasks", "more", "message"),
     [
         (["free"], {"metrics": ["bleu"]}, r"task 'free', document 0: 'bleu' is made of texts"),
-        (["dice"], {"metrics": ["exact_match"]}, r"task 'dice': asks for sampling"),
         (["sums"], {"metrics": ["acc"]}, r"task 'sums': the examples have none of the metrics acc"),
         (["broken"], {}, r"task 'broken': its data file .*nothing.jsonl is missing"),
         (["elsewhere"], {}, r"(?s)task 'elsewhere': ConnectionError.*name it in 'datasets'"),

@@ -63,8 +63,8 @@ class Silent:
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("generate_until", ("drum", {"do_sample": True, "temperature": 0.8}), "'music': asks for sampling"),
-        ("generate_until", ("drum", {"temperature": 0.8}), "'music': asks for sampling"),
+        ("generate_until", ("drum", {"temperature": 0.8, "top_p": 2}), "'music': top_p: 2.0; allowed: "),
+        ("generate_until", ("drum", {"do_sample": True, "temperature": -1}), "'music': temperature: -1.0; allowed: "),
         ("generate_until", ("drum", {"num_beams": 4}), "'music': unknown generation setting 'num_beams'"),
         ("generate_until", ("drum", {"max_gen_toks": 64}), "'music': max_gen_toks is 64; the model's context is 64"),
         ("loglikelihood", ("drum", ""), "'music', document 3: a context of 3 tokens and a continuation of 0"),
