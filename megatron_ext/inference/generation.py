@@ -106,17 +106,7 @@ def generate(
     from megatron_ext.inference.pipeline_forward import PipelineForward
     from megatron_ext.inference.response_cache import recall
 
-    for i, request in enumerate(requests):
-        if request.max_new_tokens < 1:
-            raise ValueError(f"prompt {i}: max_new_tokens: {request.max_new_tokens}; at least 1 is needed")
-        if request.stops and stopped is None:
-            raise ValueError(f"prompt {i}: has stops, but nothing tells where they appear")
-        if request.sampling is not None:
-            try:
-                request.sampling.check()
-            except ValueError as error:
-                raise ValueError(f"prompt {i}: {error}") from None
-        pipeline_forward.check_ids(model.hf_config, f"prompt {i}", request.prompt)
+    _check(model, requests, stopped)
     unique = pipeline_forward.deduplicate(
         requests, key=lambda r: (tuple(r.prompt), r.max_new_tokens, r.stops, r.sampling)
     )
@@ -134,6 +124,23 @@ def generate(
     for i, row in zip(missing, new, strict=True):
         known[i] = row
     return [list(known[place]) for place in unique.place_of]
+
+
+def _check(model: LanguageModel, requests: Sequence[GenerateRequest], stopped: Stopped | None) -> None:
+    """Raise ``ValueError`` that names a prompt that cannot be continued as is asked."""
+    from megatron_ext.inference import pipeline_forward
+
+    for i, request in enumerate(requests):
+        if request.max_new_tokens < 1:
+            raise ValueError(f"prompt {i}: max_new_tokens: {request.max_new_tokens}; at least 1 is needed")
+        if request.stops and stopped is None:
+            raise ValueError(f"prompt {i}: has stops, but nothing tells where they appear")
+        if request.sampling is not None:
+            try:
+                request.sampling.check()
+            except ValueError as error:
+                raise ValueError(f"prompt {i}: {error}") from None
+        pipeline_forward.check_ids(model.hf_config, f"prompt {i}", request.prompt)
 
 
 def _settings(request: GenerateRequest) -> tuple[object, ...]:

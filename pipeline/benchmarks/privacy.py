@@ -1,8 +1,7 @@
 """Memorisation and membership: how much a model knows of what it should have forgotten.
 
 The options, the catalogue and the functions that take sets or targets serve every family. ``compute`` is for families
-of questions with answers: it reads the target ``answer`` of the sets ``forget`` and ``holdout``. On the holdout set no
-model was trained.
+of questions with answers: it reads the target ``answer`` of ``forget`` and of ``holdout``, which no model was trained on.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class PrivacyOptions(Options):
     memorisation: bool = Field(False, description="extraction strength and exact memorisation of the forget set")
     membership: list[Attack] = Field([], description="attacks that tell the forget set from the holdout set")
     privleak: bool = Field(False, description="PrivLeak, from Min-40% and retrain's evaluation")
-    leak: LeakOptions | None = Field(None, description="leak@k: whether any of k sampled answers holds the answer")
+    leak: LeakOptions | None = Field(None, description="leak@k: does any of k sampled answers hold the answer")
     privleak_retrain_auc: float | None = Field(
         None, ge=0, lt=1, description="retrain's AUC of Min-40%, in place of its evaluation"
     )
