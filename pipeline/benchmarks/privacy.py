@@ -1,7 +1,7 @@
 """Memorisation and membership: how much a model knows of what it should have forgotten.
 
 The options, the catalogue and the functions that take sets or targets serve every family. ``compute`` is for families
-of questions with answers: it reads the target ``answer`` of ``forget`` and of ``holdout``, which no model was trained on.
+of questions with answers: it reads the target ``answer`` of ``forget`` and ``holdout``, which no model saw in training.
 """
 
 from __future__ import annotations
