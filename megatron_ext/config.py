@@ -24,6 +24,12 @@ class Layout(Strict):
         description="decoder layers of each pipeline stage, first to last; the default spreads them evenly, "
         "as is done with the layers up to ``trainable_layers.up_to`` in any case",
     )
+    expert: int = Field(
+        1,
+        ge=1,
+        description="of a mixture of experts: groups of tensor-parallel ranks that have different experts; within a "
+        "group each expert is split over its ranks",
+    )
     distributed_optimizer: bool = Field(
         False, description="shard optimizer state and reduced gradients over data-parallel ranks"
     )
@@ -37,9 +43,11 @@ class Layout(Strict):
         return self.tensor * self.pipeline * self.data
 
     @model_validator(mode="after")
-    def _sequence(self) -> Layout:
+    def _fits(self) -> Layout:
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence_parallel: needs tensor > 1")
+        if self.tensor % self.expert:
+            raise ValueError(f"expert: {self.expert} does not divide tensor, {self.tensor}")
         return self
 
 

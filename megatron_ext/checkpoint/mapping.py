@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_ext.config import Layout, TrainableLayers
 from megatron_ext.model.build import pipeline_split
-from megatron_ext.model.families import Family, family_of
+from megatron_ext.model.families import Experts, Family, family_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 EMBEDDING = "model.embed_tokens.weight"
@@ -104,6 +104,11 @@ def grouped(groups: int) -> Kind:
     return partial(_interleaved, groups=groups)
 
 
+def of_experts(kind: Kind, ways: int) -> Kind:
+    """As ``kind`` of a local expert's tensors, of which each of ``ways`` groups of ranks has another expert's."""
+    return partial(_of_experts, kind=kind, ways=ways)
+
+
 def joined(kind: Kind, rows: tuple[int, ...]) -> Kind:
     """As ``kind`` of tensors with so many rows each, which lie one below the other in a single Hugging Face tensor."""
     return partial(_joined, kind=kind, rows=rows)
@@ -133,7 +138,9 @@ def entries(
     if stage == 0:
         found.append(Entry(("embedding.word_embeddings.weight",), vocabulary, {EMBEDDING: rows}))
     for index in range(split[stage]):
-        found += _layer(hf, family, f"decoder.layers.{index}.", f"model.layers.{sum(split[:stage]) + index}.")
+        found += _layer(
+            hf, family, layout.expert, f"decoder.layers.{index}.", f"model.layers.{sum(split[:stage]) + index}."
+        )
     if stage == layout.pipeline - 1 and trainable_layers is None:
         found.append(Entry(("decoder.final_layernorm.weight",), replicated, {"model.norm.weight": (hidden,)}))
         if not tied:
@@ -148,7 +155,7 @@ def tensor_shapes(hf: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: shape for entry in entries(hf, Layout(), 0) for name, shape in entry.shapes.items()}
 
 
-def _layer(hf: Mapping[str, Any], family: type[Family], megatron: str, prefix: str) -> list[Entry]:
+def _layer(hf: Mapping[str, Any], family: type[Family], ways: int, megatron: str, prefix: str) -> list[Entry]:
     heads = hf["num_attention_heads"]
     groups = hf.get("num_key_value_heads") or heads
     size = hf.get("head_dim") or hf["hidden_size"] // heads
@@ -189,13 +196,41 @@ def _layer(hf: Mapping[str, Any], family: type[Family], megatron: str, prefix: s
         attention.append(entry("self_attn_bda.norm.weight", replicated, {before: (h,)}))
         before = "pre_feedforward_layernorm.weight"
         behind = [entry("mlp_bda.norm.weight", replicated, {"post_feedforward_layernorm.weight": (h,)})]
+    experts = family.experts(hf)
+    mlp = [
+        ("mlp.linear_fc1.weight", gate, gate_shapes),
+        ("mlp.linear_fc2.weight", row, {"mlp.down_proj.weight": (h, f)}),
+    ]
     return [
         *attention,
         entry("pre_mlp_layernorm.weight or mlp.linear_fc1.layer_norm_weight", replicated, {before: (h,)}),
-        entry("mlp.linear_fc1.weight", gate, gate_shapes),
-        entry("mlp.linear_fc2.weight", row, {"mlp.down_proj.weight": (h, f)}),
+        *([entry(*each) for each in (mlp if experts is None else _experts(experts, h, ways))]),
         *behind,
     ]
+
+
+def _experts(kind: Experts, hidden: int, ways: int) -> list[tuple[str, Kind, Shapes]]:
+    """A layer's router and experts: Megatron's names, how they are split, and the tensors in them.
+
+    The tensors are in the same order for every number of ``ways``.
+    """
+    wide, high = (kind.width, hidden), (hidden, kind.width)
+    found: list[tuple[str, Kind, Shapes]] = [("mlp.router.weight", replicated, {kind.router: (kind.count, hidden)})]
+    local = [range(first, first + ways) for first in range(0, kind.count, ways)]
+    for i, numbers in enumerate(local):
+        pairs = {name.format(n): wide for n in numbers for name in (kind.gate, kind.up)}
+        found.append((f"mlp.experts.{i}.linear_fc1.weight", of_experts(column, ways), pairs))
+    for i, numbers in enumerate(local):
+        downs = {kind.down.format(n): high for n in numbers}
+        found.append((f"mlp.experts.{i}.linear_fc2.weight", of_experts(row, ways), downs))
+    return found
+
+
+def _of_experts(shapes: Shapes, rank: int, size: int, kind: Kind, ways: int) -> list[Part]:
+    group, place = divmod(rank, size // ways)
+    each = len(shapes) // ways
+    own = list(shapes)[group * each : (group + 1) * each]
+    return kind({name: shapes[name] for name in own}, place, size // ways)
 
 
 def _interleaved(shapes: Shapes, rank: int, size: int, groups: int) -> list[Part]:

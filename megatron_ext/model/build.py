@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -25,7 +26,8 @@ from megatron_ext.config import Layout, Runtime, TrainableLayers, pipeline_split
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.adapting import adapt
-from megatron_ext.model.families import family_of, rope_parameters
+from megatron_ext.model.experts import mixture_of_experts
+from megatron_ext.model.families import Experts, Family, family_of, rope_parameters
 from megatron_ext.model.layers import Attention, CachingAttention, Norm, NormAndAdd, masked_transformer_engine_attention
 
 # Modules whose parameters are split over tensor-parallel ranks, and along which dimension; all others are replicated.
@@ -207,7 +209,7 @@ def build(
     with cpu.construction(ranks.on_cpu):
         model = LanguageModel(
             config=config,
-            transformer_layer_spec=_spec(config, ranks, split[ranks.pipeline_rank], family.post_norms),
+            transformer_layer_spec=_spec(config, ranks, split[ranks.pipeline_rank], family, family.experts(hf)),
             vocab_size=padded_vocabulary(hf["vocab_size"], ranks.layout.tensor),
             max_sequence_length=hf["max_position_embeddings"],
             pre_process=ranks.is_first_stage,
@@ -261,6 +263,8 @@ MATRICES = {
     "down_proj": "mlp.linear_fc2.weight",
 }
 
+EXPERT = re.compile(r"experts\.\d+\.")  # in a parameter's name, where a layer has experts
+
 
 def _freeze(model: LanguageModel, trainable_layers: TrainableLayers) -> None:
     ends = tuple(MATRICES[name] for name in trainable_layers.target_modules)
@@ -268,11 +272,11 @@ def _freeze(model: LanguageModel, trainable_layers: TrainableLayers) -> None:
     for layer in model.decoder.layers:
         if layer.layer_number - 1 in trainable_layers.trained_layers:
             for name, parameter in layer.named_parameters():
-                parameter.requires_grad_(name in ends)
+                parameter.requires_grad_(EXPERT.sub("", name) in ends)
 
 
 def _spec(
-    config: TransformerConfig, ranks: Ranks, layers: int, post_norms: bool
+    config: TransformerConfig, ranks: Ranks, layers: int, family: type[Family], experts: Experts | None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """Which modules this rank's stage of ``layers`` decoder layers is made of."""
     if ranks.kernels == "te":
@@ -288,6 +292,8 @@ def _spec(
     attention.core_attention = Attention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = Norm
-    if post_norms:
+    if experts is not None:
+        parts.mlp = mixture_of_experts(experts, ranks)
+    if family.post_norms:
         parts.self_attn_bda = parts.mlp_bda = ModuleSpec(module=NormAndAdd, params={"config": config})
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from megatron_ext.config import Layout, Runtime, TrainableLayers, even_split
-from megatron_ext.model.families import family_of
+from megatron_ext.model.families import Experts, family_of
 from megatron_ext.specs import UnlearnSpec
 from pipeline.config.site import Site
 
@@ -35,11 +35,13 @@ class Shape:
     post_norms: bool
     fused: bool
     torch_only: str
+    experts: Experts | None
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape:
         """From a ``config.json``; raises ``ValueError`` for a family that is not supported or a key that is missing."""
         family = family_of(config)
+        experts = family.experts(config)
         heads = config["num_attention_heads"]
         return cls(
             hidden=config["hidden_size"],
@@ -47,7 +49,7 @@ class Shape:
             heads=heads,
             key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            ffn=config["intermediate_size"],
+            ffn=experts.width if experts else config["intermediate_size"],
             vocabulary=config["vocab_size"],
             context=family.context(config),
             tied=family.is_tied(config),
@@ -56,24 +58,27 @@ class Shape:
             post_norms=family.post_norms,
             fused=family.fused,
             torch_only=family.torch_only,
+            experts=experts,
         )
 
     @property
     def matrices(self) -> dict[str, int]:
         """Parameters of each matrix of a layer, by the names of ``TrainableLayers.target_modules``."""
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        copies = self.experts.count if self.experts else 1
         return {
             "qkv_proj": self.hidden * (queries + 2 * keys),
             "o_proj": queries * self.hidden,
-            "gate_up_proj": 2 * self.hidden * self.ffn,
-            "down_proj": self.hidden * self.ffn,
+            "gate_up_proj": 2 * self.hidden * self.ffn * copies,
+            "down_proj": self.hidden * self.ffn * copies,
         }
 
     @property
     def layer_parameters(self) -> int:
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         biases = (queries + 2 * keys) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        return sum(self.matrices.values()) + biases + (4 if self.post_norms else 2) * self.hidden
+        router = self.experts.count * self.hidden if self.experts else 0
+        return sum(self.matrices.values()) + router + biases + (4 if self.post_norms else 2) * self.hidden
 
     @property
     def embedding_parameters(self) -> int:
@@ -91,13 +96,14 @@ def layout_problems(layout: Layout, shape: Shape) -> list[str]:
     The vocabulary never is a reason: it is padded to a multiple of the tensor-parallel ranks.
     """
     found = []
-    for what, size in (
-        ("attention heads", shape.heads),
-        ("key-value heads", shape.key_value_heads),
-        ("feed-forward width", shape.ffn),
+    for key, ranks, what, size in (
+        ("tensor", layout.tensor, "attention heads", shape.heads),
+        ("tensor", layout.tensor, "key-value heads", shape.key_value_heads),
+        ("tensor", layout.tensor // layout.expert, "feed-forward width", shape.ffn),
+        ("expert", layout.expert, "experts of a layer", shape.experts.count if shape.experts else 1),
     ):
-        if size % layout.tensor:
-            found.append(f"tensor: {layout.tensor} does not divide the model's {size} ({what})")
+        if size % ranks:
+            found.append(f"{key}: {ranks} does not divide the model's {size} ({what})")
     if layout.pipeline_split is None:
         if layout.pipeline > shape.layers:
             found.append(f"pipeline: {layout.pipeline} stages, but the model has only {shape.layers} layers")

@@ -13,7 +13,9 @@ SMALL_FILE = 60_000
 INITIALISED = ("llama3-untied", "qwen2-tied")
 
 
-def check(folder: Path, out: Path, layout: dict[str, Any], stories: Path | None) -> dict[str, dict[str, float]]:
+def check(
+    folder: Path, out: Path, layout: dict[str, Any], stories: Path | None, names: list[str] = tiny.MODELS
+) -> dict[str, dict[str, float]]:
     """Load and save the models of ``tiny.write`` and some initialised ones, under ``out``.
 
     Returns, by model, this rank's facts: ``difference`` of the logits to transformers' and ``padding_logit``, the
@@ -29,14 +31,14 @@ def check(folder: Path, out: Path, layout: dict[str, Any], stories: Path | None)
     spec = Runtime.model_validate({"layout": layout, "device": "cpu", "timeout_seconds": 60})
     facts: dict[str, dict[str, float]] = {}
     with process_groups.start(spec) as ranks:
-        for name in tiny.MODELS:
+        for name in names:
             model = reading.load(folder / "fp32" / name, ranks)
             facts[name] = _facts(model, ranks, torch.load(folder / f"{name}.pt"))
             writing.save(model, ranks, out / "fp32" / name)
             facts[name]["files"] = _files_written(model, ranks, out / "files" / name)
             half = dataclasses.replace(ranks, dtype=torch.bfloat16)
             writing.save(reading.load(folder / "bf16" / name, half), half, out / "bf16" / name)
-        for name in INITIALISED:
+        for name in INITIALISED if names is tiny.MODELS else ():
             config = reading.read_config(folder / "fp32" / name)
             writing.save(reading.initialise(config, ranks, seed=3), ranks, out / "initial" / name)
         if stories is not None:

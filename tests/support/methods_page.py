@@ -92,6 +92,7 @@ def model_families() -> Iterator[Row]:
         extra = ["a bias on queries, keys and values"] if family.qkv_bias else []
         extra += ["a norm on each head's queries and keys"] if family.qk_norm else []
         extra += [text for key, text in BESIDE_LLAMA.items() if getattr(family, key)]
+        extra += ["a mixture of experts"] if family.experts.__func__ is not families.Family.experts.__func__ else []
         extra += ["activation " + family.activation[1]] if family.activation[1] != "silu" else []
         yield [f"`{name}`", _summary(family), ", ".join(extra)]
 

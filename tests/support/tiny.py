@@ -53,17 +53,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_key_value_heads": 2, "head_dim": 24, "sliding_window": 9, "query_pre_attn_scalar": 20}
         | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": _TWO_ROPES},
     ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {"num_key_value_heads": 4, "num_local_experts": 4, "rope_parameters": {"rope_theta": 5000.0}},
+    ),
+    "qwen3moe": (
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 24}
+        | {"num_key_value_heads": 4},
+    ),
     "phi3": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 48}),
     "phi4mini": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LONGROPE}),
     "qwen3": ("Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 24}),
 }
-# Gemma's are always tied, Phi's here never.
+# Gemma's are always tied, Phi's and mixtures of experts here never.
 MODELS = [
     f"{family}-{tie}"
     for family in FAMILIES
     for tie in ("untied", "tied")
-    if not family.startswith("gemma" if tie == "untied" else "phi")
+    if not family.startswith(("gemma",) if tie == "untied" else ("phi", "mixtral", "qwen3moe"))
 ]
+MIXTURES = ["mixtral-untied", "qwen3moe-untied"]
 
 
 def make(name: str) -> Any:

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ext.model.families.base import REQUIRED, AttentionKind, Family, rope_parameters
+from megatron_ext.model.families.base import REQUIRED, AttentionKind, Experts, Family, rope_parameters
 from megatron_ext.model.families.sizes import SCALING, check_sizes
 
 # Kinds of scaling, and what each needs.
@@ -20,11 +20,9 @@ SCALINGS: dict[str, tuple[str, ...]] = {
 
 # Architectures that are known and not built, and what of them is missing here.
 MISSING = {
-    "MixtralForCausalLM": "mixtures of experts",
-    "Qwen3MoeForCausalLM": "mixtures of experts",
-    "GptOssForCausalLM": "attention sinks and mixtures of experts",
-    "DeepseekV2ForCausalLM": "multi-head latent attention and mixtures of experts",
-    "DeepseekV3ForCausalLM": "multi-head latent attention and mixtures of experts",
+    "GptOssForCausalLM": "attention sinks and experts with biases",
+    "DeepseekV2ForCausalLM": "multi-head latent attention and shared experts",
+    "DeepseekV3ForCausalLM": "multi-head latent attention and shared experts",
     "Gemma3ForConditionalGeneration": "a tower for images (folders of Gemma3ForCausalLM, text alone, are read)",
 }
 
@@ -83,4 +81,4 @@ def _rope(config: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
     return rope
 
 
-__all__ = ["AttentionKind", "Family", "family_of", "known", "rope_parameters"]
+__all__ = ["AttentionKind", "Experts", "Family", "family_of", "known", "rope_parameters"]

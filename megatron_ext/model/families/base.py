@@ -25,6 +25,31 @@ class AttentionKind:
     local_theta: float | None = None
 
 
+@dataclass(frozen=True)
+class Experts:
+    """The experts of a layer, and how positions choose among them.
+
+    Attributes:
+        count: How many experts a layer has.
+        chosen: How many of them a position goes to: those with the largest probabilities.
+        width: Of an expert's MLP.
+        normalised: Whether the chosen probabilities are made to sum to 1.
+        router: A layer's tensor of the router.
+        gate: A layer's tensor of the expert with the number in braces.
+        up: As ``gate``.
+        down: As ``gate``.
+    """
+
+    count: int
+    chosen: int
+    width: int
+    normalised: bool
+    router: str
+    gate: str
+    up: str
+    down: str
+
+
 class Family:
     """A family of decoder-only models with RMSNorm, gated MLPs, rotary embeddings and grouped-query attention.
 
@@ -71,6 +96,11 @@ class Family:
     def attention(cls, config: Mapping[str, Any]) -> AttentionKind:
         """How the model's attention differs from Llama's."""
         return AttentionKind()
+
+    @classmethod
+    def experts(cls, config: Mapping[str, Any]) -> Experts | None:
+        """The experts of every layer; None where a layer has one MLP."""
+        return None
 
     @classmethod
     def rotary_size(cls, config: Mapping[str, Any]) -> int:

@@ -55,6 +55,26 @@ def check_sizes(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
         raise ValueError(f"initializer_range: {_short(deviation)}; allowed: a finite number from 0")
 
 
+def check_experts(config: Mapping[str, Any], count: tuple[str, ...], chosen: str, width: str) -> None:
+    """Check the numbers of a mixture of experts.
+
+    Args:
+        config: A Hugging Face config.
+        count: Keys of the number of experts, of which the config has one.
+        chosen: Key of how many of them a position goes to.
+        width: Key of an expert's width.
+
+    Raises:
+        ValueError: One is missing or wrong, with its key and what is allowed.
+    """
+    key = next((key for key in count if config.get(key) is not None), count[0])
+    for name in (key, width, chosen):
+        bounds = {key: MOST["num_attention_heads"], width: MOST["intermediate_size"]}
+        value, most = config.get(name), bounds.get(name) or config[key]
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name}: {_short(value)}; allowed: a whole number from 1 to {most}")
+
+
 def _check_heads(config: Mapping[str, Any]) -> None:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     groups, size = config.get("num_key_value_heads"), config.get("head_dim")

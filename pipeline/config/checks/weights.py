@@ -98,6 +98,13 @@ def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
         layer = {name: layer[name] for name in ("self_attn.o_proj", "mlp.down_proj")}
         layer["self_attn.qkv_proj"] = (queries + 2 * keys, shape.hidden)
         layer["mlp.gate_up_proj"] = (2 * shape.ffn, shape.hidden)
+    if shape.experts is not None:
+        layer = {name: size for name, size in layer.items() if name.startswith("self_attn")}
+        layer[shape.experts.router.removesuffix(".weight")] = (shape.experts.count, shape.hidden)
+        for i in sorted({0, shape.experts.count - 1}):
+            for name in (shape.experts.gate, shape.experts.up):
+                layer[name.format(i).removesuffix(".weight")] = (shape.ffn, shape.hidden)
+            layer[shape.experts.down.format(i).removesuffix(".weight")] = (shape.hidden, shape.ffn)
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, shape.hidden)}
     for i in sorted({0, shape.layers - 1}):
         found |= {f"model.layers.{i}.{name}.weight": size for name, size in layer.items()}

@@ -81,6 +81,17 @@ def test_several_files_hold_the_same_and_every_rank_writes_some(run, models):
         assert sum(written) == len(files) > 4 and min(written) > 0, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"tensor": 2, "expert": 2}, {"tensor": 4, "expert": 2}], ids=["ep2", "ep2tp2"])
+def test_experts_on_different_ranks(layout, models, tmp_path):
+    """Of mixtures of experts alone: the same logits, and the same files as where each expert is on every rank."""
+    facts = run_ranks(check, layout["tensor"], models, tmp_path, layout, None, tiny.MIXTURES)
+    for name in tiny.MIXTURES:
+        assert max(rank[name]["difference"] for rank in facts) < 2e-5, name
+        assert_equal(tmp_path / "fp32" / name, models / "fp32" / name)
+        assert_equal(tmp_path / "bf16" / name, models / "bf16" / name)
+
+
 def test_rows_that_pad_the_vocabulary_are_zero(run):
     padding = [
         value for rank in run[0] for facts in rank.values() for key, value in facts.items() if "padding of" in key

@@ -26,6 +26,9 @@ CONFIG = {
 }
 
 
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
@@ -36,7 +39,9 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"architectures": ["MixtralForCausalLM"]}, "mixtures of experts"),
+        ({"architectures": ["MixtralForCausalLM"]}, "num_local_experts: None; allowed: a whole number from 1"),
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 5}, "from 1 to 4"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], **MOE, "mlp_only_layers": [0]}, "layers without experts"),
         ({"architectures": ["GptOssForCausalLM"]}, "attention sinks"),
         ({"architectures": ["DeepseekV2ForCausalLM"]}, "multi-head latent attention"),
         ({"architectures": ["Gemma3ForConditionalGeneration"]}, "images"),
