@@ -83,7 +83,7 @@ clean: ## remove .venv and caches; results stay
 $(INSTALLED): pyproject.toml constraints.txt
 	$(CREATE_VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,dev,docs,sign]'
 	touch $@ $(VENV)/.installed-login
 
 $(VENV)/.installed-login: pyproject.toml constraints.txt

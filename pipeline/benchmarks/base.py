@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Example = Mapping[str, Any]
 Better = Literal["higher", "lower", "one", "zero", None]
+Evidence = Literal["knowledge", "likeness", "test", None]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Metric:
         definition: what it is, in one line
         source: whose definition it is
         headline: whether it belongs in a short table
+        evidence: what it says of what should be forgotten: how much a model still knows of it (``"knowledge"``: higher
+            the more), how a model that never knew differs (``"likeness"``: retrain's value is the ideal), or the
+            p-value of a test against retrain (``"test"``); ``None`` where it is about something else
     """
 
     key: str
@@ -41,6 +45,7 @@ class Metric:
     definition: str
     source: str
     headline: bool = False
+    evidence: Evidence = None
 
     def filled(self, **words: str) -> Metric:
         """This entry of a catalogue with its placeholders, ``{set}`` for example, replaced by ``words``."""

@@ -132,6 +132,7 @@ PRIVLEAK = Metric(
     "{privleak_limit}",
     f"MUSE (arXiv 2407.06460), section 4; {OPEN_UNLEARNING}",
     headline=True,
+    evidence="likeness",
 )
 MEMORISATION = (
     Metric(
@@ -140,6 +141,7 @@ MEMORISATION = (
         "lower",
         "mean over {memorised} of 1 - k/n, for the least k such that {predicted}; at least 1/n",
         f"Carlini et al. 2021 (arXiv 2012.07805); {OPEN_UNLEARNING}",
+        evidence="knowledge",
     ),
     Metric(
         "exact_memorisation",
@@ -147,6 +149,7 @@ MEMORISATION = (
         "lower",
         "mean over {memorised} of the share of {tokens} that are predicted",
         f"Tirumala et al. 2022 (arXiv 2205.10770); {OPEN_UNLEARNING}",
+        evidence="knowledge",
     ),
 )
 MEMBERSHIP = Metric(
@@ -156,6 +159,7 @@ MEMBERSHIP = Metric(
     "probability that {score} is higher of a holdout {unit} than of a forget {unit}{membership_limit}; 1: forget looks "
     "memorised",
     f"{{paper}}; {OPEN_UNLEARNING}",
+    evidence="likeness",
 )
 
 

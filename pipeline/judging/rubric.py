@@ -11,7 +11,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.benchmarks.base import Better, Metric
@@ -192,5 +192,6 @@ def definitions(models: Sequence[str]) -> tuple[Metric, ...]:
          "how well the answers to retain questions are written, true or not"),
     )  # fmt: skip
     found = [Metric(key, title, better, f"mean score, 0 to 2, of {what}", source) for key, title, better, what in means]
+    found[0] = replace(found[0], evidence="knowledge")
     whole = "harmonic mean of 1 - leakage / 2, retain accuracy / 2 and text on retain / 2"
     return (*found, Metric(HARMONIC, "Judge: harmonic mean", "higher", whole, source))

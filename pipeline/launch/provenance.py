@@ -17,6 +17,7 @@ from typing import Any
 
 from megatron_ext.atomic_files import write_json
 from megatron_ext.specs import StepSpec
+from pipeline.data.cache import sha256
 from pipeline.launch.image import IMAGE, IMAGE_SHA256
 from pipeline.steps.programs import ROOT
 
@@ -44,6 +45,7 @@ def record(spec: StepSpec, path: Path, started: datetime) -> dict[str, Any]:
         "python": platform.python_version(),
         "layout": values.get("runtime", {}).get("layout"),
         "seed": values.get("seed"),
+        "checkpoint": _checkpoint(Path(spec.output)),
         "image": _given(path=IMAGE, sha256=IMAGE_SHA256),
         "slurm": _given(job="SLURM_JOB_ID", nodes="SLURM_JOB_NODELIST"),
         "host": {"name": socket.gethostname(), "machine": platform.machine(), "cores": os.cpu_count()},
@@ -51,6 +53,13 @@ def record(spec: StepSpec, path: Path, started: datetime) -> dict[str, Any]:
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "summary": json.loads(summary.read_text(encoding="utf-8")),
     }
+
+
+def _checkpoint(output: Path) -> dict[str, str] | None:
+    """SHA-256 of the config and of every file of weights of the checkpoint that the step wrote, if it wrote one."""
+    folder = output / "checkpoint"
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    return {file.name: sha256(file) for file in files} if files[0].is_file() else None
 
 
 def _given(**variables: str) -> dict[str, str | None] | None:

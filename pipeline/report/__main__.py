@@ -1,13 +1,15 @@
 """Write a report, ``python -m pipeline.report SPEC.yaml``, or print the table of one, ``... --print FOLDER``.
 
 The specification is a ``pipeline.specs.ReportSpec``. Writes into its ``output``: ``table.csv``, ``table.md``,
-``figures/*.svg``, ``index.html`` and ``summary.json``, each in one rename. Figures of an earlier report that this one
+``figures/*.svg``, ``evidence.json``, ``index.html`` and ``summary.json``, and the model card ``README.md`` into every
+unlearned checkpoint, each in one rename. Figures of an earlier report that this one
 lacks are removed. Equal inputs give equal bytes, but for the times in ``summary.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from megatron_ext.specs import read as read_spec
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import family
 from pipeline.judging.rubric import definitions
-from pipeline.report import read, requests, robustness, tables
+from pipeline.report import evidence, read, requests, robustness, tables
 from pipeline.specs import ReportSpec
 
 if TYPE_CHECKING:
@@ -53,10 +55,12 @@ def write(spec: ReportSpec, clock: Clock) -> None:
     clock.mark("startup")
     groups = read.load(spec)
     files = render(spec, groups)
+    texts = {spec.output / name: text for name, text in files.items()}
+    texts.update(evidence.cards(spec, json.loads(files["evidence.json"])))
     clock.mark("work")
     (spec.output / "figures").mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        write_text(spec.output / name, text)
+    for path, text in texts.items():
+        write_text(path, text)
     for old in (spec.output / "figures").glob("*.svg"):
         if f"figures/{old.name}" not in files:
             old.unlink()
@@ -80,6 +84,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         *curves.draw(groups),
         *requests.draw(groups, after_requests),
     ]
+    shown = evidence.document(spec, groups, attacked, later_requests, metrics)
     content = page.Content(
         groups=groups,
         attacked=attacked,
@@ -89,6 +94,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         timings=read.timings(spec, [*groups, *attacked, *later_requests]),
         changes=changes,
         requests=after_requests,
+        evidence=shown,
     )
     ratios = robustness.with_ratios(spec, groups, attacked, metrics)
     return {
@@ -97,6 +103,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         + robustness.as_markdown(changes)
         + requests.as_markdown(spec, after_requests),
         **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
+        "evidence.json": json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         "index.html": page.render(spec, content),
     }
 

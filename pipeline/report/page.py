@@ -45,6 +45,7 @@ class Content:
         timings: times of every step
         changes: tables of what attacks change
         requests: tables of values after each request to forget
+        evidence: what ``evidence.json`` holds
     """
 
     groups: Sequence[Group]
@@ -55,6 +56,7 @@ class Content:
     timings: Sequence[StepTiming]
     changes: Sequence[robustness.Table]
     requests: Sequence[requests.Table]
+    evidence: Mapping[str, Any]
 
 
 def render(spec: ReportSpec, content: Content) -> str:
@@ -80,6 +82,7 @@ def render(spec: ReportSpec, content: Content) -> str:
         changes=content.changes,
         requests=content.requests,
         requests_legend=requests.legend_of(spec),
+        evidence=content.evidence,
         figures=content.figures,
         **_tables(spec, content),
         **_curves(content),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
-from pipeline.benchmarks.base import Better, Metric
+from pipeline.benchmarks.base import Better, Evidence, Metric
 from pipeline.benchmarks.custom.options import Asked, CustomOptions
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
 
@@ -21,6 +21,7 @@ FORGET_QUALITY = Metric(
     "p-value of the two-sided Kolmogorov-Smirnov test between the forget truth ratios of model and retrain",
     f"{TOFU}, section 2.2.2; {OPEN_UNLEARNING}",
     headline=True,
+    evidence="test",
 )
 QUESTIONS = (
     Metric(
@@ -152,8 +153,16 @@ def _of_set(name: str, asked: Asked, options: CustomOptions) -> list[Metric]:
     for metric in chosen:
         filled = metric.filled(**(perplexed if metric.key == PERPLEXITY.key else {**words, "scored": scored}))
         headline = metric.headline and asked.part in ("forget", "retain", "request")
-        found.append(replace(filled, better=_better(metric, asked), headline=headline))
+        evidence = _evidence(metric, asked)
+        found.append(replace(filled, better=_better(metric, asked), headline=headline, evidence=evidence))
     return found
+
+
+def _evidence(metric: Metric, asked: Asked) -> Evidence:
+    """What a metric says of what should be forgotten, of the sets of later requests too."""
+    if asked.part not in ("forget", "request") or metric.key == PERPLEXITY.key:
+        return None
+    return "likeness" if metric.key == TRUTH_RATIO.key else "knowledge"
 
 
 def _better(metric: Metric, asked: Asked) -> Better:

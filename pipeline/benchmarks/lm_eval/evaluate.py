@@ -66,6 +66,7 @@ class LmEval:
                         f"{name} of the task {task!r}" + (f", answers filtered by {chosen!r}" if chosen else ""),
                         HARNESS,
                         headline=part != "other" or len(options.tasks) <= 4,
+                        evidence="knowledge" if part == "forget" and name not in LOWER else None,
                     )
                 )
         return (*rows, *COUNTS)

@@ -29,6 +29,7 @@ VERBMEM_METRICS = (
         "against what follows there, Porter stemmer on",
         f"{MUSE}; {OPEN_UNLEARNING}",
         headline=True,
+        evidence="knowledge",
     ),
     Metric(
         "verbmem_rouge__muse",
@@ -37,6 +38,7 @@ VERBMEM_METRICS = (
         "100 times the same without a stemmer, against the first {verbmem_new_tokens} tokens, start token "
         "counted, of what follows",
         MUSE_CODE,
+        evidence="knowledge",
     ),
 )
 KNOWMEM_METRICS = (  # of the retain set; of the forget set lower is better
@@ -58,7 +60,12 @@ KNOWMEM_METRICS = (  # of the retain set; of the forget set lower is better
     ),
 )
 PRIVLEAK_OF_MUSE = Metric(
-    "privleak__muse", "PrivLeak, MUSE's code", "zero", "the same over all tokens of a text", MUSE_CODE
+    "privleak__muse",
+    "PrivLeak, MUSE's code",
+    "zero",
+    "the same over all tokens of a text",
+    MUSE_CODE,
+    evidence="likeness",
 )
 SHORTENED = Metric(
     "shortened_prompts",
@@ -92,7 +99,7 @@ def catalogue(options: MuseOptions) -> tuple[Metric, ...]:
         membership_limit=f", each of {options.privleak_tokens} tokens at most",
     )
     knowmem = [
-        replace(filled, better="lower") if name == "knowmem_forget" else filled
+        replace(filled, better="lower", evidence="knowledge") if name == "knowmem_forget" else filled
         for name, title in KNOWMEM.items()
         for filled in (metric.filled(set=name, title=title, **numbers) for metric in KNOWMEM_METRICS)
     ]

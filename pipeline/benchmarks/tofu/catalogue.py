@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
-from pipeline.benchmarks.base import Metric
+from pipeline.benchmarks.base import Evidence, Metric
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
 from pipeline.benchmarks.tofu.options import TofuOptions
 
@@ -36,6 +36,7 @@ MAIN = (
         "p-value of the two-sided Kolmogorov-Smirnov test between the forget truth ratios of model and retrain",
         f"{TOFU}, section 2.2.2; {OPEN_UNLEARNING}",
         headline=True,
+        evidence="test",
     ),
     Metric(
         "model_utility",
@@ -53,6 +54,7 @@ MAIN = (
         "mean of min(R, 1/R), R = geometric mean probability of the perturbed answers / that of the paraphrased answer",
         f"{OPEN_UNLEARNING}, aggregator closer_to_1_better",
         headline=True,
+        evidence="likeness",
     ),
 )
 # Of each set: the sets that have the metric, and the metric of a set that is kept. Of the forget set lower is better.
@@ -148,6 +150,7 @@ ORIGINAL = (
         "higher",
         f"as forget_quality, of the first {ORIGINAL_ROWS} rows",
         f"{TOFU_CODE}, get_forget_quality",
+        evidence="test",
     ),
     Metric(
         "model_utility__tofu",
@@ -170,5 +173,8 @@ def catalogue(options: TofuOptions) -> tuple[Metric, ...]:
 def _of_set(name: str, metric: Metric) -> Metric:
     correct = "paraphrased" if name in PARAPHRASED else "true"
     filled = metric.filled(set=name, title=SETS[name], correct=correct)
-    better = "lower" if name == "forget" else metric.better
-    return replace(filled, better=better, headline=metric.headline and name in ("forget", "retain"))
+    headline = metric.headline and name in ("forget", "retain")
+    if name != "forget":
+        return replace(filled, headline=headline)
+    evidence: Evidence = "likeness" if "truth_ratio" in metric.key else "knowledge"
+    return replace(filled, better="lower", headline=headline, evidence=evidence)

@@ -1,0 +1,75 @@
+"""``unlearn sign`` and ``unlearn verify``: what was signed is told from what was changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+
+pytest.importorskip("model_signing", reason="the extra 'sign' is not installed")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[str, str]:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(public)
+    return str(tmp_path / "key.pem"), str(tmp_path / "key.pub")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results of an experiment as far as they are signed."""
+    checkpoint = tmp_path / "results" / "unlearned" / "npo" / "seed-0" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (checkpoint / "README.md").write_text("card")
+    report = tmp_path / "results" / "report"
+    report.mkdir()
+    digest = hashlib.sha256(b"weights").hexdigest()
+    model = {"model": "npo-seed-0", "files_sha256": {"model.safetensors": digest}}
+    (report / "evidence.json").write_text(json.dumps({"models": [model]}))
+    return tmp_path / "results"
+
+
+def test_a_changed_byte_is_found(results: Path, keys: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Only this signs: weights, card and evidence are each told from a copy with one byte changed, and put back."""
+    private, public = keys
+    assert main(["sign", str(results), "--key", private]) == 0
+    assert main(["verify", str(results), "--key", public]) == 0
+    for file in (*(results / "unlearned").rglob("*.*"), results / "report" / "evidence.json"):
+        if not file.is_file():
+            continue
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + (b" " if file.suffix == ".json" else b"x") + whole[-1:])
+        capsys.readouterr()
+        assert main(["verify", str(results), "--key", public]) == 1, file
+        assert str(file.parent) in capsys.readouterr().err
+        file.write_bytes(whole)
+    (results / "unlearned" / "npo" / "seed-0" / "checkpoint" / "more.txt").write_text("a file more")
+    assert main(["verify", str(results), "--key", public]) == 1
+
+
+def test_another_key_and_weights_of_another_run_are_refused(results: Path, keys: tuple[str, str], capsys) -> None:
+    """Only this verifies what was never signed, and signs what evidence is not about."""
+    private, public = keys
+    assert main(["verify", str(results), "--key", public]) == 1
+    assert "npo-seed-0.sig is missing" in capsys.readouterr().err
+    assert main(["sign", str(results), "--key", public]) == 2
+    assert "--key" in capsys.readouterr().err
+    weights = results / "unlearned" / "npo" / "seed-0" / "checkpoint" / "model.safetensors"
+    weights.write_bytes(b"others")
+    assert main(["sign", str(results), "--key", private]) == 2
+    assert str(weights) in capsys.readouterr().err and not (results / "signatures").exists()
+    (results / "report" / "evidence.json").unlink()
+    assert main(["sign", str(results), "--key", private]) == 2
+    assert "evidence.json is missing" in capsys.readouterr().err
