@@ -2,8 +2,8 @@
 
 ``init`` writes an experiment for your own model and files. ``run`` takes an experiment from its files to its report.
 ``validate`` says what an experiment will run, or everything that is wrong with it. ``evaluate`` evaluates any Hugging
-Face model. ``metrics`` computes an evaluation's metrics again. ``sign`` signs results that are handed on, and ``verify``
-checks them.
+Face model. ``metrics`` computes an evaluation's metrics again. ``sign`` and ``verify`` are for results that are
+handed on.
 """
 
 from __future__ import annotations
