@@ -29,6 +29,7 @@ LEAK = Metric(
     "C(n, k), n = {samples}, c = those with a ROUGE-L recall of at least {holds}, Porter stemmer on; temperature "
     "{temperature}",
     "after Leak@k (arXiv 2511.04934); estimator of Chen et al. 2021 (arXiv 2107.03374), equation 1",
+    evidence="knowledge",
 )
 
 

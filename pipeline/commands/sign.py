@@ -39,6 +39,11 @@ def main(given: argparse.Namespace) -> int:
         try:
             password = os.environ.get(PASSWORD)
             config = signing.Config().use_elliptic_key_signer(private_key=given.key, password=password)
+            # Snakemake's own file, which no copy that is handed on need have.
+            whole = (
+                library("hashing").Config().set_ignored_paths(paths=[".snakemake_timestamp"], ignore_git_paths=False)
+            )
+            config.set_hashing_config(whole)
         except (TypeError, ValueError) as error:
             raise ConfigError([f"--key: {given.key}: {error}"]) from None
     except (ConfigError, DataError) as error:
