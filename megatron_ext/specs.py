@@ -23,6 +23,7 @@ from megatron_ext.config import (
     Quantisation,
     RunSettings,
     Runtime,
+    SampledAnswers,
     Shares,
     TrainableLayers,
     Training,
@@ -126,6 +127,17 @@ class ReferenceSpec(ModelStepSpec):
     data: Path = Field(strict=False)
     token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
     output: Path = Field(strict=False, description="folder that receives reference.npz and summary.json")
+
+
+class AlternativesSpec(ModelStepSpec, SampledAnswers):
+    """Sample other answers to the prompts of ``data`` from ``checkpoint``, which end as those of ``data`` do."""
+
+    program: Literal["alternatives"] = "alternatives"
+    checkpoint: Path = Field(strict=False)
+    data: Path = Field(strict=False)
+    seed: int = Field(0, ge=0, description="of the draws")
+    token_budget: int = Field(16384, ge=1, description="positions of the key-value cache of a batch")
+    output: Path = Field(strict=False, description="folder that receives alternatives.npz and summary.json")
 
 
 class Topic(Strict):

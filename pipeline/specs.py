@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.schema import Strict
-from megatron_ext.specs import ModelStepSpec, QuantiseSpec, ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
+from megatron_ext.specs import (
+    AlternativesSpec,
+    ModelStepSpec,
+    QuantiseSpec,
+    ReferenceSpec,
+    StepSpec,
+    TrainSpec,
+    UnlearnSpec,
+)
 from pipeline.benchmarks import AnyLocalSource, AnyOptions
 from pipeline.data.settings import (
     BadRows,
@@ -259,6 +267,7 @@ AnyStepSpec = Annotated[
     | FetchDatasetsSpec
     | TrainSpec
     | QuantiseSpec
+    | AlternativesSpec
     | ReferenceSpec
     | UnlearnSpec
     | EvaluateSpec

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_ext.specs import ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
+from megatron_ext.specs import AlternativesSpec, ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
 from pipeline.commands.show_row import lines
 from pipeline.config import methods, sizing
 from pipeline.config import site as sites
@@ -185,7 +185,7 @@ def _memory(plan: Plan, spec: StepSpec, site: Site | None) -> str:
         return _bytes(sizing.unlearning_bytes(spec, config.shape, sizing.on_gpus(runtime.device, site)))
     if isinstance(spec, TrainSpec):
         return _bytes(sizing.training_bytes(config.layout, config.shape, runtime.precision))
-    if isinstance(spec, ReferenceSpec | EvaluateSpec):
+    if isinstance(spec, AlternativesSpec | ReferenceSpec | EvaluateSpec):
         return _bytes(sizing.scoring_bytes(config.layout, config.shape, runtime.precision))
     return "-"
 

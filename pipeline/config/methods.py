@@ -55,10 +55,14 @@ def problems(method: Method, runtime: Runtime, shape: Shape | None) -> list[tupl
     needs = method.forget.needs_preferred_answers
     if needs and method.preferred_answers is None:
         found.append(
-            (("preferred_answers",), f"is missing, and the loss {method.forget.name!r} needs it; allowed: idk")
+            (
+                ("preferred_answers",),
+                f"is missing, and the loss {method.forget.name!r} needs it; allowed: idk, or how answers are sampled",
+            )
         )
     if method.preferred_answers is not None and not needs:
-        message = f"{method.preferred_answers!r} is given, but the loss {method.forget.name!r} reads none"
+        given = method.preferred_answers if isinstance(method.preferred_answers, str) else "a way of sampling"
+        message = f"{given!r} is given, but the loss {method.forget.name!r} reads none"
         found.append((("preferred_answers",), message))
     return found + _trainable_layers(method, runtime.layout, shape)
 

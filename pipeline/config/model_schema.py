@@ -58,14 +58,15 @@ class TemplateBlock(Strict):
         return self
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """Which of two forms a key has: a mapping, or one of some texts."""
     return "mapping" if isinstance(value, dict | Strict) else "plain"
 
 
 # A template by its name, the tokenizer's own, or parts.
 Choice = Annotated[
     Annotated[Literal[TemplateName, "tokenizer"], Tag("plain")] | Annotated[TemplateBlock, Tag("mapping")],
-    Discriminator(_kind),
+    Discriminator(kind),
 ]
 
 

@@ -16,6 +16,7 @@ from megatron_ext.config import (
     Optimisation,
     Quantisation,
     RuntimeSettings,
+    SampledAnswers,
     Scheme,
     Shares,
     TrainableLayers,
@@ -27,7 +28,7 @@ from megatron_ext.specs import Unlearning
 from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import AnySource, families
 from pipeline.config.located_yaml import hint
-from pipeline.config.model_schema import Checkpoint, GivenModel, Model, Name
+from pipeline.config.model_schema import Checkpoint, GivenModel, Model, Name, kind
 from pipeline.data.settings import BadRows, FilesSource, RequestOrder
 from pipeline.judging.settings import JudgeSettings
 
@@ -55,10 +56,16 @@ class MethodTraining(Batches, Unlearning):
     """How a method takes its steps."""
 
 
+PreferredAnswers = Annotated[
+    Annotated[Literal["idk"], Tag("plain")] | Annotated[SampledAnswers, Tag("mapping")], Discriminator(kind)
+]
+
+
 class Method(Strict):
     """A method file, into which the experiment's ``unlearning`` and the method's own ``overrides`` are merged.
 
-    ``preferred_answers``: the tokenised set of other answers to the forget set's prompts, for losses that need them.
+    ``preferred_answers``: other answers to the forget set's prompts, for losses that need them: the tokenised set of
+    refusals, or how the target samples them.
     """
 
     name: Name
@@ -68,7 +75,7 @@ class Method(Strict):
     retain: AnyLoss | None = None
     rule: AnyRule
     trainable_layers: TrainableLayers | None = None
-    preferred_answers: Literal["idk"] | None = None
+    preferred_answers: PreferredAnswers | None = None
     training: MethodTraining
 
 

@@ -18,7 +18,7 @@ from pipeline.specs import ReportEntry, ReportSpec
 
 KINDS = ("target", "retrain", "unlearned")
 # In which kinds of step run.
-ORDER = ("data", "base", "train", "reference", "unlearn", "relearn", "quantise", "evaluate", "judge")
+ORDER = ("data", "base", "train", "alternatives", "reference", "unlearn", "relearn", "quantise", "evaluate", "judge")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ PROGRAMS = {
     "fetch_datasets": "pipeline.steps.fetch_data",
     "train": "megatron_ext.steps.train",
     "quantise": "megatron_ext.steps.quantise",
+    "alternatives": "megatron_ext.steps.alternatives",
     "reference": "megatron_ext.steps.reference",
     "unlearn": "megatron_ext.steps.unlearn",
     "evaluate": "pipeline.steps.evaluate",

@@ -88,6 +88,10 @@ class Paths:
         """The evaluation set of that name."""
         return self.data / "evaluation" / f"{name}.jsonl"
 
+    def alternatives(self, name: str) -> Path:
+        """The set of sampled answers of that name."""
+        return self.root / "alternatives" / name / "alternatives.npz"
+
     def reference(self, name: str, request: ModelId | None = None) -> Path:
         """Log-probabilities of a tokenised set.
 

@@ -28,7 +28,7 @@ from pipeline.workflow.report_job import report_job
 from pipeline.workflow.request_jobs import later_models, request_jobs
 from pipeline.workflow.robustness_jobs import attacked_models, robustness_jobs
 from pipeline.workflow.training_jobs import has_base, training_jobs
-from pipeline.workflow.unlearning_jobs import reference_jobs, unlearning_jobs
+from pipeline.workflow.unlearning_jobs import alternatives_jobs, reference_jobs, sampled_sets, unlearning_jobs
 
 
 class Plan:
@@ -55,6 +55,7 @@ class Plan:
             *fetch_jobs(config, paths),
             prepare_job(config, paths),
             *training_jobs(config, paths),
+            *alternatives_jobs(config, paths),
             *reference_jobs(config, paths),
             *unlearning_jobs(config, paths),
             *evaluation_jobs(config, paths),
@@ -132,6 +133,11 @@ class Plan:
     def data_files(self) -> list[Names]:
         """The files that preparing the benchmark reads, each with its possible names."""
         return data_sets.data_files(self.config)
+
+    @property
+    def alternatives_names(self) -> list[str]:
+        """The folders of sampled answers."""
+        return list(sampled_sets(self.config))
 
     @property
     def reference_names(self) -> list[str]:

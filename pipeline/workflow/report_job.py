@@ -12,7 +12,7 @@ from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of
 from pipeline.workflow.paths import BASE, TARGET, Paths
 from pipeline.workflow.robustness_jobs import attacks, described_attacks
-from pipeline.workflow.unlearning_jobs import references, unlearned_models
+from pipeline.workflow.unlearning_jobs import references, sampled_sets, unlearned_models
 
 RECORDS = ("summary.json", "provenance.json")
 LOGS = ("steps.jsonl", "trajectory.jsonl")
@@ -96,6 +96,7 @@ def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str,
     """The folders of steps whose times are listed beside those of the rows."""
     others = {"data": paths.data, "base": paths.model(BASE)}
     others |= {f"reference/{name}": paths.reference(name).parent for name in references(config)}
+    others |= {f"alternatives/{name}": paths.alternatives(name).parent for name in sampled_sets(config)}
     written = {job.spec.output for job in made}
     return {name: folder for name, folder in others.items() if folder in written}
 

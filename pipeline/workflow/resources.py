@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 
 from megatron_ext.config import Layout
-from megatron_ext.specs import QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
+from megatron_ext.specs import AlternativesSpec, QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline.config import sizing
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes, Shape
@@ -34,7 +34,7 @@ from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import unlearning_steps
 
-ModelStep = TrainSpec | UnlearnSpec | ReferenceSpec | EvaluateSpec
+ModelStep = TrainSpec | UnlearnSpec | AlternativesSpec | ReferenceSpec | EvaluateSpec
 
 START = 300.0  # container, imports and rendezvous, on a file system that others use too
 OTHER = 300.0  # the work of a step without a model
@@ -246,13 +246,16 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
         # The best weights may be written at every measurement, and are read once.
         seconds += (_measurements(plan, spec) + 1) * weights / DISK
+    answers, new_tokens, budget = 0, 0, 0
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, config.forget_rows)
-        longest = config.experiment.data.max_length + cost.new_tokens
-        batches = math.ceil(math.ceil(cost.answers / max(1, spec.answers_budget // longest)) / layout.data)
-        step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
-        seconds += batches * cost.new_tokens * step
-    return seconds
+        answers, new_tokens, budget = cost.answers, cost.new_tokens, spec.answers_budget
+    elif isinstance(spec, AlternativesSpec):
+        answers, new_tokens, budget = spec.per_row * config.forget_rows, spec.max_new_tokens, spec.token_budget
+    longest = config.experiment.data.max_length + new_tokens
+    batches = math.ceil(math.ceil(answers / max(1, budget // longest)) / layout.data)
+    step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
+    return seconds + batches * new_tokens * step
 
 
 def operations(plan: Plan, spec: ModelStep) -> float:
@@ -262,6 +265,8 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     whole = config.data.all_rows(config.source, config.experiment.split, rows)
     if isinstance(spec, ReferenceSpec):
         return 2.0 * parameters * length * max(whole, 5 * rows)
+    if isinstance(spec, AlternativesSpec):
+        return 2.0 * parameters * spec.per_row * rows * (length + spec.max_new_tokens)
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, rows)
         return 2.0 * parameters * (cost.sequences * length + cost.answers * (length + cost.new_tokens))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from megatron_ext.config import SampledAnswers
 from megatron_ext.methods import needed_files
-from megatron_ext.specs import ReferenceSpec, Topic, UnlearnSpec
+from megatron_ext.specs import AlternativesSpec, ReferenceSpec, Topic, UnlearnSpec
 from pipeline.config import methods
 from pipeline.config.experiment import Config, Run
 from pipeline.specs import ModelId
@@ -28,13 +30,52 @@ def reference_jobs(config: Config, paths: Paths) -> Iterator[Job]:
         yield reference_job(config, paths, paths.checkpoint(TARGET), name)
 
 
+def alternatives_jobs(config: Config, paths: Paths) -> Iterator[Job]:
+    """Other answers that target samples, for each forget set and way of sampling that some method asks for."""
+    for name, (forget, answers) in sampled_sets(config).items():
+        data, checkpoint = paths.tokens(forget), paths.checkpoint(TARGET)
+        evaluation = config.experiment.evaluation
+        spec = AlternativesSpec(
+            checkpoint=checkpoint,
+            data=data,
+            token_budget=evaluation.generation_token_budget or evaluation.token_budget,
+            runtime=runtime(config),
+            output=paths.alternatives(name).parent,
+            **answers.model_dump(),
+        )
+        yield job_of(paths, spec, checkpoint=(checkpoint,), data=(data,))
+
+
+def sampled_sets(config: Config) -> dict[str, tuple[str, SampledAnswers]]:
+    """By name of a set of sampled answers, the forget set that has the prompts, and how they are sampled."""
+    return {
+        preferred_set(answers, forget): (forget, answers)
+        for run in config.runs
+        for forget, _ in topics(config).values()
+        if isinstance(answers := run.method.preferred_answers, SampledAnswers)
+    }
+
+
+def preferred_set(answers: str | SampledAnswers, forget: str) -> str:
+    """The name of the set of preferred answers to a forget set."""
+    if isinstance(answers, str):
+        return answers
+    return f"{forget}-{hashlib.sha256(answers.model_dump_json().encode()).hexdigest()[:8]}"
+
+
+def preferred_file(answers: str | SampledAnswers, forget: str, paths: Paths) -> Path:
+    """The set of preferred answers to a forget set."""
+    name = preferred_set(answers, forget)
+    return paths.tokens(name) if isinstance(answers, str) else paths.alternatives(name)
+
+
 def references(config: Config) -> list[str]:
     """The tokenised sets whose log-probabilities under target some method needs."""
     pairs = list(topics(config).values())
     if config.experiment.requests and config.experiment.requests.order == "scalability":
         pairs += [(request, retain) for request in config.requests[1:] for _, retain in pairs[:1]]
     needed = {name for run in config.runs for pair in pairs for name in reference_sets(run, *pair).values()}
-    return [name for name in tokenised_sets(config) if name in needed]
+    return [name for name in (*tokenised_sets(config), *sampled_sets(config)) if name in needed]
 
 
 def reference_sets(run: Run, forget: str, retain: str) -> dict[str, str]:
@@ -48,13 +89,13 @@ def reference_sets(run: Run, forget: str, retain: str) -> dict[str, str]:
     method = run.method
     sets = {"reference_logps": forget, "retain_reference_logps": retain}
     if method.preferred_answers is not None:
-        sets["preferred_answers_logps"] = method.preferred_answers
+        sets["preferred_answers_logps"] = preferred_set(method.preferred_answers, forget)
     return {key: sets[key] for key in needed_files(method.forget, method.rule) if key in sets}
 
 
 def reference_job(config: Config, paths: Paths, checkpoint: Path, name: str, request: ModelId | None = None) -> Job:
     """The log-probabilities of the tokenised set ``name`` under a checkpoint, for a later request or for all runs."""
-    data = paths.tokens(name)
+    data = paths.alternatives(name) if name in sampled_sets(config) else paths.tokens(name)
     spec = ReferenceSpec(
         checkpoint=checkpoint,
         data=data,
@@ -80,7 +121,7 @@ def topic_entries(run: Run, paths: Paths, forget: str, retain: str, references: 
     sets = {"forget_data": paths.tokens(forget), "retain_data": paths.tokens(retain)}
     answers = run.method.preferred_answers
     if answers is not None and "preferred_answers" in needed_files(run.method.forget, run.method.rule):
-        sets["preferred_answers"] = paths.tokens(answers)
+        sets["preferred_answers"] = preferred_file(answers, forget, paths)
     return {**sets, **references}
 
 

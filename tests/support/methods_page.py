@@ -45,7 +45,8 @@ def methods() -> Iterator[Row]:
         )
         rule = RULES[given["rule"]["name"]].model_validate(given["rule"])
         assert forget is not None
-        beforehand = [BEFOREHAND[key] for key in needed_files(forget, rule) if key in BEFOREHAND]
+        sampled = ["sampled answers"] if isinstance(given.get("preferred_answers"), dict) else []
+        beforehand = sampled + [BEFOREHAND[key] for key in needed_files(forget, rule) if key in BEFOREHAND]
         names = [f"`{part.name}`" if part else "" for part in (forget, retain, rule)]
         yield [f"`{path.stem}`", *names, _passes(forget, retain, rule), str(rule.vectors), ", ".join(beforehand)]
 

@@ -107,7 +107,7 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"split": "forget20"}, "split: unknown split 'forget20'; did you mean 'forget10'? allowed: forget10"),
         (
             {"methods.0": "np"},
-            "methods[0]: unknown method 'np'; did you mean 'npo'? allowed: adaptive-rmu, blur-npo, blur-rmu,",
+            "methods[0]: unknown method 'np'; did you mean 'npo'? allowed: adaptive-rmu, altpo, blur-npo,",
         ),
         ({"methods.1.metod": "x"}, "methods[1].metod: unknown key; did you mean 'method'?"),
         ({"methods": []}, "methods: [] is not allowed"),

@@ -197,6 +197,26 @@ def test_only_methods_that_need_them_read_reference_log_probabilities(tmp_path: 
         assert {name for name in jobs if name.startswith("reference")} == wanted
 
 
+def test_sampled_answers_are_made_once_for_all_seeds() -> None:
+    """By target, before their log-probabilities and the runs that prefer them."""
+    found = plan("mini-all")
+    jobs, (name,) = found.jobs, found.alternatives_names
+    made = jobs[f"alternatives/{name}"].spec
+    file = Path(f"out/mini-all/alternatives/{name}/alternatives.npz")
+    assert (made.data, made.output) == (Path("out/mini-all/data/mini/train/forget.npz"), file.parent)
+    assert (made.per_row, made.temperature, made.max_new_tokens) == (5, 1.5, 48)
+    assert jobs[f"reference/{name}"].spec.data == file and name in found.reference_names
+    for seed in (0, 1):
+        job = jobs[f"unlearned/altpo/seed-{seed}"]
+        (topic,) = job.spec.topics
+        assert topic.preferred_answers == file and file in job.inputs
+        assert topic.preferred_answers_logps == Path(f"out/mini-all/reference/{name}/reference.npz")
+    order = list(jobs)
+    assert (
+        order.index(f"alternatives/{name}") < order.index(f"reference/{name}") < order.index("unlearned/altpo/seed-0")
+    )
+
+
 def test_recomputation_and_sequence_parallelism_reach_every_training(tmp_path: Path) -> None:
     changes = {
         "layout": {"tensor": 2, "sequence_parallel": True},
