@@ -14,6 +14,8 @@ import pytest
 from tests.containers.scripts import FOLDER, load
 from tests.containers.wheels import wheel
 
+pytestmark = pytest.mark.slow
+
 install = load("install")
 
 CONSTRAINTS = "MegaTron_Core==0.16.1\ntorch==2.13.0\n\ntqdm==4.70.1\n"

@@ -93,6 +93,7 @@ def test_an_experiment_on_the_pages_benchmark_is_valid(project: Path) -> None:
     assert "quarter (4 rows to forget)" in done.stdout and "things 16" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_pages_benchmark_is_prepared_and_its_metrics_are_computed(project: Path, tmp_path: Path) -> None:
     spec = {
         "program": "prepare",
@@ -119,6 +120,7 @@ def test_the_pages_benchmark_is_prepared_and_its_metrics_are_computed(project: P
     assert json.loads(done.stdout) == pytest.approx({"forget_probability": 0.25, "retain_probability": 0.5})
 
 
+@pytest.mark.slow
 def test_a_hyper_parameter_out_of_range_is_an_error_that_names_its_key(project: Path) -> None:
     experiment = project / "workflow_configs/experiments/trial.yaml"
     wrong = yaml.safe_load(experiment.read_text())

@@ -19,6 +19,8 @@ from pipeline.config.site import Site
 from pipeline.workflow import snakemake_rules
 from pipeline.workflow.plan import Plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 STEPS_ONLY = ("torch", "transformers", "megatron", "scipy", "matplotlib", "safetensors", "tokenizers", "rouge_score")
@@ -71,7 +73,6 @@ def tofu_files() -> list[str]:
     return [name for (name,) in plan.data_files]
 
 
-@pytest.mark.slow
 def test_fetch_here_and_prepare_elsewhere_without_the_hub(
     login: None, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

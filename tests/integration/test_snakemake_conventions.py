@@ -11,6 +11,8 @@ import yaml
 from pipeline.workflow.snakemake_rules import OPTIONS
 from tests.support import programs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_WORKFLOW = """
 module unlearning:

@@ -52,6 +52,7 @@ def trained(base, alone):
     return model
 
 
+@pytest.mark.slow
 def test_only_bytes_of_trained_tensors_differ(base, alone, tmp_path):
     patching.save_changed(trained(base, alone), alone, tmp_path / "out", base)
     files = sorted(file.name for file in base.glob("*.safetensors"))

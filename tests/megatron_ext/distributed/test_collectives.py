@@ -53,6 +53,7 @@ def exchange(file: Path) -> list[Any]:
         return found
 
 
+@pytest.mark.slow
 def test_what_is_sent_arrives_and_is_never_unpickled(tmp_path: Path) -> None:
     gathered = [[[rank, "x" * rank, value] for rank in range(2)] for value in VALUES]
     expected = [*VALUES, *gathered, ["own"]]

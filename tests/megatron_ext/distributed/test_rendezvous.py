@@ -13,6 +13,8 @@ from megatron_ext.config import Layout, Runtime
 from megatron_ext.distributed import process_groups, rendezvous
 from tests.support.distributed import free_ports, run_ranks
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 COMPLETE = {**NUMBERS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "20000"}
 LOCAL = {**NUMBERS, "UNLEARN_STORE": "/tmp/unlearn-ranks-0/store"}
@@ -82,7 +84,6 @@ def test_a_loopback_address_serves_the_ranks_of_its_own_host(
     assert rendezvous.launched() == (1, 4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("file", [False, True])
 def test_a_rank_whose_others_do_not_come_says_where_it_waited(

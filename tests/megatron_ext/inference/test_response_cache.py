@@ -8,6 +8,8 @@ from megatron_ext.inference.response_cache import ResponseCache, key_of
 from megatron_ext.inference.scoring import ScoreRequest, score
 from tests.support import inference_cases as cases
 
+pytestmark = pytest.mark.slow
+
 IDENTITY = {"model": "a", "layout": [1, 1, 1]}
 
 

@@ -21,6 +21,8 @@ from tests.megatron_ext.training.test_resume import TIMES
 from tests.support import worlds
 from tests.support.distributed import run_ranks
 
+pytestmark = pytest.mark.slow
+
 EQUAL = 1e-5  # fp32 numbers of order one, added in another order
 ROWS = 7
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -213,7 +215,6 @@ def unlearn_each(specs: list[str]) -> None:
         unlearn.main([spec])
 
 
-@pytest.mark.slow
 def test_the_trajectory_and_the_choice_do_not_depend_on_the_layout(world: Path) -> None:
     one, specs = run(world, "one", BEST, epochs=5.0), []
     for name, layout in LAYOUTS.items():
@@ -248,7 +249,6 @@ def unlearn_and_die(spec: str, step: int) -> None:
     unlearn.main([spec])
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_best_weights(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Killed before the first state, then where the best so far is not that of the newest state."""
     validation, changes = {**BEST, "every_steps": 1}, {"epochs": 5.0, "checkpoint_every": 4}

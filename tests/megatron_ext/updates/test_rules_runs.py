@@ -14,6 +14,8 @@ from safetensors.numpy import load_file
 from tests.megatron_ext.training.test_resume import finish, start, steps, wait_for_step, weights
 from tests.support import worlds
 
+pytestmark = pytest.mark.slow
+
 PDU: dict[str, Any] = {"name": "primal-dual", "dual": 0.8, "dual_rate": 0.4, "warmup_epochs": 1}
 LOG_EQUALITY = 1e-12  # the log holds every digit, but the test adds in another order
 
@@ -170,7 +172,6 @@ STATES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", STATES)
 def test_a_rules_state_survives_a_kill(world: Path, method: str) -> None:
     """Killed between states, and in the middle of a turn of four steps of OFMU and NGDiff."""

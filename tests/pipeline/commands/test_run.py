@@ -87,6 +87,7 @@ echo "14 interactive"
 """
 
 
+@pytest.mark.slow
 def test_jobs_of_a_killed_run_are_cancelled_and_those_of_others_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_file_that_would_become_much_is_refused_with_a_line(bomb: str, tmp_path: Path) -> None:
     """Only this reads what is small on disk and large or impossible in memory; in a program's specification too."""

@@ -81,6 +81,7 @@ def test_mistakes(template: Any, message: str, write: Callable[[Any], Path]) -> 
     assert "model.yaml" in found and message in found
 
 
+@pytest.mark.slow
 def test_a_row_is_shown_as_it_is_trained_on(
     write: Callable[[Any], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

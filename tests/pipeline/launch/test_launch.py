@@ -158,6 +158,7 @@ def test_secrets_reach_only_what_fetches(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
+@pytest.mark.slow
 def test_what_a_step_prints_is_in_the_log_of_its_attempt(prepare: PrepareSpec, tmp_path: Path) -> None:
     log = tmp_path / "logs" / "data.log"
     bad = canonical(prepare.model_copy(update={"max_length": 8}))

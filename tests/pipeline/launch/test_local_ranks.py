@@ -16,6 +16,8 @@ import pytest
 
 from pipeline.launch import local_ranks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 LAUNCHER = """
 import os, sys
@@ -31,9 +33,9 @@ folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 def came(name, text=""):
     (folder / f".{name}").write_text(text)
     os.rename(folder / f".{name}", folder / name)
-def wait():
+def wait(*names):
     end = time.monotonic() + 30
-    while time.monotonic() < end:
+    while time.monotonic() < end and not (names and all((folder / name).exists() for name in names)):
         time.sleep(0.01)
 """
 STARTED = "\ncame(f'pid-{rank}', str(os.getpid()))\n"
@@ -126,7 +128,7 @@ def test_a_launcher_that_is_killed_leaves_no_rank(launch: Launch, tmp_path: Path
 
 def test_a_rank_that_does_not_end_by_itself_is_killed(launch: Launch, tmp_path: Path) -> None:
     ignores = "signal.signal(signal.SIGTERM, lambda *_: came(f'told-{rank}'))" + STARTED
-    process = launch(ignores + "if rank == 1: os._exit(7)\nwait()")
+    process = launch(ignores + "if rank == 1: wait('pid-0'), os._exit(7)\nwait()")
     status, said = end(process)
     assert (status, said) == (7, ["rank 1 of 2: exit status 7"])
     assert gone(files(tmp_path, "pid-0", "told-0")[:1])
@@ -138,7 +140,7 @@ def test_a_signal_reaches_every_rank_once(launch: Launch, tmp_path: Path, number
     counts = f"seen = []\nsignal.signal({number:d}, lambda *_: seen.append(1))" + STARTED
     process = launch(
         counts + "while not seen: time.sleep(0.01)\ntime.sleep(0.3)\n"
-        f"came(f'seen-{{rank}}', str(len(seen)))\nsys.exit({status})"
+        f"came(f'seen-{{rank}}', str(len(seen)))\nwait('seen-0', 'seen-1')\nsys.exit({status})"
     )
     pids = files(tmp_path, "pid-0", "pid-1")
     assert all(os.getpgid(int(pid)) not in (os.getpgid(process.pid), os.getpgid(0)) for pid in pids)

@@ -23,6 +23,8 @@ from megatron_ext.specs import ReferenceSpec
 from pipeline.launch import ranks
 from pipeline.workflow.jobs import canonical
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 STAND_INS = Path(__file__).parent / "stand_ins"
 IMAGE = "/images/unlearn.sif"

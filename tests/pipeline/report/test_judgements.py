@@ -12,6 +12,8 @@ from pipeline.judging import rubric
 from pipeline.report import read
 from tests.pipeline.report.conftest import Bench, dump
 
+pytestmark = pytest.mark.slow
+
 METRICS = dict.fromkeys((*rubric.KEYS.values(), rubric.HARMONIC), 1.25)
 
 

@@ -77,6 +77,7 @@ def test_every_file_is_written(several):
     assert all(summary[f"{part}_seconds"] >= 0 for part in ("startup", "work", "write"))
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes(several):
     folder = several.output
     first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "summary.json"}
@@ -164,6 +165,7 @@ def test_flags_gaps_and_limits_are_said(page):
     assert "Hollow: flagged collapsed or unchanged." in page.text
 
 
+@pytest.mark.slow
 def test_gaps_in_a_curve_are_said(bench):
     steps = bench.steps()
     steps[4]["grad_cosine"] = None
@@ -172,6 +174,7 @@ def test_gaps_in_a_curve_are_said(bench):
     assert "Gaps, where a step has no finite value: npo." in page.text
 
 
+@pytest.mark.slow
 def test_a_quantity_that_nobody_measured_is_not_drawn(bench):
     bench.add("ga", steps=bench.steps(retain_loss=None))
     folder = bench.write()
@@ -180,6 +183,7 @@ def test_a_quantity_that_nobody_measured_is_not_drawn(bench):
     assert "Not drawn, for no step log has a value: Retain loss; Retain NLL of a fixed batch." in text
 
 
+@pytest.mark.slow
 def test_a_dual_variable_is_drawn_where_there_is_one(bench):
     bench.add("pdu", steps=bench.steps(dual=1.5))
     assert (bench.write() / "figures/pdu-dual.svg").is_file()
@@ -193,6 +197,7 @@ def test_times_of_all_steps_are_listed(page):
     assert kinds[kinds.index("unlearn") + 1] == "4" and kinds[kinds.index("evaluate") + 1] == "6"
 
 
+@pytest.mark.slow
 def test_times_stand_in_the_order_in_which_steps_run(bench):
     bench.add("npo", steps=bench.steps())
     folder = str(bench.root / "evaluation" / "npo")
@@ -277,6 +282,7 @@ def many_groups(bench):
     return read.load(bench.read())
 
 
+@pytest.mark.slow
 def test_notes_of_the_step_log_are_shown_with_the_row(bench):
     steps = bench.steps(10)
     steps[2]["note"] = "collapsed: retained text costs 8.1 nats a token; the direction is zero"

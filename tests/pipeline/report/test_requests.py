@@ -10,6 +10,8 @@ import pytest
 from pipeline.report.__main__ import main
 from tests.pipeline.report.conftest import Bench, dump
 
+pytestmark = pytest.mark.slow
+
 
 def add(bench: Bench, model: str, request: int, **values: float) -> None:
     """The model of an entry's method and seed after another request."""

@@ -15,6 +15,8 @@ from pipeline.report.__main__ import main
 from pipeline.specs import ReportSpec
 from tests.pipeline.report.conftest import GOOD, Bench, dump
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = {"relearn": "relearn", "int4": "quantise"}
 
 

@@ -210,6 +210,7 @@ def test_markdown_marks_best_and_escapes(bench):
     assert "**0.700**" in text and "**0.600**" not in text
 
 
+@pytest.mark.slow
 def test_print_aligns_columns_and_names_the_page(bench, capsys):
     bench.add("npo", title="a|b_c", model_utility=0.7)
     bench.add("longer-name", flags=("collapsed",))

@@ -10,6 +10,8 @@ from pipeline.report import curves, read
 from pipeline.report.style import Look
 from tests.pipeline.report.test_page import Page
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_method_and_the_comparison_show_the_trajectory_and_the_selected_step(bench):
     for seed, selected in ((0, 8), (1, 4)):

@@ -273,6 +273,7 @@ def test_the_program_names_what_is_wrong(data, tmp_path):
         step.main([str(path)])
 
 
+@pytest.mark.slow
 def test_a_real_model(shared_data, tmp_path, capsys):
     """The whole step with Megatron on one rank, with a model that knows no author."""
     checkpoint = shared_data / "models" / "stories260K"

@@ -236,6 +236,7 @@ def test_a_broken_file_of_the_cache_is_asked_again(server: Server, tmp_path: Pat
     assert (found.counts["asked"], found.counts["cached"]) == (2, QUESTIONS - 2)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(server: Server, tmp_path: Path) -> None:
     def script(number: int, request: dict[str, Any]) -> Answer:
         if number > 5:
@@ -375,6 +376,7 @@ def test_an_unreadable_answer_is_asked_for_once_more(server: Server, tmp_path: P
     assert again["messages"][3] == {"role": "user", "content": rubric.REMINDER}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", [completion("two"), completion(None), (200, {}, "<html>welcome</html>"), (200, {}, "[]"), (200, {}, "")]
 )
@@ -423,6 +425,7 @@ def test_500_then_good(server: Server, tmp_path: Path) -> None:
     assert found.counts["failed"] == 0 and found.counts["requests"] == QUESTIONS + 2 == len(server.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dated", [False, True])
 def test_429_waits_as_long_as_it_is_told(server: Server, tmp_path: Path, dated: bool) -> None:
     def script(number: int, request: dict[str, Any]) -> Answer:
@@ -542,6 +545,7 @@ ECHOES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("echo", ECHOES)
 @pytest.mark.parametrize("place", ["reason", "model", "body", "unreadable"])
 def test_a_key_that_is_repeated_in_escapes_is_found(

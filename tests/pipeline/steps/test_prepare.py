@@ -245,6 +245,7 @@ def test_only_what_is_asked_for_is_written(tmp_path: Path) -> None:
         assert files == {f"{n}.jsonl": (tmp_path / "a" / "evaluation" / f"{n}.jsonl").read_bytes() for n in alone.sets}
 
 
+@pytest.mark.slow
 def test_program(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(spec(tmp_path / "out").model_dump(mode="json")))
@@ -284,6 +285,7 @@ def test_main_reports_flags(
     assert "prepare: warning: 7 questions of the forget set are in the retain set too" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_tofu(real_data: Path, tmp_path: Path) -> None:
     source = {"kind": "folder", "path": str(real_data / "tofu")}
     summary = prepare(spec(tmp_path, source=source, tokenizer={"kind": "bpe", "vocab_size": 4096}, max_length=512))

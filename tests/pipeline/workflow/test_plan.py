@@ -130,6 +130,7 @@ def test_inputs_lie_in_folders_that_earlier_jobs_write(name: str) -> None:
         written.append(job.spec.output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b", None])
 def test_every_path_of_a_specification_is_a_declared_input(name: str | None, local: Plan) -> None:
     """A file that a job reads and Snakemake does not know of would not make the job run again."""
@@ -152,6 +153,7 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mini", "mini-all", "mini-robust", "tofu-small", "tofu-llama-3.2-1b"])
 def test_specifications_survive_their_journey(name: str) -> None:
     for job in plan(name).jobs.values():
@@ -270,6 +272,7 @@ def test_memory_of_what_is_built_and_trained() -> None:
         assert aside == 4 * stage_parameters(Layout(), mini), "extrapolated weights are scored in place of the step's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "vectors"),
     [

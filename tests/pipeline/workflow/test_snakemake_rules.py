@@ -18,6 +18,8 @@ from pipeline.workflow import snakemake_rules
 from pipeline.workflow.paths import refusal, refused_inputs
 from tests.support import programs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
 PROFILE = ("--profile", "workflow_configs/profiles/local")
@@ -261,7 +263,6 @@ def test_paths_that_people_have_are_allowed(tmp_path: Path) -> None:
     assert plan.paths.root.name == "mini"
 
 
-@pytest.mark.slow
 def test_stages_stop_where_they_say(finished: Path) -> None:
     fresh = ("--config", "results=elsewhere")
     data = {"data: Mini TOFU, forget10"}
@@ -285,7 +286,6 @@ def test_a_wrong_configuration_stops_before_any_job(project: Path, arguments: tu
     assert "Job " not in done.stdout + done.stderr
 
 
-@pytest.mark.slow
 def test_other_experiments_and_a_data_root(finished: Path, tmp_path: Path) -> None:
     small = would_run(finished, "all", "--config", "experiment=tofu-small")
     assert {"data: TOFU, forget10", "train: target", "train: retrain"} <= small

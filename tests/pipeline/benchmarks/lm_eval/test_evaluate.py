@@ -142,6 +142,7 @@ def harness(given: LmEvalOptions, local: Path, oracle: Oracle, monkeypatch: pyte
     return simple_evaluate(HarnessLM(oracle), tasks=list(given.tasks), task_manager=manager, **settings)["results"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"limit": 5}, {"num_fewshot": 2}], ids=str)
 @pytest.mark.parametrize("group", ["instruments", "kinds"])
 def test_a_group_has_the_harness_values(

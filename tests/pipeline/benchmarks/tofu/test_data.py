@@ -52,6 +52,7 @@ def test_nothing_that_is_trained_sees_it(tmp_path: Path) -> None:
     assert json.loads((with_it / "summary.json").read_text())["flags"] == []
 
 
+@pytest.mark.slow
 def test_real_holdout_sets(real_data: Path) -> None:
     for split, retain in RETAIN_SPLITS.items():
         content = DATA.load(FolderSource(path=real_data / "tofu"), split, ALL, training=True)
