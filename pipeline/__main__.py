@@ -2,8 +2,8 @@
 
 ``init`` writes an experiment for your own model and files. ``run`` takes an experiment from its files to its report.
 ``validate`` says what an experiment will run, or everything that is wrong with it. ``evaluate`` evaluates any Hugging
-Face model. ``metrics`` computes an evaluation's metrics again. ``sign`` and ``verify`` are for results that are
-handed on.
+Face model. ``metrics`` computes an evaluation's metrics again. ``compare`` says what differs between two
+finished experiments. ``sign`` and ``verify`` are for results that are handed on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from pipeline.commands import evaluate, init, metrics, run, sign, validate, verify
+from pipeline.commands import compare, evaluate, init, metrics, run, sign, validate, verify
 
 COMMANDS = {
     "init": (init, "write an experiment for a model and files of what is to be forgotten and kept"),
@@ -21,6 +21,7 @@ COMMANDS = {
     "validate": (validate, "check an experiment and print its jobs; exits 2 if it is wrong"),
     "evaluate": (evaluate, "evaluate a Hugging Face model on a benchmark"),
     "metrics": (metrics, "compute metrics again from an examples.jsonl"),
+    "compare": (compare, "say what differs between two finished experiments, with significance over seeds"),
     "sign": (sign, "sign the evidence and the unlearned checkpoints of an experiment's results"),
     "verify": (verify, "check these signatures; exits 1 where a byte has changed"),
 }

@@ -173,7 +173,7 @@ def provenance(groups: Sequence[Group]) -> tuple[dict[str, str], dict[str, dict[
         what all records agree on, by dotted key; and by step what is left of each
     """
     records = {
-        f"{result.entry.model_id}: {step}": _flat(record)
+        f"{result.entry.model_id}: {step}": flat(record)
         for group in groups
         for result in group.results
         for step, record in result.provenance.items()
@@ -218,9 +218,10 @@ def _facts(spec: ReportSpec, groups: Sequence[Group]) -> list[tuple[str, str]]:
     return facts + ([("Seeds", ", ".join(map(str, seeds)))] if seeds else [])
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested objects as texts by dotted key; ``prefix`` begins the keys."""
     if isinstance(value, Mapping) and value:
-        parts = [_flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+        parts = [flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
         return {key: item for part in parts for key, item in part.items()}
     if not prefix:
         return {}

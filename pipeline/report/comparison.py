@@ -1,0 +1,148 @@
+"""Two finished experiments side by side: what differs in configuration, data, versions and metrics."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_ext.specs import read as read_spec
+from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
+from pipeline.data.errors import DataError
+from pipeline.data.json_files import read_object
+from pipeline.report import read
+from pipeline.report.page import flat
+from pipeline.report.read import Group
+from pipeline.specs import ReportEntry, ReportSpec
+
+VERSIONS = ("git", "packages", "python", "image", "host.machine")
+Values = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of one row of the report that is not the same in both.
+
+    Attributes:
+        model: the row
+        metric: the metric's key
+        first: its values over seeds in the first results
+        second: and in the second
+        p: of Welch's two-sided t-test, by Holm's method for all tests together; ``None`` where there is no test
+    """
+
+    model: str
+    metric: str
+    first: tuple[float, ...]
+    second: tuple[float, ...]
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is compared of an experiment: its configuration, data by SHA-256, versions, and rows with their seeds."""
+
+    config: Values
+    data: Values
+    versions: Values
+    rows: Mapping[str, Group]
+
+
+def load(folder: Path) -> Results:
+    """A finished experiment's results; the folder may have been moved.
+
+    Raises:
+        DataError: there is no report, or a file is not what a step writes
+    """
+    path = folder / "report" / "spec.yaml"
+    if not path.is_file():
+        raise DataError(f"{path}: is missing: name an experiment's folder of results that has a report")
+    spec = _moved(read_spec(path, ReportSpec), folder)
+    groups = [*read.load(spec), *read.attacked(spec), *read.later_requests(spec)]
+    record = read_object(spec.entries[0].evaluation / "provenance.json")
+    data = EvaluationRecord.read(spec.entries[0].evaluation / EVALUATION).settings.data_sha256
+    versions = {key: value for key, value in flat(record).items() if key.startswith(VERSIONS)}
+    return Results(flat(spec.config), data, versions, {_name(group): group for group in groups})
+
+
+def differing(first: Values, second: Values) -> list[tuple[str, str | None, str | None]]:
+    """Key and both values of what is not the same; ``None`` where one has no such key."""
+    keys = dict.fromkeys([*first, *second])
+    return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
+
+
+def metrics(first: Results, second: Results) -> list[Difference]:
+    """The metrics of rows that both have, of which some value differs."""
+    found = list(_differences(first.rows, second.rows))
+    tested = {place: p for place, one in enumerate(found) if (p := _welch(one.first, one.second)) is not None}
+    adjusted = holm(list(tested.values()))
+    for place, p in zip(tested, adjusted, strict=True):
+        found[place] = replace(found[place], p=p)
+    return found
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values for all tests together, by Holm's step-down method.
+
+    Args:
+        values: the p-value of each test by itself
+
+    Returns:
+        the adjusted p-values, in the same order
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def _differences(first: Mapping[str, Group], second: Mapping[str, Group]) -> Iterator[Difference]:
+    for name in first:
+        if name not in second:
+            continue
+        keys = dict.fromkeys(
+            key for group in (first[name], second[name]) for one in group.results for key in one.metrics
+        )
+        for key in keys:
+            values = tuple(first[name].values(key)), tuple(second[name].values(key))
+            if values[0] != values[1]:
+                yield Difference(name, key, *values)
+
+
+def _welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The p-value; ``None`` with fewer than two seeds on a side, or where no seed differs from another."""
+    if min(len(first), len(second)) < 2 or not (statistics.pvariance(first) or statistics.pvariance(second)):
+        return None
+    from scipy.stats import ttest_ind
+
+    p = float(ttest_ind(first, second, equal_var=False).pvalue)
+    return p if math.isfinite(p) else None
+
+
+def _name(group: Group) -> str:
+    parts = [group.method, group.variant]
+    after = [f"after {group.attack}"] if group.attack else []
+    after += [f"request {group.request}"] if group.request > 1 else []
+    return ", ".join(["-".join(filter(None, parts)), *after])
+
+
+def _moved(spec: ReportSpec, folder: Path) -> ReportSpec:
+    """The specification with the folders below the experiment's own where they are now."""
+    old = spec.output.parent
+
+    def place(path: Path | None) -> Path | None:
+        return folder / path.relative_to(old) if path is not None and path.is_relative_to(old) else path
+
+    def entry(one: ReportEntry) -> ReportEntry:
+        changed: dict[str, Any] = {key: place(getattr(one, key)) for key in ("evaluation", "run", "judgement")}
+        return one.model_copy(update=changed)
+
+    rows = {key: [entry(one) for one in getattr(spec, key)] for key in ("entries", "attacked", "later_requests")}
+    return spec.model_copy(update={**rows, "output": folder / "report"})

@@ -1,0 +1,50 @@
+"""``unlearn compare``: what differs between two results, and no more."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.report.comparison import holm, load, metrics
+from tests.pipeline.report.conftest import Bench, dump, start
+
+
+def results(root: Path, rate: float, values: tuple[float, ...], commit: str) -> Bench:
+    found = start(root)
+    for seed, value in enumerate(values):
+        found.add("npo", seed=seed, forget_probability=value)
+    found.spec["config"] = {"methods": {"npo": {"learning_rate": rate}}, "split": "forget10"}
+    for entry in found.spec["entries"]:
+        dump(Path(entry["evaluation"]) / "provenance.json", {"git": {"commit": commit}, "python": "3.11.2"})
+    found.write()
+    shutil.copy(root / "spec.yaml", root / "report" / "spec.yaml")  # where the launcher leaves it
+    return found
+
+
+def test_what_differs_is_said_with_its_significance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only this compares: three seeds that differ clearly, a setting, a commit; nothing that is the same is named."""
+    first = results(tmp_path / "a", 0.001, (0.10, 0.11, 0.12), "c0ffee").root
+    results(tmp_path / "b", 0.002, (0.50, 0.52, 0.51), "decaf")
+    second = (tmp_path / "b").rename(tmp_path / "moved")  # results are read where they are now
+    assert main(["compare", str(first), str(second)]) == 0
+    printed = capsys.readouterr().out
+    assert "methods.npo.learning_rate: 0.001 | 0.002" in printed and "git.commit: c0ffee | decaf" in printed
+    assert "data: the same" in printed and "forget10" not in printed and "model_utility" not in printed
+    (found,) = metrics(load(first), load(second))
+    assert (found.model, found.metric, found.first) == ("npo", "forget_probability", (0.10, 0.11, 0.12))
+    x = math.sqrt(2400 / 2404)  # t² = 2400 at 4 degrees of freedom, for which Student's distribution has this form
+    assert found.p == pytest.approx(1 - x * (3 - x * x) / 2, rel=1e-4)
+    assert main(["compare", str(first), str(first)]) == 0
+    assert "metrics: the same" in capsys.readouterr().out
+    assert main(["compare", str(first), str(tmp_path)]) == 2
+    assert "spec.yaml: is missing" in capsys.readouterr().err
+
+
+def test_holms_method() -> None:
+    """Only this holds the correction for several tests, by the example 0.01, 0.04, 0.03."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
