@@ -14,7 +14,7 @@ The sum is multiplied by the site's `time_factor` and by the attempt, gets the s
 limit, and is rounded up to `ROUND` minutes.
 
 Memory of a node is, for each rank, weights, gradients, optimizer state and further vectors
-(`pipeline.config.memory`), also on a GPU, whose resume state and copy of the weights before unlearning lie in host
+(`pipeline.config.sizing`), also on a GPU, whose resume state and copy of the weights before unlearning lie in host
 memory; on a CPU the activations too; and `PROCESS`, what a process needs before it has a model. `SUPERVISORS` is for
 Snakemake on the first node. The sum is multiplied by the attempt, and never more than the node has.
 """
@@ -25,13 +25,8 @@ import math
 from dataclasses import dataclass
 
 from megatron_ext.config import Layout
-<<<<<<< HEAD
 from megatron_ext.specs import AlternativesSpec, QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline.config import sizing
-=======
-from megatron_ext.specs import QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
-from pipeline.config import memory, sizing
->>>>>>> 869b26a (unlearn plan: what an experiment costs on GPUs, and a layout that fits; memory counted as ranks hold it)
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes, Shape
 from pipeline.specs import EvaluateSpec
@@ -201,12 +196,12 @@ def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
     layout, precision, length = runtime.layout, runtime.precision, plan.config.experiment.data.max_length
     if isinstance(spec, TrainSpec | UnlearnSpec):
         if isinstance(spec, UnlearnSpec):
-            held = memory.unlearning_bytes(spec, shape, gpus=False)
+            held = sizing.unlearning_bytes(spec, shape, gpus=False)
         else:
-            held = memory.training_bytes(layout, shape, precision)
+            held = sizing.training_bytes(layout, shape, precision)
         tokens = spec.batching.sequences_of(length) * length
         return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute_activations))
-    held = memory.scoring_bytes(layout, shape, precision)
+    held = sizing.scoring_bytes(layout, shape, precision)
     tokens = max(spec.token_budget, spec.answers_budget if isinstance(spec, EvaluateSpec) else 0)
     return held + (0 if gpus else scoring_activations(layout, shape, max(length, tokens)))
 
@@ -234,8 +229,8 @@ def scoring_activations(layout: Layout, shape: Shape, tokens: int) -> int:
 def _state_bytes(plan: Plan, spec: TrainSpec | UnlearnSpec) -> int:
     """Bytes of a resume state on the largest rank, at most."""
     if isinstance(spec, UnlearnSpec):
-        return memory.unlearning_bytes(spec, plan.config.shape, gpus=True)
-    return memory.training_bytes(spec.runtime.layout, plan.config.shape, spec.runtime.precision)
+        return sizing.unlearning_bytes(spec, plan.config.shape, gpus=True)
+    return sizing.training_bytes(spec.runtime.layout, plan.config.shape, spec.runtime.precision)
 
 
 def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
@@ -251,7 +246,6 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
         # The best weights may be written at every measurement, and are read once.
         seconds += (_measurements(plan, spec) + 1) * weights / DISK
-<<<<<<< HEAD
     answers, new_tokens, budget = 0, 0, 0
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, config.forget_rows)
@@ -262,22 +256,6 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     batches = math.ceil(math.ceil(answers / max(1, budget // longest)) / layout.data)
     step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
     return seconds + batches * new_tokens * step
-=======
-    return seconds + generation_seconds(plan, spec, gpus)
-
-
-def generation_seconds(plan: Plan, spec: ModelStep, gpus: bool) -> float:
-    """Seconds that a step's generated tokens take beside their operations: to start kernels and to read weights."""
-    if not isinstance(spec, EvaluateSpec):
-        return 0.0
-    config, layout = plan.config, spec.runtime.layout
-    weights = config.shape.parameters * (2 if spec.runtime.precision == "bf16" else 4)
-    cost = config.family.cost(spec.options, config.forget_rows)
-    longest = config.experiment.data.max_length + cost.new_tokens
-    batches = math.ceil(math.ceil(cost.answers / max(1, spec.answers_budget // longest)) / layout.data)
-    step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
-    return batches * cost.new_tokens * step
->>>>>>> 869b26a (unlearn plan: what an experiment costs on GPUs, and a layout that fits; memory counted as ranks hold it)
 
 
 def operations(plan: Plan, spec: ModelStep) -> float:
@@ -300,9 +278,9 @@ def operations(plan: Plan, spec: ModelStep) -> float:
         tokens = spec.steps * batching.global_batch * length
         return idle * trained * parameters * tokens
     if spec.trainable_layers is not None:
-        parameters, _ = memory.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
+        parameters, _ = sizing.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
     batches = 1 + spec.forget_loss.needs_preferred_answers + (spec.retain_loss is not None)
-    each = trained * spec.rule.gradients + 2 * memory.keeps_reference_model(spec)
+    each = trained * spec.rule.gradients + 2 * sizing.keeps_reference_model(spec)
     tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:
