@@ -10,6 +10,7 @@ from typing import Any
 from megatron_ext.checkpoint.model_files import INDEX, MOST_BYTES, check_folder, read_object, weight_map
 from megatron_ext.checkpoint.tokenizer_files import VOCABULARY_FILES
 from pipeline.hub import local_files
+from pipeline.hub.tied_weights import INPUT, OUTPUT, own_output
 
 SINGLE = "model.safetensors"  # read where it is there, whatever an index says, as transformers does
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -32,7 +33,7 @@ def fault(folder: Path) -> str | None:
         if not folder.is_dir():
             raise Incomplete("is not a folder")
         _described(folder)
-        weights(folder)
+        _tied(folder, weights(folder))
         _tokenizer(folder)
     except Incomplete as error:
         return str(error)
@@ -141,6 +142,18 @@ def _described(folder: Path) -> None:
     if quantisation:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
         raise Incomplete(f"holds quantised weights (quantization_config: {method}): {UNQUANTISED}")
+
+
+def _tied(folder: Path, found: Tensors) -> None:
+    """Refuse an output layer that the config says is the embedding, and that is another."""
+    if OUTPUT not in found or INPUT not in found:
+        return
+    files = {folder / name for name in ([SINGLE] if (folder / SINGLE).is_file() else _index(folder).values())}
+    if own_output(local_files.architecture(folder) or {}, {file: header(file) for file in sorted(files)}):
+        raise Incomplete(
+            f"says in config.json that {OUTPUT!r} is {INPUT!r} (tie_word_embeddings), and holds another one: set "
+            f"tie_word_embeddings to false to use it, or remove {OUTPUT!r} from the weights"
+        )
 
 
 def _tokenizer(folder: Path) -> None:

@@ -106,6 +106,28 @@ def test_a_header_as_long_as_a_huge_file_takes_no_memory(folder: Path) -> None:
     assert "no safetensors file" in str(model_folder.fault(folder))
 
 
+@pytest.mark.parametrize(
+    ("tied", "changed", "refused"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_an_output_layer_of_its_own_is_no_tied_one(folder: Path, tied: bool, changed: bool, refused: bool) -> None:
+    """Only this compares the two embeddings: their last value decides, in two files, and an untied model may differ."""
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "tie_word_embeddings": tied}))
+    names = {"model.embed_tokens.weight": "model-1.safetensors", "lm_head.weight": "model-2.safetensors"}
+    for name, file in names.items():
+        write_safetensors(folder / file, {name: (6, 4)}, "F32", 4)
+    if changed:
+        with (folder / "model-2.safetensors").open("r+b") as stream:
+            stream.seek(-1, 2)
+            stream.write(b"\x01")
+    (folder / model_folder.INDEX).write_text(json.dumps({"weight_map": names}))
+    fault = model_folder.fault(folder)
+    if refused:
+        assert fault is not None and all(word in fault for word in (*names, "tie_word_embeddings"))
+    else:
+        assert fault is None
+
+
 def test_whole_folders_are_taken(folder: Path, shared_data: Path) -> None:
     """In one file and in several; beside one file an index of another form of the weights means nothing."""
     assert model_folder.fault(folder) is None
