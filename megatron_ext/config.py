@@ -165,16 +165,6 @@ class Batching(GlobalBatch):
         return max(1, min(self.micro_batch, self.micro_batch_tokens // length))
 
 
-class SampledAnswers(Strict):
-    """How a model samples other answers to the forget set's prompts."""
-
-    per_row: int = Field(5, ge=1, description="answers to each prompt, of which a step uses one")
-    max_new_tokens: int = Field(200, ge=1, description="of an answer, at most, its closing token not counted")
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is drawn from")
-    top_k: int | None = Field(None, ge=1, description="tokens that are drawn from; default: all")
-
-
 class TrainableLayers(Strict):
     """For losses on hidden states: what of the model is built, and which of its matrices are trained."""
 

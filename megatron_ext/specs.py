@@ -23,7 +23,6 @@ from megatron_ext.config import (
     Quantisation,
     RunSettings,
     Runtime,
-    SampledAnswers,
     Shares,
     TrainableLayers,
     Training,
@@ -127,6 +126,16 @@ class ReferenceSpec(ModelStepSpec):
     data: Path = Field(strict=False)
     token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
     output: Path = Field(strict=False, description="folder that receives reference.npz and summary.json")
+
+
+class SampledAnswers(Strict):
+    """How a model samples other answers to the forget set's prompts."""
+
+    per_row: int = Field(5, ge=1, description="answers to each prompt, of which a step uses one")
+    max_new_tokens: int = Field(200, ge=1, description="of an answer, at most, its closing token not counted")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1, description="share of the probability that is drawn from")
+    top_k: int | None = Field(None, ge=1, description="tokens that are drawn from; default: all")
 
 
 class AlternativesSpec(ModelStepSpec, SampledAnswers):

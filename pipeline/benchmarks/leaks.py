@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from megatron_ext.schema import Strict
-from pipeline.benchmarks.base import Example, Metric, describe
+from pipeline.benchmarks.base import Example, Metric, Options, describe
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import any_of, mean
 from pipeline.metrics.text import rouge_recall
@@ -58,6 +58,12 @@ class LeakOptions(Strict):
 
         sampling = Sampling(self.temperature, self.top_p, self.top_k)
         return tuple(samples(replace(request, sampling=sampling), self.samples))
+
+
+class LeakingOptions(Options):
+    """Settings of a family of questions with answers."""
+
+    leak: LeakOptions | None = Field(None, description="leak@k: whether any of k sampled answers holds the answer")
 
 
 def catalogue(options: LeakOptions | None, sets: Mapping[str, str]) -> list[Metric]:

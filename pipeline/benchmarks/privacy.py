@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.benchmarks.base import Example, Metric, Options, avg_loss, describe, of_set, raw_score, tokenwise
-from pipeline.benchmarks.leaks import LeakOptions
+from pipeline.benchmarks.attacks import ATTACKS, Attack
+from pipeline.benchmarks.base import Example, Metric, avg_loss, describe, of_set, raw_score, tokenwise
+from pipeline.benchmarks.leaks import LeakingOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import mean
 from pipeline.metrics.membership import auc, min_k, min_k_plus_plus, priv_leak, zlib_ratio
@@ -27,30 +28,9 @@ SETS = ("forget", HOLDOUT)
 UNENDED = "answer_without_end"  # the answer's tokens but for the end token, of which open-unlearning takes gradients
 
 Scored = Callable[[Example], float]
-Attack = Literal["loss", "zlib", "reference", "gradnorm", "min_k", "min_k_plus_plus"]
-ATTACKS: dict[Attack, tuple[str, str, str]] = {  # title, score, source
-    "loss": ("LOSS", "the {unit}'s loss", "Yeom et al. 2018 (arXiv 1709.01604)"),
-    "zlib": ("ZLib", "the loss over the bytes of the compressed {unit}", "Carlini et al. 2021 (arXiv 2012.07805)"),
-    "reference": ("Reference", "the loss less retrain's", "Carlini et al. 2021 (arXiv 2012.07805)"),
-    "gradnorm": (
-        "GradNorm",
-        "the 2-norm of the loss's gradient, averaged over parameter tensors,",
-        "Wang et al. 2024 (arXiv 2402.17012)",
-    ),
-    "min_k": (
-        "Min-40%",
-        "minus the mean of the lowest 40 % of the tokens' log-probabilities",
-        "Shi et al. 2023 (arXiv 2310.16789)",
-    ),
-    "min_k_plus_plus": (
-        "Min-40%++",
-        "minus the mean of the lowest 40 % of the tokens' standardised log-probabilities",
-        "Zhang et al. 2024 (arXiv 2404.02936)",
-    ),
-}
 
 
-class PrivacyOptions(Options):
+class PrivacyOptions(LeakingOptions):
     """Which memorisation and membership metrics are wanted.
 
     An AUC is 1 where an attack tells all members, the examples that were trained on, from the others.
@@ -59,7 +39,6 @@ class PrivacyOptions(Options):
     memorisation: bool = Field(False, description="extraction strength and exact memorisation of the forget set")
     membership: list[Attack] = Field([], description="attacks that tell the forget set from the holdout set")
     privleak: bool = Field(False, description="PrivLeak, from Min-40% and retrain's evaluation")
-    leak: LeakOptions | None = Field(None, description="leak@k: does any of k sampled answers hold the answer")
     privleak_retrain_auc: float | None = Field(
         None, ge=0, lt=1, description="retrain's AUC of Min-40%, in place of its evaluation"
     )
@@ -205,8 +184,9 @@ def compute(
     if options.memorisation:
         correct = [_without_end(example, "correct") for example in of_set(examples, "forget")]
         values["extraction_strength"] = mean([extraction_strength(tokens) for tokens in correct])
-        shares = [exact_memorisation(tokens) for tokens in correct]
-        values["exact_memorisation"] = mean([value for value in shares if value is not None])
+        values["exact_memorisation"] = mean(
+            [share for row in correct if (share := exact_memorisation(row)) is not None]
+        )
     return values | compute_membership(examples, options, retrain, SETS)
 
 

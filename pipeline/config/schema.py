@@ -16,7 +16,6 @@ from megatron_ext.config import (
     Optimisation,
     Quantisation,
     RuntimeSettings,
-    SampledAnswers,
     Scheme,
     Shares,
     TrainableLayers,
@@ -24,7 +23,7 @@ from megatron_ext.config import (
 )
 from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Line, Strict
-from megatron_ext.specs import Unlearning
+from megatron_ext.specs import SampledAnswers, Unlearning
 from megatron_ext.updates import AnyRule
 from pipeline.benchmarks import AnySource, families
 from pipeline.config.located_yaml import hint

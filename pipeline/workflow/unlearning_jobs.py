@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from megatron_ext.config import SampledAnswers
 from megatron_ext.methods import needed_files
-from megatron_ext.specs import AlternativesSpec, ReferenceSpec, Topic, UnlearnSpec
+from megatron_ext.specs import AlternativesSpec, ReferenceSpec, SampledAnswers, Topic, UnlearnSpec
 from pipeline.config import methods
 from pipeline.config.experiment import Config, Run
 from pipeline.specs import ModelId

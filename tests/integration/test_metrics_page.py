@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.benchmarks import AnyOptions, families, family
-from pipeline.benchmarks.privacy import Attack
+from pipeline.benchmarks.attacks import Attack
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 ATTACKS = get_args(Attack)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from pipeline.benchmarks import degenerate_answers, leaks
+from pipeline.benchmarks.attacks import Attack
 from pipeline.benchmarks.base import Example, describe, generation, of_set, raw_score, tokenwise
 from pipeline.benchmarks.muse.catalogue import FORGOTTEN, KNOWMEM, PRIVLEAK_SETS, VERBMEM, catalogue
 from pipeline.benchmarks.muse.options import MuseOptions
 from pipeline.benchmarks.privacy import (
-    Attack,
     Scored,
     auc_of,
     gradient_norm,
