@@ -23,8 +23,10 @@ def own_output(config: Mapping[str, Any], headers: Headers) -> bool:
         config: The model's ``config.json``.
         headers: By file of weights, the entries of its header.
     """
-    names = config.get("architectures")
-    family = next((known()[name] for name in names if name in known()), None) if _are_texts(names) else None
+    names: Any = config.get("architectures")
+    families = known()
+    named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    family = next((families[name] for name in named if name in families), None)
     if family is None or not family.is_tied(config):
         return False
     places = [
@@ -42,10 +44,6 @@ def own_output(config: Mapping[str, Any], headers: Headers) -> bool:
             if first.read(length) != second.read(length):
                 return True
     return False
-
-
-def _are_texts(names: Any) -> bool:
-    return isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
 
 
 def _go_to(stream: BinaryIO, place: Sequence[int]) -> int:
