@@ -37,6 +37,7 @@ class GRU(Rule):
         f, r = step.gradient(Objective.FORGET), step.gradient(Objective.RETAIN)
         before = [(1 - self.mu, step.kept[MEAN])] if MEAN in step.kept else []
         mean = step.kept[MEAN] = step.linear((self.mu, r), *before)
+        del before  # the last step's mean, or it would be a vector more
         (ff, fm), (_, mm) = step.gram(f, mean)
         terms, note = [(1.0, f)], None
         if mm <= VANISHED:

@@ -47,6 +47,7 @@ class SAM(Rule):
             with step.perturbed_weights(f, self.rho / math.sqrt(square)) as visits:
                 next(visits)
                 worst = step.gradient(Objective.FORGET)
+            del visits  # it knows the weights of before, which would be a vector more
         else:
             worst, note = f, "the forget gradient is zero: there is no direction to look into"
         if step.has_retain:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_ext.specs import AlternativesSpec, ReferenceSpec, StepSpec, TrainSpec, UnlearnSpec
 from pipeline.commands.show_row import lines
-from pipeline.config import methods, sizing
+from pipeline.config import memory, methods, sizing
 from pipeline.config import site as sites
 from pipeline.config.experiment import Config
 from pipeline.config.load import load
@@ -182,11 +182,11 @@ def notes(config: Config, site: Site | None = None) -> list[str]:
 def _memory(plan: Plan, spec: StepSpec, site: Site | None) -> str:
     config, runtime = plan.config, plan.config.experiment.runtime
     if isinstance(spec, UnlearnSpec):
-        return _bytes(sizing.unlearning_bytes(spec, config.shape, sizing.on_gpus(runtime.device, site)))
+        return _bytes(memory.unlearning_bytes(spec, config.shape, sizing.on_gpus(runtime.device, site)))
     if isinstance(spec, TrainSpec):
-        return _bytes(sizing.training_bytes(config.layout, config.shape, runtime.precision))
+        return _bytes(memory.training_bytes(config.layout, config.shape, runtime.precision))
     if isinstance(spec, AlternativesSpec | ReferenceSpec | EvaluateSpec):
-        return _bytes(sizing.scoring_bytes(config.layout, config.shape, runtime.precision))
+        return _bytes(memory.scoring_bytes(config.layout, config.shape, runtime.precision))
     return "-"
 
 

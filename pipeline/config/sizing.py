@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from megatron_ext.config import Layout, Runtime, TrainableLayers, even_split
+from megatron_ext.config import Layout, Runtime, even_split
 from megatron_ext.model.families import Experts, family_of
-from megatron_ext.specs import UnlearnSpec
 from pipeline.config.site import Site
 
 PROCESSES_PER_CORE = 4
@@ -125,83 +124,6 @@ def layout_problems(layout: Layout, shape: Shape) -> list[str]:
                 f"the model has {shape.layers} layers"
             )
     return found
-
-
-def stage_parameters(layout: Layout, shape: Shape) -> int:
-    """Parameters of the largest rank: its share of a pipeline stage's layers and embeddings."""
-    layers = layout.pipeline_split or [-(-shape.layers // layout.pipeline)] * layout.pipeline
-    sizes = [count * shape.layer_parameters for count in layers]
-    sizes[0] += shape.embedding_parameters
-    if layout.pipeline > 1 or not shape.tied:
-        sizes[-1] += shape.embedding_parameters
-    return -(-max(sizes) // layout.tensor)
-
-
-def trainable_parameters(layout: Layout, shape: Shape, trainable_layers: TrainableLayers) -> tuple[int, int]:
-    """Parameters of the largest rank, and how many of them it trains, where only ``trainable_layers`` are built.
-
-    They are spread evenly over the pipeline's stages.
-    """
-    counts = even_split(trainable_layers.up_to + 1, layout.pipeline)
-    each = sum(shape.matrices[name] for name in trainable_layers.target_modules)
-    sizes = []
-    for stage, count in enumerate(counts):
-        layers = range(sum(counts[:stage]), sum(counts[: stage + 1]))
-        built = count * shape.layer_parameters + (stage == 0) * shape.embedding_parameters
-        sizes.append((built, each * len(set(trainable_layers.trained_layers) & set(layers))))
-    built, trained = (max(column) for column in zip(*sizes, strict=True))
-    return -(-built // layout.tensor), -(-trained // layout.tensor)
-
-
-def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 0) -> int:
-    """Bytes of weights, gradients and AdamW state on the largest rank, without activations.
-
-    Gradients, moments and, under bf16, a master copy of the weights are fp32; the distributed optimizer spreads
-    moments, master copy and ``vectors``, the further gradient vectors of unlearning, over data-parallel ranks.
-    """
-    return scoring_bytes(layout, shape, precision) + int(
-        stage_parameters(layout, shape) * _training_bytes_each(layout, precision, vectors)
-    )
-
-
-def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
-    """As ``training_bytes``, without layers that are not built, and with the copy of the weights before unlearning.
-
-    A whole copy counts where it lies beside the model: not on ``gpus`` where it is offloaded. Validation of a rule that
-    extrapolates puts the weights of the step aside meanwhile.
-    """
-    layout, precision = spec.runtime.layout, spec.runtime.precision
-    # Without a retain loss there is one gradient, which is measured where it lies.
-    vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
-    reference_model = keeps_reference_model(spec)
-    if spec.trainable_layers is None:
-        aside = spec.validation is not None and spec.rule.extrapolation != 1.0
-        beside = not gpus or spec.runtime.reference_model == "resident"
-        copies = (reference_model and beside) + aside
-        return training_bytes(layout, shape, precision, vectors) + copies * scoring_bytes(layout, shape, precision)
-    built, trained = trainable_parameters(layout, shape, spec.trainable_layers)
-    width = _width(precision)
-    return built * width + int(trained * (_training_bytes_each(layout, precision, vectors) + reference_model * width))
-
-
-def keeps_reference_model(spec: UnlearnSpec) -> bool:
-    """Whether a run needs the model before unlearning."""
-    return any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss))
-
-
-def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:
-    """Bytes of weights on the largest rank."""
-    return stage_parameters(layout, shape) * _width(precision)
-
-
-def _width(precision: str) -> int:
-    return 2 if precision == "bf16" else 4
-
-
-def _training_bytes_each(layout: Layout, precision: str, vectors: int) -> float:
-    """Bytes of gradients and AdamW state for each trained parameter."""
-    state = 8 + 4 * (precision == "bf16") + 4 * vectors
-    return 4 + state / (layout.data if layout.distributed_optimizer else 1)
 
 
 def visible_gpus() -> int | None:

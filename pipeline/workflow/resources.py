@@ -14,7 +14,7 @@ The sum is multiplied by the site's `time_factor` and by the attempt, gets the s
 limit, and is rounded up to `ROUND` minutes.
 
 Memory of a node is, for each rank, weights, gradients, optimizer state and further vectors
-(`pipeline.config.sizing`), also on a GPU, whose resume state and copy of the weights before unlearning lie in host
+(`pipeline.config.memory`), also on a GPU, whose resume state and copy of the weights before unlearning lie in host
 memory; on a CPU the activations too; and `PROCESS`, what a process needs before it has a model. `SUPERVISORS` is for
 Snakemake on the first node. The sum is multiplied by the attempt, and never more than the node has.
 """
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from megatron_ext.config import Layout
 from megatron_ext.specs import AlternativesSpec, QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
-from pipeline.config import sizing
+from pipeline.config import memory, sizing
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes, Shape
 from pipeline.specs import EvaluateSpec
@@ -195,13 +195,10 @@ def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
     shape, runtime = plan.config.shape, spec.runtime
     layout, precision, length = runtime.layout, runtime.precision, plan.config.experiment.data.max_length
     if isinstance(spec, TrainSpec | UnlearnSpec):
-        if isinstance(spec, UnlearnSpec):
-            held = sizing.unlearning_bytes(spec, shape, gpus=False)
-        else:
-            held = sizing.training_bytes(layout, shape, precision)
+        held = _state_bytes(plan, spec, gpus=False)
         tokens = spec.batching.sequences_of(length) * length
         return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute_activations))
-    held = sizing.scoring_bytes(layout, shape, precision)
+    held = memory.scoring_bytes(layout, shape, precision)
     tokens = max(spec.token_budget, spec.answers_budget if isinstance(spec, EvaluateSpec) else 0)
     return held + (0 if gpus else scoring_activations(layout, shape, max(length, tokens)))
 
@@ -226,11 +223,11 @@ def scoring_activations(layout: Layout, shape: Shape, tokens: int) -> int:
     return 4 * tokens * (8 * shape.hidden + 3 * shape.ffn + cache) // layout.tensor
 
 
-def _state_bytes(plan: Plan, spec: TrainSpec | UnlearnSpec) -> int:
-    """Bytes of a resume state on the largest rank, at most."""
+def _state_bytes(plan: Plan, spec: TrainSpec | UnlearnSpec, gpus: bool = True) -> int:
+    """What stays in a rank through a step, at most, which on GPUs is what a resume state may hold."""
     if isinstance(spec, UnlearnSpec):
-        return sizing.unlearning_bytes(spec, plan.config.shape, gpus=True)
-    return sizing.training_bytes(spec.runtime.layout, plan.config.shape, spec.runtime.precision)
+        return memory.unlearning_bytes(spec, plan.config.shape, gpus)
+    return memory.training_bytes(spec.runtime.layout, plan.config.shape, spec.runtime.precision)
 
 
 def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
@@ -246,7 +243,14 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
         # The best weights may be written at every measurement, and are read once.
         seconds += (_measurements(plan, spec) + 1) * weights / DISK
-    answers, new_tokens, budget = 0, 0, 0
+    return seconds + generation_seconds(plan, spec, gpus)
+
+
+def generation_seconds(plan: Plan, spec: ModelStep, gpus: bool) -> float:
+    """Seconds that a step's generated tokens take beside their operations: to start kernels and to read weights."""
+    config, layout = plan.config, spec.runtime.layout
+    weights, answers = config.shape.parameters * (2 if spec.runtime.precision == "bf16" else 4), 0
+    new_tokens, budget = 0, 0
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, config.forget_rows)
         answers, new_tokens, budget = cost.answers, cost.new_tokens, spec.answers_budget
@@ -254,8 +258,7 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
         answers, new_tokens, budget = spec.per_row * config.forget_rows, spec.max_new_tokens, spec.token_budget
     longest = config.experiment.data.max_length + new_tokens
     batches = math.ceil(math.ceil(answers / max(1, budget // longest)) / layout.data)
-    step = config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus]
-    return seconds + batches * new_tokens * step
+    return batches * new_tokens * (config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus])
 
 
 def operations(plan: Plan, spec: ModelStep) -> float:
@@ -278,9 +281,9 @@ def operations(plan: Plan, spec: ModelStep) -> float:
         tokens = spec.steps * batching.global_batch * length
         return idle * trained * parameters * tokens
     if spec.trainable_layers is not None:
-        parameters, _ = sizing.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
+        parameters, _ = memory.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
     batches = 1 + spec.forget_loss.needs_preferred_answers + (spec.retain_loss is not None)
-    each = trained * spec.rule.gradients + 2 * sizing.keeps_reference_model(spec)
+    each = trained * spec.rule.gradients + 2 * memory.keeps_reference_model(spec)
     tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:

@@ -1,0 +1,256 @@
+"""Bytes on a rank, exact where they can be counted: weights, gradients, vectors, optimizer state; and activations.
+
+Counted from sizes alone, without torch. A test counts the storages of real ranks beside it.
+
+- Matrices are split over tensor-parallel ranks, the vocabulary padded to a multiple of them; norms are on every rank.
+- Gradients, moments, vectors of a rule and, under bf16, a master copy of the weights are fp32. The distributed
+  optimizer spreads all of these but the gradients over data-parallel ranks, and aligns parameters for that.
+- A block keeps for the backward pass, of each token: its two inputs and their norms; queries, keys, values and the
+  attention's output; four vectors of the feed-forward width. With recomputation only its input, and the rest of one
+  block at a time. A stage that has `s` stages behind it holds `s + 1` micro-batches.
+- Logits of a micro-batch's positions live in the activations' type once and in fp32 `FP32_LOGITS` times, of at most
+  `LOGITS` at a time where a loss works position by position, which is what is taken for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from megatron_ext.config import Batching, Layout, Runtime, TrainableLayers, even_split
+from megatron_ext.specs import TrainSpec, UnlearnSpec
+from pipeline.config.sizing import Shape
+
+LOGITS = 1 << 28  # as `megatron_ext.model.loss_inputs` has it
+FP32_LOGITS = 2
+ALIGNED, BUCKET = 64, 128  # elements to which the distributed optimizer aligns a parameter, and a bucket
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of one rank: of all that it builds, and the sizes of those that it trains, in a bucket each."""
+
+    built: int
+    buckets: tuple[tuple[int, ...], ...]
+
+    @property
+    def trained(self) -> int:
+        """How many are trained."""
+        return sum(map(sum, self.buckets))
+
+    def aligned(self, layout: Layout) -> int:
+        """Elements of the gradient buffer."""
+        if not layout.distributed_optimizer:
+            return self.trained
+        whole = math.lcm(layout.data, BUCKET)
+        return sum(_up(sum(_up(size, ALIGNED) for size in bucket), whole) for bucket in self.buckets)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank, by what they are for.
+
+    Attributes:
+        weights: Of the model as it computes.
+        gradients: The buffer that they are reduced in.
+        vectors: Further gradients that a rule keeps apart.
+        optimizer: Moments, and the master copy of the weights.
+        reference: Copies of the weights before unlearning.
+        activations: What a backward pass needs, or, in scoring, one block's and the cache of keys and values.
+        logits: Of one micro-batch.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    vectors: int = 0
+    optimizer: int = 0
+    reference: int = 0
+    activations: int = 0
+    logits: int = 0
+
+    @property
+    def lasting(self) -> int:
+        """Without what comes and goes with a micro-batch."""
+        return self.weights + self.gradients + self.vectors + self.optimizer + self.reference
+
+    @property
+    def total(self) -> int:
+        """The peak, if everything is there at once."""
+        return self.lasting + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What of a training step decides its memory, beside model and layout.
+
+    Attributes:
+        batching: Its batches.
+        vectors: Further gradient vectors of the rule.
+        adam: Whether the optimizer keeps moments.
+        trainable_layers: Which part of the model is built.
+        copies: Whole copies of the weights beside the model.
+        reference: Whether logits of a reference model are made too, or matrices are copied.
+    """
+
+    batching: Batching
+    vectors: int = 0
+    adam: bool = True
+    trainable_layers: TrainableLayers | None = None
+    copies: int = 0
+    reference: bool = False
+
+
+def stages(layout: Layout, shape: Shape, trainable_layers: TrainableLayers | None = None) -> list[Parameters]:
+    """Parameters of a rank of each pipeline stage, the first stage first."""
+    if trainable_layers is not None:
+        split = even_split(trainable_layers.up_to + 1, layout.pipeline)
+    else:
+        split = layout.pipeline_split or even_split(shape.layers, layout.pipeline)
+    return [_stage(layout, shape, split, number, trainable_layers) for number in range(layout.pipeline)]
+
+
+def _stage(
+    layout: Layout, shape: Shape, split: list[int], number: int, trainable_layers: TrainableLayers | None
+) -> Parameters:
+    tensor, whole = layout.tensor, trainable_layers is None
+    queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
+    matrices = {name: size // tensor for name, size in shape.matrices.items()}
+    others = [shape.hidden] * (4 if shape.post_norms else 2) + [(queries + 2 * keys) // tensor] * shape.qkv_bias
+    others += [shape.experts.count * shape.hidden] if shape.experts else []  # the router, on every rank
+    block = [*matrices.values(), *others, *[shape.head_dim, shape.head_dim] * shape.qk_norm]
+    embedding = shape.hidden * -(-shape.vocabulary // tensor)
+    first, last = number == 0, number == len(split) - 1
+    head = last and whole and (not shape.tied or len(split) > 1)
+    ends = [embedding] * first + [shape.hidden] * (last and whole) + [embedding] * head
+    built = split[number] * sum(block) + sum(ends)
+    if trainable_layers is not None:
+        here = range(sum(split[:number]), sum(split[: number + 1]))
+        each = [matrices[name] for name in trainable_layers.target_modules]
+        trained = each * len(set(trainable_layers.trained_layers) & set(here))
+        return Parameters(built, (tuple(trained),) if trained else ())
+    # An embedding that both ends of a pipeline have is a bucket of its own.
+    apart = shape.tied and len(split) > 1 and (first or last)
+    rest = block * split[number] + ([shape.hidden] * last if apart else ends)
+    return Parameters(built, (tuple(rest), (embedding,)) if apart else (tuple(rest),))
+
+
+def stage_parameters(layout: Layout, shape: Shape) -> int:
+    """Parameters of the largest rank."""
+    return max(stage.built for stage in stages(layout, shape))
+
+
+def trainable_parameters(layout: Layout, shape: Shape, trainable_layers: TrainableLayers) -> tuple[int, int]:
+    """The most parameters that a rank builds, and that a rank trains, where only ``trainable_layers`` are built."""
+    found = stages(layout, shape, trainable_layers)
+    return max(stage.built for stage in found), max(stage.trained for stage in found)
+
+
+def workload(spec: TrainSpec | UnlearnSpec, gpus: bool) -> Workload:
+    """What of a step's specification decides its memory.
+
+    A copy of the whole model before unlearning counts where it lies beside the model: not on ``gpus`` where it is
+    offloaded. Validation of a rule that extrapolates puts the weights of the step aside meanwhile.
+    """
+    adam = spec.optimizer.name == "adamw"
+    if isinstance(spec, TrainSpec):
+        return Workload(spec.batching, adam=adam)
+    # Without a retain loss there is one gradient, which is measured where it lies.
+    vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
+    reference, partial = keeps_reference_model(spec), spec.trainable_layers is not None
+    beside = not gpus or spec.runtime.reference_model == "resident"
+    aside = spec.validation is not None and spec.rule.extrapolation != 1.0
+    copies = 0 if partial else int(reference and beside) + int(aside)
+    return Workload(spec.batching, vectors, adam, spec.trainable_layers, copies, reference)
+
+
+def keeps_reference_model(spec: UnlearnSpec) -> bool:
+    """Whether a run needs the model before unlearning."""
+    return any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss))
+
+
+def lasting(work: Workload, layout: Layout, shape: Shape, precision: str) -> list[Memory]:
+    """What stays on a rank of each pipeline stage through a training step, without activations and logits."""
+    width, found = _width(precision), []
+    for stage in stages(layout, shape, work.trainable_layers):
+        aligned = stage.aligned(layout)
+        shard = aligned // layout.data if layout.distributed_optimizer else aligned
+        buffer = aligned if layout.distributed_optimizer else stage.trained
+        copied = stage.trained if work.reference and work.trainable_layers is not None else work.copies * stage.built
+        found.append(
+            Memory(
+                weights=width * (stage.built - stage.trained + buffer),
+                gradients=4 * aligned,
+                vectors=4 * work.vectors * shard,
+                optimizer=shard * (8 * work.adam + 4 * (precision == "bf16")),
+                reference=width * copied,
+            )
+        )
+    return found
+
+
+def training(work: Workload, runtime: Runtime, shape: Shape, length: int) -> Memory:
+    """Bytes of a training step on the rank that has most, with rows of ``length`` tokens."""
+    layout, width = runtime.layout, _width(runtime.precision)
+    tokens = work.batching.sequences_of(length) * length
+    last, made = layout.pipeline - 1, []
+    partial = work.trainable_layers is not None
+    for number, held in enumerate(lasting(work, layout, shape, runtime.precision)):
+        waiting = min(layout.pipeline - number, -(-work.batching.global_batch // layout.data))
+        kept = width * tokens * _kept(runtime, shape, _layers(layout, shape, work.trainable_layers)[number], waiting)
+        positions = min(tokens, max(1, LOGITS * layout.tensor // shape.vocabulary))
+        logits = positions * -(-shape.vocabulary // layout.tensor) * (width + 4 * FP32_LOGITS) * (1 + work.reference)
+        made.append(replace(held, activations=int(kept), logits=logits if number == last and not partial else 0))
+    return max(made, key=lambda memory: memory.total)
+
+
+def scoring(layout: Layout, shape: Shape, precision: str, tokens: int) -> Memory:
+    """Bytes of scoring or generating on the largest rank, with ``tokens`` in a forward pass."""
+    width, layers = _width(precision), max(_layers(layout, shape, None))
+    cache = layers * 2 * shape.key_value_heads * shape.head_dim
+    block = 8 * shape.hidden + 3 * shape.ffn
+    logits = min(1 << 26, tokens * -(-shape.vocabulary // layout.tensor)) * (width + 4 * FP32_LOGITS)
+    activations = width * tokens * (block + cache) // layout.tensor
+    return Memory(weights=scoring_bytes(layout, shape, precision), activations=activations, logits=logits)
+
+
+def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 0) -> int:
+    """Bytes of weights, gradients, ``vectors`` and AdamW state on the largest rank."""
+    work = Workload(Batching(global_batch=1, micro_batch=1), vectors)
+    return max(memory.lasting for memory in lasting(work, layout, shape, precision))
+
+
+def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
+    """As ``training_bytes``, of a run: without layers that are not built, with copies of weights before unlearning."""
+    held = lasting(workload(spec, gpus), spec.runtime.layout, shape, spec.runtime.precision)
+    return max(memory.lasting for memory in held)
+
+
+def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:
+    """Bytes of weights on the largest rank."""
+    return stage_parameters(layout, shape) * _width(precision)
+
+
+def _kept(runtime: Runtime, shape: Shape, layers: int, waiting: int) -> float:
+    """Elements that a stage keeps of each token, for the micro-batches that wait for their backward pass."""
+    layout = runtime.layout
+    spread = layout.tensor if layout.sequence_parallel else 1
+    queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
+    inside = shape.ffn * (shape.experts.chosen if shape.experts else 1)
+    block = 4 * shape.hidden / spread + (2 * queries + 2 * keys + 4 * inside) / layout.tensor
+    if runtime.recompute_activations:
+        return waiting * layers * shape.hidden / spread + block
+    return waiting * layers * block
+
+
+def _layers(layout: Layout, shape: Shape, trainable_layers: TrainableLayers | None) -> list[int]:
+    if trainable_layers is not None:
+        return even_split(trainable_layers.up_to + 1, layout.pipeline)
+    return layout.pipeline_split or even_split(shape.layers, layout.pipeline)
+
+
+def _width(precision: str) -> int:
+    return 2 if precision == "bf16" else 4
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,227 @@
+"""What the steps of an experiment cost on GPUs: memory, operations, bytes moved, time and disk, and which layouts fit.
+
+Memory is counted (`pipeline.config.memory`). Time is operations at the share of a GPU's peak that its table says, bytes
+that ranks exchange at the speed of its link, and files at the disk's. Rows are as long as ``data.max_length``, so all
+of it is a bound for shorter ones. Imports neither torch nor megatron-core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from megatron_ext.config import Layout
+from megatron_ext.schema import Strict
+from megatron_ext.specs import TrainSpec, UnlearnSpec
+from pipeline.config import memory, sizing
+from pipeline.config.load import CONFIGS
+from pipeline.config.located_yaml import ConfigError, Document, explain, read
+from pipeline.config.memory import Memory
+from pipeline.config.sizing import Shape
+from pipeline.specs import EvaluateSpec
+from pipeline.workflow import resources
+from pipeline.workflow.plan import Plan
+from pipeline.workflow.resources import ModelStep
+from pipeline.workflow.unlearning_jobs import unlearning_steps
+
+TABLE = CONFIGS / "gpus.yaml"
+RESERVE = 3 * 2**30  # of a GPU: CUDA's context, NCCL's buffers, gaps between blocks; an assumption
+NODE = 8  # GPUs that a node has, if no site says otherwise
+
+
+class Gpu(Strict):
+    """What a type of GPU can do; ``measured`` names the numbers that are no assumptions."""
+
+    memory_gib: float = Field(gt=0)
+    bf16_tflops: float = Field(gt=0)
+    fp32_tflops: float = Field(gt=0)
+    reached: float = Field(gt=0, le=1)
+    link_gb_s: float = Field(gt=0)
+    network_gb_s: float = Field(gt=0)
+    disk_gb_s: float = Field(gt=0)
+    measured: list[str] = []
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step costs.
+
+    Attributes:
+        name: The job's folder.
+        memory: Bytes of the largest rank, as the experiment has it.
+        recomputed: The same with recomputed activations.
+        operations: Floating-point operations over all ranks.
+        moved: Bytes that the busiest rank sends to others.
+        seconds: Of the whole step.
+        disk: Bytes of what is written: a checkpoint, and two resume states of all ranks where there are any.
+    """
+
+    name: str
+    memory: Memory
+    recomputed: Memory
+    operations: float
+    moved: float
+    seconds: float
+    disk: float
+
+
+def gpus(file: Path = TABLE) -> dict[str, Gpu]:
+    """The table of GPU types.
+
+    Raises:
+        ConfigError: With everything that is wrong with the file.
+    """
+    document, found, problems = read(file), dict[str, Gpu](), list[str]()
+    for name, entry in document.data.items():
+        own: Document = document.at(name)
+        try:
+            found[str(name)] = Gpu.model_validate(entry)
+        except ValidationError as error:
+            problems += explain(error, Gpu, own)
+    if problems or not found:
+        raise ConfigError(problems or [f"{file}: names no GPU"])
+    return found
+
+
+def costs(plan: Plan, gpu: Gpu, node: int = NODE) -> list[Cost]:
+    """What each step with a model costs; seeds of a method, which cost the same, each by themselves."""
+    return [_cost(plan, name, spec, gpu, node) for name, spec in model_steps(plan)]
+
+
+def model_steps(plan: Plan) -> Iterator[tuple[str, ModelStep]]:
+    """The steps that run a model on ranks."""
+    for job in plan.jobs.values():
+        if isinstance(job.spec, ModelStep):
+            yield job.name, job.spec
+
+
+def step_memory(plan: Plan, spec: ModelStep, recompute: bool | None = None) -> Memory:
+    """Bytes of the step's largest rank on GPUs; ``recompute`` in place of the experiment's own."""
+    shape, length, runtime = plan.config.shape, plan.config.experiment.data.max_length, spec.runtime
+    if isinstance(spec, TrainSpec | UnlearnSpec):
+        if recompute is not None:
+            runtime = runtime.model_copy(update={"recompute_activations": recompute})
+        return memory.training(memory.workload(spec, gpus=True), runtime, shape, length)
+    budgets = [spec.token_budget, spec.answers_budget] if isinstance(spec, EvaluateSpec) else [spec.token_budget]
+    return memory.scoring(runtime.layout, shape, runtime.precision, max(length, *budgets))
+
+
+def _cost(plan: Plan, name: str, spec: ModelStep, gpu: Gpu, node: int) -> Cost:
+    shape, layout, precision = plan.config.shape, spec.runtime.layout, spec.runtime.precision
+    operations, moved = resources.operations(plan, spec), moved_bytes(plan, spec)
+    weights, states = shape.parameters * (2 if precision == "bf16" else 4), 0
+    written = weights if isinstance(spec, TrainSpec | UnlearnSpec) else 0
+    if isinstance(spec, TrainSpec | UnlearnSpec) and spec.checkpoint_every:
+        states = layout.ranks * step_memory(plan, spec).lasting
+    steps = _optimizer_steps(plan, spec)
+    every = spec.checkpoint_every if isinstance(spec, TrainSpec | UnlearnSpec) else 0
+    files = weights + written + states * (steps // every if every else 0)
+    peak = gpu.bf16_tflops if precision == "bf16" else gpu.fp32_tflops
+    link = gpu.link_gb_s if layout.ranks <= node else gpu.network_gb_s
+    seconds = operations / (layout.ranks * peak * 1e12 * gpu.reached) + moved / (link * 1e9)
+    seconds += files / (gpu.disk_gb_s * 1e9) + resources.generation_seconds(plan, spec, gpus=True)
+    own, recomputed = step_memory(plan, spec), step_memory(plan, spec, recompute=True)
+    return Cost(name, own, recomputed, operations, moved, seconds, written + 2 * states)
+
+
+def _optimizer_steps(plan: Plan, spec: ModelStep) -> int:
+    if isinstance(spec, TrainSpec):
+        return spec.steps
+    return unlearning_steps(plan.config, spec) if isinstance(spec, UnlearnSpec) else 0
+
+
+def moved_bytes(plan: Plan, spec: ModelStep) -> float:
+    """Bytes that a rank gives to collectives and sends in a training step's whole run: 0 in scoring.
+
+    A block all-reduces its output twice forward and twice backward over tensor-parallel ranks, with recomputation twice
+    more. A stage sends each micro-batch's states and their gradient. Gradients are reduced in fp32 once for each loss
+    that is taken apart, and with the distributed optimizer weights are gathered.
+    """
+    if not isinstance(spec, TrainSpec | UnlearnSpec):
+        return 0.0
+    shape, layout, length = plan.config.shape, spec.runtime.layout, plan.config.experiment.data.max_length
+    width = 2 if spec.runtime.precision == "bf16" else 4
+    work = memory.workload(spec, gpus=True)
+    terms, gradients = 1, 1
+    if isinstance(spec, UnlearnSpec):
+        terms = 1 + (spec.retain_loss is not None) + spec.forget_loss.needs_preferred_answers
+        gradients = spec.rule.gradients
+    apart = 2 if work.vectors and terms > 1 else 1
+    states = width * shape.hidden * (spec.batching.global_batch // layout.data) * length * terms * gradients
+    layers = shape.layers if work.trainable_layers is None else work.trainable_layers.up_to + 1
+    moved = 0.0
+    if layout.tensor > 1:
+        moved += states * -(-layers // layout.pipeline) * (6 if spec.runtime.recompute_activations else 4)
+    if layout.pipeline > 1:
+        moved += 2 * states
+    if layout.data > 1:
+        aligned = max(stage.aligned(layout) for stage in memory.stages(layout, shape, work.trainable_layers))
+        moved += aligned * (4 * gradients * apart + width * layout.distributed_optimizer)
+    return moved * _optimizer_steps(plan, spec)
+
+
+def layouts(shape: Shape, ranks: int, node: int = NODE) -> Iterator[Layout]:
+    """Layouts of that many ranks that the model's sizes allow, tensor-parallel ranks on one node.
+
+    First those with few pipeline stages, which idle, then those with few tensor-parallel ranks, which exchange
+    activations in every block.
+    """
+    for pipeline in range(1, min(ranks, shape.layers) + 1):
+        for tensor in range(1, min(ranks, node) + 1):
+            if ranks % (pipeline * tensor):
+                continue
+            split = None if shape.layers % pipeline == 0 else sizing.even_split(shape.layers, pipeline)
+            data = ranks // (pipeline * tensor)
+            layout = Layout(
+                tensor=tensor,
+                pipeline=pipeline,
+                data=data,
+                pipeline_split=split,
+                distributed_optimizer=data > 1,
+                sequence_parallel=tensor > 1,
+            )
+            if not sizing.layout_problems(layout, shape):
+                yield layout
+
+
+def at_layout(spec: ModelStep, layout: Layout) -> ModelStep | None:
+    """The step at another layout; ``None`` where its batches, optimizer or layers do not go with it."""
+    changed: dict[str, object] = {"runtime": spec.runtime.model_copy(update={"layout": layout})}
+    if isinstance(spec, TrainSpec | UnlearnSpec):
+        total = spec.batching.global_batch
+        if total % layout.data or (spec.optimizer.name == "sgd" and layout.distributed_optimizer):
+            return None
+        micro = min(spec.batching.micro_batch, total // layout.data)
+        changed["batching"] = spec.batching.model_copy(update={"micro_batch": micro})
+    trained = spec.trainable_layers if isinstance(spec, UnlearnSpec) else None
+    if trained is not None and trained.up_to + 1 < layout.pipeline:
+        return None
+    return spec.model_copy(update=changed)
+
+
+def fits(needed: int, gpu_memory: float) -> bool:
+    """Whether a rank's bytes go into a GPU with ``gpu_memory`` bytes, beside what is kept free."""
+    return needed + RESERVE <= gpu_memory
+
+
+def peak_at(plan: Plan, layout: Layout) -> int | None:
+    """Bytes of the largest rank of any step at a layout; ``None`` where some step does not go with it."""
+    peaks = []
+    for _, spec in model_steps(plan):
+        moved = at_layout(spec, layout)
+        if moved is None:
+            return None
+        peaks.append(step_memory(plan, moved).total)
+    return max(peaks)
+
+
+def recommended(plan: Plan, ranks: int, gpu_memory: float, node: int = NODE) -> tuple[Layout, int] | None:
+    """The first of ``layouts`` at which every step fits, with the bytes of its largest rank; ``None``: none does."""
+    for layout in layouts(plan.config.shape, ranks, node):
+        peak = peak_at(plan, layout)
+        if peak is not None and fits(peak, gpu_memory):
+            return layout, peak
+    return None

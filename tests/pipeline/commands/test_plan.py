@@ -1,0 +1,84 @@
+"""``unlearn plan``: costs of an experiment on GPUs, and a layout that fits them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_ext.config import Layout
+from megatron_ext.specs import UnlearnSpec
+from pipeline.__main__ import main
+from pipeline.config.load import load
+from pipeline.workflow import costs
+from pipeline.workflow.plan import Plan
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def large() -> Plan:
+    return Plan(load("tofu-llama-3.1-70b"), Path("out"))
+
+
+def test_what_fits_is_said_and_what_does_not_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "tofu-llama-3.1-70b", "--price", "2"]) == 0
+    fitting = capsys.readouterr().out
+    assert main(["plan", "tofu-llama-3.1-70b", "--gpu-memory", "40GiB"]) == 1
+    small = capsys.readouterr().out
+    row = next(line for line in small.splitlines() if line.startswith("unlearned/blur-npo/seed-0"))
+    assert " 8.5  " in row and "47.0 *" in row and "none of 32 GPUs" in small
+    assert "47.0 *" not in fitting and "at 2 an hour" in fitting and "assumed    h100-80" in fitting
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu-memory", "80"], "--gpu-memory: '80'"),
+        (["--gpu-type", "h100"], "--gpu-type: unknown type 'h100'"),
+        (["--gpus", "0"], "--gpus: 0"),
+    ],
+)
+def test_wrong_options(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "mini", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_table_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice the speed is half the time of operations; what was measured is no assumption; a wrong key is named."""
+    own = tmp_path / "gpus.yaml"
+    values = "memory_gib: 80, fp32_tflops: 67, reached: 0.5, link_gb_s: 1, network_gb_s: 1, disk_gb_s: 1"
+    own.write_text(f"mine: {{{values}, bf16_tflops: 100, measured: [bf16_tflops, reached]}}\n")
+    assert main(["plan", "mini", "--gpus-file", str(own), "--gpu-type", "mine"]) == 0
+    out = capsys.readouterr().out
+    assert "assumed    mine: memory_gib 80, fp32_tflops 67, link_gb_s 1" in out and "reached" not in out
+    own.write_text(f"mine: {{{values}, tflops: 100}}\n")
+    assert main(["plan", "mini", "--gpus-file", str(own), "--gpu-type", "mine"]) == 2
+    assert "tflops" in capsys.readouterr().err
+
+
+def test_a_recommended_layout_fits_and_none_with_fewer_splits_does(large: Plan) -> None:
+    size = 80 * GIB
+    found = costs.recommended(large, 64, size)
+    assert found is not None and costs.fits(found[1], size)
+    layout = found[0]
+    assert layout.ranks == 64 and layout.tensor <= costs.NODE
+    for other in costs.layouts(large.config.shape, 64):
+        if (other.pipeline, other.tensor) < (layout.pipeline, layout.tensor):
+            peak = costs.peak_at(large, other)
+            assert peak is None or not costs.fits(peak, size)
+    assert costs.recommended(large, 4, size) is None
+
+
+def test_bytes_that_ranks_exchange(large: Plan) -> None:
+    """Counted by hand: BLUR on Llama-3.1-70B, tensor 8 x pipeline 4 x data 2."""
+    spec = large.jobs["unlearned/blur-npo/seed-0"].spec
+    assert isinstance(spec, UnlearnSpec)
+    layout = Layout(tensor=8, pipeline=4, data=2, distributed_optimizer=True, sequence_parallel=True)
+    moved = costs.at_layout(spec, layout)
+    assert isinstance(moved, UnlearnSpec)
+    states = 2 * 8192 * 16 * 512 * 2  # bf16; half of the 32 rows; both sets
+    last = 20 * (855_638_016 + 0) // 8 + 128_256 // 8 * 8192 + 41 * 8192
+    steps = 130  # ten passes over 400 rows
+    each = states * (20 * 6 + 2) + last * (4 * 2 + 2)
+    assert costs.moved_bytes(large, moved) == pytest.approx(steps * each, rel=1e-3)
