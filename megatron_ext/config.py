@@ -96,11 +96,11 @@ class Runtime(RuntimeSettings):
 
 
 class Schedule(Strict):
-    """Learning rate over optimizer steps: linear warm-up from ``peak / warmup_steps``, then the named decay."""
+    """Learning rate over optimizer steps: linear warm-up from 0, then the named decay, as in transformers."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
-    final_fraction: float = Field(0.0, ge=0, le=1, description="of the peak, reached at the last step")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="of the peak, which the step after the last would have")
 
 
 class Optimizer(Strict):

@@ -197,6 +197,12 @@ class Unlearning(Optimisation):
 
     epochs: float = Field(gt=0, description="passes over the forget set")
     max_steps: int | None = Field(None, ge=1, description="bound on the optimizer steps, over all topics")
+    steps_per_epoch: Literal["pass", "trainer"] = Field(
+        "pass", description="a smaller last batch ends each pass, or steps are those of transformers' Trainer"
+    )
+    accumulation: int | None = Field(
+        None, ge=1, description="micro-batches of a step in Trainer's run; global_batch / accumulation rows each"
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up, added to the schedule's warm-up steps")
     diagnostics: bool = Field(
         False,
@@ -250,7 +256,21 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
         if self.validation is not None and self.trainable_layers is not None:
             built = f"layers 0 to {self.trainable_layers.up_to} only, which give no probabilities; allowed: null"
             found.append(f"validation: is given, but the method's 'trainable_layers' builds {built}")
-        return found + self.rule.problems(self.run_settings())
+        return found + self._trainer_problems() + self.rule.problems(self.run_settings())
+
+    def _trainer_problems(self) -> list[str]:
+        """What does not fit together in ``steps_per_epoch`` and ``accumulation``."""
+        batch, accumulation = self.batching.global_batch, self.accumulation
+        if self.steps_per_epoch == "pass":
+            return [] if accumulation is None else [f"accumulation: {accumulation} without steps_per_epoch: 'trainer'"]
+        if accumulation is None:
+            return ["accumulation: is missing, which steps_per_epoch: 'trainer' needs"]
+        found = []
+        if batch % accumulation:
+            found.append(f"accumulation: {accumulation} does not divide global_batch: {batch}")
+        if len(self.topics) > 1:
+            found.append(f"steps_per_epoch: 'trainer' with {len(self.topics)} topics; allowed: 'pass'")
+        return found
 
     def run_settings(self) -> RunSettings:
         """What the rule is told of this run."""

@@ -93,7 +93,13 @@ class BatchRows:
 class ForgetRetainSampler:
     """Batches of forget rows, each beside as many retain rows drawn at random.
 
-    An epoch is one shuffled pass over the forget set; its last batch may be smaller.
+    An epoch is one shuffled pass over the forget set; its last batch may be smaller. With ``accumulation`` steps are
+    those of transformers' Trainer: a pass is cut into micro-batches of ``batch / accumulation`` rows (those of all GPUs
+    together), a step takes the next ``accumulation`` of them, and what a pass leaves over begins the next pass's first
+    step. ``epochs`` only counts ``len(micro-batches) // accumulation`` steps each, so that the last rows of the run
+    may not be seen.
+
+    Source: transformers 4.45.1, ``Trainer._inner_training_loop``.
 
     Attributes:
         forget: Rows of the forget set.
@@ -101,6 +107,7 @@ class ForgetRetainSampler:
         batch: Forget rows of a global batch.
         epochs: Passes over the forget set.
         seed: Of the draws.
+        accumulation: Micro-batches of a step where steps are Trainer's; None: the steps of whole passes.
     """
 
     forget: int
@@ -108,32 +115,65 @@ class ForgetRetainSampler:
     batch: int
     epochs: float
     seed: int
+    accumulation: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the forget set."""
-        return math.ceil(self.forget / self.batch)
+        """Optimizer steps of one pass over the forget set; those that Trainer counts."""
+        if self.accumulation is None:
+            return math.ceil(self.forget / self.batch)
+        return max(1, self._pieces // self.accumulation)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of all passes, to the nearest whole number and at least one."""
-        return max(1, round(self.epochs * self.steps_per_epoch))
+        """Optimizer steps of all passes: to the nearest whole number and at least one, or as Trainer rounds, up."""
+        if self.accumulation is None:
+            return max(1, round(self.epochs * self.steps_per_epoch))
+        return math.ceil(self.epochs * self.steps_per_epoch)
+
+    def warmup_steps(self, epochs: float) -> int:
+        """Steps of a warm-up of so many passes: to the nearest whole number, or as open-unlearning rounds, down."""
+        if self.accumulation is None:
+            return round(epochs * self.steps_per_epoch)
+        return int(epochs * self.forget // self.batch)
+
+    def pass_of(self, step: int) -> int:
+        """The pass over the forget set that a step's last rows belong to, from 0."""
+        return self._range(step)[-1] // self._pieces
 
     def epoch(self, step: int) -> float:
         """Passes over the forget set that are complete after ``step``."""
-        whole, place = divmod(step, self.steps_per_epoch)
-        return whole + min(1.0, (place + 1) * self.batch / self.forget)
+        whole, place = divmod(self._range(step)[-1], self._pieces)
+        return whole + min(1.0, (place + 1) * self._piece / self.forget)
 
     def rows(self, step: int) -> BatchRows:
         """The global batch of one step. Retain rows are drawn without replacement where there are enough."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.forget, self.seed, _Stream.FORGET, 0, epoch)
-        forget = [int(i) for i in order[place * self.batch : (place + 1) * self.batch]]
+        forget: list[int] = []
+        for number in self._range(step):
+            epoch, place = divmod(number, self._pieces)
+            order = _permutation(self.forget, self.seed, _Stream.FORGET, 0, epoch)
+            forget += [int(i) for i in order[place * self._piece : (place + 1) * self._piece]]
         if self.retain == 0:
             return BatchRows(forget, [])
         draw = np.random.default_rng([self.seed, _Stream.RETAIN, step])
         replace = self.retain < len(forget)
         return BatchRows(forget, [int(i) for i in draw.choice(self.retain, size=len(forget), replace=replace)])
+
+    @property
+    def _piece(self) -> int:
+        """Rows of a piece of a pass: a batch, or one of Trainer's micro-batches."""
+        return self.batch // (self.accumulation or 1)
+
+    @property
+    def _pieces(self) -> int:
+        """Pieces of a pass."""
+        return math.ceil(self.forget / self._piece)
+
+    def _range(self, step: int) -> range:
+        """The pieces that a step takes, counted through all passes."""
+        if self.accumulation is None:
+            return range(step, step + 1)
+        return _trainer_ranges(self._pieces, self.accumulation, step + 1)[step]
 
 
 @dataclass(frozen=True)
@@ -169,6 +209,12 @@ class TopicRoundRobin:
         """Optimizer steps, over all topics, of one pass over the shortest topic's forget set."""
         return len(self.topics) * min(topic.steps_per_epoch for topic in self.topics)
 
+    def warmup_steps(self, epochs: float) -> int:
+        """Steps of a warm-up of so many passes."""
+        if len(self.topics) == 1:
+            return self.topics[0].warmup_steps(epochs)
+        return round(epochs * self.steps_per_epoch)
+
     def turn(self, step: int) -> Turn:
         """Whose turn a step of the run is."""
         return Turn(step % len(self.topics), step // len(self.topics))
@@ -180,12 +226,29 @@ class TopicRoundRobin:
 
     def ends_epoch(self, step: int) -> bool:
         """Whether ``step`` is the last of a pass over the shortest topic, or of the run."""
-        return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.steps
+        return step + 1 == self.steps or self.pass_of(step + 1) > self.pass_of(step)
+
+    def pass_of(self, step: int) -> int:
+        """The pass over the shortest topic's forget set that ``step`` belongs to, from 0."""
+        return self.topics[0].pass_of(step) if len(self.topics) == 1 else step // self.steps_per_epoch
 
 
 def preferred_answer(seed: int, step: int, variants: int) -> int:
     """Which of each forget row's ``variants`` preferred answers a topic's own step takes: 0 to ``variants - 1``."""
     return int(np.random.default_rng([seed, _Stream.PREFERRED_ANSWER, step]).integers(variants))
+
+
+@lru_cache(maxsize=16)
+def _trainer_ranges(pieces: int, accumulation: int, steps: int) -> list[range]:
+    """Micro-batches of Trainer's first steps. It also steps at the end of a pass that has no more than a step takes."""
+    ranges: list[range] = []
+    begin = end = 0
+    while len(ranges) < steps:
+        end += 1
+        if end % accumulation == 0 or (pieces <= accumulation and end % pieces == 0):
+            ranges.append(range(begin, end))
+            begin = end
+    return ranges
 
 
 @lru_cache(maxsize=16)

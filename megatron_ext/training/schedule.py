@@ -8,10 +8,13 @@ from megatron_ext.config import Optimizer
 
 
 def learning_rate(spec: Optimizer, step: int, total: int, warmup: int) -> float:
-    """The learning rate of one step: linear warm-up from ``peak / warmup``, then decay.
+    """The learning rate of one step, that of ``transformers.get_scheduler``: linear warm-up from 0, then decay.
+
+    The first step of a warm-up has rate 0. Without a warm-up the first step has the peak. The decay would reach its end
+    one step after the last, so that a run of one step moves.
 
     Args:
-        spec: The peak, and the kind of decay, which ends at ``final_fraction`` of the peak at the last step.
+        spec: The peak, and the kind of decay, which goes towards ``final_fraction`` of the peak.
         step: The step, from 0.
         total: Steps of the run.
         warmup: Steps of the warm-up.
@@ -20,8 +23,8 @@ def learning_rate(spec: Optimizer, step: int, total: int, warmup: int) -> float:
         The rate.
     """
     if step < warmup:
-        return spec.learning_rate * (step + 1) / warmup
-    done = (step - warmup + 1) / max(1, total - warmup)
+        return spec.learning_rate * step / warmup
+    done = (step - warmup) / max(1, total - warmup)
     floor = spec.schedule.final_fraction
     share = {
         "constant": 1.0,

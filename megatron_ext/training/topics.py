@@ -88,6 +88,7 @@ class TopicData:
             batch=spec.batching.global_batch,
             epochs=spec.epochs,
             seed=spec.seed,
+            accumulation=spec.accumulation,
         )
 
     def digests(self) -> list[str]:

@@ -71,7 +71,7 @@ class UnlearningRun:
         self.flags = _warn_of_overlaps(self._topics, ranks)
         self._order = TopicRoundRobin(tuple(topic.sampler for topic in self._topics), spec.max_steps)
         self.steps = self._order.steps
-        warmup_by_epochs = round(spec.warmup_epochs * self._order.steps_per_epoch)
+        warmup_by_epochs = self._order.warmup_steps(spec.warmup_epochs)
         self._warmup_steps = spec.optimizer.schedule.warmup_steps + warmup_by_epochs
         model = reading.load(spec.checkpoint, ranks, spec.trainable_layers, training=spec.runtime)
         reference_model = _reference_model(spec, model, ranks)
@@ -99,7 +99,7 @@ class UnlearningRun:
         topic = self._topics[turn.topic]
         terms = topic.terms(turn.step)
         rate = learning_rate(self._spec.optimizer, i, self.steps, self._warmup_steps)
-        position = StepPosition(i, i // self._order.steps_per_epoch, self._order.ends_epoch(i))
+        position = StepPosition(i, self._order.pass_of(i), self._order.ends_epoch(i))
         begun = dict(self._state)
         taken = self.trainer.step(
             terms,

@@ -26,14 +26,18 @@ class AutomaticRate(Strict):
         return self
 
     def next(self, rate: float, ahead: float, here: float, behind: float) -> float:
-        """The lowest point, in bounds; ``rate`` itself where the parabola has none ahead.
+        """A tenth of the way from ``rate`` to the parabola's lowest point; ``rate`` where it has none ahead.
+
+        That point is taken for no less than half the rate and no more than twice the rate: where the curvature nearly
+        vanishes it is anywhere. Both are as in the authors' package for GeN (gen_optim 0.1.1, ``lr_parabola``).
 
         ``ahead``, ``here``, ``behind``: the loss at ``theta - rate u``, ``theta`` and ``theta + rate u``.
         """
         curvature, descent = ahead - 2 * here + behind, behind - ahead
         if not (curvature > 0 and descent > 0):
             return rate
-        return min(self.highest, max(self.lowest, rate / 2 * descent / curvature))
+        point = min(2.0, max(0.5, descent / (2 * curvature))) * rate
+        return min(self.highest, max(self.lowest, 0.9 * rate + 0.1 * point))
 
 
 class NGDiff(Rule):

@@ -160,5 +160,10 @@ def unlearning_steps(config: Config, spec: UnlearnSpec) -> int:
     """Optimizer steps of an unlearning job, counted as ``megatron_ext.data.sampling.TopicRoundRobin`` counts them."""
     forget = Path(spec.topics[0].forget_data).stem
     rows = config.request_rows(forget) if forget in config.requests else config.forget_rows
-    steps = max(1, round(spec.epochs * math.ceil(rows / spec.batching.global_batch)))
+    batch, accumulation = spec.batching.global_batch, spec.accumulation
+    if accumulation is None:
+        steps = max(1, round(spec.epochs * math.ceil(rows / batch)))
+    else:
+        updates = math.ceil(rows / (batch // accumulation)) // accumulation
+        steps = math.ceil(spec.epochs * max(1, updates))
     return min(steps, spec.max_steps or steps)

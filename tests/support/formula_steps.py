@@ -92,7 +92,8 @@ def blur(p: Point, c: Settings) -> Tensor:
 
 
 def ngdiff(p: Point, c: Settings) -> Tensor:
-    """NGDiff (arXiv 2410.22086); its rate by GeN: the vertex of the parabola through the retain loss at three rates."""
+    """NGDiff (arXiv 2410.22086); its rate by GeN: a tenth of the way to the vertex of the parabola through the retain
+    loss at three rates, which is taken for half to two times the rate."""
     f, r = p.f[1], p.r[1]
     u = r / r.norm() + f / f.norm()  # f is the gradient of a loss to be minimised, the paper's of one to be raised
     automatic = c["automatic_rate"]
@@ -100,7 +101,8 @@ def ngdiff(p: Point, c: Settings) -> Tensor:
         if p.step % automatic["every"] == 0:
             rate = p.state.get("rate", p.rate)
             ahead, here, behind = (p.retain_at(-x * u) for x in (rate, 0.0, -rate))
-            p.state["rate"] = rate / 2 * (behind - ahead) / (ahead - 2 * here + behind)
+            vertex = rate / 2 * (behind - ahead) / (ahead - 2 * here + behind)
+            p.state["rate"] = 0.9 * rate + 0.1 * min(2 * rate, max(rate / 2, vertex))
         p.rate = p.state["rate"]
     return u
 

@@ -85,6 +85,38 @@ def test_an_epoch_is_one_pass_over_the_forget_set() -> None:
     assert len(orders) == 3, "epochs are shuffled anew"
 
 
+@pytest.mark.parametrize(
+    ("forget", "accumulation", "expected"),
+    [(40, 4, 10), (200, 4, 60), (400, 4, 120), (20, 4, 10), (30, 4, 10), (100, 2, 30)],
+)
+def test_steps_of_trainer_take_the_rows_that_its_loop_takes(forget: int, accumulation: int, expected: int) -> None:
+    """Only this simulates transformers' loop: steps, warm-up, left-over micro-batches, and where the run stops."""
+    epochs, rows = 10, 8  # 4 rows on each of 2 GPUs
+    batch = rows * accumulation
+    sampler = ForgetRetainSampler(forget, 50, batch, epochs, 0, accumulation)
+    loader = -(-forget // rows)
+    max_steps = -(-epochs * max(1, loader // accumulation) // 1)
+    sizes, passes, pending, seen = [], [], 0, 0
+    for epoch in range(epochs):
+        for step in range(loader):
+            if len(sizes) == max_steps:
+                break
+            seen += 1
+            pending += min(rows, forget - step * rows)
+            if seen % accumulation == 0 or (loader <= accumulation and step + 1 == loader):
+                sizes.append(pending)
+                passes.append(epoch)
+                pending = 0
+    taken = [sampler.rows(step).forget for step in range(sampler.steps)]
+    assert (sampler.steps, [len(each) for each in taken]) == (len(sizes), sizes)
+    assert [sampler.pass_of(step) for step in range(sampler.steps)] == passes
+    if (batch, loader >= accumulation) == (32, True):
+        assert sampler.steps == expected
+    assert sampler.warmup_steps(1.0) == int(1.0 * forget // batch)
+    flat = [row for each in taken for row in each]
+    assert all(sorted(flat[i : i + forget]) == list(range(forget)) for i in range(0, len(flat) - forget + 1, forget))
+
+
 def test_pairs_follow_from_seed_and_step_alone() -> None:
     sampler = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
     later = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)

@@ -122,7 +122,7 @@ def test_a_sound_run_warms_up_has_no_flag_and_logs_the_retain_loss_of_each_epoch
     measured = [line["retain_nll"] is not None for line in log(folder)]
     assert measured == [False, False, False, True] * 2  # 30 rows in batches of 8
     rates = [line["learning_rate"] for line in log(folder)]
-    assert rates == pytest.approx([1e-5 * share for share in (0.25, 0.5, 0.75, 1, 1, 1, 1, 1)])  # an epoch of warm-up
+    assert rates == pytest.approx([1e-5 * share for share in (0, 0.25, 0.5, 0.75, 1, 1, 1, 1)])  # an epoch of warm-up
 
 
 def test_a_model_that_did_not_change_is_flagged(world: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -23,6 +25,7 @@ from megatron_ext.updates.sago import SAGO
 from megatron_ext.updates.weighted_sum import WeightedSum
 from tests.support import worlds
 
+METHODS = Path(__file__).parents[3] / "workflow_configs/methods"
 RNG = np.random.default_rng(0)
 F, R = RNG.normal(size=50), RNG.normal(size=50) * 3 + 0.5
 
@@ -138,11 +141,44 @@ def test_ngdiff_leaves_a_zero_gradient_out_and_says_so() -> None:
 
 @ANY_TIME
 @given(st.floats(-9, 9), st.floats(0.1, 10), st.floats(0.1, 1))
-def test_the_automatic_rate_is_a_parabolas_lowest_point(lowest: float, curvature: float, rate: float) -> None:
+def test_the_automatic_rate_goes_a_tenth_of_the_way_to_a_parabolas_lowest_point(
+    lowest: float, curvature: float, rate: float
+) -> None:
     assume(abs(lowest) > 0.01)
     behind, here, ahead = (3 + curvature * (x - lowest) ** 2 for x in (-rate, 0.0, rate))
     found = AutomaticRate(lowest=0.1, highest=5.0).next(rate, ahead, here, behind)
-    assert found == (pytest.approx(min(5.0, max(0.1, lowest))) if lowest > 0 else rate)
+    towards = 0.9 * rate + 0.1 * min(2 * rate, max(rate / 2, lowest))
+    assert found == (pytest.approx(min(5.0, max(0.1, towards))) if lowest > 0 else rate)
+
+
+def test_the_automatic_rate_is_bounded_where_the_curvature_nearly_vanishes() -> None:
+    """Only this sees one look send the rate to its upper bound."""
+    rate = AutomaticRate(lowest=1e-4, highest=1.0)
+    for curvature in (1e-6, 1e-12, 1e-15):
+        assert rate.next(0.1, ahead=-1.0, here=-curvature / 2, behind=1.0) == pytest.approx(0.11)
+    assert rate.next(0.1, ahead=0.0, here=0.0, behind=1e-12) == pytest.approx(0.1 * (0.9 + 0.1 * 0.5))
+
+
+def test_blur_rmus_first_step_is_that_of_its_authors_code() -> None:
+    """Only this compares the file's epsilon with ``grad f + 800 (grad r - projection)`` under Adam with 1e-6.
+
+    The forget gradient has a root mean square of 1e-6, as Zephyr's is between 1.6e-7 and 2.6e-6.
+    """
+    file = yaml.safe_load((METHODS / "blur-rmu.yaml").read_text())
+    optimizer, draw = file["training"]["optimizer"], torch.Generator().manual_seed(0)
+    f, r = (scale * torch.randn(4096, generator=draw, dtype=torch.float64) for scale in (1e-6, 3e-8))
+
+    def first_step(gradient: torch.Tensor, epsilon: float) -> torch.Tensor:
+        weights = torch.zeros_like(gradient).requires_grad_()
+        weights.grad = gradient
+        torch.optim.AdamW([weights], lr=5e-5, eps=epsilon, weight_decay=0.0).step()
+        return weights.detach()
+
+    theirs = first_step(f + 800 * (r - (r @ f) / (f @ f) * f), 1e-6)
+    u = Blur(gamma=file["rule"]["gamma"]).direction(Products(float(f @ f), float(f @ r), float(r @ r)))
+    ours = first_step(u.forget * f + u.retain * r, float(optimizer["epsilon"]))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+    assert float(optimizer["learning_rate"]) == 5e-5
 
 
 def test_the_automatic_rate_stays_without_a_lowest_point_ahead() -> None:
