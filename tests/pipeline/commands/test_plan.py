@@ -82,3 +82,14 @@ def test_bytes_that_ranks_exchange(large: Plan) -> None:
     steps = 130  # ten passes over 400 rows
     each = states * (20 * 6 + 2) + last * (4 * 2 + 2)
     assert costs.moved_bytes(large, moved) == pytest.approx(steps * each, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "ranks"),
+    [("tofu-llama-3.1-8b", 4), ("tofu-llama-3.1-8b", 8), ("tofu-llama-3.2-3b", 2), ("tofu-llama-3.2-3b", 8)],
+)
+def test_shipped_layouts_fit_gpus_of_80_gb(experiment: str, ranks: int) -> None:
+    made = Plan(load(experiment, settings=[f"layout={ranks}"]), Path("out"))
+    peaks = {name: costs.step_memory(made, spec).total for name, spec in costs.model_steps(made)}
+    assert len(peaks) > 12
+    assert all(costs.fits(peak, 80 * GIB) for peak in peaks.values()), peaks
