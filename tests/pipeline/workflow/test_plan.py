@@ -234,6 +234,15 @@ def test_steps_can_be_bounded(tmp_path: Path) -> None:
     assert unlearning_steps(made.config, spec.model_copy(update={"max_steps": 101})) == 100
 
 
+def test_steps_of_trainer_are_planned_as_they_are_run() -> None:
+    """Only this holds the plan's count to the sampler's: PDU's code makes 30 steps on forget10."""
+    made = plan("tofu-llama-3.2-1b")
+    for method, steps in (("npo", 120), ("wga", 125), ("pdu-open-unlearning", 30)):
+        spec = made.jobs[f"unlearned/{method}/seed-0"].spec
+        sampler = ForgetRetainSampler(400, 3600, spec.batching.global_batch, spec.epochs, 0, spec.accumulation)
+        assert unlearning_steps(made.config, spec) == sampler.steps == steps
+
+
 def test_memory_of_what_is_built_and_trained() -> None:
     """Counted by hand for the tofu-llama-3.2-1b model: 16 layers of width 2048, 8192 inside."""
     jobs, shape = plan("tofu-llama-3.2-1b").jobs, load("tofu-llama-3.2-1b").shape
