@@ -44,9 +44,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: every loss is then read in parts
 
-# Every loss and rule runs on one process and on shards of the vocabulary; elsewhere, what differs in how it reads the
-# model, its data or its gradients.
-EVERYWHERE = ("one", "tp2")
+# Every method runs on one process; on shards of the vocabulary, every loss and every rule; elsewhere, what differs in how
+# it reads the model, its data or its gradients.
 FEW = [
     *("adaptive-rmu", "blur-tied", "ce-u", "graddiff-kl", "gru", "idk-dpo", "ihl", "ngdiff", "npo-sam", "npo-tied"),
     *("ofmu", "pcgrad-tensor-tied", "pdu", "pdu-open-unlearning", "rmu-topics", "sago", "undial"),
@@ -152,7 +151,19 @@ CASES |= {name: Case.of(METHODS[file], changes) for name, (file, changes) in VAR
 
 
 def cases(layout: str) -> list[str]:
-    return list(CASES) if layout in EVERYWHERE else FEW
+    return {"one": list(CASES), "tp2": _every_part()}.get(layout, FEW)
+
+
+def _every_part() -> list[str]:
+    """FEW, and methods with each forget loss, retain loss and rule that those lack."""
+    chosen: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    for name in dict.fromkeys([*FEW, *CASES]):
+        parts = {(key, part["name"]) for key, part in zip(PARTS, CASES[name].parts, strict=True) if part}
+        if name in FEW or not parts <= seen:
+            chosen.append(name)
+            seen |= parts
+    return chosen
 
 
 def measured(name: str, layout: str) -> bool:
