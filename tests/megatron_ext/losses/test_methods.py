@@ -44,8 +44,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: every loss is then read in parts
 
-# Every method runs on one process; on shards of the vocabulary, every loss and every rule; elsewhere, what differs in how
-# it reads the model, its data or its gradients.
+# Every method runs on one process; on shards of the vocabulary, every loss and every rule; elsewhere, what differs in
+# how it reads the model, its data or its gradients.
 FEW = [
     *("adaptive-rmu", "blur-tied", "ce-u", "graddiff-kl", "gru", "idk-dpo", "ihl", "ngdiff", "npo-sam", "npo-tied"),
     *("ofmu", "pcgrad-tensor-tied", "pdu", "pdu-open-unlearning", "rmu-topics", "sago", "undial"),
