@@ -32,6 +32,7 @@ def test_a_failing_rank_is_reported_and_the_others_are_ended(monkeypatch):
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 def test_a_hang_ends_at_the_time_out():
     with pytest.raises(TimeoutError, match="not all of 1 ranks had ended"):
         run_ranks(_hang, 1, timeout=1)

@@ -77,6 +77,7 @@ def send_object(file: Path) -> list[Any]:
         return found
 
 
+@pytest.mark.slow
 def test_what_torch_unpickles_is_data(tmp_path: Path) -> None:
     """megatron-core's optimizer exchanges objects, so that torch's own way of reading them matters."""
     expected = [[((("wd_mult", 0.0),), False), None, {"a": {1, 2}}]] * 2

@@ -107,6 +107,7 @@ def fail(error: str) -> None:
         atexit._run_exitfuncs()  # as at the interpreter's end, which a forked process does not come to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ["failed", "stopped"])
 def test_a_rank_that_fails_under_nccl_ends_at_once_and_says_why(tmp_path: Path, error: str) -> None:
     """Only an orderly end, which comes on every rank, leaves the process groups."""

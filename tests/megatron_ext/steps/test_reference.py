@@ -77,6 +77,7 @@ def made(runs, inference):
     return folder / "out" / "reference.npz", sequences, model_fingerprint(inference[0] / cases.MODELS[0])
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_transformers(made, inference):
     path, sequences, fingerprint = made
     log_probs = load_reference(path, sequences, fingerprint)

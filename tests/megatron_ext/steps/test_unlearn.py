@@ -106,6 +106,7 @@ def test_a_loss_that_is_not_finite_names_step_loss_and_rank(world: Path) -> None
         run(world, "infinite", {"reference_logps": str(world / "infinite.npz")})
 
 
+@pytest.mark.slow
 def test_a_collapsed_model_is_flagged(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ascent = {"forget_loss": {"name": "ga"}, "rule": {"name": "weighted-sum"}, "retain_loss": None}
     folder = run(world, "collapsed", epochs=5.0, optimizer={"learning_rate": 0.05}, **ascent)

@@ -112,16 +112,18 @@ def test_ngdiff_and_its_automatic_rate_equal_plain_autograd(alone: Any) -> None:
         put(t.model, start - rate * u)
         return float(nll(t.model).detach().double())
 
-    here, ahead, behind = (loss_at(rate) for rate in (0.0, RATE, -RATE))
+    before = 1.0  # near the parabola's lowest point: no bound decides
+    here, ahead, behind = (loss_at(rate) for rate in (0.0, before, -before))
     put(t.model, start)
-    expected = RATE / 2 * (behind - ahead) / (ahead - 2 * here + behind)
-    assert 0 < expected < 10
-    rule, state = NGDiff(automatic_rate=AutomaticRate(every=2, lowest=1e-7, highest=10.0)), {}
+    lowest = before / 2 * (behind - ahead) / (ahead - 2 * here + behind)
+    assert before / 2 < lowest < 2 * before and abs(lowest / before - 1) > 0.05
+    rule, state = NGDiff(automatic_rate=AutomaticRate(every=2, lowest=1e-7, highest=10.0)), {"rate": before}
 
     taken, moved = take(t, rule, state, StepPosition(step=4))
 
+    assert taken.rate == state["rate"]
     # A second difference: the losses' rounding weighs more in it than in them.
-    assert taken.rate == state["rate"] == pytest.approx(expected, rel=1e-3)
+    assert (taken.rate - 0.9 * before) / 0.1 == pytest.approx(lowest, rel=1e-3)
     torch.testing.assert_close(moved, u, atol=2e-5 * float(u.norm()), rtol=1e-5)
     again, _ = take(t, rule, state, StepPosition(step=5))
     assert again.rate == taken.rate, "between two looks the rate stays"

@@ -25,6 +25,7 @@ def results(root: Path, rate: float, values: tuple[float, ...], commit: str) -> 
     return found
 
 
+@pytest.mark.slow
 def test_what_differs_is_said_with_its_significance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only this compares: three seeds that differ clearly, a setting, a commit; nothing that is the same is named."""
     first = results(tmp_path / "a", 0.001, (0.10, 0.11, 0.12), "c0ffee").root

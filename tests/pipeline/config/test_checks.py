@@ -583,7 +583,7 @@ def test_validate_notes_tensor_parallel_ranks_on_more_than_one_node(
 
 @pytest.mark.parametrize(
     ("site", "message"),
-    [("gpus: 8", "site.yaml:1: gpus: unknown key"), ("memory_per_node_mb: 100000", "needs 377850 on each node")],
+    [("gpus: 8", "site.yaml:1: gpus: unknown key"), ("memory_per_node_mb: 100000", "needs 377891 on each node")],
 )
 def test_validate_refuses_a_site_that_will_not_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], site: str, message: str
