@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("real_data")
 
 
+@pytest.hookimpl(optionalhook=True)  # where tests run without pytest-xdist, nobody asks
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return Groups(config, log)
 
