@@ -267,7 +267,10 @@ def states(run: Path) -> int:
 
 
 def fingerprint(run: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Digests of the checkpoint's files, and the step log without its timings."""
-    files = sorted(path for path in (run / "checkpoint").rglob("*") if path.is_file())
+    """Digests of the files that the step wrote, and the step log without its timings.
+
+    The model card in the checkpoint's folder is the report's, which writes it later.
+    """
+    files = sorted(path for path in (run / "checkpoint").rglob("*") if path.is_file() and path.name != "README.md")
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return digests, json_lines(run / "steps.jsonl", *TIMING)
