@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,16 @@ def settings(method: Method, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def problems(method: Method, runtime: Runtime, shape: Shape | None) -> list[tuple[Key, str]]:
+def problems(
+    method: Method, runtime: Runtime, shape: Shape | None, topics: Sequence[str] = ("forget",)
+) -> list[tuple[Key, str]]:
     """Everything that does not fit together: the key in the method file, or that of the experiment, and why.
 
-    A key of the experiment begins with ``runtime`` or ``layout``.
+    A key of the experiment begins with ``runtime`` or ``layout``. ``topics`` are those that take turns.
     """
     spec = UnlearnSpec.model_construct(
         checkpoint=Path(),
-        topics=[Topic.model_construct(forget_data=Path(), retain_data=Path())],
+        topics=[Topic.model_construct(name=name, forget_data=Path(), retain_data=Path()) for name in topics],
         output=Path(),
         **settings(method, runtime),
     )

@@ -32,7 +32,7 @@ from pipeline.config.sizing import Nodes, Shape
 from pipeline.specs import EvaluateSpec
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
-from pipeline.workflow.unlearning_jobs import unlearning_steps
+from pipeline.workflow.unlearning_jobs import steps_per_epoch, unlearning_steps
 
 ModelStep = TrainSpec | UnlearnSpec | AlternativesSpec | ReferenceSpec | EvaluateSpec
 
@@ -294,5 +294,5 @@ def operations(plan: Plan, spec: ModelStep) -> float:
 def _measurements(plan: Plan, spec: UnlearnSpec) -> int:
     """How often a run with ``validation`` scores its sample."""
     assert spec.validation is not None
-    per_epoch = math.ceil(plan.config.forget_rows / spec.batching.global_batch)
-    return len(spec.validation.points(unlearning_steps(plan.config, spec), per_epoch))
+    steps, per_epoch = unlearning_steps(plan.config, spec), steps_per_epoch(plan.config, spec)
+    return len(spec.validation.points(steps, per_epoch))

@@ -158,12 +158,16 @@ def unlearning_job(
 
 def unlearning_steps(config: Config, spec: UnlearnSpec) -> int:
     """Optimizer steps of an unlearning job, counted as ``megatron_ext.data.sampling.TopicRoundRobin`` counts them."""
+    steps = spec.epochs * steps_per_epoch(config, spec)
+    whole = max(1, round(steps)) if spec.accumulation is None else math.ceil(steps)
+    return min(whole, spec.max_steps or whole)
+
+
+def steps_per_epoch(config: Config, spec: UnlearnSpec) -> int:
+    """Optimizer steps of a pass over the forget set, counted as the sampler counts them."""
     forget = Path(spec.topics[0].forget_data).stem
     rows = config.request_rows(forget) if forget in config.requests else config.forget_rows
     batch, accumulation = spec.batching.global_batch, spec.accumulation
     if accumulation is None:
-        steps = max(1, round(spec.epochs * math.ceil(rows / batch)))
-    else:
-        updates = math.ceil(rows / (batch // accumulation)) // accumulation
-        steps = math.ceil(spec.epochs * max(1, updates))
-    return min(steps, spec.max_steps or steps)
+        return math.ceil(rows / batch)
+    return max(1, math.ceil(rows / (batch // accumulation)) // accumulation)

@@ -73,11 +73,10 @@ def batches(checker: Checker, layout: Layout, runs: Runs) -> None:
 
 def relearning(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:
     """Whether every batch of an attack that trains has a row of each topic."""
-    data, split = data_family(benchmark.family), checker.experiment.split
-    topics = len(data.topics(split)) if split in data.splits(source) else 0
+    topics = _topics(checker, benchmark, source)
     for key, attack in _relearned(checker):
-        if attack.global_batch < topics:
-            message = f"{attack.global_batch} is less than the {topics} topics, of which every batch has a share"
+        if attack.global_batch < len(topics):
+            message = f"{attack.global_batch} is less than the {len(topics)} topics, of which every batch has a share"
             checker.problem((*key, "global_batch"), message)
 
 
@@ -89,10 +88,12 @@ def attacks(checker: Checker) -> None:
 
 
 def fit(checker: Checker, runs: Runs) -> None:
-    """Whether the parts of each method fit together, and into the model."""
-    runtime = methods.runtime(checker.parts.layout or Layout(), checker.experiment.runtime)
+    """Whether the parts of each method fit together, into the model, and to the topics."""
+    parts = checker.parts
+    runtime = methods.runtime(parts.layout or Layout(), checker.experiment.runtime)
+    known = _topics(checker, parts.benchmark, parts.source) if parts.benchmark and parts.source else []
     for merged, run in runs:
-        for key, message in methods.problems(run.method, runtime, checker.parts.shape):
+        for key, message in methods.problems(run.method, runtime, parts.shape, known or ["forget"]):
             document = checker.document if methods.experiments_own(key) else merged
             checker.problems.append(document.problem(key, message))
 
@@ -109,6 +110,12 @@ def preferred_answers(checker: Checker, benchmark: Benchmark, source: DataSource
         elif name is not None and checker.experiment.requests is not None:
             message = f"{name!r} is of the first request's rows: it does not go with 'requests'"
             checker.problems.append(merged.problem(("preferred_answers",), message))
+
+
+def _topics(checker: Checker, benchmark: Benchmark, source: DataSource) -> list[str]:
+    """The topics that take turns in unlearning; none where the data have no such split, which is reported."""
+    data, split = data_family(benchmark.family), checker.experiment.split
+    return list(data.topics(split)) if split in data.splits(source) else []
 
 
 def _relearned(checker: Checker) -> list[tuple[Key, Relearn]]:

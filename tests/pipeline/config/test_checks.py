@@ -127,6 +127,19 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ),
         ({"methods.2.method": "blur-npo"}, "methods[3]: 'blur-npo' is there twice; give one of them another 'variant'"),
         ({"unlearning.epocs": 3}, "unlearning.epocs: unknown key; did you mean 'epochs'?"),
+        (
+            {"unlearning.steps_per_epoch": "epoch"},
+            "unlearning.steps_per_epoch: unknown value 'epoch'; allowed: pass, trainer",
+        ),
+        (
+            {"unlearning.steps_per_epoch": "trainer"},
+            "npo.yaml:8: training.accumulation: is missing, which steps_per_epoch: 'trainer' needs",
+        ),
+        ({"unlearning.accumulation": 4}, "unlearning.accumulation: 4 without steps_per_epoch: 'trainer'"),
+        (
+            {"unlearning.steps_per_epoch": "trainer", "unlearning.accumulation": 3},
+            "unlearning.accumulation: 3 does not divide global_batch: 8",
+        ),
         ({"unlearning.micro_batch": 3}, "unlearning.global_batch: 8 is not a multiple of 1 (data-parallel ranks) x 3"),
         ({"training.base.micro_batch": 5}, "training.base.global_batch: 64 is not a multiple of 1"),
         ({"layout": {"data": 3}}, "unlearning.global_batch: 8 is not a multiple of 3 (data-parallel ranks)"),
@@ -294,6 +307,20 @@ def test_what_does_not_fit_in_a_method_is_named_with_its_place(
     found = problems(write({"methods": [use], **changes}))
     assert any(expected in problem for problem in found), found
     assert all(".yaml:" in problem for problem in found)
+
+
+def test_what_does_not_go_with_topics_in_turn_is_found_before_the_plan() -> None:
+    """Only this checks methods against the split's own topics, by number and by name."""
+    found = problems(
+        "wmdp-zephyr-7b",
+        settings=(
+            "unlearning.steps_per_epoch=trainer",
+            "unlearning.accumulation=4",
+            "methods.rmu-wmdp.forget.steering={bio: 6.5}",
+        ),
+    )
+    assert any("steps_per_epoch: 'trainer' with 2 topics; allowed: 'pass'" in problem for problem in found), found
+    assert any("steering: has no value for the topic 'cyber'; the topics are 'bio', 'cyber'" in p for p in found)
 
 
 def test_a_relearning_batch_has_a_row_of_every_topic(

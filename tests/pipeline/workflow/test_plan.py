@@ -24,7 +24,7 @@ from pipeline.specs import AnyStepSpec, FetchDataSpec, FetchSpec, PrepareSpec
 from pipeline.steps.prepare import prepare
 from pipeline.workflow.jobs import canonical
 from pipeline.workflow.plan import Plan
-from pipeline.workflow.unlearning_jobs import unlearning_steps
+from pipeline.workflow.unlearning_jobs import steps_per_epoch, unlearning_steps
 from pipeline.workflow.work import describe
 from tests.support.checkpoints import write_checkpoint
 
@@ -241,6 +241,7 @@ def test_steps_of_trainer_are_planned_as_they_are_run() -> None:
         spec = made.jobs[f"unlearned/{method}/seed-0"].spec
         sampler = ForgetRetainSampler(400, 3600, spec.batching.global_batch, spec.epochs, 0, spec.accumulation)
         assert unlearning_steps(made.config, spec) == sampler.steps == steps
+        assert steps_per_epoch(made.config, spec) == sampler.steps_per_epoch
 
 
 def test_memory_of_what_is_built_and_trained() -> None:
