@@ -219,7 +219,7 @@ class Attack(Strict):
 class Published(Strict):
     """A published number to stand beside ours."""
 
-    method: str
+    method: str = Field(description="a method, with its variant after a hyphen where it has one; or target, retrain")
     metric: str
     value: float
     source: str

@@ -85,7 +85,11 @@ class MethodUse(Strict):
 
 
 class PublishedTable(Strict):
-    """Numbers of one source: method -> metric -> value. ``model`` is a model file's name."""
+    """Numbers of one source: run -> metric -> value.
+
+    A run is ``target``, ``retrain``, a method's name, or that with a variant's after a hyphen: ``simnpo-blur`` is for
+    the variant ``blur`` of the method ``simnpo``. ``model`` is a model file's name.
+    """
 
     source: Line
     model: str

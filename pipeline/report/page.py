@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report import requests, robustness
+from pipeline.report import publications, requests, robustness
 from pipeline.report.curves import COMPARED, PANELS
 from pipeline.report.logs import StepTiming
 from pipeline.report.read import Group, judges
@@ -104,13 +104,13 @@ def _tables(spec: ReportSpec, content: Content) -> dict[str, Any]:
     """The template's tables of metrics, with what stands below them."""
     groups, metrics = content.groups, content.metrics
     headline = table(spec, groups, metrics)
-    cells = [cell for row in headline.rows for cell in row.cells]
     measured = {key for group in groups for result in group.results for key in result.metrics}
     return {
         "headline": headline,
         "full": table(spec, groups, metrics, headline=False),
         "seeds": by_seed(spec, groups, metrics),
-        "sources": list(dict.fromkeys(cell.source for cell in cells if cell.source)),
+        "sources": headline.sources,
+        "unpublished": publications.sentence(publications.without(spec, groups)),
         "judges": judges(groups),
         "metrics": [metric for metric in metrics if metric.key in measured],
     }

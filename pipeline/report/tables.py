@@ -13,8 +13,9 @@ from pathlib import Path
 
 from pipeline.benchmarks.base import Metric
 from pipeline.data.errors import printable
+from pipeline.report import publications
 from pipeline.report.read import Group
-from pipeline.specs import Published, ReportSpec
+from pipeline.specs import ReportSpec
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "zero": "→0", None: ""}
 NONE = "–"
@@ -37,15 +38,13 @@ class Cell:
         mean: over the seeds
         spread: standard deviation, "± 0.01", or how many seeds have a value; empty for one seed
         best: whether it is the best of its column
-        published: the number of a publication
-        source: that publication
+        published: the numbers of publications, each with its source
     """
 
     mean: str
     spread: str
     best: bool
-    published: str | None
-    source: str | None
+    published: tuple[tuple[str, str], ...]
 
     @property
     def text(self) -> str:
@@ -63,6 +62,12 @@ class Table:
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def sources(self) -> list[str]:
+        """Of its published numbers, each once, in the order in which they appear."""
+        cells = [cell for row in self.rows for cell in row.cells]
+        return list(dict.fromkeys(source for cell in cells for _, source in cell.published))
+
 
 def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], headline: bool = True) -> Table:
     """A table with a row for each model and a column for each metric that has a value.
@@ -71,17 +76,15 @@ def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], 
         spec: what to report
         groups: the rows
         metrics: the columns, in their order
-        headline: whether only headline metrics are shown
+        headline: whether only headline metrics are shown, and those that a row has published numbers of
 
     Raises:
-        ValueError: a published number names no metric of the family, or two apply to one cell
+        ValueError: a published number names no metric of the family, or a source has two for one cell
     """
-    chosen = tuple(m for m in metrics if (m.headline or not headline) and any(m.key in r.metrics for g in groups
-                                                                             for r in g.results))  # fmt: skip
-    known = {metric.key for metric in metrics}
-    for number in spec.published:
-        if number.metric not in known:
-            raise ValueError(f"published: unknown metric {number.metric!r}; allowed: {', '.join(sorted(known))}")
+    publications.check(spec, metrics)
+    measured = {key for group in groups for result in group.results for key in result.metrics}
+    quoted = {m.key for m in metrics if any(publications.numbers(spec, group, m.key) for group in groups)}
+    chosen = tuple(m for m in metrics if m.key in measured and (m.headline or not headline or m.key in quoted))
     columns = []
     for metric in chosen:
         values = [value for group in groups for value in group.values(metric.key)]
@@ -89,11 +92,10 @@ def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], 
         best = _best(metric, groups, whole)
         column = []
         for group in groups:
-            paper = published(spec, group, metric.key)
-            shown = None if paper is None else formatted(metric, paper.value, whole)
+            papers = publications.numbers(spec, group, metric.key)
+            shown = tuple((formatted(metric, paper.value, whole), paper.source) for paper in papers)
             mean, spread = _texts(metric, group, whole)
-            is_best = mean in best and _candidate(metric, group)
-            column.append(Cell(mean, spread, is_best, shown, None if paper is None else paper.source))
+            column.append(Cell(mean, spread, mean in best and _candidate(metric, group), shown))
         columns.append(column)
     return Table(chosen, tuple(Row(g, tuple(column[i] for column in columns)) for i, g in enumerate(groups)))
 
@@ -107,31 +109,11 @@ def by_seed(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]
     return Table(apart.metrics, rows)
 
 
-def published(spec: ReportSpec, group: Group, key: str) -> Published | None:
-    """The published number of a metric for this model, split and method.
-
-    A variant, an attacked model and one after further requests have none.
-
-    Raises:
-        ValueError: several numbers apply
-    """
-    if group.variant is not None or group.attack is not None or group.request > 1:
-        return None
-    found = [
-        p
-        for p in spec.published
-        if (p.method, p.metric) == (group.method, key)
-        and p.model in (None, spec.model)
-        and p.split in (None, spec.split)
-    ]
-    if len(found) > 1:
-        sources = ", ".join(p.source for p in found)
-        raise ValueError(f"published: {len(found)} numbers apply to method {group.method!r}, metric {key!r}: {sources}")
-    return found[0] if found else None
-
-
 def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> str:
-    """Every metric of every evaluation, one value on each line, at full precision; a null value is empty."""
+    """Every metric of every evaluation, one value on each line, at full precision; a null value is empty.
+
+    Where several sources publish a number, these and the sources stand in one cell each, with semicolons between them.
+    """
     order = {metric.key: i for i, metric in enumerate(metrics)}
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
@@ -139,12 +121,12 @@ def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
     for group in groups:
         for result in group.results:
             for key in sorted(result.metrics, key=lambda key: (order.get(key, len(order)), key)):
-                value, paper = result.metrics[key], published(spec, group, key)
+                value, papers = result.metrics[key], publications.numbers(spec, group, key)
                 run = (spec.experiment, spec.benchmark, spec.split, spec.model)
                 seed = "" if result.entry.seed is None else result.entry.seed
                 request = group.request if group.request > 1 else ""
                 who = (group.method, group.variant or "", seed, group.attack or "", request)
-                shown = ("", "") if paper is None else (repr(paper.value), paper.source)
+                shown = ("; ".join(repr(p.value) for p in papers), "; ".join(p.source for p in papers))
                 cells = (*run, *who, key, "" if value is None else repr(float(value)), *shown)
                 lines.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in cells])
     return out.getvalue()
@@ -165,19 +147,22 @@ def _inert(text: str) -> str:
 def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]) -> str:
     """The headline metrics, best values in bold, published numbers in parentheses."""
     found = table(spec, groups, metrics)
+    sources = found.sources
     titles = ["Model", "Seeds", *(f"{m.title} {ARROWS[m.better]}".strip() for m in found.metrics), "Notes"]
     lines = [as_line(escape(title) for title in titles), as_line(["---", *["---:"] * (len(titles) - 2), "---"])]
     for row in found.rows:
         cells = [escape(row.group.title), str(len(row.group.results))]
         for cell in row.cells:
             text = f"**{cell.text}**" if cell.best else cell.text
-            cells.append(text if cell.published is None else f"{text} ({cell.published})")
+            quoted = "; ".join(f"{shown} [{sources.index(source) + 1}]" for shown, source in cell.published)
+            cells.append(f"{text} ({escape(quoted)})" if quoted else text)
         lines.append(as_line([*cells, escape(", ".join(row.group.notes()))]))
     heading = f"# {spec.experiment}: {spec.benchmark} {spec.split}, {spec.model}"
     notes = LEGEND
-    if any(cell.published for row in found.rows for cell in row.cells):
-        sources = dict.fromkeys(cell.source for row in found.rows for cell in row.cells if cell.source)
-        notes += f" In parentheses: published numbers ({'; '.join(sources)})."
+    if sources:
+        named = "; ".join(f"[{i}] {source}" for i, source in enumerate(sources, 1))
+        notes += f" In parentheses: published numbers ({named})."
+        notes = f"{notes} {publications.sentence(publications.without(spec, groups))}".strip()
     return "\n".join([escape(heading), "", *lines, "", escape(notes), ""])
 
 

@@ -118,20 +118,11 @@ def _files(spec: ReportSpec) -> dict[str, Files]:
 
 
 def _published_numbers(config: Config) -> list[Published]:
-    """The published numbers of this model and split; of two sources for one number, the first of the file."""
-    found: dict[tuple[str, str], Published] = {}
-    for table in config.benchmark.published:
-        if (table.model, table.split) != (config.model.name, config.experiment.split):
-            continue
-        for method, values in table.values.items():
-            for metric, value in values.items():
-                number = Published(
-                    method=method,
-                    metric=metric,
-                    value=value,
-                    source=table.source,
-                    model=table.model,
-                    split=table.split,
-                )
-                found.setdefault((method, metric), number)
-    return list(found.values())
+    """The published numbers of this model and split, of every source."""
+    return [
+        Published(method=run, metric=metric, value=value, source=table.source, model=table.model, split=table.split)
+        for table in config.benchmark.published
+        if (table.model, table.split) == (config.model.name, config.experiment.split)
+        for run, values in table.values.items()
+        for metric, value in values.items()
+    ]

@@ -146,6 +146,12 @@ def simnpo(b: Batch, c: Settings) -> Tensor:
     return (-2 / c["beta"] * F.logsigmoid(c["beta"] * (costs - c["delta"]))).mean()
 
 
+def simnpo_muse_logits(b: Batch, c: Settings) -> Tensor:
+    """SimNPO's code for MUSE: its formula on each logit, without labels and lengths, at every position."""
+    z = places(b.theta, b.rows, "all")
+    return 2 / c["beta"] * -F.logsigmoid(c["beta"] * (-z - c["delta"])).mean()
+
+
 def dpo(b: Batch, c: Settings) -> Tensor:
     """DPO (arXiv 2305.18290) eq. 7 with the alternative as the winner, and open-unlearning's factor 2/beta."""
     margin = ratios(b, b.alternatives) - ratios(b, b.rows)
@@ -284,6 +290,7 @@ LOSSES: dict[str, Callable[[Batch, Settings], Tensor]] = {
     "rmu-retain": rmu_retain,
     "satimp": satimp,
     "simnpo": simnpo,
+    "simnpo-muse-logits": simnpo_muse_logits,
     "undial": undial,
     "unilogit": unilogit,
     "wga": wga,

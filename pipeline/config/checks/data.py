@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.benchmarks import Options, data_family, families, family
 from pipeline.benchmarks.base import Judged
 from pipeline.config.checks.checker import Checker
-from pipeline.config.located_yaml import Document, check, current, hint, merge
+from pipeline.config.located_yaml import Document, Key, check, current, hint, merge
 from pipeline.config.schema import Benchmark
 from pipeline.data.prepared import HasRequests, ReadsUserFiles
 from pipeline.data.settings import BadRows, DataSource, FilesSource, FolderSource, HubSource
@@ -119,14 +119,25 @@ def source(checker: Checker, benchmark: Benchmark, benchmark_file: Document) -> 
 
 
 def published_metrics(checker: Checker, benchmark: Benchmark, benchmark_file: Document, options: Options) -> None:
-    """Whether published numbers are of metrics that the benchmark has."""
+    """Whether published numbers are of metrics that the benchmark has, of methods that there are, and of one table."""
     metrics = [metric.key for metric in family(benchmark.family).metrics(options)]
+    files = [file for folder in checker.folders for file in (folder / "methods").glob("*.yaml")]
+    methods = ["target", "retrain", *sorted({file.stem for file in files})]
+    methods += [run.id for _, run in checker.parts.runs or () if run.id not in methods]
+    seen: set[tuple[str, str, str, str]] = set()
     for i, table in enumerate(benchmark.published):
         for method, values in table.values.items():
+            key: Key = ("published", i, "values", method)
+            if method not in methods and not any(method.startswith(f"{known}-") for known in methods[2:]):
+                checker.problems.append(benchmark_file.problem(key, f"unknown method{hint(method, methods)}"))
+            if (where := (table.source, table.model, table.split, method)) in seen:
+                checker.problems.append(benchmark_file.problem(key, f"{table.source!r} has numbers of it twice"))
+            seen.add(where)
             for name in values:
                 if name not in metrics:
-                    key = ("published", i, "values", method, name)
-                    checker.problems.append(benchmark_file.problem(key, f"unknown metric{hint(name, metrics)}"))
+                    checker.problems.append(
+                        benchmark_file.problem((*key, name), f"unknown metric{hint(name, metrics)}")
+                    )
 
 
 def judge(checker: Checker, benchmark: Benchmark, options: Options) -> None:

@@ -25,6 +25,7 @@ from megatron_ext.losses.npo import NPO
 from megatron_ext.losses.npo_muse_logits import NPOMuseLogits
 from megatron_ext.losses.satimp import SatImp
 from megatron_ext.losses.simnpo import SimNPO
+from megatron_ext.losses.simnpo_muse_logits import SimNPOMuseLogits
 from megatron_ext.losses.undial import Undial
 from megatron_ext.losses.unilogit import Unilogit
 from megatron_ext.losses.wga import WGA
@@ -228,6 +229,10 @@ def muse(beta: float) -> Callable[[Answer, int], Any]:
     return lambda a, t: -2 / beta * log_sigmoid(beta * (a.reference_model[t - 1] - a.z[t - 1])).sum() / VOCABULARY
 
 
+def simple_muse(beta: float, delta: float) -> Callable[[Answer, int], Any]:
+    return lambda a, t: -2 / beta * log_sigmoid(beta * (-a.z[t - 1] - delta)).sum() / VOCABULARY
+
+
 def by_sequence(shift: int) -> Callable[[list[Answer]], Any]:
     return lambda found: sum(sum(margin(a.z[t - shift]) for t in a.places) / len(a.places) for a in found[:3]) / 3
 
@@ -254,6 +259,7 @@ CASES: list[tuple[Any, Callable[[list[Answer]], Any]]] = [
     (KL(positions="all"), over_positions(kl)),
     *((NPOMuseLogits(beta=beta), over_positions(muse(beta))) for beta in (0.1, 0.7)),
     (NPOMuseLogits(positions="labelled"), over_tokens(muse(0.1))),
+    (SimNPOMuseLogits(beta=0.7, delta=0.3), over_positions(simple_muse(0.7, 0.3))),
 ]
 
 

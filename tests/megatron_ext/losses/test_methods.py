@@ -70,6 +70,7 @@ SHARPER: dict[str, dict[str, Any]] = {
     "primal-dual": {"dual": 0.8, "dual_rate": 0.2, "epsilon": 2.0, "warmup_epochs": 0},
     "ofmu": {"inner_steps": 1, "inner_rate": 0.5, "penalty": 0.02},
     "simnpo": {"beta": 0.4, "delta": 3.0},
+    "simnpo-muse-logits": {"beta": 0.7, "delta": 0.3},
     "rmu-retain": {"weight": 1.7},
     "adaptive-rmu": {"scale": 2.0},
     "undial": {"beta": 3.0},

@@ -559,6 +559,18 @@ def test_published_numbers_name_known_metrics(write: Callable[..., Path]) -> Non
     assert "unknown metric; did you mean 'forget_quality'?" in found[0]
 
 
+def test_published_numbers_name_known_methods_once(write: Callable[..., Path]) -> None:
+    values = {"npo-blur": {"model_utility": 1.0}, "nop": {"model_utility": 1.0}}
+    table = {"source": "s", "model": "m", "split": "forget10", "values": values}
+    benchmark = _read("benchmarks", "mini", {"published": [table, {**table, "values": {"npo-blur": {}}}]})
+    found = problems(write(benchmarks=benchmark))
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in found] == [
+        "published[0].values.nop",
+        "published[1].values.npo-blur",
+    ]
+    assert "unknown method; did you mean 'npo'?" in found[0] and "'s' has numbers of it twice" in found[1]
+
+
 def test_unknown_experiment_name() -> None:
     assert "did you mean 'mini'? allowed: mini, " in problems("minii")[0]
 

@@ -376,11 +376,15 @@ def test_published_numbers_are_those_of_model_and_split() -> None:
     assert plan("tofu-small").jobs["report"].spec.published == []
     numbers = plan("tofu-llama-3.2-1b").jobs["report"].spec.published
     assert {(n.model, n.split) for n in numbers} == {("llama-3.2-1b-instruct", "forget10")}
-    found = {(n.method, n.metric): (n.value, n.source) for n in numbers}
+    found = {(n.method, n.metric, n.source.split()[0]): n.value for n in numbers}
     assert len(found) == len(numbers)
-    assert found["blur-npo", "forget_quality"] == (0.91, "BLUR (arXiv 2506.08164), Table 2")
-    assert found["rmu", "model_utility"] == (0.59, "open-unlearning (docs/repro.md at d3d7cf9)")
-    assert found["pdu", "model_utility"][0] == 0.592 and "not PDU's authors" in found["pdu", "model_utility"][1]
+    sources = ("BLUR", "open-unlearning", "BLADE's")
+    assert [found.get(("npo", "model_utility", source)) for source in sources] == [0.51, 0.46, 0.393]
+    assert [found.get(("blur-npo", "forget_quality", source)) for source in sources] == [0.91, None, 0.0]
+    assert [found.get(("simnpo-blur", "model_utility", source)) for source in sources] == [0.58, None, None]
+    assert found["pdu", "extraction_strength", "BLADE's"] == 0.036
+    entries = plan("tofu-llama-3.2-1b").jobs["report"].spec.entries
+    assert ("simnpo", "blur") in {(entry.method, entry.variant) for entry in entries}
 
 
 def test_micro_batch_is_a_ranks_share_by_default(tmp_path: Path) -> None:
