@@ -55,8 +55,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(project: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a module, or with "-c" a text, of the project's copy."""
     environment = {**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *map(str, arguments)]
+    command = [sys.executable, *(() if arguments[0] == "-c" else ("-m",)), *map(str, arguments)]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -147,11 +148,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def unlearn(project: Path, world: Path, method: str, **changes: Any) -> list[dict[str, Any]]:
-    """Unlearn with a method file of the page over the whole forget set a step; returns the step log.
+RUNS: dict[str, dict[str, Any]] = {
+    "hinge": {"epochs": 10.0, "optimizer": {"learning_rate": 0.01}},
+    "surgery-npo": {"epochs": 6.0},
+    # A slack so small that batches differ by more.
+    "pause": {"rule": {"name": "pause", "slack": 1.0}, "epochs": 12.0, "optimizer": {"learning_rate": 1e-4}},
+}
+ONE_AFTER_ANOTHER = "import sys; from megatron_ext.steps import unlearn; [unlearn.main([a]) for a in sys.argv[1:]]"
 
-    Checks that the checkpoint is another model than the target.
-    """
+
+@pytest.fixture(scope="module")
+def logs(project: Path, world: Path) -> dict[str, list[dict[str, Any]]]:
+    """The step logs of the page's methods, with the whole forget set a step. Each changes the model."""
+    specs = [unlearning(project, world, method, **changes) for method, changes in RUNS.items()]
+    done = python(project, "-c", ONE_AFTER_ANOTHER, *specs)
+    assert done.returncode == 0, done.stderr
+    target = (world / "target/checkpoint/model.safetensors").read_bytes()
+    for method in RUNS:
+        assert json.loads((world / method / "summary.json").read_text())["flags"] == []
+        weights = (world / method / "checkpoint/model.safetensors").read_bytes()
+        assert len(weights) == len(target) and weights != target
+    lines = {method: (world / method / "steps.jsonl").read_text().splitlines() for method in RUNS}
+    return {method: [json.loads(line) for line in lines[method]] for method in RUNS}
+
+
+def unlearning(project: Path, world: Path, method: str, **changes: Any) -> Path:
+    """The specification of a run of one of the page's method files."""
     given = yaml.safe_load((project / "workflow_configs/methods" / f"{method}.yaml").read_text())
     topic = {
         "forget_data": str(world / "forget.npz"),
@@ -161,22 +183,16 @@ def unlearn(project: Path, world: Path, method: str, **changes: Any) -> list[dic
     }
     losses = {"forget_loss": given["forget"], "retain_loss": given["retain"], "rule": given["rule"]}
     batching = {"global_batch": 30, "micro_batch": 8}
-    optimizer = {"learning_rate": 0.003}
-    spec = {"topics": [topic], **losses, "batching": batching, "optimizer": optimizer, "warmup_epochs": 0.0, **changes}
-    done = python(project, "megatron_ext.steps.unlearn", worlds.unlearn_spec(world, method, **spec))
-    assert done.returncode == 0, done.stderr
-    assert json.loads((world / method / "summary.json").read_text())["flags"] == []
-    weights = [(world / name / "checkpoint/model.safetensors").read_bytes() for name in ("target", method)]
-    assert len(weights[0]) == len(weights[1]) and weights[0] != weights[1]
-    return [json.loads(line) for line in (world / method / "steps.jsonl").read_text().splitlines()]
+    spec = {"topics": [topic], **losses, "batching": batching, "optimizer": {"learning_rate": 0.003}}
+    return worlds.unlearn_spec(world, method, **spec | {"warmup_epochs": 0.0} | changes)
 
 
 @pytest.mark.slow
-def test_the_loss_is_the_pages_formula(project: Path, world: Path) -> None:
+def test_the_loss_is_the_pages_formula(world: Path, logs: dict[str, list[dict[str, Any]]]) -> None:
     import torch
     import transformers
 
-    rows = unlearn(project, world, "hinge", epochs=10.0, optimizer={"learning_rate": 0.01})
+    rows = logs["hinge"]
     target = transformers.AutoModelForCausalLM.from_pretrained(world / "target/checkpoint", dtype=torch.float32)
     forget = Sequences.load(world / "forget.npz")
     margin, hinges = 8.0, []
@@ -192,8 +208,8 @@ def test_the_loss_is_the_pages_formula(project: Path, world: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_rule_takes_the_pages_direction(project: Path, world: Path) -> None:
-    rows = unlearn(project, world, "surgery-npo", epochs=6.0)
+def test_the_rule_takes_the_pages_direction(logs: dict[str, list[dict[str, Any]]]) -> None:
+    rows = logs["surgery-npo"]
     for row in rows:
         f, r, cosine = row["forget_grad_norm"], row["retain_grad_norm"], row["grad_cosine"]
         assert row["forget_alignment"] == pytest.approx(1 + max(0.0, cosine) * r / f, rel=1e-6)
@@ -203,15 +219,8 @@ def test_the_rule_takes_the_pages_direction(project: Path, world: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_rule_with_a_state_keeps_it(project: Path, world: Path) -> None:
-    rows = unlearn(
-        project,
-        world,
-        "pause",
-        rule={"name": "pause", "slack": 1.0},  # so tight that batches differ by more
-        epochs=12.0,
-        optimizer={"learning_rate": 1e-4},
-    )
+def test_the_rule_with_a_state_keeps_it(world: Path, logs: dict[str, list[dict[str, Any]]]) -> None:
+    rows = logs["pause"]
     with np.load(world / "known/reference.npz") as file:
         before = -file["log_probs"].sum() / Sequences.load(world / "retain.npz").label_counts.sum()
     assert rows[0]["rule_state"] == {"bound": pytest.approx(before), "last": pytest.approx(before)}

@@ -15,6 +15,7 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "TP2xPP2": {"tensor": 2, "pipeline": 2},
     "DP2": {"data": 2},
 }
+STEPS = 40  # of training
 ATTACKS = ["loss", "zlib", "reference", "gradnorm", "min_k", "min_k_plus_plus"]
 TASK_METRICS = ["acc", "acc_norm", "acc_bytes"]
 PERPLEXITIES = ["word_perplexity", "byte_perplexity", "bits_per_byte"]
@@ -76,7 +77,7 @@ def write_data(folder: Path) -> None:
 
     authors = SyntheticSource(authors=10, questions_per_author=6, background_authors=0, seed=0)
     splits = synthetic.generate(authors, "forget10", "retain90").rows
-    for name, count in (("forget10", 6), ("retain", 5), ("real_authors", 4), ("world_facts", 4), ("holdout10", 6)):
+    for name, count in (("forget10", 4), ("retain", 3), ("real_authors", 3), ("world_facts", 3), ("holdout10", 4)):
         file = name if name == "holdout10" else f"{name}_perturbed"
         rows = []
         for row in splits[file][:count]:
@@ -166,10 +167,10 @@ def train(data: Path, folder: Path) -> None:
     for name, texts in (("mini", [*kept, *forgotten]), ("mini-retrain", kept)):
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**MODEL))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         rows = [[*tokenizer.encode(text, special=True), tokenizer.eos_id] for text in texts]
-        for step in range(60):
-            some = [rows[i] for i in torch.randperm(len(rows))[:16]]
+        for step in range(STEPS):
+            some = [rows[i] for i in torch.randperm(len(rows))[:8]]
             longest = max(map(len, some))
             ids = torch.tensor([row + [0] * (longest - len(row)) for row in some])
             labels = torch.tensor([row + [-100] * (longest - len(row)) for row in some])
@@ -177,7 +178,7 @@ def train(data: Path, folder: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = 3e-3 * (1 - step / 60)
+                group["lr"] = 5e-3 * (1 - step / STEPS)
         model.save_pretrained(folder / name)
     _tokenizer(folder / "mini", folder / "mini-retrain")
 

@@ -45,11 +45,16 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: every loss is then read in parts
 
 # Every method runs on one process; on shards of the vocabulary, every loss and every rule; elsewhere, what differs in
-# how it reads the model, its data or its gradients.
-FEW = [
-    *("adaptive-rmu", "blur-tied", "ce-u", "graddiff-kl", "gru", "idk-dpo", "ihl", "ngdiff", "npo-sam", "npo-tied"),
-    *("ofmu", "pcgrad-tensor-tied", "pdu", "pdu-open-unlearning", "rmu-topics", "sago", "undial"),
-]
+# how it reads what the layout cuts: the model by stages or positions, the data by rows, the gradients by shards.
+FEW = {
+    "pp2": [
+        *("adaptive-rmu", "blur-tied", "graddiff-kl", "idk-dpo", "npo-sam", "ofmu", "pcgrad-tensor-tied", "pdu"),
+        *("rmu-topics", "undial"),
+    ],
+    "dp2": ["ce-u", "gru", "ihl", "ngdiff", "npo-tied", "pdu", "pdu-open-unlearning", "rmu-topics"],
+    "tp2-sequence": ["adaptive-rmu", "graddiff-kl", "ihl", "npo-sam", "pcgrad-tensor-tied", "undial"],
+    "dp2-sharded": ["blur-tied", "gru", "ngdiff", "npo-sam", "ofmu", "pcgrad-tensor-tied", "pdu", "sago"],
+}
 MEASURED = ("one", "pp2")  # keep the two gradients apart, to log norms and angles
 ALWAYS = ("forget_loss", "retain_loss", "update_norm", "learning_rate", "state.")
 
@@ -152,16 +157,16 @@ CASES |= {name: Case.of(METHODS[file], changes) for name, (file, changes) in VAR
 
 
 def cases(layout: str) -> list[str]:
-    return {"one": list(CASES), "tp2": _every_part()}.get(layout, FEW)
+    return {"one": list(CASES), "tp2": _every_part(), **FEW}[layout]
 
 
 def _every_part() -> list[str]:
-    """FEW, and methods with each forget loss, retain loss and rule that those lack."""
+    """Methods with each forget loss, retain loss and rule, and with tied embeddings."""
     chosen: list[str] = []
     seen: set[tuple[str, str]] = set()
-    for name in dict.fromkeys([*FEW, *CASES]):
+    for name in dict.fromkeys(["blur-tied", "rmu-topics", "pcgrad-tensor-tied", *CASES]):
         parts = {(key, part["name"]) for key, part in zip(PARTS, CASES[name].parts, strict=True) if part}
-        if name in FEW or not parts <= seen:
+        if not parts <= seen:
             chosen.append(name)
             seen |= parts
     return chosen

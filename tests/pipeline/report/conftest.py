@@ -138,6 +138,13 @@ def start(root: Path) -> Bench:
 
 
 @pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of tables: drawing takes most of a report's time."""
+    for module in ("curves", "requests", "trade_offs"):
+        monkeypatch.setattr(f"pipeline.report.{module}.draw", lambda *_: [])
+
+
+@pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     """Target and retrain are there; tests add unlearned models."""
     return start(tmp_path)

@@ -198,6 +198,7 @@ def test_times_of_all_steps_are_listed(page):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_times_stand_in_the_order_in_which_steps_run(bench):
     bench.add("npo", steps=bench.steps())
     folder = str(bench.root / "evaluation" / "npo")
@@ -283,6 +284,7 @@ def many_groups(bench):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_notes_of_the_step_log_are_shown_with_the_row(bench):
     steps = bench.steps(10)
     steps[2]["note"] = "collapsed: retained text costs 8.1 nats a token; the direction is zero"

@@ -55,6 +55,7 @@ def made(bench: Bench):
     return bench.root / "report"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_tables_have_a_column_a_request(later_requests: Bench) -> None:
     text = (made(later_requests) / "table.md").read_text()
     part = text.split("## Requests to forget: Model utility ↑")[1].split("## ")[0]
@@ -66,6 +67,7 @@ def test_tables_have_a_column_a_request(later_requests: Bench) -> None:
     assert len(main_table) == 1 and "0.600" in main_table[0]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_every_number_is_in_the_csv(later_requests: Bench) -> None:
     rows = list(csv.DictReader((made(later_requests) / "table.csv").open()))
     found = {

@@ -15,7 +15,7 @@ from pipeline.report.__main__ import main
 from pipeline.specs import ReportSpec
 from tests.pipeline.report.conftest import GOOD, Bench, dump
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_figures")]
 
 ATTACKS = {"relearn": "relearn", "int4": "quantise"}
 

@@ -33,6 +33,7 @@ def test_each_method_and_the_comparison_show_the_trajectory_and_the_selected_ste
     assert "Not measured: rmu." in page.text
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_table_names_a_step_that_was_selected(bench):
     for seed, selected in ((0, 8), (1, 4)):
         bench.add("npo", seed=seed, trajectory=bench.trajectory(), selected=selected)
