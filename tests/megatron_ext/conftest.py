@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from megatron_ext.distributed import cpu
+
+# Before a test module imports megatron-core, which loads torch's compiler otherwise.
+cpu.install()
+
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Any]:
@@ -19,7 +24,7 @@ def alone() -> Iterator[Any]:
         yield ranks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def inference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder of models, and what transformers computes with them (see ``inference_cases.write``)."""
     from tests.support import inference_cases
