@@ -245,6 +245,7 @@ class ReportSpec(StepSpec):
         default_factory=dict, description="name -> folder of other steps whose times are listed: data, base, reference"
     )
     published: list[Published] = []
+    examples: int = Field(0, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
     config: dict[str, Any] = Field(default_factory=dict, description="the resolved experiment, for provenance")
 
     @model_validator(mode="after")

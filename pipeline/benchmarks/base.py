@@ -182,6 +182,14 @@ class Judged(Protocol):
         """
 
 
+@runtime_checkable
+class Shown(Protocol):
+    """A family whose examples can be shown in words: what was asked, what is true, and what a model generated."""
+
+    def to_forget(self, options: Any) -> frozenset[str]:
+        """The evaluated sets whose answers should be forgotten, now or by a later request; others should stay."""
+
+
 def of_set(examples: Sequence[Example], name: str) -> list[Example]:
     """The examples of a set; raises ``DataError`` where there are none."""
     found = [example for example in examples if example["set"] == name]

@@ -21,6 +21,7 @@ from pathlib import Path
 from pipeline.commands.validate import add_experiment, planned
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
+from pipeline.tracking.beside import beside
 from pipeline.workflow import lease, progress
 from pipeline.workflow.lease import Held, Lease
 from pipeline.workflow.paths import refusal
@@ -64,6 +65,9 @@ def main(given: argparse.Namespace) -> int:
             raise ConfigError(list(filter(None, refused)))
         profile = _profile(given.profile)
         plan, _ = planned(given, cluster=profile.name == "slurm")
+        tracking = plan.config.experiment.tracking
+        if tracking is not None and tracking.missing:
+            raise ConfigError([tracking.missing])
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -80,7 +84,8 @@ def main(given: argparse.Namespace) -> int:
         if not _cleared(held, plan):
             return 2
         lease.mark(plan.paths.root)
-        return _watched(command, plan)
+        with beside(plan.config.experiment.tracking, plan.paths.root):
+            return _watched(command, plan)
     finally:
         held.release()
 

@@ -30,6 +30,7 @@ from pipeline.config.located_yaml import hint
 from pipeline.config.model_schema import Checkpoint, GivenModel, Model, Name, kind
 from pipeline.data.settings import BadRows, FilesSource, RequestOrder
 from pipeline.judging.settings import JudgeSettings
+from pipeline.tracking.settings import TrackingSettings
 
 
 class Batches(GlobalBatch, Optimisation):
@@ -225,6 +226,12 @@ class UnlearningRequests(Strict):
     count: int = Field(4, ge=2)
 
 
+class ReportSettings(Strict):
+    """What the report holds of the data's own texts."""
+
+    examples: int = Field(200, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
+
+
 class Experiment(Strict):
     name: Name
     title: Line
@@ -242,6 +249,8 @@ class Experiment(Strict):
     evaluation: Evaluation = Evaluation()
     judge: JudgeSettings | None = None
     robustness: Robustness = Robustness()
+    report: ReportSettings = ReportSettings()
+    tracking: TrackingSettings | None = None
     requests: UnlearningRequests | None = None
     runtime: RuntimeSettings = RuntimeSettings()
 

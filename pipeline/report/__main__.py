@@ -1,9 +1,9 @@
 """Write a report, ``python -m pipeline.report SPEC.yaml``, or print the table of one, ``... --print FOLDER``.
 
 The specification is a ``pipeline.specs.ReportSpec``. Writes into its ``output``: ``table.csv``, ``table.md``,
-``figures/*.svg``, ``evidence.json``, ``index.html`` and ``summary.json``, and the model card ``README.md`` into every
-unlearned checkpoint, each in one rename. Figures of an earlier report that this one
-lacks are removed. Equal inputs give equal bytes, but for the times in ``summary.json``.
+``figures/*.svg``, ``examples/*.html``, ``evidence.json``, ``index.html`` and ``summary.json``, and the model card
+``README.md`` into every unlearned checkpoint, each in one rename. Figures and examples of an earlier report that this
+one lacks are removed. Equal inputs give equal bytes, but for the times in ``summary.json``.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def write(spec: ReportSpec, clock: Clock) -> None:
     texts = {spec.output / name: text for name, text in files.items()}
     texts.update(evidence.cards(spec, json.loads(files["evidence.json"])))
     clock.mark("work")
-    (spec.output / "figures").mkdir(parents=True, exist_ok=True)
+    for folder, ending in (("figures", "svg"), ("examples", "html")):
+        (spec.output / folder).mkdir(parents=True, exist_ok=True)
+        for old in (spec.output / folder).glob(f"*.{ending}"):
+            if f"{folder}/{old.name}" not in files:
+                old.unlink()
     for path, text in texts.items():
         write_text(path, text)
-    for old in (spec.output / "figures").glob("*.svg"):
-        if f"figures/{old.name}" not in files:
-            old.unlink()
     clock.mark("write")
     figures = sum(name.endswith(".svg") for name in files)
     clock.write(spec.output, models=sum(len(group.results) for group in groups), figures=figures)
@@ -71,7 +72,7 @@ def write(spec: ReportSpec, clock: Clock) -> None:
 
 def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     """The report's files as text, by their path below the output."""
-    from pipeline.report import curves, page, trade_offs
+    from pipeline.report import curves, examples, page, trade_offs
 
     attacked, later_requests = read.attacked(spec), read.later_requests(spec)
     judges = read.judges(groups)
@@ -95,6 +96,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         changes=changes,
         requests=after_requests,
         evidence=shown,
+        examples=examples.collect(spec, [*groups, *later_requests]),
     )
     ratios = robustness.with_ratios(spec, groups, attacked, metrics)
     return {
@@ -104,7 +106,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         + requests.as_markdown(spec, after_requests),
         **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
         "evidence.json": json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "index.html": page.render(spec, content),
+        **page.render(spec, content),
     }
 
 

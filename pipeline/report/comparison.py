@@ -7,16 +7,12 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from megatron_ext.specs import read as read_spec
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
-from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_object
 from pipeline.report import read
 from pipeline.report.page import flat
 from pipeline.report.read import Group
-from pipeline.specs import ReportEntry, ReportSpec
 
 VERSIONS = ("git", "packages", "python", "image", "host.machine")
 Values = Mapping[str, str]
@@ -57,10 +53,7 @@ def load(folder: Path) -> Results:
     Raises:
         DataError: there is no report, or a file is not what a step writes
     """
-    path = folder / "report" / "spec.yaml"
-    if not path.is_file():
-        raise DataError(f"{path}: is missing: name an experiment's folder of results that has a report")
-    spec = _moved(read_spec(path, ReportSpec), folder)
+    spec = read.specification(folder)
     groups = [*read.load(spec), *read.attacked(spec), *read.later_requests(spec)]
     record = read_object(spec.entries[0].evaluation / "provenance.json")
     data = EvaluationRecord.read(spec.entries[0].evaluation / EVALUATION).settings.data_sha256
@@ -131,18 +124,3 @@ def _name(group: Group) -> str:
     after = [f"after {group.attack}"] if group.attack else []
     after += [f"request {group.request}"] if group.request > 1 else []
     return ", ".join(["-".join(filter(None, parts)), *after])
-
-
-def _moved(spec: ReportSpec, folder: Path) -> ReportSpec:
-    """The specification with the folders below the experiment's own where they are now."""
-    old = spec.output.parent
-
-    def place(path: Path | None) -> Path | None:
-        return folder / path.relative_to(old) if path is not None and path.is_relative_to(old) else path
-
-    def entry(one: ReportEntry) -> ReportEntry:
-        changed: dict[str, Any] = {key: place(getattr(one, key)) for key in ("evaluation", "run", "judgement")}
-        return one.model_copy(update=changed)
-
-    rows = {key: [entry(one) for one in getattr(spec, key)] for key in ("entries", "attacked", "later_requests")}
-    return spec.model_copy(update={**rows, "output": folder / "report"})

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report import publications, requests, robustness
+from pipeline.report import examples, publications, requests, robustness
 from pipeline.report.curves import COMPARED, PANELS
 from pipeline.report.logs import StepTiming
 from pipeline.report.read import Group, judges
@@ -46,6 +46,7 @@ class Content:
         changes: tables of what attacks change
         requests: tables of values after each request to forget
         evidence: what ``evidence.json`` holds
+        examples: what every model said
     """
 
     groups: Sequence[Group]
@@ -57,10 +58,14 @@ class Content:
     changes: Sequence[robustness.Table]
     requests: Sequence[requests.Table]
     evidence: Mapping[str, Any]
+    examples: examples.View
 
 
-def render(spec: ReportSpec, content: Content) -> str:
-    """The page's HTML: every text is escaped, every figure is inlined, and nothing is loaded from elsewhere."""
+def render(spec: ReportSpec, content: Content) -> dict[str, str]:
+    """The page and its pages of examples, by file name.
+
+    Every text is escaped, every figure is inlined, and nothing is loaded from elsewhere.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -74,9 +79,32 @@ def render(spec: ReportSpec, content: Content) -> str:
     )
     env.filters["seconds"] = _seconds
     env.filters["svg"] = lambda figure: Markup(inline(figure))
-    shared, own = provenance([*content.groups, *content.attacked, *content.later_requests])
-    return env.get_template("page.html.j2").render(
+    env.filters["marks"] = examples.marks
+    env.globals.update(
+        css=Markup((here / "page.css").read_text(encoding="utf-8")),
+        light_colours=dict(_variables(COLOURS)),
+        dark_colours=dict(_variables(DARK)),
+        examples_legend=examples.LEGEND,
         spec=spec,
+        filters="",
+    )
+    further = env.get_template("examples.html.j2")
+    view, pages = examples.pages(
+        content.examples,
+        lambda shelf, rows, number: further.render(
+            title=f"{spec.experiment}: {shelf.name}",
+            filters=Markup(examples.styles(content.examples)),
+            shelf=shelf,
+            rows=rows,
+            number=number,
+            view=content.examples,
+        ),
+    )
+    shared, own = provenance([*content.groups, *content.attacked, *content.later_requests])
+    text = env.get_template("page.html.j2").render(
+        title=f"{spec.experiment}: unlearning report",
+        examples=view,
+        first_rows=examples.FIRST,
         groups=content.groups,
         facts=_facts(spec, content.groups),
         changes=content.changes,
@@ -94,10 +122,8 @@ def render(spec: ReportSpec, content: Content) -> str:
         directions=DIRECTIONS,
         legend=LEGEND,
         none=NONE,
-        css=Markup((here / "page.css").read_text(encoding="utf-8")),
-        light_colours=dict(_variables(COLOURS)),
-        dark_colours=dict(_variables(DARK)),
     )
+    return {"index.html": text, **pages}
 
 
 def _tables(spec: ReportSpec, content: Content) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.workflow.robustness_jobs import attacks, described_attacks
 from pipeline.workflow.unlearning_jobs import references, sampled_sets, unlearned_models
 
 RECORDS = ("summary.json", "provenance.json")
+RESULTS = ("evaluation.json", "examples.jsonl")
 LOGS = ("steps.jsonl", "trajectory.jsonl")
 
 
@@ -50,6 +51,7 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         later_requests=later,
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
+        examples=experiment.report.examples,
         config=config.resolved(),
         output=paths.report,
     )
@@ -106,7 +108,7 @@ def _files(spec: ReportSpec) -> dict[str, Files]:
     rows = [*spec.entries, *spec.attacked, *spec.later_requests]
     unlearned = [entry for entry in (*spec.entries, *spec.later_requests) if entry.kind == "unlearned"]
     files = {
-        "evaluations": [entry.evaluation / name for entry in rows for name in ("evaluation.json", *RECORDS)],
+        "evaluations": [entry.evaluation / name for entry in rows for name in (*RESULTS, *RECORDS)],
         "runs": [entry.run / name for entry in rows if entry.run for name in RECORDS],
         "logs": [entry.run / name for entry in unlearned if entry.run for name in LOGS],
         "judgements": [

@@ -88,6 +88,16 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     provenance = json.loads((blur / "provenance.json").read_text())
     assert provenance["spec"]["rule"] == {"name": "blur", "gamma": 0.5}
 
+    # The notebook of examples/ reads the run.
+    shown = subprocess.run(
+        [sys.executable, ROOT / "examples" / "read_a_run.py"],
+        env={**os.environ, "RESULTS": str(root), "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert shown.returncode == 0 and "blur-npo-seed-0" in shown.stdout and "forget_quality" in shown.stdout, shown
+
     # Snakemake's own report has the table and every figure, each with its caption.
     run(tmp_path, "--report", str(tmp_path / "report.zip"))
     with zipfile.ZipFile(tmp_path / "report.zip") as archive:

@@ -49,6 +49,9 @@ class Custom:
         forget = next(name for name in ("forget", "forget_texts") if name in options.asked)
         return {"forget": forget, "retain": kept(options)}
 
+    def to_forget(self, options: CustomOptions) -> frozenset[str]:
+        return frozenset(name for name, asked in options.asked.items() if asked.part in ("forget", "request"))
+
     def cost(self, options: CustomOptions, forget_rows: int) -> Cost:
         """A row has its answer, and where there are any five wrong ones and a paraphrase; a piece of text is scored
         whole and from its middle on. A gradient takes as long as three scores."""

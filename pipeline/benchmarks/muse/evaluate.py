@@ -41,6 +41,9 @@ class Muse:
     def judged(self, options: MuseOptions) -> Mapping[Literal["forget", "retain"], str]:
         return {"forget": "knowmem_forget", "retain": "knowmem_retain"}
 
+    def to_forget(self, options: MuseOptions) -> frozenset[str]:
+        return frozenset({VERBMEM, "knowmem_forget"})
+
     def cost(self, options: MuseOptions, forget_rows: int) -> Cost:
         """MUSE has 100 rows of each kind; a smaller benchmark fewer. A gradient takes as long as three scores."""
         rows = min(100, forget_rows)

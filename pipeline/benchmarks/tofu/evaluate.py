@@ -44,6 +44,9 @@ class Tofu:
     def judged(self, options: TofuOptions) -> Mapping[Literal["forget", "retain"], str]:
         return {"forget": "forget", "retain": "retain"}
 
+    def to_forget(self, options: TofuOptions) -> frozenset[str]:
+        return frozenset({"forget"})
+
     def cost(self, options: TofuOptions, forget_rows: int) -> Cost:
         """A row has its answer and five perturbed ones; of the forget and the retain set, of which at most 400 rows are
         scored, a paraphrase too. Real authors and world facts are 217 rows. There are as many holdout rows as forget

@@ -12,7 +12,7 @@ use rule image_step as write_report with:
         evaluations=expand(
             f"{EVALUATION}/{{file}}",
             model=plan.evaluated,
-            file=["evaluation.json", "summary.json", "provenance.json"],
+            file=["evaluation.json", "examples.jsonl", "summary.json", "provenance.json"],
         ),
         runs=jobs.files("report", "runs"),
         logs=jobs.files("report", "logs"),
@@ -43,6 +43,7 @@ use rule image_step as write_report with:
             labels={"figure": "{figure}"},
             caption="../../../workflow/report/figure.rst",
         ),
+        directory(f"{ROOT}/report/examples"),
         f"{ROOT}/report/summary.json",
         f"{ROOT}/report/provenance.json",
         spec=f"{ROOT}/report/spec.yaml",

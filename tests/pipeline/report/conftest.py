@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.data.cache import sha256
 from pipeline.report.__main__ import main
 from pipeline.specs import ReportSpec
 
+HOSTILE = "</p><script>x()</script><img src=x onerror=x()>"
 GOOD = {"forget_quality": 0.25, "model_utility": 0.5, "forget_probability": 0.125, "forget_truth_ratio": 0.75}
 
 
@@ -54,6 +56,7 @@ class Bench:
         trajectory: list[dict[str, Any]] | None = None,
         selected: int | None = None,
         metrics: dict[str, float | None] | None = None,
+        examples: Sequence[dict[str, Any]] | None = None,
         **values: float | None,
     ) -> None:
         parts = [method, variant, None if seed is None else f"seed-{seed}"]
@@ -83,6 +86,8 @@ class Bench:
                 },
             },
         )
+        if examples is not None:
+            self.say(evaluation, examples)
         times = {"startup_seconds": 1.5, "work_seconds": 2.0, "write_seconds": 0.5}
         because = {"collapsed_because": list(reasons)}
         dump(evaluation / "summary.json", {**times, "flags": [f for f in flags if f == "collapsed"], **because})
@@ -98,6 +103,14 @@ class Bench:
                 (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
             entry |= {"method": method, "variant": variant, "seed": seed, "run": str(run)}
         self.spec["entries"].append(entry)
+
+    @staticmethod
+    def say(evaluation: Path, examples: Sequence[dict[str, Any]]) -> None:
+        """Write the examples of an evaluation that is there."""
+        (evaluation / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
+        record = json.loads((evaluation / "evaluation.json").read_text())
+        record["provenance"]["examples_sha256"] = sha256(evaluation / "examples.jsonl")
+        dump(evaluation / "evaluation.json", record)
 
     @staticmethod
     def steps(count: int = 12, **fixed: Any) -> list[dict[str, Any]]:
@@ -148,6 +161,23 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def bench(tmp_path: Path) -> Bench:
     """Target and retrain are there; tests add unlearned models."""
     return start(tmp_path)
+
+
+def row(name: str, index: int, said: str | None, answer: str = "Ada lives in Turin.") -> dict[str, Any]:
+    return {"set": name, "index": index, "question": "Where does Ada live?", "answer": answer, "generation": said}
+
+
+@pytest.fixture
+def said(bench: Bench) -> Bench:
+    """Three rows to forget, of which an unlearned model leaks the last, and one to keep that it has lost."""
+    known = [row("forget", i, "In Turin.") for i in range(3)] + [row("retain", 0, "In Turin.")]
+    heard = ["In Rome.", HOSTILE, "In Turin."]
+    made = [row("forget", i, text) for i, text in enumerate(heard)] + [row("retain", 0, "")]
+    for name in ("target", "retrain"):
+        bench.say(bench.root / "evaluation" / name, known)
+    bench.add("npo", seed=0, title="<b>NPO</b>", examples=made)
+    bench.spec["examples"] = 10
+    return bench
 
 
 @pytest.fixture(scope="module")

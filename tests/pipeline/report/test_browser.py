@@ -86,3 +86,17 @@ def test_the_policy_changes_nothing_that_is_shown(browser: str, bench: Bench, tm
         look(browser, page, f"--screenshot={picture}")
         pictures[name] = picture.read_bytes()
     assert pictures["as it is"] == pictures["no policy"] != pictures["no styles"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "model", "left"), [("holds", "any", 1), ("lost", "m2", 2), ("changed", "m0", 0)])
+def test_buttons_filter_the_examples_without_a_script(
+    browser: str, said: Bench, tmp_path: Path, what: str, model: str, left: int
+) -> None:
+    """Only this presses the buttons; to count what is shown, it takes the policy away and adds a script of its own."""
+    text = POLICY.sub("", (said.write() / "examples" / "01-forget-1.html").read_text(encoding="utf-8"))
+    count = "[...document.querySelectorAll('article')].filter(one => one.offsetParent).length"
+    pressed = "".join(f"document.getElementById('{name}').checked = true;" for name in (what, model))
+    script = f"<script>{pressed} document.title = 'left ' + {count}</script></body>"
+    (tmp_path / "page.html").write_text(text.replace("</body>", script), encoding="utf-8")
+    assert f"<title>left {left}</title>" in look(browser, tmp_path / "page.html", "--dump-dom")
