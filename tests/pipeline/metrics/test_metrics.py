@@ -3,10 +3,11 @@
 import json
 import math
 import warnings
+from itertools import combinations
 
 import pytest
 
-from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
+from pipeline.metrics.aggregate import any_of, harmonic_mean, ks_p_value, mean
 from pipeline.metrics.probability import normalised_probability, probability, share
 from pipeline.metrics.text import repeats_itself, rouge_recall
 from pipeline.metrics.truth_ratio import (
@@ -23,6 +24,12 @@ def test_probability_is_the_geometric_mean_over_tokens():
     avg_loss = -sum(math.log(p) for p in token_probabilities) / 3
     assert probability(avg_loss) == pytest.approx((0.5 * 0.25 * 0.1) ** (1 / 3))
     assert probability(1e6) == 0.0
+
+
+def test_any_of_is_the_share_of_draws_with_a_good_one():
+    for n, held, k in ((4, 0, 2), (5, 1, 2), (5, 2, 3), (6, 5, 2), (3, 3, 1)):
+        draws = list(combinations([i < held for i in range(n)], k))
+        assert any_of(n, held, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
 def test_normalised_probability():
