@@ -246,6 +246,7 @@ class ReportSpec(StepSpec):
     )
     published: list[Published] = []
     examples: int = Field(0, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
+    evidence_texts: bool = Field(False, description="whether what was to be forgotten is in the evidence in words")
     config: dict[str, Any] = Field(default_factory=dict, description="the resolved experiment, for provenance")
 
     @model_validator(mode="after")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from megatron_ext.atomic_files import write_text
+from pipeline.commands.plan import named, size_of
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.sizing import number_of
 from pipeline.data import user_files
 from pipeline.data.errors import DataError
 from pipeline.data.settings import TABLES
+from pipeline.workflow import costs
+from pipeline.workflow.plan import Plan
 
 # What people call the fields of their rows.
 QUESTIONS = ("question", "prompt", "instruction", "input", "query")
@@ -23,6 +27,7 @@ ANSWERS = ("answer", "completion", "response", "output", "target")
 CHATS = ("messages", "conversations", "chat")
 TEXTS = ("text", "content", "document", "body")
 
+EPOCHS, STEPS = 5, 20  # passes over what is forgotten; more where few rows make fewer steps than these
 LARGE = 5e8  # parameters from which on steps are in bf16
 
 USAGE = """
@@ -51,14 +56,14 @@ split: request-1
 
 methods: [{methods}] # docs/methods.md has them all
 unlearning: # for every method
-  epochs: 5 # passes over what is forgotten: more of them forget more, and change more else
+  epochs: {epochs} # passes over what is forgotten: more of them forget more, and change more else
   global_batch: {batch} # rows of a step, of what is forgotten and of what is kept
   optimizer: {{learning_rate: 1.0e-5}}
 
 seeds: [0]
 data: {{max_length: {length}, bad_rows: error}} # tokens of a row; `drop` leaves out rows that are longer
 runtime: {{device: auto, precision: {precision}}}
-layout: 1 # or, over several GPUs, for example {{tensor: 2}}
+layout: {layout} # {why}
 """
 
 
@@ -72,6 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retain", required=True, action="append", type=Path, metavar="FILE", help="what is to be kept, in these forms"
     )
     add("--method", action="append", metavar="NAME", help="a method; may be given several times; default: blur-npo")
+    add("--gpus", type=int, metavar="N", help="write a layout that fits so many GPUs")
+    add("--gpu-memory", metavar="SIZE", help="of each of them, such as 24GiB; default: 80 GiB")
     add("--name", help="of the experiment; default: by the first file to forget")
     add("--out", type=Path, metavar="FILE", help="the file that is written; default: NAME.yaml")
 
@@ -84,10 +91,16 @@ def main(given: argparse.Namespace) -> int:
         print(f"{out}: is there already; --out names another file", file=sys.stderr)
         return 2
     try:
-        write_text(out, text_of(given, name, out, "fp32"))
+        if given.gpus is not None and given.gpus < 1:
+            raise ConfigError([f"--gpus: {given.gpus}; at least 1 is needed"])
+        size = size_of(given.gpu_memory) if given.gpu_memory else None
+        write_text(out, text_of(given, name, out))
         config = load(out)
-        if config.shape.parameters >= LARGE:
-            write_text(out, text_of(given, name, out, "bf16"))
+        precision = "bf16" if config.shape.parameters >= LARGE else "fp32"
+        write_text(out, text_of(given, name, out, rows=config.forget_rows, precision=precision))
+        layout = fitting(out, given.gpus, size) if given.gpus else None
+        write_text(out, text_of(given, name, out, rows=config.forget_rows, precision=precision, layout=layout))
+        config = load(out)
     except (ConfigError, DataError) as error:
         out.unlink(missing_ok=True)
         print(f"{error}\nnothing was written", file=sys.stderr)
@@ -96,27 +109,58 @@ def main(given: argparse.Namespace) -> int:
     return 0
 
 
-def text_of(given: argparse.Namespace, name: str, out: Path, precision: str) -> str:
+def fitting(experiment: Path, gpus: int, size: float | None) -> str:
+    """The layout over so many GPUs at which every step fits, as YAML.
+
+    Args:
+        experiment: The experiment's file, with any layout.
+        gpus: How many there are.
+        size: Bytes of each; ``None``: those of the table's first type.
+
+    Raises:
+        ConfigError: No layout fits.
+    """
+    plan = Plan(load(experiment), experiment.parent / "results")
+    size = next(iter(costs.gpus().values())).memory_gib * 2**30 if size is None else size
+    best = costs.recommended(plan, gpus, size, costs.NODE)
+    if best is None:
+        more = "more or larger GPUs are needed; unlearn plan shows what takes the memory"
+        raise ConfigError(
+            [f"--gpus: at no layout of {number_of(gpus, 'GPU')} of {size / 2**30:g} GiB every step fits: {more}"]
+        )
+    return named(best[0])
+
+
+def text_of(
+    given: argparse.Namespace,
+    name: str,
+    out: Path,
+    rows: int = 1,
+    precision: str = "fp32",
+    layout: str | None = None,
+) -> str:
     """The experiment.
 
     Args:
         given: The command line.
         name: The experiment's name.
         out: The file that it is written to.
+        rows: How many are to be forgotten.
         precision: Of its steps.
+        layout: Of its ranks, as YAML.
 
     Raises:
         DataError: A file cannot be read, or its rows have no field that is known.
     """
     folder = Path(given.model).expanduser()
-    entries, split, rows = dict[str, str](), dict[str, list[str]](), 0
+    entries, split = dict[str, str](), dict[str, list[str]]()
+    batch = max(1, min(8, rows))
     for use in ("forget", "retain"):
         for number, path in enumerate(getattr(given, use), 1):
             label = use if number == 1 else f"{use}-{number}"
-            fields, count = described(path.expanduser())
+            fields = described(path.expanduser())
             entries[label] = json.dumps({"path": _from(out, path.expanduser()), **fields}, ensure_ascii=False)
             split.setdefault(use, []).append(label)
-            rows += count if use == "forget" else 0
     return EXPERIMENT.format(
         name=name,
         title=json.dumps(f"Forget {given.forget[0].name}", ensure_ascii=False),
@@ -125,7 +169,10 @@ def text_of(given: argparse.Namespace, name: str, out: Path, precision: str) -> 
         sets="\n".join(f"      {label}: {entry}" for label, entry in entries.items()),
         split=json.dumps(split),
         methods=", ".join(given.method or ["blur-npo"]),
-        batch=max(1, min(8, rows)),
+        batch=batch,
+        epochs=max(EPOCHS, math.ceil(STEPS / math.ceil(rows / batch))),
+        layout=layout or "1",
+        why=f"fits {number_of(given.gpus, 'GPU')}" if layout else "or, over several GPUs, for example {tensor: 2}",
         length=256,
         precision=precision,
     )
@@ -138,30 +185,30 @@ def _from(out: Path, path: Path) -> str:
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
-def described(path: Path) -> tuple[dict[str, Any], int]:
-    """The fields of a file as a set of a benchmark says them, by the names in its first row, and its number of rows.
+def described(path: Path) -> dict[str, Any]:
+    """The fields of a file as a set of a benchmark says them, by the names in its first row.
 
     Raises:
         DataError: It cannot be read, or none of the fields is known.
     """
     if path.suffix.lower() not in TABLES:
-        return {}, 1
+        return {}
     rows = user_files.read(path)
     if not rows:
         raise DataError(f"{path}: no rows")
     place, first = rows[0]
     if isinstance(first, str):
-        return {"text_key": "text"}, len(rows)
+        return {"text_key": "text"}
     fields = list(first) if isinstance(first, dict) else []
     chat, text, question, answer = (
         next((name for name in known if name in fields), None) for known in (CHATS, TEXTS, QUESTIONS, ANSWERS)
     )
     if chat is not None:
-        return {"messages_key": chat}, len(rows)
+        return {"messages_key": chat}
     if question is not None and answer is not None:
-        return {"question_key": question, "answer_key": answer}, len(rows)
+        return {"question_key": question, "answer_key": answer}
     if text is not None:
-        return {"text_key": text}, len(rows)
+        return {"text_key": text}
     raise DataError(
         f"{place}: its fields are {', '.join(fields) or 'none'}; one of {', '.join(QUESTIONS)} with one of "
         f"{', '.join(ANSWERS)} is needed, or one of {', '.join((*CHATS, *TEXTS))}: rename them"

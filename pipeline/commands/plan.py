@@ -41,7 +41,7 @@ def main(given: argparse.Namespace) -> int:
     try:
         gpu = _gpu(given)
         plan, site = planned(given, cluster=sites.find(given.site) is not None)
-        size = _size(given.gpu_memory) if given.gpu_memory else gpu.memory_gib * 2**30
+        size = size_of(given.gpu_memory) if given.gpu_memory else gpu.memory_gib * 2**30
         if given.gpus is not None and given.gpus < 1:
             raise ConfigError([f"--gpus: {given.gpus}; at least 1 is needed"])
     except ConfigError as error:
@@ -89,7 +89,7 @@ def advice(plan: Plan, ranks: int, size: float, node: int) -> list[str]:
     why = (
         "the fewest pipeline stages, which idle, and then the fewest tensor-parallel ranks, which exchange activations,"
     )
-    return [f"layout     {_named(layout)}: at most {peak / 2**30:.1f} GiB ({free}); {why} that fit"]
+    return [f"layout     {named(layout)}: at most {peak / 2**30:.1f} GiB ({free}); {why} that fit"]
 
 
 def assumed(gpu: Gpu, name: str) -> list[str]:
@@ -100,7 +100,8 @@ def assumed(gpu: Gpu, name: str) -> list[str]:
     return [f"assumed    {name}: {', '.join(texts)}; {rows}", "*          does not fit"]
 
 
-def _named(layout: Layout) -> str:
+def named(layout: Layout) -> str:
+    """A layout as YAML on one line."""
     given = layout.model_dump(exclude_defaults=True)
     return "{" + ", ".join(f"{key}: {str(value).lower()}" for key, value in given.items()) + "}"
 
@@ -112,8 +113,12 @@ def _gpu(given: argparse.Namespace) -> Gpu:
     return known[given.gpu_type]
 
 
-def _size(text: str) -> float:
-    """Bytes of a text such as ``80GiB`` or ``80GB``."""
+def size_of(text: str) -> float:
+    """Bytes of a text such as ``80GiB`` or ``80GB``.
+
+    Raises:
+        ConfigError: It is another one.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB)", text)
     if match is None:
         raise ConfigError([f"--gpu-memory: {text!r}; allowed: a number with its unit, such as 80GiB or 80GB"])

@@ -230,6 +230,9 @@ class ReportSettings(Strict):
     """What the report holds of the data's own texts."""
 
     examples: int = Field(200, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
+    evidence_texts: bool = Field(
+        False, description="put what was to be forgotten, in words, into evidence and model cards"
+    )
 
 
 class Experiment(Strict):

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.benchmarks.base import Metric
 from pipeline.data.json_files import read_object
+from pipeline.report import examples
 from pipeline.report.outcomes import RULES, Check, checks, overall
 from pipeline.report.read import Group, Result
 from pipeline.specs import ReportSpec
@@ -61,6 +62,7 @@ def document(
         },
         "configuration": spec.model_dump(mode="json")["config"],
         "rules": RULES,
+        "texts": examples.texts_to_forget(spec, groups) if spec.evidence_texts else {},
         "models": [
             _model(spec, result, target, retrain, after, metrics, _names(spec, result, later))
             for result in made

@@ -134,6 +134,26 @@ def collect(spec: ReportSpec, groups: Sequence[Group]) -> View:
     return View(tuple(titles), unlearned, tuple(sorted(shelves, key=lambda shelf: not shelf.forget)))
 
 
+def texts_to_forget(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, list[dict[str, str]]]:
+    """What models were asked of what should be forgotten, with the true answers, by evaluated set.
+
+    Args:
+        spec: what is reported
+        groups: the models, target first
+
+    Raises:
+        DataError: as ``collect``
+    """
+    benchmark = family(spec.options.family)
+    if not isinstance(benchmark, Shown):
+        return {}
+    forgotten, found = benchmark.to_forget(spec.options), dict[str, list[dict[str, str]]]()
+    for (name, _), row in _read(groups[0].results[0].entry.evaluation).items():
+        if name in forgotten:
+            found.setdefault(name, []).append({"question": row["question"], "answer": row["answer"]})
+    return found
+
+
 def pages(view: View, render: Callable[[Shelf, Sequence[Row], int], str]) -> tuple[View, dict[str, str]]:
     """The further pages, by name, and the view with these names.
 

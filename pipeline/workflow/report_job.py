@@ -52,6 +52,7 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
         examples=experiment.report.examples,
+        evidence_texts=experiment.report.evidence_texts,
         config=config.resolved(),
         output=paths.report,
     )

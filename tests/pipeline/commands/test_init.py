@@ -61,9 +61,29 @@ def test_several_files_of_every_form_and_methods(folder: Path) -> None:
     assert config.experiment.name == "first" and [run.id for run in config.runs] == ["npo", "graddiff"]
 
 
+def test_few_rows_make_enough_steps_and_a_folder_is_counted_whole(folder: Path) -> None:
+    """Only this holds the number of steps: 2 rows are one batch, 20 times; 40 letters are 5 batches of 8, 5 times."""
+    assert main(["init", "--model", "model", "--forget", "forget.jsonl", "--retain", "kept.csv"]) == 0
+    for number in range(1, 40):
+        (folder / "letters" / f"{number}.txt").write_text("Ada lives in Oslo.")
+    assert main(["init", "--model", "model", "--forget", "letters", "--retain", "kept.csv"]) == 0
+    found = {name: load(folder / f"forget-{name}.yaml").runs[0].method.training for name in ("forget", "letters")}
+    assert [(one.epochs, one.global_batch) for one in found.values()] == [(20, 2), (5, 8)]
+
+
+def test_a_layout_that_fits_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["init", "--model", "model", "--forget", "forget.jsonl", "--retain", "kept.csv"]
+    assert main([*files, "--gpus", "2"]) == 0
+    assert load(folder / "forget-forget.yaml").layout.ranks == 2
+    assert main([*files, "--gpus", "2", "--gpu-memory", "3GiB", "--out", "x.yaml"]) == 2
+    assert "--gpus: at no layout of 2 GPUs of 3 GiB" in capsys.readouterr().err and not (folder / "x.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (["--forget", "forget.jsonl", "--gpu-memory", "80"], "--gpu-memory: '80'"),
+        (["--forget", "forget.jsonl", "--gpus", "0"], "--gpus: 0; at least 1"),
         (["--forget", "none.jsonl"], "none.jsonl: cannot be read"),
         (["--forget", "odd.jsonl"], "odd.jsonl, line 1: its fields are a, b; one of question, prompt"),
         (["--forget", "forget.jsonl", "--method", "blurr"], "unknown method 'blurr'"),

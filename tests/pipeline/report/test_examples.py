@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pipeline.report import examples
 from pipeline.report.examples import Row, Said, Shelf, View
-from tests.pipeline.report.conftest import HOSTILE, Bench
+from tests.pipeline.report.conftest import HOSTILE, Bench, row
 from tests.pipeline.report.test_page import Page
 
 
@@ -62,6 +64,19 @@ def test_no_text_is_read_where_none_is_wanted(said: Bench) -> None:
     assert (
         not list((folder / "examples").iterdir()) and "What the models say" not in (folder / "index.html").read_text()
     )
+
+
+def test_what_is_to_be_forgotten_is_in_the_evidence_where_it_is_asked_for(said: Bench) -> None:
+    """Only this puts texts into evidence and card, as texts; what is to be kept is never among them."""
+    said.spec |= {"evidence_texts": True, "examples": 0}
+    rows = [row("forget", 0, "", HOSTILE), row("retain", 0, "")]
+    said.say(said.root / "evaluation" / "target", rows)
+    (said.root / "runs" / "npo-seed-0" / "checkpoint").mkdir()
+    folder = said.write()
+    wanted = {"forget": [{"question": rows[0]["question"], "answer": HOSTILE}]}
+    assert json.loads((folder / "evidence.json").read_text())["texts"] == wanted
+    card = (said.root / "runs" / "npo-seed-0" / "checkpoint" / "README.md").read_text()
+    assert "Where does Ada live?" in card and "<script" not in card and "No text of it" not in card
 
 
 def test_pages_hold_so_many_rows_and_bytes() -> None:
