@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,9 +94,9 @@ def test_a_tracker_that_fails_is_said_and_harms_nothing(tmp_path: Path, capsys: 
 @pytest.mark.parametrize("kind", ["tensorboard", "mlflow", "wandb", "trackio"])
 def test_a_tracker_keeps_what_is_logged(tmp_path: Path, run: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only this uses the trackers' own packages, each without a connection."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "tracking"))  # which trackio reads when it is imported
     pytest.importorskip(kind)
     settings = TrackingSettings.model_validate({"kind": kind, "offline": kind == "wandb"})
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "tracking"))
     tracker = tracker_of(settings, "trial", tmp_path / "tracking")
     Follower(tmp_path, tracker).look()
     tracker.close()
@@ -117,6 +118,9 @@ def _first_loss(kind: str, folder: Path) -> float:
         return client.get_metric_history(found.info.run_id, "loss")[0].value
     if kind == "wandb":
         (written,) = folder.glob("wandb/offline-run-*/*.wandb")
+        ends = time.monotonic() + 30  # wandb's own process writes it when it ends
+        while b"rule_state.dual" not in written.read_bytes() and time.monotonic() < ends:
+            time.sleep(0.1)
         return 1.0 if b"rule_state.dual" in written.read_bytes() else 0.0
     (database,) = folder.glob("*.db")
     with sqlite3.connect(database) as connection:
