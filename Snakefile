@@ -11,6 +11,7 @@
 import shlex
 import sys
 
+from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 from snakemake.utils import min_version
 
@@ -19,6 +20,7 @@ sys.path.insert(0, str(workflow.current_basedir))
 
 from pipeline.config import sizing
 from pipeline.launch.image import image
+from pipeline.workflow import failures, slurm_executor
 from pipeline.workflow import snakemake_rules as steps
 
 # A limit of submitted jobs is what a profile for a cluster has instead of cores; dry runs know no executor. And a job
@@ -33,6 +35,10 @@ steps.use_cache(site)
 steps.set_environment(plan, site, IMAGE if IN_IMAGE else None)
 if IN_IMAGE and not workflow.remote_exec:
     steps.plan_without_apptainer()
+if not workflow.remote_exec:
+    failures.shorten(logger.handlers)
+if CLUSTER and not workflow.remote_exec:
+    slurm_executor.mend(plan.paths.root)
 ROOT = str(plan.paths.root)
 BENCHMARK = plan.config.benchmark.name
 

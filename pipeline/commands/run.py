@@ -1,20 +1,17 @@
 """``unlearn run``: an experiment from its files to its report, by Snakemake in this process.
 
-One run works on an experiment's results at a time (``pipeline.workflow.lease``). What a killed run has left is cleared
-away first: its steps, its jobs in Slurm's queue, and Snakemake's lock.
+One run works on an experiment's results at a time. What a killed run has left at work is ended first
+(``pipeline.workflow.runs``).
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,16 +19,14 @@ from pipeline.commands.validate import add_experiment, planned
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
 from pipeline.tracking.beside import beside
-from pipeline.workflow import lease, progress
-from pipeline.workflow.lease import Held, Lease
+from pipeline.workflow import progress, runs
+from pipeline.workflow.lease import Held
 from pipeline.workflow.paths import refusal
 from pipeline.workflow.plan import Plan
 
 SNAKEFILE = CONFIGS.parent / "Snakefile"
 STAGES = ("all", "fetch", "data", "train", "unlearn", "evaluate", "robustness", "judge", "report")
 LOOKS_ONLY = ("--dry-run", "--dryrun", "-n", "--summary", "-S", "--lint", "--list-rules", "--rulegraph", "--dag")
-ENDING = 120.0  # seconds that what a killed run has left may take to write its state
-PREFIX = "unlearn-"  # of the names of a run's jobs in Slurm
 
 USAGE = """
 unlearn run mini                              the experiment mini, on this machine
@@ -76,14 +71,11 @@ def main(given: argparse.Namespace) -> int:
     if any(option in LOOKS_ONLY for option in given.further):
         return _snakemake(command)
     try:
-        held = Lease.take(plan.paths.root, lost=_lost(plan))
+        held = runs.begin(plan.paths.root, _lost(plan))
     except Held as error:
         print(error, file=sys.stderr)
         return 2
     try:
-        if not _cleared(held, plan):
-            return 2
-        lease.mark(plan.paths.root)
         with beside(plan.config.experiment.tracking, plan.paths.root):
             return _watched(command, plan)
     finally:
@@ -115,8 +107,7 @@ def _watched(command: list[str], plan: Plan) -> int:
     """Run Snakemake, show what it does, and print the table where it did nothing and so printed none."""
     shown = progress.Progress(plan, sys.stderr)
     progress.use(shown)
-    names = ["--slurm-jobname-prefix", job_names(plan.paths.root)]
-    status = _snakemake(["--logger", progress.PLUGIN, *names, *command])
+    status = _snakemake(["--logger", progress.PLUGIN, "--nolock", *command])
     if status:
         print(f"logs of the steps: {plan.paths.root / 'logs'}", file=sys.stderr)
     elif shown.total is None:
@@ -144,49 +135,3 @@ def _lost(plan: Plan) -> Callable[[], None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     return stop
-
-
-def _cleared(held: Lease, plan: Plan) -> bool:
-    """Clear away what killed runs have left; ``False``, with a message, where their steps do not end."""
-    if held.dead is not None:
-        print(f"{plan.paths.root}: {held.dead} was killed: going on from there", file=sys.stderr)
-    left = _ended(plan.paths.root)
-    if left:
-        print(f"of a killed run, these still work on {plan.paths.root}: {', '.join(left)}", file=sys.stderr)
-        return False
-    for lock in lease.remove_locks(Path.cwd(), plan.paths.root):
-        print(f"{lock}: removed; no other run of these results is alive", file=sys.stderr)
-    return True
-
-
-def job_names(results: Path) -> str:
-    """What the names of a run's jobs in Slurm begin with, the same for all runs of the same results."""
-    return f"{PREFIX}{hashlib.sha256(str(results.resolve()).encode()).hexdigest()[:12]}"
-
-
-def _ended(results: Path) -> list[str]:
-    """Wait for the steps that killed runs have left to end, and have Slurm cancel their jobs; those that remain."""
-    told = False
-    deadline = time.monotonic() + ENDING
-    while True:
-        jobs = _slurm_jobs(job_names(results))
-        left = [*(f"process {pid}" for pid in lease.left_behind(results)), *(f"Slurm job {job}" for job in jobs)]
-        if not left or time.monotonic() > deadline:
-            return left
-        if not told:
-            print(f"waiting until these have written their state: {', '.join(left)}", file=sys.stderr)
-            if jobs:
-                subprocess.run(["scancel", *jobs], check=False)
-            told = True
-        time.sleep(1)
-
-
-def _slurm_jobs(prefix: str) -> list[str]:
-    """The jobs in Slurm's queue whose names begin so; none where there is no Slurm."""
-    if shutil.which("squeue") is None:
-        return []
-    listed = subprocess.run(
-        ["squeue", "--me", "--noheader", "--format=%i %j"], capture_output=True, text=True, timeout=60, check=False
-    )
-    rows = [line.split() for line in listed.stdout.splitlines()]
-    return [job for job, *name in rows if name and name[0].startswith(prefix)]

@@ -148,28 +148,6 @@ def left_behind(results: Path) -> list[int]:
     return found
 
 
-def remove_locks(working: Path, results: Path) -> list[Path]:
-    """Remove what a killed Snakemake has locked of an experiment's results.
-
-    Args:
-        working: The folder that Snakemake was started in.
-        results: The experiment's results, which no other run works on.
-
-    Returns:
-        The locks that were removed.
-    """
-    removed = []
-    for lock in sorted((working / ".snakemake" / "locks").glob("*.lock")):
-        try:
-            locked = lock.read_text(encoding="utf-8").splitlines()
-            if any((working / name).absolute().is_relative_to(results.absolute()) for name in locked):
-                lock.unlink()
-                removed.append(lock)
-        except FileNotFoundError:
-            continue  # by another Snakemake, which removes all locks when it ends
-    return removed
-
-
 def _place() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"

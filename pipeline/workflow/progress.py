@@ -13,7 +13,7 @@ from typing import TextIO
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config.site import Site
 from pipeline.data.errors import printable
-from pipeline.workflow import resources
+from pipeline.workflow import failures, resources
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import unlearning_steps
@@ -23,8 +23,6 @@ PLUGIN = "unlearn"  # by which Snakemake knows the lines
 # Rules that run nothing: they are named for what they gather.
 GATHERING = ("all", "everything", "fetch", "data", "train", "unlearn", "evaluate", "judge", "robustness", "report")
 WIDTH = 48
-LAST_LINES = 40  # of a failed job's log
-FAILED_COMMAND = "CalledProcessError in file"  # what Snakemake says of a job that failed before it says which
 SHOWN = 1.0  # seconds between two pictures of what runs, on a terminal
 
 
@@ -137,15 +135,19 @@ class Progress:
             place = f"{self.done:>{len(str(self.total or ''))}}/{self.total or '?'}"
             self.say(f"{place}  {job.title:<{WIDTH}}  {duration(taken):>12}  {self.rest()}".rstrip())
 
-    def fail(self, number: int, rule: str, why: list[str], logs: list[str]) -> None:
-        """A job has failed, and may be started again; the ends of its logs are shown."""
+    def fail(self, number: int, rule: str, why: str | None, logs: list[str]) -> None:
+        """A job has failed, and may be started again; five lines say why.
+
+        Args:
+            number: Snakemake's number of the job.
+            rule: Its rule's name.
+            why: What the executor says.
+            logs: The step's own log, and Slurm's.
+        """
         with self._lock:
             job = self.running.pop(number, None)
-            taken = f" after {duration(self.clock() - job.begun)}" if job else ""
-            lines = [f"failed{taken}: {job.title if job else rule}", *why]
-            for log in logs:
-                found = Path(log).read_text(encoding="utf-8", errors="replace") if Path(log).is_file() else ""
-                lines += [f"{log}:", *(f"    {line}" for line in found.splitlines()[-LAST_LINES:])]
+            taken = f", after {duration(self.clock() - job.begun)}" if job else ""
+            lines = failures.explained(f"{job.title if job else rule}{taken}", why, [Path(log) for log in logs])
             self.say("\n".join(lines))
 
     def rest(self) -> str:
@@ -234,7 +236,6 @@ def _notice(progress: Progress, record: logging.LogRecord, words: logging.Format
     elif event == "job_finished":
         progress.end(data["job_id"])
     elif event == "job_error":
-        why = [*filter(None, [data["rule_msg"]]), *(f"{name}: {value}" for name, value in data["aux"].items())]
-        progress.fail(data["jobid"], data["rule_name"], why, list(data["log"]))
-    elif record.levelno >= logging.WARNING and FAILED_COMMAND not in str(record.msg):
+        progress.fail(data["jobid"], data["rule_name"], data["rule_msg"], list(data["log"]))
+    elif record.levelno >= logging.WARNING and not failures.repeated(record):
         progress.say(words.format(record))

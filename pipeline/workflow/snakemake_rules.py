@@ -25,9 +25,9 @@ from pipeline.judging.endpoint import KeyMissing, api_key
 from pipeline.launch.environment import RUN
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
-from pipeline.workflow import containers, paths, resources
+from pipeline.workflow import containers, paths, resources, runs
 from pipeline.workflow.jobs import Job, canonical
-from pipeline.workflow.lease import Held, Lease, mark
+from pipeline.workflow.lease import Held
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
 
@@ -152,16 +152,15 @@ def require_partition(here: Site) -> None:
 
 
 def hold(plan: Plan) -> None:
-    """Hold the experiment's results until this process ends, unless ``unlearn run`` does; exit with 2 where another run
-    is alive."""
+    """Hold the experiment's results until this process ends, unless ``unlearn run`` does, and end what killed runs have
+    left at work on them; exit with 2 where another run is alive."""
     if os.environ.get(RUN):
         return
     try:
-        held = Lease.take(plan.paths.root, lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        held = runs.begin(plan.paths.root, lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
     except Held as error:
         _stop([str(error)])
     atexit.register(held.release)
-    mark(plan.paths.root)
 
 
 def _stop(problems: Iterable[str]) -> NoReturn:

@@ -124,19 +124,6 @@ def test_a_lease_is_renewed_and_its_loss_is_told(tmp_path: Path, monkeypatch: py
     assert file.exists(), "it is the follower's"
 
 
-def test_only_locks_on_the_results_are_removed(tmp_path: Path) -> None:
-    locks = tmp_path / ".snakemake" / "locks"
-    locks.mkdir(parents=True)
-    (locks / "0.input.lock").write_text("pipeline/data/cache.py\nresults/mini/data/mini/manifest.json\n")
-    (locks / "0.output.lock").write_text(f"{tmp_path}/results/mini/report/index.html\n")
-    (locks / "1.output.lock").write_text("results/mini-wmdp/report/index.html\n")
-
-    removed = lease.remove_locks(tmp_path, tmp_path / "results" / "mini")
-
-    assert [file.name for file in removed] == ["0.input.lock", "0.output.lock"]
-    assert [file.name for file in locks.iterdir()] == ["1.output.lock"]
-
-
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(100)"
 STEP = "from pipeline.launch.parent import follow; import time; follow(); print('ready', flush=True); time.sleep(100)"
 
