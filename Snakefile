@@ -82,8 +82,8 @@ onstart:
     if not workflow.touch and any(job.rule.shellcmd for job in elsewhere):
         if IN_IMAGE:
             steps.require_apptainer()
-            steps.require_image(IMAGE)
+            steps.require_image(IMAGE, site)
         if workflow.local_exec:
             steps.require_gpus(plan)
         elif CLUSTER:
-            steps.require_partition(site)
+            steps.require_slurm(site)

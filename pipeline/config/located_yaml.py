@@ -79,8 +79,13 @@ class Document:
         return f"{place}{name + ': ' if name else ''}{message}"
 
 
-def read(path: Path) -> Document:
-    """A YAML file whose top is a mapping; raises ``ConfigError`` for one that cannot be read, and for doubled keys."""
+def read(path: Path, empty: bool = False) -> Document:
+    """A YAML file whose top is a mapping; raises ``ConfigError`` for one that cannot be read, and for doubled keys.
+
+    Args:
+        path: The file.
+        empty: Whether it may hold nothing, or comments alone.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
         loader = Loader(text)
@@ -93,6 +98,8 @@ def read(path: Path) -> Document:
         raise ConfigError([f"{short(path)}:{line}: not YAML: {error.reason}"]) from None
     try:
         node = loader.get_single_node()
+        if node is None and empty:
+            return Document({}, {(): Mark(Path(path), 1, ())})
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError([f"{short(path)}: expected lines of 'key: value'"])
         wrong = [f"{short(path)}:{line}: {message}" for message, line in _wrong_nodes(node, set(), ())]

@@ -52,6 +52,7 @@ class Site(Strict):
     cpus_per_node: int | None = Field(None, ge=1)
     memory_per_node_mb: int | None = Field(None, ge=1)
     image: Path | None = Field(None, strict=False)
+    require_current_image: bool = Field(False, description="an image of another checkout is refused")
     binds: list[str] = Field([], description="folders that steps see in the image; also SOURCE:TARGET[:ro]")
     hf_home: Path | None = Field(None, strict=False, description="default: $HF_HOME, or ~/.cache/huggingface")
     time_factor: float = Field(1.0, gt=0, le=100)
@@ -90,7 +91,7 @@ def load(path: Path | None) -> Site:
     """The site of that file, or one with every default; raises ``ConfigError`` with everything that is wrong."""
     if path is None:
         return Site()
-    document = read(path)
+    document = read(path, empty=True)
     problems: list[str] = []
     site: Site | None = check(Site, document, problems)
     if site is None:

@@ -29,9 +29,12 @@ def begin(results: Path, lost: Callable[[], None]) -> Lease:
         lost: Called, in another thread, where a run elsewhere took this one for dead and has taken over.
 
     Raises:
-        Held: Another run is alive, or steps of a killed one do not end.
+        Held: Another run is alive, steps of a killed one do not end, or the folder cannot be written.
     """
-    held = Lease.take(results, lost)
+    try:
+        held = Lease.take(results, lost)
+    except OSError as error:
+        raise Held(f"results: {str(results)!r} cannot be written: {error.strerror}") from None
     try:
         if held.dead is not None:
             print(f"{results}: {held.dead} was killed: going on from there", file=sys.stderr)

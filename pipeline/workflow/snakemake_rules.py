@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -25,7 +24,7 @@ from pipeline.judging.endpoint import KeyMissing, api_key
 from pipeline.launch.environment import RUN
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
-from pipeline.workflow import containers, paths, resources, runs
+from pipeline.workflow import containers, image_checks, paths, resources, runs, slurm_site
 from pipeline.workflow.jobs import Job, canonical
 from pipeline.workflow.lease import Held
 from pipeline.workflow.plan import Plan
@@ -62,6 +61,8 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
         problems += error.problems
     if "image" in options:
         here = here.model_copy(update={"image": Path(str(options["image"])).expanduser()})
+    if here.image is not None and here.image.is_dir():
+        problems.append(f"image: {str(here.image)!r} is a folder")
     experiment = str(options.get("experiment", "mini"))
     use_cache(here)
     try:
@@ -119,11 +120,19 @@ def _apptainer_is_here() -> bool:
     return any(shutil.which(name) for name in ("apptainer", "singularity"))
 
 
-def require_image(image: Path) -> None:
-    """Exit with 2 where steps are about to run in an image that is not there."""
-    if not image.exists():
+def require_image(image: Path, here: Site) -> None:
+    """Exit with 2 where steps are about to run in an image that is not there or not whole; say where it is of another
+    checkout, and exit for that too where the site says ``require_current_image``."""
+    if not image.is_file():
         make = "`make image` or `make image-cpu` builds one; 'image' in site.yaml or --config image= names another"
-        _stop([f"image: {str(image)!r} does not exist. {make}"])
+        what = "is no file" if image.exists() else "does not exist"
+        _stop([f"image: {str(image)!r} {what}. {make}"])
+    if damage := image_checks.damage(image):
+        _stop([damage])
+    if older := image_checks.older(image):
+        if here.require_current_image:
+            _stop([f"{older}. site.yaml: require_current_image: true"])
+        print(printable(f"{older}. The steps run this checkout's code with the image's packages"), file=sys.stderr)
 
 
 def require_judge_key(plan: Plan) -> None:
@@ -138,19 +147,6 @@ def require_judge_key(plan: Plan) -> None:
     print(f"judge: {settings.sends}", file=sys.stderr)
 
 
-def require_partition(here: Site) -> None:
-    """Exit with 2 where Slurm has no partition of the site's name, which would fail each attempt of each job."""
-    try:
-        listed = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        _stop([f"sinfo: {error}. Slurm's commands must work where the workflow is started"])
-    known = sorted(set(listed.stdout.split()))
-    if listed.returncode:
-        _stop([f"sinfo: {listed.stderr.strip()}"])
-    if here.partition is not None and (wrong := [name for name in here.partition.split(",") if name not in known]):
-        _stop([f"site.yaml: partition: Slurm has no {wrong[0]!r}{hint(wrong[0], known)}"])
-
-
 def hold(plan: Plan) -> None:
     """Hold the experiment's results until this process ends, unless ``unlearn run`` does, and end what killed runs have
     left at work on them; exit with 2 where another run is alive."""
@@ -161,6 +157,12 @@ def hold(plan: Plan) -> None:
     except Held as error:
         _stop([str(error)])
     atexit.register(held.release)
+
+
+def require_slurm(here: Site) -> None:
+    """Exit with 2 where Slurm would refuse each attempt of each job, for what the site says."""
+    if refused := slurm_site.refusal(here):
+        _stop([refused])
 
 
 def _stop(problems: Iterable[str]) -> NoReturn:

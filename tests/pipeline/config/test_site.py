@@ -34,6 +34,12 @@ def test_without_a_file_everything_has_its_default(monkeypatch: pytest.MonkeyPat
     assert site.find(tmp_path / "other.yaml") == tmp_path / "other.yaml"
 
 
+def test_a_file_of_comments_alone_is_one_with_every_default(tmp_path: Path) -> None:
+    for text in ("", "# partition: gpu\n"):
+        (tmp_path / "site.yaml").write_text(text)
+        assert site.load(tmp_path / "site.yaml") == Site()
+
+
 def test_the_example_states_the_defaults_and_names_every_key() -> None:
     assert site.load(EXAMPLE) == Site()
     text = EXAMPLE.read_text()

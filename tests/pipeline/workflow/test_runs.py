@@ -34,3 +34,10 @@ def test_jobs_of_a_killed_run_are_cancelled_and_those_of_others_are_not(
     held.release()
     assert os.environ[RUN] == str(tmp_path / "results") and not (tmp_path / "results" / lease.NAME).exists()
     assert "Slurm job 12" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    """Said before any job is submitted."""
+    (tmp_path / "file").touch()
+    with pytest.raises(lease.Held, match=r"results: '.*/file/mini' cannot be written: Not a directory"):
+        runs.begin(tmp_path / "file" / "mini", lambda: None)

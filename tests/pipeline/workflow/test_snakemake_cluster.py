@@ -33,6 +33,8 @@ STAND_INS = {
     "squeue": "print(*(f'{i}|COMPLETED' for i, _ in enumerate(log.open(), 1)), sep='\\n')",
     # Writes the command down, and puts in place what the job would have made (and the jobs after it).
     "sbatch": """
+if "--test-only" in sys.argv:
+    sys.exit("sbatch: error: Invalid account or account/partition combination" if "--account=no" in sys.argv else 0)
 with log.open("a") as lines:
     lines.write(json.dumps(sys.argv[1:]) + "\\n")
 for name in (log.parent / "outputs").read_text().split():
@@ -200,6 +202,7 @@ def test_the_report_alone_can_be_made_again(project: Project) -> None:
     ("site", "message"),
     [
         ({"partition": "gpus"}, "partition: Slurm has no 'gpus'; did you mean 'gpu'? allowed: gpu"),
+        ({"account": "no"}, "Slurm takes no job with --partition=gpu --account=no: sbatch: error: Invalid account"),
         ({"image": "nowhere.sif"}, "nowhere.sif' does not exist. `make image` or `make image-cpu` builds one"),
     ],
 )
@@ -268,7 +271,7 @@ def test_the_largest_experiment_is_planned_in_seconds(tmp_path: Path) -> None:
 def test_without_slurm_nothing_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(SystemExit, match="2"):
-        snakemake_rules.require_partition(Site())
+        snakemake_rules.require_slurm(Site())
     assert "sinfo: [Errno 2] No such file" in capsys.readouterr().err
 
 
