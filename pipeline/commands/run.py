@@ -18,9 +18,9 @@ from pathlib import Path
 from pipeline.commands.validate import add_experiment, planned
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
+from pipeline.launch.lease import Held
 from pipeline.tracking.beside import beside
 from pipeline.workflow import progress, runs
-from pipeline.workflow.lease import Held
 from pipeline.workflow.paths import refusal
 from pipeline.workflow.plan import Plan
 

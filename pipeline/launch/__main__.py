@@ -25,6 +25,7 @@ from pipeline.data.errors import printable
 from pipeline.launch import attempts, ranks
 from pipeline.launch.environment import set_environment
 from pipeline.launch.image import name_image
+from pipeline.launch.lease import Held, take_step
 from pipeline.launch.parent import follow
 from pipeline.launch.signals import STOPPED
 from pipeline.launch.specification import specification
@@ -86,17 +87,28 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
     logs = rank_logs if count > 1 else None
     if given.image:
         name_image(Path(given.image))
-    if count > 1 and given.nodes and "SLURM_JOB_ID" in os.environ:
-        return ranks.srun(given.path, count, given.nodes, spec.threads, given.image, logs)
-    if given.image:
-        return ranks.apptainer(given.path, given.image, logs)
-    if count > 1:
-        return ranks.local(given.path, count, logs)
+    several = count > 1 and given.nodes and "SLURM_JOB_ID" in os.environ
+    if given.image and not several:
+        return ranks.apptainer(given.path, given.image, logs)  # where the same program takes the lease
+    try:
+        held = take_step(spec.output)
+    except (Held, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        if several:
+            return ranks.srun(given.path, count, given.nodes, spec.threads, given.image, logs)
+        return ranks.local(given.path, count, logs) if count > 1 else _alone(spec, given.path)
+    finally:
+        held.release()
+
+
+def _alone(spec: StepSpec, path: Path) -> int:
     # In this process: a child would import everything once more.
     started = datetime.now(UTC)
-    status, _ = _program(spec, given.path)
+    status, _ = _program(spec, path)
     if status == 0:
-        _provenance(spec, given.path, started)
+        _provenance(spec, path, started)
     return status
 
 

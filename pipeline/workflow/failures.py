@@ -27,6 +27,7 @@ OUTSIDE = re.compile(
     r"exceeded memory limit|CANCELLED AT|[Ee]xecv|SLURM sbatch failed|submission failed).*$",
     re.MULTILINE,
 )
+BAR = "%|"  # stands in a progress bar
 STOPPED = re.compile(r"^.*(asked to stop: .*)$", re.MULTILINE)
 AGAIN = "start the same command again: what is done stays, and it goes on from there"
 # What to do, by the first of these that stands in what happened or in the error.
@@ -88,7 +89,7 @@ def _found(message: str, logs: Sequence[Path]) -> tuple[str, str, Path | None]:
         if reason := OUTSIDE.search(text):
             return ("" if own else "the step did not get to write an error"), _line(reason[0]), log
     for log in logs:
-        if lines := [line for line in _end(log).splitlines()[1:] if line.strip()]:
+        if lines := [line for line in _end(log).splitlines()[1:] if line.strip() and BAR not in line]:
             return "", _line(lines[-1]), log
     return "no log says anything", _line(outside[0] if outside else message), logs[0]
 

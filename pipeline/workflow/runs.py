@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.workflow import lease
-from pipeline.workflow.lease import Held, Lease
+from pipeline.launch import lease
+from pipeline.launch.lease import Held, Lease
 
 ENDING = 120.0  # seconds that what a killed run has left may take to write its state
 PREFIX = "unlearn-"  # of the names of a run's jobs in Slurm

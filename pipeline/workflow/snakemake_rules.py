@@ -22,11 +22,11 @@ from pipeline.config.sizing import on_gpus, visible_gpus
 from pipeline.data.errors import printable
 from pipeline.judging.endpoint import KeyMissing, api_key
 from pipeline.launch.environment import RUN
+from pipeline.launch.lease import Held
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_files
 from pipeline.workflow import containers, image_checks, paths, resources, runs, slurm_site
 from pipeline.workflow.jobs import Job, canonical
-from pipeline.workflow.lease import Held
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
 

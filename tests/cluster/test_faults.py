@@ -42,3 +42,46 @@ def test_a_controller_that_is_away_is_waited_for(clone: Clone, faulty: Path, fol
     assert process.outcome.status == 0, printed
     assert "Slurm's controller has not answered for" in printed and "Slurm answers again, after" in printed
     assert (clone.folder / "results/faulty/data/tiny/manifest.json").is_file()
+
+
+def test_a_killed_snakemake_is_followed_by_the_same_command(clone: Clone, faulty: Path) -> None:
+    """Its job, which outlives it, is cancelled: two never run the same step. Nothing has to be unlocked."""
+    with clone.running("data", "--forcerun", "prepare", experiment=faulty, timeout=240) as process:
+        (job,) = wait_for("the job", lambda: slurm_jobs("RUNNING"), 60)
+        os.killpg(process.process.pid, signal.SIGKILL)
+        process.process.wait(20)
+    done = clone.snakemake("data", "--forcerun", "prepare", experiment=faulty)
+    print(done.printed)
+    assert done.status == 0, done.printed
+    assert "was killed: going on from there" in done.printed
+    assert f"waiting until these have written their state: Slurm job {job}" in done.printed.replace("process", "")
+    assert job in slurm_jobs("CANCELLED")
+
+
+def test_what_cannot_run_is_said_in_few_lines(clone: Clone, faulty: Path, image: Path, folder: Path) -> None:
+    """At once where it can be known at once; else with the reason, which only Slurm's own log has."""
+    before = slurm_jobs()
+    again = ("data", "--forcerun", "prepare", "--retries", "0")
+    cut = folder / "own" / "cut.sif"
+    cut.write_bytes(image.resolve().read_bytes()[:4096])
+    cut.with_suffix(".json").write_text(image.resolve().with_suffix(".json").read_text())
+    said = []
+    for settings, expected in (
+        ({"image": str(cut)}, "cut.sif' has 4096 bytes and not"),
+        ({"image": str(image), "constraint": "a100"}, "Slurm takes no job with --partition=main --constraint=a100"),
+    ):
+        clone.site(**SITE, **settings)
+        done = clone.snakemake(*again, experiment=faulty)
+        said.append(done.printed)
+        assert done.status == 2 and expected in done.printed, done.printed
+        assert "Traceback" not in done.printed
+    assert slurm_jobs() == before
+    cut.with_suffix(".json").unlink()
+    clone.site(**SITE, image=str(cut))
+    done = clone.snakemake(*again, experiment=faulty)
+    clone.site(**SITE, image=str(image))
+    print(*said, done.printed, sep="\n-----\n")
+    assert done.status == 1
+    shown = done.printed[done.printed.index("failed: prepare, results/faulty/data/tiny (Slurm job") :].splitlines()[:5]
+    assert "Slurm says FAILED" in shown[1] and "FATAL" in shown[2] and "results/faulty/logs/slurm/" in shown[3], shown
+    assert len(done.printed.splitlines()) < 40, done.printed

@@ -17,8 +17,9 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.commands import run
 from pipeline.config.load import CONFIGS
-from pipeline.workflow import lease, runs
-from pipeline.workflow.lease import Holder
+from pipeline.launch import lease
+from pipeline.launch.lease import Holder
+from pipeline.workflow import runs
 
 ROOT = CONFIGS.parent
 

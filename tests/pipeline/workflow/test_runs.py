@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.launch import lease
 from pipeline.launch.environment import RUN
-from pipeline.workflow import lease, runs
+from pipeline.workflow import runs
 
 SQUEUE = """#!/bin/sh
 [ -f cancelled ] || echo "12 {names}_5f0c"

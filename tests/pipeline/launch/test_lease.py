@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.launch import lease
 from pipeline.launch.environment import RUN
-from pipeline.workflow import lease
-from pipeline.workflow.lease import Held, Holder, Lease
+from pipeline.launch.lease import Held, Holder, Lease
 
 
 @pytest.fixture
@@ -122,6 +122,38 @@ def test_a_lease_is_renewed_and_its_loss_is_told(tmp_path: Path, monkeypatch: py
     assert lost.wait(5)
     taken.release()
     assert file.exists(), "it is the follower's"
+
+
+def test_a_step_that_is_written_elsewhere_is_refused_as_soon_as_it_is_heard_of(
+    tmp_path: Path, other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs of one step both went on from its state, and one of them died on the other's files."""
+    monkeypatch.setattr(lease, "LOOKED", 0.02)
+    held_by(tmp_path, other, age=30, host="n2", place="another machine", job="17")
+    looks = iter(range(100))
+    sleep = time.sleep
+
+    def look(seconds: float) -> None:
+        sleep(seconds)
+        if next(looks) == 2:
+            os.utime(tmp_path / lease.NAME)
+
+    monkeypatch.setattr(lease.time, "sleep", look)
+    with pytest.raises(Held, match=r"Slurm job 17, process \d+ on n2, .*still writes here"):
+        lease.take_step(tmp_path)
+    assert next(looks) == 3
+
+
+def test_a_step_is_taken_over_from_a_job_that_was_killed(
+    tmp_path: Path, other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "LOOKED", 0.02)
+    held_by(tmp_path, other, age=lease.STEP_LOST - 0.1, host="n2", place="another machine", job="17")
+    taken = lease.take_step(tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and "waiting whether it is alive" in said[0] and "taken over from Slurm job 17" in said[1]
+    taken.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(100)"

@@ -1,4 +1,4 @@
-"""Which run works on an experiment's folder of results: a file with host, process and start, renewed while it lives.
+"""Who works on a folder, a run on an experiment's results or a step on its own: a file that is renewed meanwhile.
 
 The file is made with ``O_EXCL``, which NFS honours too, and its age is told by the file server's clock alone: by the
 difference to a file that is made to be compared with. On the machine of the run its process decides whether it lives;
@@ -8,8 +8,10 @@ elsewhere, whether the file was renewed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -24,23 +26,34 @@ from pipeline.launch.environment import RUN
 NAME = ".running.json"
 RENEWED = 20.0  # seconds between two renewals
 LOST = 180.0  # seconds without one, after which a run on another machine is taken for dead; more than NFS caches times
+STEP_LOST = 60.0  # the same for a step, whose next attempt waits for so long
+LOOKED = 2.0  # seconds between two looks at another step's lease
 CLOCK = 5.0  # seconds by which the start of one process may be told differently
 
 
 class Held(Exception):
-    """Another run of the same results is alive; the message says which."""
+    """Another run or step works on the same folder; the message says which.
+
+    Attributes:
+        age: Seconds since one elsewhere was heard of; ``None`` where the process was seen here, or nothing is known.
+    """
+
+    def __init__(self, message: str, age: float | None = None) -> None:
+        super().__init__(message)
+        self.age = age
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A run of an experiment.
+    """A run of an experiment, or a step.
 
     Attributes:
         host: The machine's name.
         place: Which machine since its last start, and which space of process numbers on it.
         pid: The process.
         started: When it was started, in seconds since 1970.
-        token: A name that no other run has.
+        token: A name that no other has.
+        job: The number of its Slurm job, if it is one.
     """
 
     host: str
@@ -48,12 +61,15 @@ class Holder:
     pid: int
     started: float
     token: str
+    job: str | None = None
 
     @classmethod
     def this(cls) -> Holder:
         """The process that asks."""
         me = psutil.Process()
-        return cls(socket.gethostname(), _place(), me.pid, me.create_time(), secrets.token_hex(6))
+        host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        token, job = secrets.token_hex(6), os.environ.get("SLURM_JOB_ID")
+        return cls(host, _place(), me.pid, me.create_time(), token, job)
 
     def process_lives(self) -> bool:
         """Whether the process is there; right only on the machine that it runs on."""
@@ -66,7 +82,7 @@ class Holder:
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started))
-        return f"process {self.pid} on {self.host}, started {since}"
+        return f"{f'Slurm job {self.job}, ' if self.job else ''}process {self.pid} on {self.host}, started {since}"
 
 
 class Lease:
@@ -87,12 +103,13 @@ class Lease:
         self._thread.start()
 
     @classmethod
-    def take(cls, folder: Path, lost: Callable[[], None] = lambda: None) -> Lease:
-        """Take the lease of a folder of results, also from a run that is dead.
+    def take(cls, folder: Path, lost: Callable[[], None] = lambda: None, dead_after: float = LOST) -> Lease:
+        """Take the lease of a folder, also from a run or step that is dead.
 
         Args:
-            folder: The experiment's results.
+            folder: The experiment's results, or a step's.
             lost: Called, in another thread, where a run elsewhere took this one for dead and has taken over.
+            dead_after: Seconds after which one that is not heard of is taken for dead.
 
         Raises:
             Held: Another run is alive.
@@ -104,11 +121,12 @@ class Lease:
             if age is None:
                 continue  # given back meanwhile
             here = other is not None and other.place == _place()
-            if other is None and age < LOST:
-                raise Held(f"{file}: another run has just begun, or the file is damaged; delete it if there is no run")
-            if other is not None and (other.process_lives() if here else age < LOST):
-                heard = "" if here else f"; it was heard of {age:.0f} s ago, and is taken for dead after {LOST:.0f} s"
-                raise Held(f"{folder}: another run is alive: {other}{heard}")
+            if other is None and age < dead_after:
+                what = "another has just begun, or the file is damaged; delete it if there is none"
+                raise Held(f"{file}: {what}", age)
+            if other is not None and (other.process_lives() if here else age < dead_after):
+                heard = f"; it was heard of {age:.0f} s ago, and is taken for dead after {dead_after:.0f} s"
+                raise Held(f"{folder}: another run is alive: {other}{'' if here else heard}", None if here else age)
             _remove_dead(file, other)
             dead = other
         return cls(file, holder, dead, lost)
@@ -129,6 +147,31 @@ class Lease:
                 os.utime(self.file)
             except OSError:
                 continue  # a file server that is away for a moment
+
+
+def take_step(output: Path) -> Lease:
+    """Take the lease of a step's folder, so that two jobs never write the same step.
+
+    Where the other one runs elsewhere, wait until it is heard of, or taken for dead.
+
+    Raises:
+        Held: Another job or process writes there.
+    """
+    lost, before, said = (lambda: os.kill(os.getpid(), signal.SIGTERM)), math.inf, False
+    while True:
+        try:
+            taken = Lease.take(output, lost, STEP_LOST)
+        except Held as error:
+            if error.age is None or error.age < before < math.inf:
+                raise Held(f"{error}. Nothing was done: it still writes here. Wait for its end, or end it") from None
+            if not said:
+                print(f"{error}: waiting whether it is alive", flush=True)
+            before, said = error.age, True
+            time.sleep(LOOKED)
+            continue
+        if taken.dead is not None:
+            print(f"{output}: taken over from {taken.dead}, which has ended without a word", flush=True)
+        return taken
 
 
 def mark(results: Path) -> None:
