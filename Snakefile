@@ -20,7 +20,7 @@ sys.path.insert(0, str(workflow.current_basedir))
 
 from pipeline.config import sizing
 from pipeline.launch.image import image
-from pipeline.workflow import failures, slurm_executor
+from pipeline.workflow import failures, partial_report, slurm_executor
 from pipeline.workflow import snakemake_rules as steps
 
 # A limit of submitted jobs is what a profile for a cluster has instead of cores; dry runs know no executor. And a job
@@ -87,3 +87,10 @@ onstart:
             steps.require_gpus(plan)
         elif CLUSTER:
             steps.require_slurm(site)
+
+
+onerror:
+    if not (workflow.remote_exec or workflow.touch) and {"all", "report"} & {
+        rule.name for rule in workflow.dag.targetrules
+    }:
+        partial_report.write(plan, IMAGE if IN_IMAGE else None)

@@ -208,6 +208,14 @@ class ReportEntry(Strict):
     judgement: Path | None = Field(None, strict=False, description="folder with judgement.json, where there is one")
 
 
+class FailedRow(Strict):
+    """A model that the report has nothing of, and why: the lines that the failed job was reported with."""
+
+    model_id: str
+    title: str
+    lines: list[str] = Field(min_length=1)
+
+
 class Attack(Strict):
     """What is done to every model to see whether what it forgot comes back; ``about`` says it in a line."""
 
@@ -245,6 +253,7 @@ class ReportSpec(StepSpec):
         default_factory=dict, description="name -> folder of other steps whose times are listed: data, base, reference"
     )
     published: list[Published] = []
+    failed: list[FailedRow] = Field([], description="models that there is nothing of; the report is a partial one then")
     examples: int = Field(0, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
     evidence_texts: bool = Field(False, description="whether what was to be forgotten is in the evidence in words")
     config: dict[str, Any] = Field(default_factory=dict, description="the resolved experiment, for provenance")

@@ -56,7 +56,8 @@ def write(spec: ReportSpec, clock: Clock) -> None:
     groups = read.load(spec)
     files = render(spec, groups)
     texts = {spec.output / name: text for name, text in files.items()}
-    texts.update(evidence.cards(spec, json.loads(files["evidence.json"])))
+    if not spec.failed:  # a card is of the whole comparison
+        texts.update(evidence.cards(spec, json.loads(files["evidence.json"])))
     clock.mark("work")
     for folder, ending in (("figures", "svg"), ("examples", "html")):
         (spec.output / folder).mkdir(parents=True, exist_ok=True)

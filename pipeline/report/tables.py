@@ -15,7 +15,7 @@ from pipeline.benchmarks.base import Metric
 from pipeline.data.errors import printable
 from pipeline.report import publications
 from pipeline.report.read import Group
-from pipeline.specs import ReportSpec
+from pipeline.specs import FailedRow, ReportSpec
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "zero": "→0", None: ""}
 NONE = "–"
@@ -157,6 +157,9 @@ def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Met
             quoted = "; ".join(f"{shown} [{sources.index(source) + 1}]" for shown, source in cell.published)
             cells.append(f"{text} ({escape(quoted)})" if quoted else text)
         lines.append(as_line([*cells, escape(", ".join(row.group.notes()))]))
+    for failed in spec.failed:
+        cells = [escape(failed.title if failed.title in failed.model_id else failed.model_id), "0"]
+        lines.append(as_line([*cells, *["–"] * len(found.metrics), escape(f"failed: {reason(failed)}")]))
     heading = f"# {spec.experiment}: {spec.benchmark} {spec.split}, {spec.model}"
     notes = LEGEND
     if sources:
@@ -164,6 +167,13 @@ def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Met
         notes += f" In parentheses: published numbers ({named})."
         notes = f"{notes} {publications.sentence(publications.without(spec, groups))}".strip()
     return "\n".join([escape(heading), "", *lines, "", escape(notes), ""])
+
+
+def reason(failed: FailedRow) -> str:
+    """Why a row failed, in a few words: its first error, or what happened where no error is named."""
+    facts = dict(line.strip().partition(": ")[::2] for line in failed.lines)
+    error = facts.get("first error", "")
+    return error if error and error != "none is named" else facts.get("what happened", failed.lines[0])
 
 
 def as_text(folder: Path) -> str:

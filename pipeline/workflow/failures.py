@@ -69,6 +69,26 @@ def explained(step: str, message: str | None, logs: Sequence[Path]) -> list[str]
     return [printable(line) for line in lines]
 
 
+_noted: dict[Path, list[str]] = {}
+
+
+def note(outputs: Iterable[str], lines: list[str]) -> None:
+    """Keep the lines of a failed job, for the report.
+
+    Args:
+        outputs: The files that the job writes, its specification among them.
+        lines: Its five lines.
+    """
+    for file in outputs:
+        if Path(file).name == "spec.yaml":
+            _noted[Path(file).absolute().parent] = lines
+
+
+def noted() -> dict[Path, list[str]]:
+    """The lines of the jobs that failed in this process, by the folders that they write."""
+    return dict(_noted)
+
+
 def _found(message: str, logs: Sequence[Path]) -> tuple[str, str, Path | None]:
     """What happened, the first error and the log that names it; the step's own log is asked first."""
     outside = OUTSIDE.search(message)
@@ -121,7 +141,9 @@ def of_record(data: Mapping[str, Any]) -> list[str]:
     logs = [Path(log) for log in data["log"]]
     job = data["aux"].get("external_jobid")
     name = f"{data['rule_name']}{f', {folders[0]}' if folders else ''}{f' (Slurm job {job})' if job else ''}"
-    return explained(name, data["rule_msg"], logs)
+    lines = explained(name, data["rule_msg"], logs)
+    note(data["output"], lines)
+    return lines
 
 
 def shorten(handlers: Iterable[logging.Handler]) -> None:
@@ -131,7 +153,7 @@ def shorten(handlers: Iterable[logging.Handler]) -> None:
         handlers: Those of Snakemake's logger.
     """
     for handler in handlers:
-        words = handler.formatter
+        words: Any = handler.formatter
         if hasattr(words, "_format_job_error") and not isinstance(handler, logging.FileHandler):
             words._format_job_error = of_record
             handler.addFilter(lambda record: not repeated(record))

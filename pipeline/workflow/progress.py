@@ -135,7 +135,7 @@ class Progress:
             place = f"{self.done:>{len(str(self.total or ''))}}/{self.total or '?'}"
             self.say(f"{place}  {job.title:<{WIDTH}}  {duration(taken):>12}  {self.rest()}".rstrip())
 
-    def fail(self, number: int, rule: str, why: str | None, logs: list[str]) -> None:
+    def fail(self, number: int, rule: str, why: str | None, logs: list[str], outputs: list[str]) -> None:
         """A job has failed, and may be started again; five lines say why.
 
         Args:
@@ -143,11 +143,13 @@ class Progress:
             rule: Its rule's name.
             why: What the executor says.
             logs: The step's own log, and Slurm's.
+            outputs: What the job writes.
         """
         with self._lock:
             job = self.running.pop(number, None)
             taken = f", after {duration(self.clock() - job.begun)}" if job else ""
             lines = failures.explained(f"{job.title if job else rule}{taken}", why, [Path(log) for log in logs])
+            failures.note(outputs, lines)
             self.say("\n".join(lines))
 
     def rest(self) -> str:
@@ -236,6 +238,6 @@ def _notice(progress: Progress, record: logging.LogRecord, words: logging.Format
     elif event == "job_finished":
         progress.end(data["job_id"])
     elif event == "job_error":
-        progress.fail(data["jobid"], data["rule_name"], data["rule_msg"], list(data["log"]))
+        progress.fail(data["jobid"], data["rule_name"], data["rule_msg"], list(data["log"]), list(data["output"]))
     elif record.levelno >= logging.WARNING and not failures.repeated(record):
         progress.say(words.format(record))

@@ -120,6 +120,17 @@ def _files(spec: ReportSpec) -> dict[str, Files]:
     return {name: tuple(found) for name, found in files.items()}
 
 
+def files_of(entry: ReportEntry) -> list[Path]:
+    """The files that the report reads of one row."""
+    found = [entry.evaluation / name for name in (*RESULTS, *RECORDS)]
+    if entry.run is not None:
+        logs = LOGS if entry.kind == "unlearned" and entry.attack is None else ()
+        found += [entry.run / name for name in (*RECORDS, *logs)]
+    if entry.judgement is not None:
+        found += [entry.judgement / name for name in ("judgement.json", *RECORDS)]
+    return found
+
+
 def _published_numbers(config: Config) -> list[Published]:
     """The published numbers of this model and split, of every source."""
     return [

@@ -320,3 +320,17 @@ def test_epoch_ends_are_joined_and_are_no_gaps(bench):
     bench.add("npo", steps=steps)
     line = curves.line_of("npo", Look("#000000", "o"), read.load(bench.read())[-1], "retain_nll")
     assert (line.steps, list(line.mean), line.gaps) == ([3, 6], [0.5, 0.75], False)
+
+
+def test_what_failed_leads_and_stands_in_the_table(bench):
+    """A report of what succeeded; the texts are of logs, and whatever a step has met."""
+    lines = ["failed: x", "  what happened: a rank failed", f"  first error: ValueError: {HOSTILE}", "  log: a.log"]
+    bench.add("npo", seed=0)
+    bench.spec["failed"] = [{"model_id": "rmu-seed-0", "title": "RMU", "lines": lines}]
+    folder = bench.write()
+    found = Page((folder / "index.html").read_text())
+    assert found.text.index("What failed") < found.text.index("Results") and HOSTILE in found.text
+    assert not [image for image in found.all("img") if image.get("src") == "x"]
+    row = next(line for line in tables.as_text(folder).splitlines() if "rmu-seed-0" in line)
+    assert "failed: ValueError:" in row
+    assert not list(bench.root.glob("**/README.md")), "a model card is of a whole comparison"

@@ -67,7 +67,12 @@ def test_a_line_a_step_with_its_number_and_the_time_left(tmp_path: Path) -> None
     say(shown, "job_info", jobid=0, rule_msg=None, rule_name="all", output=[])
     say(shown, "job_finished", job_id=0)
     (tmp_path / "step.log").write_text("".join(f"line {i}\n" for i in range(100)))
-    more = {"rule_msg": None, "aux": {"external_jobid": 7}, "log": [str(tmp_path / "step.log"), "no such file"]}
+    more = {
+        "rule_msg": None,
+        "output": [],
+        "aux": {"external_jobid": 7},
+        "log": [str(tmp_path / "step.log"), "no such file"],
+    }
     say(shown, "error", logging.ERROR, msg="RuleException:\nCalledProcessError in file x, line 1")
     say(shown, "job_error", logging.ERROR, jobid=2, rule_name="train_model", **more)
     say(shown, "", logging.WARNING, msg="what else there is to know\x1b[2J")
