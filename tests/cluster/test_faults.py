@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,13 @@ def faulty(clone: Clone, image: Path) -> Path:
 
 
 def test_a_controller_that_is_away_is_waited_for(clone: Clone, faulty: Path, folder: Path) -> None:
-    """For longer than a job takes, and than all attempts of one look at the jobs."""
+    """For longer than a job takes, and than all attempts of one look at the jobs, which wait for seconds each."""
     with clone.running("data", experiment=faulty, timeout=240) as process:
         wait_for("the job", lambda: slurm_jobs("RUNNING"), 60)
         controller = int((folder / "cluster/run/slurmctld.pid").read_text())
         os.kill(controller, signal.SIGTERM)  # it writes its state; killed within a second, it would run the job twice
         wait_for("the controller's end", lambda: not Path(f"/proc/{controller}").exists(), 20)
-        time.sleep(25)
+        wait_for("a word of it", lambda: "has not answered for" in process.log.read_text(), 150)
         subprocess.run(["slurmctld", "-f", folder / "cluster/slurm.conf"], check=True)
         process.wait()
     printed = process.outcome.printed
