@@ -1,4 +1,4 @@
-"""Parts of a file of sequences, and training on one."""
+"""Sequences, parts of a file of them, and micro-batches."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.data.sequences import Sequences
 from megatron_ext.specs import TrainSpec, read
 from megatron_ext.steps import train
@@ -96,3 +97,14 @@ def test_a_file_of_something_else_is_named(tmp_path, name, array, expected) -> N
     with pytest.raises(ValueError) as error:
         Sequences.load(tmp_path / "x.npz")
     assert str(error.value).startswith(f"{tmp_path / 'x.npz'}: ") and expected in str(error.value)
+
+
+def test_a_micro_batch_is_as_wide_as_its_longest_row() -> None:
+    """And no wider, but to a multiple that is asked for; one of nothing but rows that fill has one column."""
+    import torch
+
+    data = SequenceDataset([Sequences.pack([([2] * length, 1) for length in (5, 3, 7)])])
+    cpu = torch.device("cpu")
+    assert data.collate([0, 1], cpu).tokens.shape == (2, 5)
+    assert data.collate([1, 2, -1], cpu, multiple=4).tokens.shape == (3, 8)
+    assert data.collate([-1, -1], cpu).tokens.shape == (2, 1)
