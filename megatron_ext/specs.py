@@ -27,6 +27,7 @@ from megatron_ext.config import (
     TrainableLayers,
     Training,
 )
+from megatron_ext.lora import Lora
 from megatron_ext.renamed_keys import renamed
 from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
@@ -210,6 +211,7 @@ class Unlearning(Optimisation):
         "(costs one fp32 vector of the rank's gradient shard)",
     )
     validation: Validation | None = None
+    lora: Lora | None = None
 
 
 class UnlearnSpec(ModelStepSpec, Unlearning):
@@ -256,6 +258,8 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
         if self.validation is not None and self.trainable_layers is not None:
             built = f"layers 0 to {self.trainable_layers.up_to} only, which give no probabilities; allowed: null"
             found.append(f"validation: is given, but the method's 'trainable_layers' builds {built}")
+        if self.lora is not None:
+            found += self.lora.problems(self.trainable_layers, self.runtime.kernels)
         return found + self._trainer_problems() + self.rule.problems(self.run_settings())
 
     def _trainer_problems(self) -> list[str]:

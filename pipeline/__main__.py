@@ -2,8 +2,9 @@
 
 ``init`` writes an experiment for your own model and files. ``run`` takes an experiment from its files to its report.
 ``validate`` says what an experiment will run, or everything that is wrong with it. ``plan`` says what it costs on GPUs.
-``evaluate`` evaluates any Hugging Face model. ``metrics`` computes an evaluation's metrics again. ``compare`` says what
-differs between two finished experiments. ``sign`` and ``verify`` are for results that are handed on.
+``evaluate`` evaluates any Hugging Face model, and ``merge`` makes one of a base model and its adapters. ``metrics``
+computes an evaluation's metrics again. ``compare`` says what differs between two finished experiments. ``sign`` and
+``verify`` are for results that are handed on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from pipeline.commands import compare, evaluate, init, metrics, plan, run, sign, validate, verify
+from pipeline.commands import compare, evaluate, init, merge, metrics, plan, run, sign, validate, verify
 
 COMMANDS = {
     "init": (init, "write an experiment for a model and files of what is to be forgotten and kept"),
@@ -21,6 +22,7 @@ COMMANDS = {
     "validate": (validate, "check an experiment and print its jobs; exits 2 if it is wrong"),
     "plan": (plan, "say what an experiment costs on GPUs, and recommend a layout; exits 1 if a step does not fit"),
     "evaluate": (evaluate, "evaluate a Hugging Face model on a benchmark"),
+    "merge": (merge, "merge a folder of LoRA adapters into its base model"),
     "metrics": (metrics, "compute metrics again from an examples.jsonl"),
     "compare": (compare, "say what differs between two finished experiments, with significance over seeds"),
     "sign": (sign, "sign the evidence and the unlearned checkpoints of an experiment's results"),

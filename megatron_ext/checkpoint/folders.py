@@ -49,10 +49,14 @@ def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
 
 def copy_checkpoint(base: Path, folder: Path) -> None:
     """Copy a checkpoint's config, tokenizer and safetensors files, and no others."""
-    files = sorted(set(weight_files(base)))
-    for file in files:
+    for file in sorted(set(weight_files(base))):
         shutil.copyfile(base / file, folder / file)
-    index = () if files == [SINGLE] else (INDEX,)
+    copy_settings(base, folder)
+
+
+def copy_settings(base: Path, folder: Path) -> None:
+    """Copy a checkpoint's config and tokenizer files, and the index of its safetensors files."""
+    index = () if set(weight_files(base)) == {SINGLE} else (INDEX,)
     copy_files(base, ("config.json", GENERATION, *TOKENIZER_FILES, *index), folder)
 
 
@@ -84,14 +88,18 @@ def overwrite(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
 
     Raises ``ValueError`` for a tensor of another shape.
     """
-    files = sorted(set(weight_files(folder)))
-    opened = [(folder / file).open("r+b") for file in files]
+    overwrite_files([folder / file for file in sorted(set(weight_files(folder)))], tensors)
+
+
+def overwrite_files(files: list[Path], tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """``overwrite`` in some safetensors files."""
+    opened = [file.open("r+b") for file in files]
     try:
         places = {name: (file, *place) for file in opened for name, place in _places(file).items()}
         for name, tensor in tensors:
             file, dtype, shape, start = places[name]
             if tuple(tensor.shape) != shape:
-                raise ValueError(f"{folder}: {name} has the shape {list(shape)}, not {list(tensor.shape)}")
+                raise ValueError(f"{files[0].parent}: {name} has the shape {list(shape)}, not {list(tensor.shape)}")
             file.seek(start)
             file.write(tensor.cpu().to(dtype).contiguous().view(-1).view(torch.uint8).numpy().data)
         for file in opened:
@@ -100,6 +108,12 @@ def overwrite(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     finally:
         for file in opened:
             file.close()
+
+
+def sync(path: Path) -> None:
+    """Have a file that was written on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _places(file: BinaryIO) -> dict[str, tuple[torch.dtype | None, tuple[int, ...], int]]:

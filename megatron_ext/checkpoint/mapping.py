@@ -96,12 +96,12 @@ def row(shapes: Shapes, rank: int, size: int) -> list[Part]:
 
 def column(shapes: Shapes, rank: int, size: int) -> list[Part]:
     """Split along dimension 0, the output; several tensors lie one after the other on each rank (gate, up)."""
-    return _interleaved(shapes, rank, size, groups=size)
+    return interleaved(shapes, rank, size, groups=size)
 
 
 def grouped(groups: int) -> Kind:
     """Split along dimension 0 by query group; each group is its query heads, its key head, its value head."""
-    return partial(_interleaved, groups=groups)
+    return partial(interleaved, groups=groups)
 
 
 def of_experts(kind: Kind, ways: int) -> Kind:
@@ -233,7 +233,8 @@ def _of_experts(shapes: Shapes, rank: int, size: int, kind: Kind, ways: int) -> 
     return kind({name: shapes[name] for name in own}, place, size // ways)
 
 
-def _interleaved(shapes: Shapes, rank: int, size: int, groups: int) -> list[Part]:
+def interleaved(shapes: Shapes, rank: int, size: int, groups: int) -> list[Part]:
+    """Split along dimension 0 into ``groups``, in each of which the tensors' rows lie one after the other."""
     own, offset, found = groups // size, 0, []
     for name, shape in shapes.items():
         rows = shape[0] // groups

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from megatron_ext.checkpoint import mapping
+from megatron_ext.checkpoint import adapter_mapping, mapping
 from megatron_ext.checkpoint.model_files import check_folder, read_object
-from megatron_ext.checkpoint.tensor_sources import InitialValues, SafetensorsFolder, Source
+from megatron_ext.checkpoint.tensor_sources import InitialAdapters, InitialValues, SafetensorsFolder, Source
 from megatron_ext.config import Runtime, TrainableLayers
 from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.lora import Lora
+from megatron_ext.model import adapters
 from megatron_ext.model.build import LanguageModel, build
 
 SHOWN = 5
@@ -43,13 +45,22 @@ def load(
         mapping.tensor_shapes(config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
-    _check(config, source)  # before memory is taken for what the config says and no file holds
+    _check(mapping.tensor_shapes(config), source)  # before memory is taken for what the config says and no file holds
     try:
         model = build(config, ranks, trainable_layers, training)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     fill(model, ranks, source)
     return model
+
+
+def add_adapters(model: LanguageModel, ranks: Ranks, lora: Lora, seed: int) -> None:
+    """Give a model new adapters, which change nothing yet, and let nothing else be trained. No collectives.
+
+    Raises ``ValueError`` where the model has no such matrices. Values depend on the seed and the tensors' names alone.
+    """
+    adapters.add(model, lora)
+    fill_adapters(model, ranks, InitialAdapters(model.hf_config, lora, model.trainable_layers, seed))
 
 
 def initialise(config: Mapping[str, Any], ranks: Ranks, seed: int, training: Runtime | None = None) -> LanguageModel:
@@ -71,9 +82,29 @@ def fill(model: LanguageModel, ranks: Ranks, source: Source) -> None:
     Raises:
         ValueError: Tensors are missing, not expected, or of another shape than the model's config says.
     """
-    _check(model.hf_config, source)
-    left = dict(model.named_parameters())
-    for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.trainable_layers):
+    _check(mapping.tensor_shapes(model.hf_config), source)
+    stage = mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.trainable_layers)
+    left = _fill(stage, dict(model.named_parameters()), ranks, source)
+    if left:
+        raise RuntimeError(f"no Hugging Face tensor is known for the parameters {', '.join(left)}")
+
+
+@torch.no_grad()
+def fill_adapters(model: LanguageModel, ranks: Ranks, source: Source) -> None:
+    """As ``fill``, of the model's adapters alone."""
+    assert model.lora is not None
+    _check(adapter_mapping.adapter_shapes(model.hf_config, model.lora, model.trainable_layers), source)
+    stage = adapter_mapping.adapter_entries(
+        model.hf_config, ranks.layout, ranks.pipeline_rank, model.lora, model.trainable_layers
+    )
+    _fill(stage, dict(model.named_parameters()), ranks, source)
+
+
+def _fill(
+    stage: list[mapping.Entry], left: dict[str, torch.nn.Parameter], ranks: Ranks, source: Source
+) -> dict[str, torch.nn.Parameter]:
+    """Set the parameters of some entries; what is left of the parameters given."""
+    for entry in stage:
         local = entry.find(left)
         if entry.kind is mapping.vocabulary:
             local.zero_()
@@ -81,16 +112,18 @@ def fill(model: LanguageModel, ranks: Ranks, source: Source) -> None:
             place = part.place(local)
             place.copy_(source.read(part.name, part.index).reshape(place.shape))
         left = {name: value for name, value in left.items() if value is not local}
-    if left:
-        raise RuntimeError(f"no Hugging Face tensor is known for the parameters {', '.join(left)}")
+    return left
 
 
 @torch.no_grad()
 def extrapolate(model: LanguageModel, ranks: Ranks, folder: Path, factor: float) -> None:
     """weights <- origin + factor * (weights - origin), in fp32, where the origin is the checkpoint ``folder``.
 
-    Reads one parameter's slices at a time. No collectives.
+    Reads one parameter's slices at a time; nothing where the weights are changed by adapters. No collectives.
     """
+    if model.lora is not None:
+        adapters.extrapolate(model, factor)
+        return
     source, parameters = SafetensorsFolder(folder), dict(model.named_parameters())
     for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.trainable_layers):
         for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
@@ -112,8 +145,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_object(path)
 
 
-def _check(hf: Mapping[str, Any], source: Source) -> None:
-    expected, given = mapping.tensor_shapes(hf), source.shapes
+def _check(expected: Mapping[str, tuple[int, ...]], source: Source) -> None:
+    given = source.shapes
     ignored = {mapping.OUTPUT} - set(expected)
     missing = [name for name in expected if name not in given]
     unexpected = [

@@ -11,8 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from megatron_ext.checkpoint.adapter_mapping import adapter_shapes
 from megatron_ext.checkpoint.folders import weight_files
 from megatron_ext.checkpoint.mapping import tensor_shapes
+from megatron_ext.config import TrainableLayers
+from megatron_ext.lora import Lora
 from megatron_ext.model.families import family_of
 
 READABLE = ("F64", "F32", "F16", "BF16")
@@ -75,10 +78,31 @@ class InitialValues:
         elif name.endswith(".bias"):
             value.zero_()
         else:
-            digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            value.normal_(0.0, self._deviation, generator=generator)
+            value.normal_(0.0, self._deviation, generator=_generator(self._seed, name))
         return value[index] if index else value
 
     def __str__(self) -> str:
         return f"initial values of seed {self._seed}"
+
+
+class InitialAdapters:
+    """Adapters that change nothing: ``B`` is zero. ``A`` is uniform within ``1 / sqrt(inputs)``, as peft has it, fp32;
+    each tensor is drawn as those of ``InitialValues`` are."""
+
+    def __init__(self, hf: Mapping[str, Any], lora: Lora, trainable_layers: TrainableLayers | None, seed: int) -> None:
+        self.shapes, self._seed = adapter_shapes(hf, lora, trainable_layers), seed
+
+    def read(self, name: str, index: tuple[slice, ...]) -> Tensor:
+        value = torch.zeros(self.shapes[name])
+        if name.endswith("lora_A.weight"):
+            bound = value.size(1) ** -0.5
+            value.uniform_(-bound, bound, generator=_generator(self._seed, name))
+        return value[index] if index else value
+
+    def __str__(self) -> str:
+        return f"initial adapters of seed {self._seed}"
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ext.checkpoint.adapter_mapping import adapter_entries, stacked
 from megatron_ext.checkpoint.folders import GENERATION, SINGLE, copy_files, partial_folder, replacing
 from megatron_ext.checkpoint.mapping import Entry, entries, replicated, tensor_shapes
 from megatron_ext.checkpoint.model_files import INDEX
@@ -213,9 +214,12 @@ def _write_header(
 
 @torch.no_grad()
 def tensors_of(
-    model: LanguageModel, ranks: Ranks, wanted: Callable[[int, Entry], bool] = lambda stage, entry: entry.stored
+    model: LanguageModel,
+    ranks: Ranks,
+    wanted: Callable[[int, Entry], bool] = lambda stage, entry: entry.stored,
+    adapters: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The model's Hugging Face tensors, whole and in order, on world rank 0.
+    """The Hugging Face tensors of a model or of its adapters, whole and in order, on world rank 0.
 
     The other ranks of its data-parallel rank must exhaust this iterator too, which yields them nothing. ``wanted``
     chooses by pipeline stage and entry, on every rank the same.
@@ -223,7 +227,11 @@ def tensors_of(
     parameters = dict(model.named_parameters())
     stages = dist.get_process_group_ranks(ranks.pipeline_group)
     for stage in range(ranks.layout.pipeline):
-        for entry in entries(model.hf_config, ranks.layout, stage, model.trainable_layers):
+        if adapters and model.lora is not None:
+            found = adapter_entries(model.hf_config, ranks.layout, stage, model.lora, model.trainable_layers)
+        else:
+            found = entries(model.hf_config, ranks.layout, stage, model.trainable_layers)
+        for entry in found:
             if not wanted(stage, entry):
                 continue
             if stage == ranks.pipeline_rank:
@@ -243,7 +251,7 @@ def tensors_of(
 
 def _gather(entry: Entry, local: Tensor, ranks: Ranks, to: int = 0) -> list[Tensor]:
     """Every tensor-parallel rank's shard, on tensor rank ``to``; of a replicated parameter, the one there is."""
-    if ranks.layout.tensor == 1 or entry.kind is replicated:
+    if ranks.layout.tensor == 1 or entry.kind in (replicated, stacked):
         return [local]
     root = dist.get_process_group_ranks(ranks.tensor_group)[to]
     shards = [torch.empty_like(local) for _ in range(ranks.layout.tensor)] if ranks.tensor_rank == to else None

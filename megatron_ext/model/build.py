@@ -20,15 +20,22 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from megatron_ext.config import Layout, Runtime, TrainableLayers, pipeline_split
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.lora import Lora
 from megatron_ext.model.adapting import adapt
 from megatron_ext.model.experts import mixture_of_experts
 from megatron_ext.model.families import Experts, Family, family_of, rope_parameters
-from megatron_ext.model.layers import Attention, CachingAttention, Norm, NormAndAdd, masked_transformer_engine_attention
+from megatron_ext.model.layers import (
+    Attention,
+    CachingAttention,
+    Norm,
+    NormAndAdd,
+    masked_transformer_engine_attention,
+    recompute,
+)
 
 # Modules whose parameters are split over tensor-parallel ranks, and along which dimension; all others are replicated.
 SHARDED = {"word_embeddings": 0, "output_layer": 0, "linear_qkv": 0, "linear_proj": 1, "linear_fc1": 0, "linear_fc2": 1}
@@ -42,11 +49,13 @@ class LanguageModel(GPTModel):
     Attributes:
         hf_config: The model's Hugging Face config.
         trainable_layers: Which part of the model is built; None for all of it.
+        lora: Settings of the adapters that are trained in the place of the model's own parameters; None without.
         logit_cap: Logits ``x`` are ``logit_cap * tanh(x / logit_cap)``; None where they stay.
     """
 
     hf_config: dict[str, Any]
     trainable_layers: TrainableLayers | None = None
+    lora: Lora | None = None
     logit_cap: float | None = None
 
     def gather_positions(self, hidden_SBH: Tensor, index_N: Tensor) -> Tensor:
@@ -233,26 +242,12 @@ def build(
         _freeze(model, trainable_layers)
     if training is not None and training.recompute_activations:
         for layer in model.decoder.layers:
-            _recompute(layer)
+            recompute(layer)
     model.hf_config, model.trainable_layers = dict(hf), trainable_layers
     model.logit_cap = family.logit_cap(hf)
     model.to(ranks.device)
     adapt(model, hf, ranks)
     return model
-
-
-def _recompute(layer: torch.nn.Module) -> None:
-    """Keep only the input of ``layer`` for backward, which computes its activations again.
-
-    By torch's checkpointing, not by megatron-core's, which gives no gradient to a block whose input needs none, as the
-    first trained one of ``trainable_layers``.
-    """
-    plain = layer.forward
-
-    def forward(hidden_states: Tensor, **rest: Any) -> Any:
-        return checkpoint(plain, hidden_states, use_reentrant=False, preserve_rng_state=False, **rest)
-
-    layer.forward = forward
 
 
 # Which Megatron parameter holds the matrices that ``trainable_layers.target_modules`` names.

@@ -1,4 +1,4 @@
-"""Attention and normalisation layers that Megatron's model is built of here."""
+"""Attention and normalisation layers that Megatron's model is built of here, and a layer's recomputation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float | None) -> Tensor:
@@ -255,3 +256,17 @@ def masked_transformer_engine_attention() -> type:
             return attend(query, key, value, attention_mask, self.config.softmax_scale)
 
     return MaskedAttention
+
+
+def recompute(layer: torch.nn.Module) -> None:
+    """Keep only the input of ``layer`` for backward, which computes its activations again.
+
+    By torch's checkpointing, not by megatron-core's, which gives no gradient to a block whose input needs none, as the
+    first trained one of ``trainable_layers``.
+    """
+    plain = layer.forward
+
+    def forward(hidden_states: Tensor, **rest: Any) -> Any:
+        return checkpoint(plain, hidden_states, use_reentrant=False, preserve_rng_state=False, **rest)
+
+    layer.forward = forward

@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_ext.data.collate import MicroBatch
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.inference.pipeline_forward import PipelineForward
+from megatron_ext.model import adapters
 from megatron_ext.model.build import LanguageModel
 
 
@@ -93,6 +94,24 @@ class ReferenceMatrices:
             yield
         finally:
             _point(parameters, trained)
+
+
+class ReferenceBase:
+    """The trained model itself, with its adapters switched off.
+
+    Costs a forward pass, and no copy of any weight.
+    """
+
+    def __init__(self, model: LanguageModel, ranks: Ranks) -> None:
+        self._model, self._ranks = model, ranks
+
+    @property
+    def logits(self) -> Callable[[Tensor], Tensor] | None:
+        return self._model.logits if self._model.trainable_layers is None else None
+
+    def hidden(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+        with adapters.disabled(self._model):
+            return _hidden(self._model, self._ranks, batches)
 
 
 def _point(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, Tensor]) -> None:

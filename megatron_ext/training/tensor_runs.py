@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from megatron_ext.checkpoint import mapping
+from megatron_ext.checkpoint import adapter_mapping, mapping
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel
 
@@ -39,7 +39,10 @@ class Run:
 
 
 def names(model: LanguageModel) -> list[str]:
-    """The Hugging Face tensors of the whole model, those of other ranks too, in the same order on every rank."""
+    """The Hugging Face tensors of the whole model, or of its adapters where it is trained by them: those of other ranks
+    too, in the same order on every rank."""
+    if model.lora is not None:
+        return list(adapter_mapping.adapter_shapes(model.hf_config, model.lora, model.trainable_layers))
     return list(mapping.tensor_shapes(model.hf_config))
 
 
@@ -55,7 +58,11 @@ def runs(model: LanguageModel, ranks: Ranks) -> dict[Tensor, list[Run]]:
     """
     numbers = {name: i for i, name in enumerate(names(model))}
     parameters = dict(model.named_parameters())
-    stage = mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.trainable_layers)
+    place = model.hf_config, ranks.layout, ranks.pipeline_rank
+    if model.lora is not None:
+        stage = adapter_mapping.adapter_entries(*place, model.lora, model.trainable_layers)
+    else:
+        stage = mapping.entries(*place, model.trainable_layers)
     found = {}
     for entry in stage:
         parameter = entry.find(parameters)

@@ -7,13 +7,14 @@ that the rule makes of them.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_ext.atomic_files import write_text
-from megatron_ext.checkpoint import patching, reading, writing
+from megatron_ext.checkpoint import patching, peft_folder, reading, writing
 from megatron_ext.checkpoint.fingerprint import model_fingerprint
 from megatron_ext.data.sampling import TopicRoundRobin
 from megatron_ext.distributed.process_groups import Ranks
@@ -22,7 +23,7 @@ from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training import validation
 from megatron_ext.training.collapse import CollapseCheck
 from megatron_ext.training.loop import StepOutcome
-from megatron_ext.training.reference_model import ReferenceCopy, ReferenceMatrices, ReferenceModel
+from megatron_ext.training.reference_model import ReferenceBase, ReferenceCopy, ReferenceMatrices, ReferenceModel
 from megatron_ext.training.resume import Resume
 from megatron_ext.training.schedule import learning_rate
 from megatron_ext.training.step import Step
@@ -74,6 +75,8 @@ class UnlearningRun:
         warmup_by_epochs = self._order.warmup_steps(spec.warmup_epochs)
         self._warmup_steps = spec.optimizer.schedule.warmup_steps + warmup_by_epochs
         model = reading.load(spec.checkpoint, ranks, spec.trainable_layers, training=spec.runtime)
+        if spec.lora is not None:
+            reading.add_adapters(model, ranks, spec.lora, spec.seed)
         reference_model = _reference_model(spec, model, ranks)
         micro, tokens = spec.batching.micro_batch, spec.batching.micro_batch_tokens
         self.trainer = Trainer(model, ranks, spec.optimizer, micro, reference_model, tokens)
@@ -150,20 +153,25 @@ class UnlearningRun:
         return nll
 
     def write(self) -> None:
-        """Write checkpoint, trajectory and step log; the run's states are deleted.
+        """Write checkpoint, adapters if there are some, trajectory and step log; the run's states are deleted.
 
         Raises:
             NonFinite: The weights are not finite; nothing was written.
         """
         spec, ranks, model = self._spec, self._ranks, self.trainer.model
         self.trainer.refuse_broken_weights()
-        if spec.trainable_layers is None:
+        if spec.lora is not None:
+            peft_folder.save(model, ranks, spec.output / "adapter", spec.checkpoint)
+            peft_folder.merge(spec.checkpoint, spec.output / "adapter", spec.output / "checkpoint", ranks)
+        elif spec.trainable_layers is None:
             writing.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
         else:
             patching.save_changed(model, ranks, spec.output / "checkpoint", spec.checkpoint)
         trajectory = self._validator.text() if self._validator is not None else ""
         if ranks.world_rank == 0:
             write_text(spec.output / validation.FILE, trajectory)
+            if spec.lora is None:  # of an earlier run with other settings
+                shutil.rmtree(spec.output / "adapter", ignore_errors=True)
         self.resume.finish(spec.output / "steps.jsonl")
 
     def facts(self, selected: Selected, retain_nll: float | None) -> dict[str, Any]:
@@ -208,6 +216,8 @@ def _reference_model(spec: UnlearnSpec, model: LanguageModel, ranks: Ranks) -> R
     """The model before unlearning, where a loss needs more of it than cached numbers."""
     if not any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss)):
         return None
+    if model.lora is not None:
+        return ReferenceBase(model, ranks)
     if spec.trainable_layers is not None:
         return ReferenceMatrices(model, ranks)
     return ReferenceCopy(reading.load(spec.checkpoint, ranks), ranks, spec.runtime.reference_model == "offloaded")

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_ext.checkpoint import reading, tensor_sources, writing
+from megatron_ext.checkpoint import peft_folder, reading, tensor_sources, writing
+from megatron_ext.checkpoint.adapter_folder import AdapterFolder
 from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.data.sampling import TopicRoundRobin
 from megatron_ext.distributed.collectives import from_first_rank, sum_over_data_ranks
@@ -74,9 +75,9 @@ class Validator:
 
     ``resume/trajectory.jsonl`` in the run's output folder has a line a measurement; with ``best-on-validation``,
     ``resume/best-<steps>`` is the Hugging Face folder of the weights with the best score so far, of the first of equal
-    ones, and until the next state there is also that of the newest state. The weights before the first step are scored,
-    but not a candidate. Where the update rule extrapolates, the weights that are scored and kept are extrapolated:
-    those that the run would end in at this step.
+    ones, or the folder of their adapters, and until the next state there is also that of the newest state. The weights
+    before the first step are scored, but not a candidate. Where the update rule extrapolates, the weights that are
+    scored and kept are extrapolated: those that the run would end in at this step.
 
     A measurement costs a forward pass over the sample; forward passes take at most as many tokens as the sample's
     longest ``micro_batch`` sequences. Every method is collective over all ranks.
@@ -156,7 +157,7 @@ class Validator:
             before = row["retain_probability"] if self._before is None else self._before
             row["score"] = score(row["forget_probability"], row["retain_probability"], before)
             if self._take(row) and self.selects:
-                writing.save(self._trainer.model, self._ranks, self._weights(steps))
+                self._keep(self._weights(steps))
         row["seconds"] = round(time.perf_counter() - begin, 6)
         self._log.write(row)
         if self.selects and self._ranks.world_rank == 0:
@@ -165,9 +166,19 @@ class Validator:
     def load_best(self) -> int:
         """Set the model's weights to the best ones; after how many steps they were measured."""
         assert self._best is not None, "the last step is always measured"
-        source = tensor_sources.SafetensorsFolder(self._weights(self._best.step))
-        reading.fill(self._trainer.model, self._ranks, source)
+        model, folder = self._trainer.model, self._weights(self._best.step)
+        if model.lora is not None:
+            reading.fill_adapters(model, self._ranks, AdapterFolder(folder))
+        else:
+            reading.fill(model, self._ranks, tensor_sources.SafetensorsFolder(folder))
         return self._best.step
+
+    def _keep(self, folder: Path) -> None:
+        """Write the weights, of which adapters are all that is trained where there are some."""
+        if self._trainer.model.lora is not None:
+            peft_folder.save(self._trainer.model, self._ranks, folder, self._origin)
+        else:
+            writing.save(self._trainer.model, self._ranks, folder)
 
     def reason(self) -> str:
         """A sentence on the selected step, after the last one."""
@@ -218,13 +229,14 @@ class Validator:
             yield
             return
         model = self._trainer.model
-        kept = [p.detach().clone() for p in model.parameters()]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        kept = [p.detach().clone() for p in trained]
         reading.extrapolate(model, self._ranks, self._origin, self._extrapolation)
         try:
             yield
         finally:
             with torch.no_grad():
-                for p, value in zip(model.parameters(), kept, strict=True):
+                for p, value in zip(trained, kept, strict=True):
                     p.copy_(value)
 
     def _numbers(self) -> dict[str, float]:

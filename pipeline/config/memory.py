@@ -3,6 +3,7 @@
 Counted from sizes alone, without torch. A test counts the storages of real ranks beside it.
 
 - Matrices are split over tensor-parallel ranks, the vocabulary padded to a multiple of them; norms are on every rank.
+- Of an adapter, which is all that is trained where there are some, one matrix is split over tensor-parallel ranks.
 - Gradients, moments, vectors of a rule and, under bf16, a master copy of the weights are fp32. The distributed
   optimizer spreads all of these but the gradients over data-parallel ranks, and aligns parameters for that.
 - A block keeps for the backward pass, of each token: its two inputs and their norms; queries, keys, values and the
@@ -18,6 +19,7 @@ import math
 from dataclasses import dataclass, replace
 
 from megatron_ext.config import Batching, Layout, Runtime, TrainableLayers, even_split
+from megatron_ext.lora import Lora
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config.sizing import Shape
 
@@ -88,7 +90,8 @@ class Workload:
         vectors: Further gradient vectors of the rule.
         adam: Whether the optimizer keeps moments.
         trainable_layers: Which part of the model is built.
-        copies: Whole copies of the weights beside the model.
+        lora: The adapters that are trained in the place of weights.
+        copies: Whole copies of the weights beside the model; of adapters, where they are trained.
         reference: Whether logits of a reference model are made too, or matrices are copied.
     """
 
@@ -96,17 +99,43 @@ class Workload:
     vectors: int = 0
     adam: bool = True
     trainable_layers: TrainableLayers | None = None
+    lora: Lora | None = None
     copies: int = 0
     reference: bool = False
 
 
-def stages(layout: Layout, shape: Shape, trainable_layers: TrainableLayers | None = None) -> list[Parameters]:
+def stages(
+    layout: Layout, shape: Shape, trainable_layers: TrainableLayers | None = None, lora: Lora | None = None
+) -> list[Parameters]:
     """Parameters of a rank of each pipeline stage, the first stage first."""
     if trainable_layers is not None:
         split = even_split(trainable_layers.up_to + 1, layout.pipeline)
     else:
         split = layout.pipeline_split or even_split(shape.layers, layout.pipeline)
-    return [_stage(layout, shape, split, number, trainable_layers) for number in range(layout.pipeline)]
+    found = [_stage(layout, shape, split, number, trainable_layers) for number in range(layout.pipeline)]
+    if lora is None:
+        return found
+    blocks = [range(sum(split[:number]), sum(split[: number + 1])) for number in range(layout.pipeline)]
+    trained = None if trainable_layers is None else set(trainable_layers.trained_layers)
+    each = _adapters(lora, shape, layout.tensor, trainable_layers)
+    numbers = [len(here) if trained is None else len(trained.intersection(here)) for here in blocks]
+    sizes = [tuple(each * number) for number in numbers]
+    return [Parameters(stage.built + sum(own), (own,) if own else ()) for stage, own in zip(found, sizes, strict=True)]
+
+
+def _adapters(lora: Lora, shape: Shape, tensor: int, trainable_layers: TrainableLayers | None) -> list[int]:
+    """Sizes of the parameters of a block's adapters: of each of Megatron's linear layers the two matrices."""
+    queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
+    rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "qkv_proj": queries + 2 * keys}
+    rows |= {"gate_proj": shape.ffn, "up_proj": shape.ffn, "gate_up_proj": 2 * shape.ffn}
+    inputs = {"linear_proj": queries, "linear_fc2": shape.ffn}
+    found = []
+    for linear, names in lora.matrices(shape.fused, trainable_layers).items():
+        if linear in inputs:
+            found += [inputs[linear] // tensor, shape.hidden]
+        else:
+            found += [len(names) * shape.hidden, sum(rows[name] for name in names) // tensor]
+    return [lora.rank * size for size in found]
 
 
 def _stage(
@@ -159,8 +188,8 @@ def workload(spec: TrainSpec | UnlearnSpec, gpus: bool) -> Workload:
     reference, partial = keeps_reference_model(spec), spec.trainable_layers is not None
     beside = not gpus or spec.runtime.reference_model == "resident"
     aside = spec.validation is not None and spec.rule.extrapolation != 1.0
-    copies = 0 if partial else int(reference and beside) + int(aside)
-    return Workload(spec.batching, vectors, adam, spec.trainable_layers, copies, reference)
+    copies = 0 if partial else int(reference and beside and spec.lora is None) + int(aside)
+    return Workload(spec.batching, vectors, adam, spec.trainable_layers, spec.lora, copies, reference)
 
 
 def keeps_reference_model(spec: UnlearnSpec) -> bool:
@@ -171,11 +200,16 @@ def keeps_reference_model(spec: UnlearnSpec) -> bool:
 def lasting(work: Workload, layout: Layout, shape: Shape, precision: str) -> list[Memory]:
     """What stays on a rank of each pipeline stage through a training step, without activations and logits."""
     width, found = _width(precision), []
-    for stage in stages(layout, shape, work.trainable_layers):
+    for stage in stages(layout, shape, work.trainable_layers, work.lora):
         aligned = stage.aligned(layout)
         shard = aligned // layout.data if layout.distributed_optimizer else aligned
         buffer = aligned if layout.distributed_optimizer else stage.trained
-        copied = stage.trained if work.reference and work.trainable_layers is not None else work.copies * stage.built
+        if work.lora is not None:
+            copied = work.copies * stage.trained
+        else:
+            copied = (
+                stage.trained if work.reference and work.trainable_layers is not None else work.copies * stage.built
+            )
         found.append(
             Memory(
                 weights=width * (stage.built - stage.trained + buffer),

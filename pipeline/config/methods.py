@@ -67,6 +67,10 @@ def problems(
         given = method.preferred_answers if isinstance(method.preferred_answers, str) else "a way of sampling"
         message = f"{given!r} is given, but the loss {method.forget.name!r} reads none"
         found.append((("preferred_answers",), message))
+    lora = method.training.lora
+    if lora is not None and shape is not None:
+        lacking = lora.model_problems(shape.fused, shape.experts is not None)
+        found += [_located(text, method) for text in lacking]
     return found + _trainable_layers(method, runtime.layout, shape)
 
 

@@ -115,7 +115,9 @@ def _cost(plan: Plan, name: str, spec: ModelStep, gpu: Gpu, node: int) -> Cost:
     weights, states = shape.parameters * (2 if precision == "bf16" else 4), 0
     written = weights if isinstance(spec, TrainSpec | UnlearnSpec) else 0
     if isinstance(spec, TrainSpec | UnlearnSpec) and spec.checkpoint_every:
-        states = layout.ranks * step_memory(plan, spec).lasting
+        held = step_memory(plan, spec)
+        frozen = held.weights if isinstance(spec, UnlearnSpec) and spec.lora is not None else 0
+        states = layout.ranks * (held.lasting - frozen)
     steps = _optimizer_steps(plan, spec)
     every = spec.checkpoint_every if isinstance(spec, TrainSpec | UnlearnSpec) else 0
     files = weights + written + states * (steps // every if every else 0)
@@ -158,7 +160,7 @@ def moved_bytes(plan: Plan, spec: ModelStep) -> float:
     if layout.pipeline > 1:
         moved += 2 * states
     if layout.data > 1:
-        aligned = max(stage.aligned(layout) for stage in memory.stages(layout, shape, work.trainable_layers))
+        aligned = max(stage.aligned(layout) for stage in memory.stages(layout, shape, work.trainable_layers, work.lora))
         moved += aligned * (4 * gradients * apart + width * layout.distributed_optimizer)
     return moved * _optimizer_steps(plan, spec)
 

@@ -283,7 +283,7 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     if spec.trainable_layers is not None:
         parameters, _ = memory.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
     batches = 1 + spec.forget_loss.needs_preferred_answers + (spec.retain_loss is not None)
-    each = trained * spec.rule.gradients + 2 * memory.keeps_reference_model(spec)
+    each = (trained - 2 * (spec.lora is not None)) * spec.rule.gradients + 2 * memory.keeps_reference_model(spec)
     tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:

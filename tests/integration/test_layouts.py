@@ -26,6 +26,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2-dp2": {"pipeline": 2, "data": 2},  # tied embeddings, in a bucket of their own, over sharded gradients
 }
 STEPS = 8
+ADAPTED = ("tp1", "tp2-pp2")
 COMPARED = ("forget_loss", "retain_loss", "forget_grad_norm", "retain_grad_norm", "update_norm")
 SIGNED = ("grad_cosine", "retain_alignment")  # differences of terms of size one, which may cross zero
 MODEL = {
@@ -116,10 +117,10 @@ def evaluate(folder: Path, model: str, name: str, model_id: str) -> None:
 
 
 def unlearn(folder: Path, name: str, layout: dict[str, Any]) -> None:
-    """BLUR-NPO; over data-parallel ranks, with the distributed optimizer too."""
-    for sharded in (False, True)[: layout.get("data", 1)]:
-        run_name = f"{name}-sharded" if sharded else name
-        data = folder / "data" / "train"
+    """BLUR-NPO; over data-parallel ranks, with the distributed optimizer too; at some layouts, also on adapters."""
+    data = folder / "data" / "train"
+
+    def run_of(run_name: str, sharded: bool = False, **changes: Any) -> None:
         spec = {
             "program": "unlearn",
             "checkpoint": str(folder / "target" / "checkpoint"),
@@ -139,7 +140,12 @@ def unlearn(folder: Path, name: str, layout: dict[str, Any]) -> None:
             "optimizer": {"learning_rate": 0.0001, "weight_decay": 0.01},
             "runtime": runtime({**layout, "distributed_optimizer": sharded}),
         }
-        run("megatron_ext.steps.unlearn", folder, run_name, spec)
+        run("megatron_ext.steps.unlearn", folder, run_name, {**spec, **changes})
+
+    for sharded in (False, True)[: layout.get("data", 1)]:
+        run_of(f"{name}-sharded" if sharded else name, sharded)
+    if name in ADAPTED:
+        run_of(f"{name}-lora", lora={"rank": 4, "alpha": 8.0}, epochs=4.0, optimizer={"learning_rate": 0.001})
 
 
 def evaluate_all(folder: Path) -> None:
@@ -177,6 +183,23 @@ def test_steps_do_not_depend_on_the_layout(results: Path, name: str) -> None:
         for key in SIGNED:
             assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-5), (name, a["step"], key)
         assert (b["learning_rate"], b["tokens"], b["epoch"]) == (a["learning_rate"], a["tokens"], a["epoch"])
+
+
+@pytest.mark.slow
+def test_adapters_and_merged_weights_do_not_depend_on_the_layout(results: Path) -> None:
+    """Where layers are split over ranks and over stages at once; other layouts are compared with the formulas."""
+    from safetensors.torch import load_file
+
+    expected, got = (steps(results / f"{name}-lora") for name in ADAPTED)
+    for a, b in zip(expected, got, strict=True):
+        for key in COMPARED:
+            assert b[key] == pytest.approx(a[key], rel=1e-5), (a["step"], key)
+    before, one, several = (
+        load_file(results / name / "checkpoint" / "model.safetensors")
+        for name in ("target", *(f"{name}-lora" for name in ADAPTED))
+    )
+    assert max(float((several[key] - value).abs().max()) for key, value in one.items()) < 2e-6
+    assert max(float((before[key] - value).abs().max()) for key, value in one.items()) > 1e-4, "the run does something"
 
 
 @pytest.mark.slow

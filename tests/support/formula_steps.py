@@ -6,7 +6,7 @@ formula for each name that a method's file can use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.support.formulas import LOSSES, Batch, Model, Rows, Settings
+from tests.support.formulas import LOSSES, Adapted, Batch, Model, Rows, Settings
 
 
 @dataclass
@@ -208,13 +208,15 @@ RULES: dict[str, Callable[[Point, Settings], Tensor]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """A method's settings. With ``layer``, losses see that block's output, and only ``trained`` tensors change."""
+    """A method's settings. With ``layer``, losses see that block's output, and only ``trained`` tensors change; with
+    ``adapters`` (see ``formulas.Adapted``), these alone."""
 
     forget: Settings
     retain: Settings | None
     rule: Settings
     layer: int = -1
     trained: Callable[[str], bool] = lambda name: True
+    adapters: tuple[Mapping[str, Tensor], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ class Run:
 
     def __init__(self, method: Method, folder: Path, topics: list[Topic], micro_batch: int) -> None:
         self.method, self.topics, self.micro_batch = method, topics, micro_batch
-        self.theta, self.origin = Model(folder, method.trained), Model(folder)
+        self.theta = Adapted(folder, *method.adapters) if method.adapters else Model(folder, method.trained)
+        self.origin = Model(folder)
         self.state: dict[str, float] = {}
         self.kept: dict[str, Tensor] = {}
         self.before = None if method.retain is None else self._loss(method.retain, topics[0], topics[0].retain)().item()
@@ -265,7 +268,7 @@ class Run:
             self.theta.move(-point.rate * (u if epsilon is None else u / (u.abs() + epsilon)))
             point.after()
             ends = point.ends
-        return log, self.theta.split(ends * (self.theta.weights() - start))
+        return log, self.theta.moved(start, ends)
 
 
 def labels(rows: Rows) -> int:

@@ -73,6 +73,32 @@ class Model:
         pieces = vector.split([p.numel() for p in self.tensors.values()])
         return {name: v.view_as(p) for (name, p), v in zip(self.tensors.items(), pieces, strict=True)}
 
+    def moved(self, start: Tensor, ends: float) -> dict[str, Tensor]:
+        """How far each tensor of the checkpoint is from where it was at ``start``, ``ends`` times."""
+        return self.split(ends * (self.weights() - start))
+
+
+class Adapted(Model):
+    """A model whose own tensors stay: LoRA (arXiv 2106.09685) adds ``scale * B A x`` to what a matrix makes of x.
+
+    ``first``: by a matrix's name the ``A`` that it begins with; ``B`` begins as zero.
+    """
+
+    def __init__(self, folder: Path, first: Mapping[str, Tensor], scale: float) -> None:
+        super().__init__(folder, lambda name: False)
+        self.scale = scale
+        for name, a in first.items():
+            linear = self.lm.get_submodule(name)
+            A = a.double().requires_grad_()
+            B = torch.zeros(linear.out_features, len(a), dtype=torch.float64, requires_grad=True)
+            self.tensors |= {f"{name}.A": A, f"{name}.B": B}
+            linear.register_forward_hook(lambda _, given, out, A=A, B=B: out + scale * (given[0] @ A.T) @ B.T)
+
+    def moved(self, start: Tensor, ends: float) -> dict[str, Tensor]:
+        names = [name.removesuffix(".A") for name in self.tensors if name.endswith(".A")]
+        pairs = {name: (self.tensors[f"{name}.B"], self.tensors[f"{name}.A"]) for name in names}
+        return {f"{name}.weight": ends * self.scale * (B @ A).detach() for name, (B, A) in pairs.items()}
+
 
 @dataclass
 class Batch:

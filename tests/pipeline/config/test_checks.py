@@ -250,6 +250,25 @@ FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
             {"unlearning.validation": {"every_epochs": 1.0}},
             "overrides.training.validation.select: unknown value 'best'; allowed: last, best-on-validation",
         ),
+        (
+            _use("npo", training={"lora": {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "qkv_proj"]}}),
+            {},
+            "training.lora.targets: the model has no matrices qkv_proj; allowed: q_proj, k_proj, v_proj, o_proj, gate",
+        ),
+        (
+            _use(
+                "rmu",
+                trainable_layers=FIRST_BLOCK,
+                training={"lora": {"rank": 4, "alpha": 8.0, "targets": ["q_proj"]}},
+            ),
+            {},
+            "training.lora.targets: is given, but 'trainable_layers' names matrices already; allowed: null",
+        ),
+        (
+            _use("npo", training={"lora": {"rank": 4, "alpha": 8.0}}),
+            {"runtime.precision": "bf16", "runtime.kernels": "te", "runtime.device": "cuda"},
+            "runtime.kernels: 'te' fuses norms into the layers that adapters lie beside; allowed: 'torch'",
+        ),
         (_use("npo", trainable_layers={"up_to": 0}), {}, ": forget: 'npo' needs the whole model"),
         (_use("npo", retain={"name": "npo"}), {}, "overrides.retain: 'npo' is a forget loss"),
         (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_ext.config import Batching, Layout, Optimizer, Runtime
+from megatron_ext.lora import Lora
 from megatron_ext.updates import Rule
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.gru import GRU
@@ -49,12 +50,21 @@ RULES: list[Rule] = [
 ]
 
 
-def trained(config: dict[str, Any], ranks: Any) -> Any:
+# Of whole models, and of one whose adapters alone are trained.
+CASES: list[tuple[dict[str, Any], Lora | None]] = [
+    *((size, None) for size in SIZES),
+    (SIZES[1], Lora(rank=8, alpha=8.0, targets=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])),
+]
+
+
+def trained(config: dict[str, Any], ranks: Any, lora: Lora | None) -> Any:
     """A trainer that has taken a step, so that its optimizer's state is there."""
     from megatron_ext.checkpoint import reading
     from megatron_ext.training.trainer import Trainer
 
     model = reading.initialise(config, ranks, seed=3, training=Runtime(layout=ranks.layout))
+    if lora is not None:
+        reading.add_adapters(model, ranks, lora, seed=0)
     trainer = Trainer(model, ranks, Optimizer(learning_rate=1e-4), micro_batch=2)
     trainer.step(terms(), Blur(gamma=0.5), 1e-4)
     return trainer
@@ -107,20 +117,22 @@ def all_counts() -> list[dict[str, int]]:
         for precision in ("fp32", "bf16"):
             runtime = Runtime(device="cpu", precision=precision, layout=Layout(**layout), timeout_seconds=60)
             with process_groups.start(runtime) as ranks:
-                found += [counted(trained(config, ranks)) | {"stage": ranks.pipeline_rank} for config in SIZES]
+                found += [
+                    counted(trained(config, ranks, lora)) | {"stage": ranks.pipeline_rank} for config, lora in CASES
+                ]
     return found
 
 
 @pytest.mark.slow
 def test_what_stays_on_a_rank_is_what_was_planned() -> None:
-    """Three sizes, tied and not, both precisions, every kind of split: within 5 % of what is allocated."""
+    """Three sizes, tied and not, adapters, both precisions, every kind of split: within 5 % of what is allocated."""
     for rank in run_ranks(all_counts, 4, timeout=120):
         found = iter(rank)
         for layout in LAYOUTS:
             for precision in ("fp32", "bf16"):
-                for config in SIZES:
+                for config, lora in CASES:
                     real = next(found)
-                    work = Workload(Batching(global_batch=4, micro_batch=2), vectors=1)
+                    work = Workload(Batching(global_batch=4, micro_batch=2), vectors=1, lora=lora)
                     planned = lasting(work, Layout(**layout), Shape.of(config), precision)[real.pop("stage")]
                     for kind, size in real.items():
                         assert getattr(planned, kind) == pytest.approx(size, rel=0.05), (layout, precision, kind)
