@@ -260,7 +260,7 @@ class ReportSpec(StepSpec):
 
     @model_validator(mode="after")
     def _known(self) -> ReportSpec:
-        models = {entry.model_id for entry in self.entries}
+        models = {entry.model_id for entry in (*self.entries, *self.later_requests)}
         names = [attack.name for attack in self.attacks]
         for entry in self.attacked:
             if entry.attack not in names:

@@ -34,7 +34,6 @@ CHECKS: tuple[Callable[..., None], ...] = (
     models.new_tokens,
     methods.batches,
     methods.relearning,
-    methods.attacks,
     methods.fit,
     methods.preferred_answers,
 )

@@ -80,7 +80,8 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     benchmark = family(spec.options.family)
     metrics = (*benchmark.metrics(spec.options), *(definitions(judges) if judges else ()))
     after_requests = requests.tables(groups, later_requests, metrics)
-    changes = robustness.tables(spec, groups, attacked, metrics)
+    every = [*groups, *later_requests]
+    changes = robustness.tables(spec, every, attacked, metrics)
     drawn = [
         *trade_offs.draw(groups, metrics, benchmark.trade_offs(spec.options)),
         *curves.draw(groups),
@@ -97,9 +98,9 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         changes=changes,
         requests=after_requests,
         evidence=shown,
-        examples=examples.collect(spec, [*groups, *later_requests]),
+        examples=examples.collect(spec, every),
     )
-    ratios = robustness.with_ratios(spec, groups, attacked, metrics)
+    ratios = robustness.with_ratios(spec, every, attacked, metrics)
     return {
         "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests], metrics),
         "table.md": tables.as_markdown(spec, groups, metrics)

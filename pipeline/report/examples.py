@@ -122,7 +122,7 @@ def collect(spec: ReportSpec, groups: Sequence[Group]) -> View:
     first = [group.results[0].entry for group in groups]
     answers = [_read(entry.evaluation) for entry in first]
     unlearned = tuple(group.kind == "unlearned" for group in groups)
-    titles = [group.title + (f", request {group.request}" if group.request > 1 else "") for group in groups]
+    titles = [group.title_with_request for group in groups]
     sets: dict[str, list[tuple[str, int]]] = {}
     for key in answers[0]:
         sets.setdefault(key[0], []).append(key)

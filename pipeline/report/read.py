@@ -85,6 +85,11 @@ class Group:
         return title if not self.variant or self.variant in title else f"{title} ({self.variant})"
 
     @property
+    def title_with_request(self) -> str:
+        """The title, and which request to forget it was asked last, where that is not the first."""
+        return self.title + (f", request {self.request}" if self.request > 1 else "")
+
+    @property
     def runs(self) -> list[Mapping[str, Sequence[float]]]:
         """Step logs of the seeds that have one."""
         return [result.steps for result in self.results if result.steps is not None]

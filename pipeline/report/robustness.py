@@ -118,7 +118,7 @@ def as_markdown(found: Sequence[Table]) -> str:
         titles = ["Model", *(f"{m.title} {ARROWS[m.better]}".strip() for m in table.metrics), "Notes"]
         lines = [as_line(escape(title) for title in titles), as_line(["---", *["---:"] * len(table.metrics), "---"])]
         for row in table.rows:
-            cells = [escape(row.group.title), *(cell.text for cell in row.cells)]
+            cells = [escape(row.group.title_with_request), *(cell.text for cell in row.cells)]
             lines.append(as_line([*cells, escape(", ".join(row.group.notes()))]))
         about = escape(f"{table.attack.about}. {table.legend}")
         parts.append("\n".join([f"## Robustness: {escape(table.attack.name)}", "", about, "", *lines, ""]))

@@ -29,12 +29,14 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
     """
     experiment = config.experiment
     first = _entries(config, paths)
-    attacked = [_moved(paths, model, entry, attack=name) for model, entry in first for name in attacks(config)]
     later = [
-        _moved(paths, model, entry, request=request).model_copy(update={"request": number})
+        (replace(model, request=request), _moved(paths, model, entry, request=request, number=number))
         for model, entry in first
         if model.seed is not None
         for number, request in enumerate(config.requests[1:], 2)
+    ]
+    attacked = [
+        _moved(paths, model, entry, attack=name) for model, entry in (*first, *later) for name in attacks(config)
     ]
     judgements = {model: paths.judgement(model) for model in judged_models(config)}
     entries = [entry.model_copy(update={"judgement": judgements.get(model)}) for model, entry in first]
@@ -48,7 +50,7 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         attacks=described_attacks(config),
         attacked=attacked,
         requests=experiment.requests.order if experiment.requests else None,
-        later_requests=later,
+        later_requests=[entry for _, entry in later],
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
         examples=experiment.report.examples,
@@ -87,12 +89,19 @@ def _entries(config: Config, paths: Paths) -> list[tuple[ModelId, ReportEntry]]:
 
 
 def _moved(
-    paths: Paths, model: ModelId, entry: ReportEntry, attack: str | None = None, request: str | None = None
+    paths: Paths,
+    model: ModelId,
+    entry: ReportEntry,
+    attack: str | None = None,
+    request: str | None = None,
+    number: int | None = None,
 ) -> ReportEntry:
-    """The row of what becomes of a model by an attack, or by a later request to forget."""
-    after = replace(model, attack=attack, request=request)
+    """The row of what becomes of a model by an attack, or by a later request to forget, which has a number."""
+    after = replace(model, attack=attack, request=request or model.request)
     places = {"evaluation": paths.evaluation(after), "run": paths.model(after)}
-    return entry.model_copy(update={"model_id": str(after), "attack": attack, **places})
+    return entry.model_copy(
+        update={"model_id": str(after), "attack": attack, "request": number or entry.request, **places}
+    )
 
 
 def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from pipeline.workflow.data_sets import topics
 from pipeline.workflow.evaluation_jobs import evaluation_job, first_models
 from pipeline.workflow.jobs import Job, job_of
 from pipeline.workflow.paths import Paths
+from pipeline.workflow.request_jobs import later_models
 from pipeline.workflow.training_jobs import train_spec
 
 
@@ -24,8 +25,9 @@ def attacks(config: Config) -> dict[str, Relearn | Quantise]:
 
 
 def attacked_models(config: Config) -> list[ModelId]:
-    """What becomes of every evaluated model by every attack."""
-    return [replace(model, attack=name) for model in first_models(config) for name in attacks(config)]
+    """What becomes of every evaluated model by every attack, those after later requests too."""
+    models = [*first_models(config), *later_models(config)]
+    return [replace(model, attack=name) for model in models for name in attacks(config)]
 
 
 def robustness_jobs(config: Config, paths: Paths) -> Iterator[Job]:
@@ -46,11 +48,21 @@ def _attack_job(config: Config, paths: Paths, model: ModelId, attack: Relearn | 
             checkpoint=checkpoint, output=output, scheme=attack.scheme, group=attack.group, backend=backend
         )
         return job_of(paths, rounding, checkpoint=(checkpoint,))
-    data = [paths.tokens(forget) for forget, _ in topics(config).values()]
+    data = [paths.tokens(name) for name in _forgotten(config, model)]
     equal = {path: 1 / len(data) for path in data}
     parts = {str(path): attack.share for path in data}
     spec = train_spec(config, output, ModelSource(checkpoint=checkpoint), attack, equal, parts=parts)
     return job_of(paths, spec, checkpoint=(checkpoint,), data=tuple(data))
+
+
+def _forgotten(config: Config, model: ModelId) -> list[str]:
+    """The tokenised sets that the model was asked to forget: of every topic, or of every request up to its own."""
+    requests, names = config.experiment.requests, [forget for forget, _ in topics(config).values()]
+    if requests is None or model.request is None:
+        return names
+    if requests.order == "scalability":  # its request holds those before it
+        return [model.request]
+    return [*names, *config.requests[1 : config.requests.index(model.request) + 1]]
 
 
 def described_attacks(config: Config) -> list[Attack]:

@@ -72,19 +72,16 @@ def batches(checker: Checker, layout: Layout, runs: Runs) -> None:
 
 
 def relearning(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:
-    """Whether every batch of an attack that trains has a row of each topic."""
-    topics = _topics(checker, benchmark, source)
+    """Whether every batch of an attack that trains has a row of each topic, or of each request."""
+    topics, requests = len(_topics(checker, benchmark, source)), checker.experiment.requests
+    if requests is not None and requests.order == "sustainability":
+        topics, of = requests.count, "requests"
+    else:
+        of = "topics"
     for key, attack in _relearned(checker):
-        if attack.global_batch < len(topics):
-            message = f"{attack.global_batch} is less than the {len(topics)} topics, of which every batch has a share"
+        if attack.global_batch < topics:
+            message = f"{attack.global_batch} is less than the {topics} {of}, of which every batch has a share"
             checker.problem((*key, "global_batch"), message)
-
-
-def attacks(checker: Checker) -> None:
-    """Whether attacks and further requests to forget are not asked for together."""
-    robustness = checker.experiment.robustness
-    if checker.experiment.requests is not None and (robustness.relearned or robustness.quantised):
-        checker.problem(("robustness",), "does not go with 'requests': attacks are made for one request to forget")
 
 
 def fit(checker: Checker, runs: Runs) -> None:

@@ -178,10 +178,6 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"robustness": {"relearn": [RELEARN, RELEARN]}}, "robustness.relearn: 'relearn' is there twice; give one of"),
         ({"robustness": {"relearn": {**RELEARN, "micro_batch": 3}}}, "robustness.relearn.global_batch: 8 is not a mul"),
         ({"robustness": {"relearn": [{**RELEARN, "micro_batch": 3}]}}, "robustness.relearn[0].global_batch: 8 is not"),
-        (
-            {"robustness": {"quantise": ["int8"]}, "requests": {"order": "scalability"}},
-            "robustness: does not go with 'requests': attacks are made for one request to forget",
-        ),
         ({"robustness": {"quantise": ["int5"]}}, "robustness.quantise[0]: unknown value 'int5'; did you mean 'int"),
         ({"robustness": {"quantise": ["nf4", "nf4"]}}, "robustness.quantise: 'nf4' is there twice; give one of them"),
         ({"robustness": {"quantise": [{"scheme": "int8", "group": 64}]}}, "quantise[0].group: int8 has a scale a row"),

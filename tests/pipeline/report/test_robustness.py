@@ -66,6 +66,24 @@ def records(folder) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
 
 
+def test_a_model_after_a_further_request_is_attacked_too(bench: Bench) -> None:
+    """Only this has both: the row says its request, and its difference is from the model after that request."""
+    bench.add("npo", title="NPO", forget_probability=0.5)
+    bench.add("npo.second", title="NPO", forget_probability=0.1)
+    attack(bench, "npo", "int4", forget_probability=0.6)
+    attack(bench, "npo.second", "int4", forget_probability=0.3)
+    later = {"method": "npo", "request": 2}
+    bench.spec["later_requests"] = [{**bench.spec["entries"].pop(), **later}]
+    bench.spec["attacked"][-1] |= later
+    folder = bench.write()
+    cells = {name: row["Forget probability ↓"] for name, row in table(folder, "int4").items()}
+    assert cells == {
+        "NPO": "0.500 → 0.600 (+0.100, q = 0.833)",
+        "NPO, request 2": "0.100 → 0.300 (+0.200, q = 0.333)",
+    }
+    assert [row["value"] for row in records(folder) if row["request"] == "2" and row["attack"] == "int4"]
+
+
 def test_a_table_shows_means_before_and_after_with_the_ratio(attacked: Bench) -> None:
     folder = attacked.write()
     relearned, rounded = table(folder, "relearn"), table(folder, "int4")

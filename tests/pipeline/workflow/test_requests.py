@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megatron_ext.safe_yaml import Loader
-from megatron_ext.specs import ReferenceSpec, UnlearnSpec
+from megatron_ext.specs import ModelSource, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.specs import EvaluateSpec, PrepareSpec, ReportSpec
@@ -136,3 +136,26 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     message = refused(tmp_path, methods=["idk-dpo"])
     assert "preferred_answers: the family 'muse' has no set 'idk' of preferred answers" in message
     assert "requests.order" in refused(tmp_path, requests={"order": "sequential"})
+
+
+@pytest.mark.parametrize(
+    ("order", "relearned"), [("sustainability", ["forget", "sust-2", "sust-3"]), ("scalability", ["scal-3"])]
+)
+def test_the_model_after_each_request_is_attacked(order: str, relearned: list[str], tmp_path: Path) -> None:
+    """Only this has both: each attack starts from its own model, and relearns all that this one was asked to forget."""
+    relearn = {"share": 0.5, "steps": 5, "global_batch": 8, "optimizer": {"learning_rate": 1e-4}}
+    requests = {"order": order, "count": 3}
+    found = plan(tmp_path, requests=requests, robustness={"relearn": relearn, "quantise": ["int8"]}, methods=["npo"])
+    last = f"npo.{order[:4]}-3-seed-0"
+    job = found.jobs[f"robustness/{last}/relearn"].spec
+    assert isinstance(job, TrainSpec) and isinstance(job.model, ModelSource)
+    assert job.model.checkpoint == checkpoint(f"unlearned/npo.{order[:4]}-3/seed-0")
+    assert list(job.data) == [str(found.paths.tokens(name)) for name in relearned]
+    assert {f"evaluation/{last}.{attack}/mini-muse-requests" for attack in ("relearn", "int8")} < set(found.jobs)
+    report = found.jobs["report"].spec
+    assert isinstance(report, ReportSpec)
+    entries = {entry.model_id: (entry.request, entry.attack) for entry in report.attacked}
+    assert len(entries) == 2 * (2 + 3) and entries[f"{last}.int8"] == (3, "int8")
+    if order == "sustainability":
+        message = "robustness.relearn.global_batch: 2 is less than the 3 requests"
+        assert message in refused(tmp_path, requests=requests, robustness={"relearn": {**relearn, "global_batch": 2}})
