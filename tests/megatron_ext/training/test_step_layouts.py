@@ -25,10 +25,9 @@ from megatron_ext.updates.weighted_sum import WeightedSum
 from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG, sequences
 
+# Methods run at plain pipeline and data parallelism in ``test_methods``.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor": 2},
-    "pp2": {"pipeline": 2},
-    "dp2": {"data": 2},
     "dp2-sharded": {"data": 2, "distributed_optimizer": True},
     # tied embeddings over sharded gradients, in a bucket of their own
     "pp2-dp2-sharded": {"pipeline": 2, "data": 2, "distributed_optimizer": True},

@@ -216,16 +216,16 @@ def unlearn_each(specs: list[str]) -> None:
 
 
 def test_the_trajectory_and_the_choice_do_not_depend_on_the_layout(world: Path) -> None:
-    one, specs = run(world, "one", BEST, epochs=5.0), []
+    one, specs = run(world, "one", BEST), []
     for name, layout in LAYOUTS.items():
         runtime = {"device": "cpu", "timeout_seconds": 60.0, "layout": layout}
-        specs.append(str(make(world, name, BEST, epochs=5.0, runtime=runtime)))
+        specs.append(str(make(world, name, BEST, runtime=runtime)))
     run_ranks(unlearn_each, 2, specs)
     expected, tensors = trajectory(one), load_file(one / "checkpoint" / "model.safetensors")
-    assert 0 < summary(one)["selected_step"] < 20
+    assert 0 < summary(one)["selected_step"] < 12
     for name in LAYOUTS:
         got = trajectory(world / name)
-        assert [row["step"] for row in got] == [row["step"] for row in expected] == [0, 3, 6, 9, 12, 15, 18, 20]
+        assert [row["step"] for row in got] == [row["step"] for row in expected] == [0, 3, 6, 9, 12]
         for a, b in zip(expected, got, strict=True):
             assert b == pytest.approx(a, rel=1e-4, abs=EQUAL), (name, a["step"])
         assert summary(world / name)["selected_step"] == summary(one)["selected_step"]

@@ -267,7 +267,6 @@ def test_stages_stop_where_they_say(finished: Path) -> None:
     fresh = ("--config", "results=elsewhere")
     data = {"data: Mini TOFU, forget10"}
     train = data | {f"train: {model}" for model in ("base", "target", "retrain")}
-    assert would_run(finished, "data", *fresh) == data
     assert would_run(finished, "train", *fresh) == train
     unlearn = {message for message in EVERYTHING if message.startswith(("unlearn", "reference"))}
     assert would_run(finished, "unlearn", *fresh) == (train | unlearn) - {"train: retrain"}
