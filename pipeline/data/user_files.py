@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import re
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,8 +65,14 @@ def count(path: Path) -> int | None:
 
 
 def content_of(path: Path) -> bytes:
-    """The bytes of a file; raises ``DataError`` where it cannot be read."""
+    """The bytes of a file.
+
+    Raises:
+        DataError: it cannot be read, or is a pipe or a device, which may never end
+    """
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode) and not Path(path).is_dir():
+            raise DataError(f"{path}: cannot be read: a pipe or a device, not a file")
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None

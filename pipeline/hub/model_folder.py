@@ -138,10 +138,23 @@ def _described(folder: Path) -> None:
     config = local_files.architecture(folder)
     if config is None:
         raise Incomplete("has a config.json that is not a JSON object")
+    _one_kind(config)
     quantisation = config.get("quantization_config")
     if quantisation:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
         raise Incomplete(f"holds quantised weights (quantization_config: {method}): {UNQUANTISED}")
+
+
+def _one_kind(config: Mapping[str, Any]) -> None:
+    """Refuse a config whose ``model_type``, which transformers goes by, contradicts ``architectures``."""
+    kind, names = config.get("model_type", ""), config.get("architectures")
+    if kind == "" and "model_type" not in config:
+        return
+    named = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    head = named.removesuffix("ForCausalLM").lower()
+    if isinstance(kind, str) and (head == named.lower() or kind.replace("_", "").removesuffix("text") == head):
+        return
+    raise Incomplete(f"has a config.json with model_type {kind!r:.60}, which is not that of {named or names!r:.60}")
 
 
 def _tied(folder: Path, found: Tensors) -> None:

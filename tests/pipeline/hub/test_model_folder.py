@@ -66,6 +66,8 @@ def indexed(tensor: str, file: str) -> Callable[[Path], None]:
     ("change", "words"),
     [
         (cut, "has not all of model.safetensors"),
+        (configured(model_type="gpt2"), "model_type 'gpt2', which is not that of 'LlamaForCausalLM'"),
+        (configured(model_type=None), "model_type None, which is not that of 'LlamaForCausalLM'"),
         (cut_in_header, "model.safetensors that is no safetensors file, or not all of one (50 bytes)"),
         (pointer("model.safetensors"), "a pointer in place of model.safetensors: load it with 'git lfs pull'"),
         (pointer("tokenizer.json"), "a pointer in place of tokenizer.json"),
