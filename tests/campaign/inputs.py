@@ -215,7 +215,7 @@ def keys() -> Iterator[Case]:
         "training.target.steps": (0, -1, None),
         "training.target.data": ({"nonesuch": 1.0}, {}, {"full": -1.0}),
         "evaluation.options.max_new_tokens": (0, "24"),
-        "evalution": ({},),
+        "evaluate_it": ({},),
     }.items():
         last = re.split(r"\.", key)[-1]
         for value in values:
