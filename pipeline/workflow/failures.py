@@ -59,11 +59,12 @@ def explained(step: str, message: str | None, logs: Sequence[Path]) -> list[str]
     what, error, log = _found(message or "", logs)
     if status:
         what = f"Slurm says {status[1]}{f'; {what}' if what else ''}"
+    shown = dict.fromkeys([*(own for own in logs[:1] if _end(own).strip()), *([log] if log else [])])
     lines = [
         f"failed: {step}",
         f"  what happened: {what or 'the step ended with an error'}",
         f"  first error: {error or 'none is named'}",
-        f"  log: {log or 'there is none'}",
+        f"  log: {', '.join(map(str, shown)) or 'there is none'}",
         f"  what to do: {_advice(f'{what} {error}')}",
     ]
     return [printable(line) for line in lines]

@@ -36,11 +36,17 @@ CASES = {
         "OUT_OF_MEMORY",
         ("next attempt asks for more",),
     ),
+    "memory while it works": (
+        "attempt 1\ntrain target:   9%|#  | 912/10000\n",
+        f"{BANNER}slurmstepd: error: JobId=5 exceeded memory limit (300 > 200), being killed\n",
+        "FAILED",
+        ("exceeded memory limit (300", "the next attempt asks for more", "own.log, ", "slurm.log"),
+    ),
     "time": (
         "attempt 1\nasked to stop: the state after step 4 of 9 is in r/resume\n",
         "slurmstepd: error: JOB 5 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT\n",
         "TIMEOUT",
-        ("Slurm says TIMEOUT; asked to stop: the state after step 4 of 9", "more time"),
+        ("Slurm says TIMEOUT; asked to stop: the state after step 4 of 9", "more time", "own.log"),
     ),
     "a rank": (
         "attempt 1\nrank 2 of 4 on n1 failed at 2026-01-01T00:00:02.000: RuntimeError: Connection closed\n"
