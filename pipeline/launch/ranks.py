@@ -127,13 +127,13 @@ def supervise(command: Sequence[str], forward: Forward) -> int:
 def stopped(log: Path) -> bool:
     """Whether the ranks that wrote ``log`` ended because they were asked to, with a state to go on from."""
     text = _read(log)
-    return ORDERLY in text and not FAILED.search(text) and not _killed(text)
+    return ORDERLY in text and not FAILED.search(text) and not killed(text)
 
 
 def explanation(log: Path, folder: Path) -> str:
     """Last words on ranks that failed, from what they wrote into ``log`` and, each for itself, into ``folder``."""
     text = _read(log)
-    lines = _killed(text)
+    lines = killed(text)
     failures = sorted(FAILED.finditer(text), key=lambda found: found["time"])
     if failures:
         first = failures[0]
@@ -147,7 +147,8 @@ def explanation(log: Path, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _killed(text: str) -> list[str]:
+def killed(text: str) -> list[str]:
+    """What a log says of ranks that ended by themselves otherwise than by an exit status."""
     return [found[0] for found in KILLED.finditer(text.partition(ENDING)[0])]
 
 

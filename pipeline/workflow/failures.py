@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.errors import printable
-from pipeline.launch.ranks import FAILED, KILLED
+from pipeline.launch.ranks import FAILED, killed
 
 LAST = 300_000  # bytes of a log's end that are read
 WIDTH = 300  # characters of an error that are shown
@@ -98,13 +98,12 @@ def _found(message: str, logs: Sequence[Path]) -> tuple[str, str, Path | None]:
     for log in logs:
         text = _end(log)
         own = log == logs[0]
+        if own and (dead := killed(text)):  # the others failed because it was gone
+            return "a rank was killed", _line(dead[0]), log
         if own and (failed := sorted(FAILED.finditer(text), key=lambda found: found["time"])):
-            killed = KILLED.search(text)
-            return (f"{killed[0]}" if killed else "a rank failed"), _line(failed[0][0]), log
+            return "a rank failed", _line(failed[0][0]), log
         if own and (stopped := STOPPED.findall(text)):
             return stopped[-1][:WIDTH], "", log
-        if own and (killed := KILLED.search(text)):
-            return "a rank was killed", _line(killed[0]), log
         if own and (named := EXCEPTION.findall(text)):
             return "", _line(named[-1]), log
         if reason := OUTSIDE.search(text):

@@ -55,6 +55,13 @@ CASES = {
         "FAILED",
         ("first error: rank 3 of 4 on n2 failed", "smaller micro_batch", "own.log"),
     ),
+    "a rank that was killed leads": (
+        "attempt 1\nrank 0 of 4 on n1 failed at 2026-01-01T00:00:02.000: RuntimeError: Connection closed\n"
+        "srun: error: n2: task 3: Killed\n",
+        BANNER,
+        "FAILED",
+        ("a rank was killed", "first error: srun: error: n2: task 3: Killed", "own.log"),
+    ),
     "an error of Python": (
         "attempt 1\nTraceback (most recent call last):\n  File x\n"
         "pipeline.data.errors.DataError: f.jsonl, row 3: no text\x1b[2J\n",
