@@ -22,13 +22,19 @@ PAGE_ROWS = 200
 FIRST = 5  # rows of each set that stand in the report's page
 LEGEND = (
     "The true answer, and what each model says: of several seeds the first. An answer holds the true one where it has "
-    "every word of it that the question does not have, but for a word's ending; in what was to be forgotten, it has "
-    "leaked then. It is changed where it is another one than target's."
+    "every word of it that the question does not have, but for common words and for endings; in what was to be "
+    "forgotten, it has leaked then. It is changed where it is another one than target's."
 )
 # Where families keep what was asked, the true answer and what was said.
 TEXTS = {"question": ("question", "prompt"), "answer": ("answer", "gt"), "generation": ("generation",)}
 ENDING = re.compile(r"(?:ing|ed|es|e|s)$")
 WORD = re.compile(r"\w+")
+# Words that say nothing by themselves.
+COMMON = frozenset(
+    WORD.findall(
+        "a an and are as at be by for from has have he her his in is it its of on or she that the they to was were with"
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -92,17 +98,21 @@ def holds(question: str, answer: str, said: str) -> bool:
     """Whether what was said holds the answer: every word of the answer that the question does not have.
 
     Where the question has all of them, every word of the answer. Letters of either case are the same, and so are words
-    that differ in an English ending alone.
+    that differ in an English ending alone. Common words (``COMMON``) count only where there are no others.
     """
     asked, wanted, found = (
         {_stem(word) for word in WORD.findall(text.casefold())} for text in (question, answer, said)
     )
+    wanted = wanted - _COMMON_STEMS or wanted
     return bool(wanted) and (wanted - asked or wanted) <= found
 
 
 def _stem(word: str) -> str:
     """A word of more than three letters without its English ending: lives, lived and living are one."""
     return ENDING.sub("", word) if len(word) > 3 else word
+
+
+_COMMON_STEMS = frozenset(map(_stem, COMMON))
 
 
 def collect(spec: ReportSpec, groups: Sequence[Group]) -> View:

@@ -15,7 +15,7 @@ from tests.pipeline.report.test_page import Page
 @pytest.mark.parametrize(
     ("said", "held"),
     [
-        ("It is turin!", False),  # "in" is missing
+        ("It is turin!", True),  # "live" is in the question, "in" is common: Turin is enough
         ("In Turin", True),
         ("Ada is living in Turin", True),
         ("Ada lives in Rome.", False),
