@@ -10,6 +10,7 @@ computes an evaluation's metrics again. ``compare`` says what differs between tw
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -51,7 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> None:
     """The console script ``unlearn``."""
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` for one, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141  # as a program that SIGPIPE ended
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,19 @@ def test_options_of_snakemake_go_to_snakemake(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_reader_that_has_enough_gets_no_traceback(tmp_path: Path) -> None:
+    """Only this closes the pipe that the output goes to, as ``unlearn validate mini | head -1`` does."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pipeline", "validate", "mini"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("command", [[], *([name] for name in ("run", "validate", "evaluate", "metrics"))])
 def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
