@@ -58,7 +58,6 @@ VICTIMS = ("a rank", "all ranks", "the launcher", "the run", "the whole group")
 STARTED = 90.0  # seconds until a step must have started
 DONE = 300.0  # seconds that a run may take
 LEFT = 60.0  # seconds until nothing of a killed run works any more
-MEMORY = Path("/dev/shm")
 
 
 class Campaign:
@@ -121,10 +120,9 @@ class Campaign:
         return found
 
     def left(self) -> list[str]:
-        """What a run leaves that must not be there when it has ended: processes, leases, states, meeting places."""
+        """What a run leaves that must not be there when it has ended: processes, leases, states."""
         files = [*self.results.rglob(lease.NAME), *(self.results / UNLEARNED).glob("resume")]
-        mine = [path for path in MEMORY.glob("unlearn-ranks-*") if path.stat().st_mtime >= self.results.stat().st_ctime]
-        return [*(f"process {pid}" for pid in lease.left_behind(self.results)), *map(str, files), *map(str, mine)]
+        return [*(f"process {pid}" for pid in lease.left_behind(self.results)), *map(str, files)]
 
 
 def wait_for(what: str, found: Callable[[], object], seconds: float) -> None:

@@ -23,7 +23,7 @@ from tests.support import programs
 
 ROOT = CONFIGS.parent
 SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
-FOLDERS = ("checkpoint", "tokenizer", "figures")
+FOLDERS = ("checkpoint", "tokenizer", "figures", "examples")
 STAND_INS = {
     "apptainer": "print('apptainer version 1.4.5')",
     "sinfo": "print('gpu' if '--format=%R' in sys.argv else 'gpu*')",
