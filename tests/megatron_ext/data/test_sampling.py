@@ -12,7 +12,7 @@ import torch
 
 from megatron_ext.data import collate
 from megatron_ext.data.collate import SequenceDataset
-from megatron_ext.data.sampling import BatchRows, ForgetRetainSampler, Mixture, preferred_answer
+from megatron_ext.data.sampling import BatchRows, ForgetRetainSampler, Mixture, TopicRoundRobin, preferred_answer
 from megatron_ext.data.sequences import Sequences
 
 
@@ -113,8 +113,20 @@ def test_steps_of_trainer_take_the_rows_that_its_loop_takes(forget: int, accumul
     if (batch, loader >= accumulation) == (32, True):
         assert sampler.steps == expected
     assert sampler.warmup_steps(1.0) == int(1.0 * forget // batch)
+    run = TopicRoundRobin((sampler,))
+    assert run.warmup_steps(1.0) == sampler.warmup_steps(1.0)
+    assert [run.pass_of(step) for step in range(run.steps)] == passes
+    ends = [i for i, (here, after) in enumerate(zip(passes, [*passes[1:], None], strict=True)) if here != after]
+    assert [step for step in range(run.steps) if run.ends_epoch(step)] == ends
     flat = [row for each in taken for row in each]
     assert all(sorted(flat[i : i + forget]) == list(range(forget)) for i in range(0, len(flat) - forget + 1, forget))
+
+
+def test_a_pass_over_two_topics_is_one_over_the_shorter() -> None:
+    run = TopicRoundRobin(tuple(ForgetRetainSampler(forget, 50, 8, 2.0, 0) for forget in (40, 24)))
+    assert (run.steps_per_epoch, run.steps, run.warmup_steps(1.0)) == (6, 12, 6)
+    assert [run.pass_of(step) for step in range(12)] == [0] * 6 + [1] * 6
+    assert [step for step in range(12) if run.ends_epoch(step)] == [5, 11]
 
 
 def test_pairs_follow_from_seed_and_step_alone() -> None:
