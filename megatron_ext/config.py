@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from megatron_ext.lean_memory import MemorySettings
 from megatron_ext.schema import Strict
 
 
@@ -78,6 +79,7 @@ class RuntimeSettings(Strict):
         description="on a GPU, only kernels that add in one order, so that a run repeats to the bit; slower, and an "
         "operation that has none ends the run with its name. On a CPU every run repeats",
     )
+    memory: MemorySettings = MemorySettings()
 
     @model_validator(mode="after")
     def _kernels(self) -> Self:
@@ -86,6 +88,8 @@ class RuntimeSettings(Strict):
             raise ValueError(f"kernels: 'te' needs precision: bf16, given '{self.precision}'; allowed: 'torch'")
         if self.kernels == "te" and self.device == "cpu":
             raise ValueError("kernels: 'te' needs a GPU, and device is 'cpu'; allowed: 'torch'")
+        if problem := self.memory.problem(self.precision, self.kernels):
+            raise ValueError(problem)
         return self
 
 
@@ -122,6 +126,7 @@ class Optimisation(Strict):
 
     optimizer: Optimizer
     checkpoint_every: int = Field(0, ge=0, description="steps between resume checkpoints; 0 writes none")
+    checkpoint_minutes: float | None = Field(None, gt=0, description="minutes between them, whatever the steps")
 
 
 class Training(Optimisation):

@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from megatron_ext import losses, methods, updates
 from megatron_ext.config import (
     Batching,
-    Layout,
     Optimisation,
     Optimizer,
     Quantisation,
@@ -33,9 +32,11 @@ from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
 
 
-def _works_with(optimizer: Optimizer, layout: Layout) -> None:
-    if optimizer.name == "sgd" and layout.distributed_optimizer:
+def _works_with(optimizer: Optimizer, runtime: Runtime) -> None:
+    if optimizer.name == "sgd" and runtime.layout.distributed_optimizer:
         raise ValueError("optimizer: 'sgd' does not work with layout.distributed_optimizer; allowed: 'adamw'")
+    if problem := runtime.memory.optimizer_problem(optimizer.name, runtime.layout.distributed_optimizer):
+        raise ValueError(f"runtime.memory.optimizer: {problem}")
 
 
 class StepSpec(Strict):
@@ -107,7 +108,7 @@ class TrainSpec(ModelStepSpec, Shares, Training):
         unknown = [name for name in self.parts if name not in self.data]
         if unknown:
             raise ValueError(f"parts: {unknown[0]!r} is not in 'data'; allowed: {', '.join(self.data)}")
-        _works_with(self.optimizer, self.runtime.layout)
+        _works_with(self.optimizer, self.runtime)
         return self
 
 
@@ -243,10 +244,9 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
                 raise ValueError(
                     f"topics: {topic.name!r}: the loss {self.forget_loss.name!r} reads no 'preferred_answers'"
                 )
-        problems = self.method_problems()
-        if problems:
+        if problems := self.method_problems():
             raise ValueError("; ".join(problems))
-        _works_with(self.optimizer, self.runtime.layout)
+        _works_with(self.optimizer, self.runtime)
         return self
 
     def method_problems(self) -> list[str]:

@@ -22,6 +22,7 @@ _MODULES_WITH_LITERALS = (
     "megatron.core.optimizer.clip_grads",
     "megatron.core.transformer.utils",
 )
+_OFFLOADING = "megatron.core.optimizer.cpu_offloading.hybrid_optimizer"  # works on streams
 # What is replaced in torch, its types do not foresee.
 _torch: Any = torch
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "zeros_like", "empty_like")
@@ -36,6 +37,19 @@ class _CpuTorch:
             value = _on_cpu(value)
         self.__dict__[name] = value
         return value
+
+
+class _NoStream:
+    """A CUDA stream, an event of it, and torch's module of them, where everything happens in order anyway."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: self
+
+    def __enter__(self) -> None:
+        """Nothing is to be done."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be done."""
 
 
 def _on_cpu(factory: Any) -> Any:
@@ -61,6 +75,9 @@ def install() -> None:
     for name in _MODULES_WITH_LITERALS:
         module: Any = importlib.import_module(name)
         module.torch = _CpuTorch()
+    offloading_: Any = importlib.import_module(_OFFLOADING)
+    offloading_.torch = _CpuTorch()
+    offloading_.torch.cuda = _NoStream()
 
 
 def _eager(function: Any = None, **_: Any) -> Any:
@@ -87,3 +104,20 @@ def construction(active: bool) -> Iterator[None]:
     finally:
         _torch.Tensor.cuda = cuda
         _torch.Tensor.type = kind
+
+
+@contextlib.contextmanager
+def offloading(active: bool) -> Iterator[None]:
+    """While an offloaded optimizer is built on the CPU: bf16 tensors pass for a GPU's, and fp32 copies of them for the
+    host's, whose pages are not locked."""
+    if not active:
+        yield
+        return
+    pin = torch.Tensor.pin_memory
+    _torch.Tensor.is_cuda = property(lambda tensor: tensor.dtype == torch.bfloat16)
+    _torch.Tensor.pin_memory = lambda tensor, *_: tensor
+    try:
+        yield
+    finally:
+        del _torch.Tensor.is_cuda  # torch.Tensor has inherited its own
+        _torch.Tensor.pin_memory = pin

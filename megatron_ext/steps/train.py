@@ -63,7 +63,12 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
         part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
     batching = spec.batching
     trainer = Trainer(
-        model, ranks, spec.optimizer, batching.micro_batch, micro_batch_tokens=batching.micro_batch_tokens
+        model,
+        ranks,
+        spec.optimizer,
+        batching.micro_batch,
+        micro_batch_tokens=batching.micro_batch_tokens,
+        memory=spec.runtime.memory,
     )
     identity = {
         "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
@@ -75,7 +80,9 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
     clock.mark("startup")
 
     with loop.stoppable(trainer):
-        loop.run(trainer, resume, spec.steps, spec.checkpoint_every, step, f"train {spec.output.name}")
+        every, minutes = spec.checkpoint_every, spec.checkpoint_minutes
+        title = f"train {spec.output.name}"
+        loop.run(trainer, resume, spec.steps, every, step, title, checkpoint_minutes=minutes)
         clock.mark("work")
         trainer.refuse_broken_weights()
         writing.save(model, ranks, spec.output / "checkpoint", spec.model.tokenizer or spec.model.checkpoint)

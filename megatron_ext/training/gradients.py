@@ -1,6 +1,6 @@
 """Gradients as vectors: inner products that count every parameter once, whatever the layout.
 
-A rank holds flat fp32 pieces of the gradient: all of its parameters', or with the distributed optimizer its 1/dp of
+A rank holds flat pieces of the gradient: all of its parameters', or with the distributed optimizer its 1/dp of
 them. Two things would be counted more than once: parameters replicated over tensor-parallel ranks (norms), and the
 embedding that the first and last pipeline stage share. One rank counts each.
 """
@@ -52,8 +52,8 @@ class _Overlap:
 class GradientSpace:
     """The space that reduced, accumulated gradients of one model live in.
 
-    ``held`` is the gradient in the buffers of DistributedDataParallel: this rank's flat fp32 pieces of it, one for each
-    bucket.
+    ``held`` is the gradient in the buffers of DistributedDataParallel: this rank's flat pieces of it, one a bucket, in
+    fp32 or as ``runtime.memory.gradients`` says, as further vectors are.
     """
 
     def __init__(self, model: DistributedDataParallel, ranks: Ranks) -> None:
@@ -172,15 +172,26 @@ class GradientSpace:
         return totals
 
     def combine(self, scale: float, other: Vector | None = None, other_scale: float = 0.0) -> None:
-        """held <- scale * held + other_scale * other, in place."""
+        """held <- scale * held + other_scale * other, in place; computed in fp32, so that bf16 is rounded once."""
         for number, piece in enumerate(self.held):
             if other is not None and scale != 1.0 and other_scale != 0.0 and self._fused:
                 vector_kernels.combine(piece, scale, other[number], other_scale)
                 continue
-            if scale != 1.0:
-                piece.mul_(scale)
-            if other is not None and other_scale != 0.0:
-                piece.add_(other[number], alpha=other_scale)
+            for part, added in self._stretches(piece, None if other is None else other[number]):
+                total = part.float() if part.dtype != torch.float32 else part
+                if scale != 1.0:
+                    total.mul_(scale)
+                if added is not None and other_scale != 0.0:
+                    total.add_(added, alpha=other_scale)
+                if total is not part:
+                    part.copy_(total)
+
+    def _stretches(self, piece: Tensor, other: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Both whole in fp32, and in bf16 a stretch at a time, of which an fp32 copy is small."""
+        chunk = piece.numel() if piece.dtype == torch.float32 else _CHUNK[self.ranks.device.type]
+        for begin in range(0, piece.numel(), max(1, chunk)):
+            own = slice(begin, begin + chunk)
+            yield piece[own], None if other is None else other[own]
 
     def combine_tensors(self, directions: Sequence[Direction], forget: Vector, scale: float) -> None:
         """held <- scale * (direction.retain * held + direction.forget * forget), each tensor by its own direction.

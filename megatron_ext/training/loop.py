@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_ext.distributed.collectives import from_first_rank
+from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.training.accumulator import NonFinite
 from megatron_ext.training.resume import Resume
 from megatron_ext.training.trainer import Trainer
@@ -61,6 +63,7 @@ def run(
     step: Callable[[int], StepOutcome],
     title: str,
     validate: Callable[[int], None] | None = None,
+    checkpoint_minutes: float | None = None,
 ) -> None:
     """Take the steps that are left. Collective over all ranks.
 
@@ -72,6 +75,7 @@ def run(
         step: Takes the step of the given number.
         title: What the progress bar says.
         validate: Called before the first step of a run and after each, with the number of steps taken.
+        checkpoint_minutes: Minutes between states, by the clock of the first rank, for two broadcasts a step.
 
     Raises:
         NonFinite: A loss, gradient or weight is not finite. The message names the step; no state is written of it.
@@ -82,6 +86,7 @@ def run(
     first = resume.restore()
     leader = trainer.ranks.world_rank == 0
     quiet = not sys.stderr.isatty()
+    due = _Due(checkpoint_every, checkpoint_minutes, trainer.ranks)
     bar = tqdm(
         total=steps, initial=first, desc=title, unit="step", disable=not leader, mininterval=10 if quiet else 0.1
     )
@@ -102,13 +107,35 @@ def run(
             with _naming(i, resume):
                 if validate is not None:
                     validate(done)
-                if (outcome.stop or (checkpoint_every and done % checkpoint_every == 0)) and done < steps:
+                if done < steps and (outcome.stop or due.after(done)):
                     trainer.refuse_broken_weights()
                     resume.save(done)
+                    due.saved()
             if outcome.stop and done < steps:
                 if leader:
                     print(f"asked to stop: the state after step {done} of {steps} is in {resume.folder}", flush=True)
                 sys.exit(STOPPED)
+
+
+class _Due:
+    """When a state is to be written: every so many steps, every so many minutes, or never."""
+
+    def __init__(self, steps: int, minutes: float | None, ranks: Ranks) -> None:
+        self._steps, self._minutes, self._ranks = steps, minutes, ranks
+        self.saved()
+
+    def saved(self) -> None:
+        """Count minutes from now."""
+        self._since = time.monotonic()
+
+    def after(self, done: int) -> bool:
+        """Whether it is time after ``done`` steps. Collective where minutes count: clocks differ, ranks must not."""
+        if self._steps and done % self._steps == 0:
+            return True
+        minutes = self._minutes
+        if minutes is None:
+            return False
+        return from_first_rank(lambda: time.monotonic() - self._since >= 60 * minutes, self._ranks)
 
 
 @contextmanager

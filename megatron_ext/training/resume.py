@@ -24,6 +24,8 @@ from torch import Tensor
 
 from megatron_ext.atomic_files import write_json, write_text
 from megatron_ext.distributed.collectives import barrier, from_first_rank
+from megatron_ext.training import optimizer as optimizers
+from megatron_ext.training.optimizer import inner_optimizers
 from megatron_ext.training.trainer import Trainer
 from megatron_ext.updates import Vector
 
@@ -157,7 +159,7 @@ class Resume:
         return f"tensor-{self.ranks.tensor_rank}-pipeline-{self.ranks.pipeline_rank}-data-{data}.safetensors"
 
     def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
-        for i, inner in self._inner():
+        for i, inner in inner_optimizers(self.trainer.optimizer):
             for g, group in enumerate(inner.param_groups):
                 for p, parameter in enumerate(group["params"]):
                     yield f"optimizer.{i}.{g}.{p}", inner, parameter
@@ -165,15 +167,9 @@ class Resume:
     def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Parameter groups, by the name of their step count: Transformer Engine's and Apex's optimizers keep it there,
         where torch's have a tensor for each parameter."""
-        for i, inner in self._inner():
+        for i, inner in inner_optimizers(self.trainer.optimizer):
             for g, group in enumerate(inner.param_groups):
                 yield f"optimizer.{i}.{g}.step", group
-
-    def _inner(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
-        """The optimizers inside megatron-core's; a rank that trains none of its parameters has none."""
-        for i, wrapper in enumerate(self.trainer.optimizer.chained_optimizers):
-            if wrapper.optimizer is not None:
-                yield i, wrapper.optimizer
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         model = dict(self.trainer.model.named_parameters())
@@ -190,7 +186,9 @@ class Resume:
 
     @torch.no_grad()
     def _load(self, path: Path) -> None:
-        with safe_open(path, framework="pt", device=str(self.ranks.device)) as file:
+        # The state of an offloaded optimizer does not fit the GPU.
+        offloaded = self.trainer.memory_settings.optimizer == "offload"
+        with safe_open(path, framework="pt", device="cpu" if offloaded else str(self.ranks.device)) as file:
             keys = set(file.keys())
             self._load_rule_vectors(file, keys)
             for name, inner, parameter in self._optimizers():
@@ -203,28 +201,20 @@ class Resume:
             for name, tensor in self._tensors():
                 if ".state." not in name:
                     tensor.copy_(file.get_tensor(name))
-        if self._weights_follow:
-            self._round_main_weights()
+        if self.ranks.dtype != torch.float32:
+            trainer = self.trainer
+            optimizers.restored(trainer.optimizer, trainer.accumulator.ddp, self.ranks, trainer.memory_settings)
 
     @property
     def _weights_follow(self) -> bool:
         """Whether the trained weights are rounded from fp32 ones that the optimizer keeps, and need not be saved."""
-        return self.ranks.dtype != torch.float32
-
-    def _round_main_weights(self) -> None:
-        """Do what ends every step: round the optimizer's weights to the model's, and with sharded ones all-gather them
-        over data-parallel ranks."""
-        for wrapper in self.trainer.optimizer.chained_optimizers:
-            if wrapper.optimizer is not None:
-                wrapper._copy_main_params_to_model_params()
-        if self.ranks.layout.distributed_optimizer:
-            self.trainer.accumulator.ddp.start_param_sync(force_sync=True)
+        return optimizers.weights_follow(self.ranks, self.trainer.memory_settings)
 
     def _load_rule_vectors(self, file: Any, keys: set[str]) -> None:
         pieces = range(len(self.trainer.accumulator.space.held))
         self.rule_vectors.clear()
         for name in {key.split(".")[1] for key in keys if key.startswith("rule.")}:
-            self.rule_vectors[name] = [file.get_tensor(f"rule.{name}.{i}") for i in pieces]
+            self.rule_vectors[name] = [file.get_tensor(f"rule.{name}.{i}").to(self.ranks.device) for i in pieces]
 
 
 class StepLog:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.distributed import finalize_model_grads as megatron_finalize
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from torch import Tensor
 
 from megatron_ext.config import Optimizer
-from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.lean_memory import MemorySettings
 from megatron_ext.model.build import LanguageModel
+from megatron_ext.training import optimizer as optimizers
 from megatron_ext.training.accumulator import GradientAccumulator, NonFinite
 from megatron_ext.training.loss_terms import LossTerm
 from megatron_ext.training.reference_model import ReferenceModel
@@ -30,6 +27,7 @@ class Trainer:
     Attributes:
         model: This rank's stage of the model.
         optimizer: Megatron's optimizer.
+        memory_settings: What gradients and optimizer are kept in.
         accumulator: Takes gradients and losses.
         stop_requested: Whether this rank was asked to stop; every rank learns of it in the step's all-reduce.
     """
@@ -42,6 +40,7 @@ class Trainer:
         micro_batch: int,
         reference_model: ReferenceModel | None = None,
         micro_batch_tokens: int | None = None,
+        memory: MemorySettings = MemorySettings(),  # noqa: B008
     ) -> None:
         """Wrap ``model``. Collective over all ranks.
 
@@ -52,11 +51,11 @@ class Trainer:
             micro_batch: Sequences of one forward pass on one data-parallel rank.
             reference_model: The model before unlearning, for losses that need it.
             micro_batch_tokens: Bound on a forward pass's tokens, padding included.
+            memory: What gradients and optimizer are kept in.
         """
-        self.model, self.ranks, self.spec = model, ranks, spec
-        with cpu.construction(ranks.on_cpu):
-            ddp = _distributed(model, ranks)
-            self.optimizer = _optimizer(ddp, ranks, spec)
+        self.model, self.ranks, self.spec, self.memory_settings = model, ranks, spec, memory
+        ddp = optimizers.distributed(model, ranks, memory)
+        self.optimizer = optimizers.build(ddp, ranks, spec, memory)
         self.accumulator = GradientAccumulator(
             model, ddp, self.optimizer, ranks, micro_batch, reference_model, micro_batch_tokens
         )
@@ -109,9 +108,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = step.rate
             group["weight_decay"] = self.spec.weight_decay * group["wd_mult"]
-        # Its own step() would also compute the gradient's norm, with collectives of its own.
-        self.optimizer.prepare_grads()
-        self.optimizer.step_with_ready_grads()
+        optimizers.step(self.optimizer, self.memory_settings)
         rule.after(step)
         return step
 
@@ -152,41 +149,3 @@ class Trainer:
         if not self.ranks.on_cpu:
             entries["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(self.ranks.device)
         return entries
-
-
-def _distributed(model: LanguageModel, ranks: Ranks) -> DistributedDataParallel:
-    """The model in a wrapper that sums fp32 gradients over data-parallel ranks and divides by nothing."""
-    config = model.config
-    config.calculate_per_token_loss = True  # so that it does not divide by the number of ranks
-    config.finalize_model_grads_func = _finalize
-    sharded = ranks.layout.distributed_optimizer
-    settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=sharded)
-    return DistributedDataParallel(config, settings, model)
-
-
-def _optimizer(ddp: DistributedDataParallel, ranks: Ranks, spec: Optimizer) -> Any:
-    """Megatron's optimizer, with torch's one-pass kernels inside where it uses torch's."""
-    settings = OptimizerConfig(
-        optimizer="adam" if spec.name == "adamw" else "sgd",
-        lr=spec.learning_rate,
-        weight_decay=spec.weight_decay,
-        adam_beta1=spec.betas[0],
-        adam_beta2=spec.betas[1],
-        adam_eps=spec.epsilon,
-        sgd_momentum=0.0,
-        clip_grad=0.0,  # clipping happens on the direction, whose norm is known from the inner products
-        bf16=ranks.dtype == torch.bfloat16,
-        params_dtype=ranks.dtype,
-        use_distributed_optimizer=ranks.layout.distributed_optimizer,
-    )
-    optimizer = get_megatron_optimizer(settings, [ddp], use_gloo_process_groups=False)
-    for wrapper in optimizer.chained_optimizers:
-        if isinstance(wrapper.optimizer, (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)):
-            for group in wrapper.optimizer.param_groups:
-                group["fused"] = True  # other kernels loop over tensors in Python, or hold one more vector
-    return optimizer
-
-
-def _finalize(model: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
-    """Megatron's reduction of gradients, without its division by a token count: losses are divided already."""
-    megatron_finalize(model, None, **kwargs)

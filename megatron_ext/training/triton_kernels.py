@@ -21,6 +21,6 @@ def combine(held, other, scale, other_scale, count, block: tl.constexpr):  # typ
     """``held <- scale * held + other_scale * other``, a block a program."""
     places = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = places < count
-    x = tl.load(held + places, mask=inside)
-    y = tl.load(other + places, mask=inside)
+    x = tl.load(held + places, mask=inside).to(tl.float32)
+    y = tl.load(other + places, mask=inside).to(tl.float32)
     tl.store(held + places, scale * x + other_scale * y, mask=inside)

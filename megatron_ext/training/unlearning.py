@@ -79,7 +79,7 @@ class UnlearningRun:
             reading.add_adapters(model, ranks, spec.lora, spec.seed)
         reference_model = _reference_model(spec, model, ranks)
         micro, tokens = spec.batching.micro_batch, spec.batching.micro_batch_tokens
-        self.trainer = Trainer(model, ranks, spec.optimizer, micro, reference_model, tokens)
+        self.trainer = Trainer(model, ranks, spec.optimizer, micro, reference_model, tokens, spec.runtime.memory)
         self._before = self.trainer.checksum()
         self._state = spec.rule.start(mean_retain_loss(self._topics))
         self._kept: dict[str, Vector] = {}

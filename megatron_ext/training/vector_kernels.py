@@ -40,8 +40,8 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     """``[a.a, a.b, b.b]`` in fp64, of one pass over memory; repeats to the bit.
 
     Args:
-        a: fp32 ``[n]``, contiguous.
-        b: fp32 ``[n]``, contiguous.
+        a: fp32 or bf16 ``[n]``, contiguous.
+        b: fp32 or bf16 ``[n]``, contiguous.
 
     Returns:
         fp64 ``[3]``.
@@ -57,9 +57,9 @@ def combine(held: Tensor, scale: float, other: Tensor, other_scale: float) -> No
     """``held <- scale * held + other_scale * other``, of one pass over memory.
 
     Args:
-        held: fp32 ``[n]``, contiguous.
+        held: fp32 or bf16 ``[n]``, contiguous.
         scale: Its factor.
-        other: fp32 ``[n]``, contiguous.
+        other: fp32 or bf16 ``[n]``, contiguous.
         other_scale: Its factor.
     """
     from megatron_ext.training import triton_kernels

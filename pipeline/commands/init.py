@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_ext.atomic_files import write_text
 from pipeline.commands.plan import named, size_of
+from pipeline.config.auto_layout import NODE
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.sizing import number_of
@@ -122,7 +123,7 @@ def fitting(experiment: Path, gpus: int, size: float | None) -> str:
     """
     plan = Plan(load(experiment), experiment.parent / "results")
     size = next(iter(costs.gpus().values())).memory_gib * 2**30 if size is None else size
-    best = costs.recommended(plan, gpus, size, costs.NODE)
+    best = costs.recommended(plan, gpus, size, NODE)
     if best is None:
         more = "more or larger GPUs are needed; unlearn plan shows what takes the memory"
         raise ConfigError(

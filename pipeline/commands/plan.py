@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_ext.config import Layout
 from pipeline.commands.validate import add_experiment, planned
+from pipeline.config import auto_layout
 from pipeline.config import site as sites
 from pipeline.config.located_yaml import ConfigError, hint
 from pipeline.data.errors import printable
@@ -47,23 +48,24 @@ def main(given: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    node = (site.gpus_per_node if site else 0) or costs.NODE
+    node = (site.gpus_per_node if site else 0) or auto_layout.NODE
     found = costs.costs(plan, gpu, node)
     lines = [*table(found, plan.config.layout.ranks, size), "", *totals(found, plan, given.price)]
     lines += ["", *advice(plan, given.gpus or plan.config.layout.ranks, size, node), "", *assumed(gpu, given.gpu_type)]
     print(printable("\n".join(lines)))
-    return 0 if all(costs.fits(cost.memory.total, size) for cost in found) else 1
+    return 0 if all(auto_layout.fits(cost.memory.total, size) for cost in found) else 1
 
 
 def table(found: list[Cost], ranks: int, size: float) -> list[str]:
     """A line a step: GiB on the largest rank by what they are for, and what the step costs."""
-    heads = ["weights", "gradients", "vectors", "optimizer", "reference", "activations", "recomputed", "logits", "peak"]
+    heads = ["weights", "gradients", "vectors", "optimizer", "reference", "activations", "recomputed", "logits"]
+    heads += ["peak", "host"]
     rows = [["step, GiB a rank", *heads, "PFLOP", "moved GB", "hours", "GPU hours", "disk GB"]]
     for cost in found:
         m = cost.memory
         held = [m.weights, m.gradients, m.vectors, m.optimizer, m.reference, m.activations, cost.recomputed.activations]
-        cells = [f"{number / 2**30:.1f}" for number in [*held, m.logits, m.total]]
-        cells[-1] += "" if costs.fits(m.total, size) else MARK
+        cells = [f"{number / 2**30:.1f}" for number in [*held, m.logits, m.total, m.host]]
+        cells[-2] += "" if auto_layout.fits(m.total, size) else MARK
         hours = cost.seconds / 3600
         spent = [f"{cost.operations / 1e15:.3g}", f"{cost.moved / 1e9:.3g}", f"{hours:.2f}", f"{hours * ranks:.1f}"]
         rows.append([cost.name, *cells, *spent, f"{cost.disk / 1e9:.1f}"])
@@ -80,7 +82,7 @@ def totals(found: list[Cost], plan: Plan, price: float | None) -> list[str]:
 
 def advice(plan: Plan, ranks: int, size: float, node: int) -> list[str]:
     """A layout for so many GPUs, and why it."""
-    free = f"{size / 2**30:g} GiB less {costs.RESERVE / 2**30:g} for CUDA and NCCL"
+    free = f"{size / 2**30:g} GiB less {auto_layout.RESERVE / 2**30:g} for CUDA and NCCL"
     best = costs.recommended(plan, ranks, size, node)
     if best is None:
         more = "more GPUs, recompute_activations, or a smaller micro_batch or token_budget"

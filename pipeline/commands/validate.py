@@ -181,10 +181,8 @@ def notes(config: Config, site: Site | None = None) -> list[str]:
 
 def _memory(plan: Plan, spec: StepSpec, site: Site | None) -> str:
     config, runtime = plan.config, plan.config.experiment.runtime
-    if isinstance(spec, UnlearnSpec):
-        return _bytes(memory.unlearning_bytes(spec, config.shape, sizing.on_gpus(runtime.device, site)))
-    if isinstance(spec, TrainSpec):
-        return _bytes(memory.training_bytes(config.layout, config.shape, runtime.precision))
+    if isinstance(spec, TrainSpec | UnlearnSpec):
+        return _bytes(memory.held(spec, config.shape, sizing.on_gpus(runtime.device, site)))
     if isinstance(spec, AlternativesSpec | ReferenceSpec | EvaluateSpec):
         return _bytes(memory.scoring_bytes(config.layout, config.shape, runtime.precision))
     return "-"

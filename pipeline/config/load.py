@@ -81,8 +81,8 @@ def load(
     parts.source = checker.run(data.source)
     parts.shape = checker.run(models.shape)
     parts.template = checker.run(models.template)
-    parts.layout = checker.run(models.layout)
     parts.runs = methods.runs(checker, parsed.methods)
+    parts.layout = checker.run(models.layout)
     for function in CHECKS:
         checker.run(function)
     return checker.config()

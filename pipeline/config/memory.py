@@ -4,8 +4,9 @@ Counted from sizes alone, without torch. A test counts the storages of real rank
 
 - Matrices are split over tensor-parallel ranks, the vocabulary padded to a multiple of them; norms are on every rank.
 - Of an adapter, which is all that is trained where there are some, one matrix is split over tensor-parallel ranks.
-- Gradients, moments, vectors of a rule and, under bf16, a master copy of the weights are fp32. The distributed
-  optimizer spreads all of these but the gradients over data-parallel ranks, and aligns parameters for that.
+- Gradients, moments, vectors of a rule and, under bf16, a master copy of the weights are fp32, where `runtime.memory`
+  (`megatron_ext.training.optimizer` has a table of it) says nothing else. The distributed optimizer spreads all of
+  these but the gradients over data-parallel ranks, and aligns parameters for that.
 - A block keeps for the backward pass, of each token: its two inputs and their norms; queries, keys, values and the
   attention's output; four vectors of the feed-forward width. With recomputation only its input, and the rest of one
   block at a time. A stage that has `s` stages behind it holds `s + 1` micro-batches.
@@ -60,6 +61,8 @@ class Memory:
         reference: Copies of the weights before unlearning.
         activations: What a backward pass needs, or, in scoring, one block's and the cache of keys and values.
         logits: Of one micro-batch.
+        step: What the optimizer makes for its step, when there are neither activations nor logits.
+        host: In host memory, where the model is on a GPU: an offloaded optimizer's. No part of the sums below.
     """
 
     weights: int = 0
@@ -69,6 +72,8 @@ class Memory:
     reference: int = 0
     activations: int = 0
     logits: int = 0
+    step: int = 0
+    host: int = 0
 
     @property
     def lasting(self) -> int:
@@ -77,8 +82,8 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The peak, if everything is there at once."""
-        return self.lasting + self.activations + self.logits
+        """The peak, if everything of a micro-batch is there at once."""
+        return self.lasting + max(self.activations + self.logits, self.step)
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,7 @@ def stages(
     layout: Layout, shape: Shape, trainable_layers: TrainableLayers | None = None, lora: Lora | None = None
 ) -> list[Parameters]:
     """Parameters of a rank of each pipeline stage, the first stage first."""
-    if trainable_layers is not None:
-        split = even_split(trainable_layers.up_to + 1, layout.pipeline)
-    else:
-        split = layout.pipeline_split or even_split(shape.layers, layout.pipeline)
+    split = _layers(layout, shape, trainable_layers)
     found = [_stage(layout, shape, split, number, trainable_layers) for number in range(layout.pipeline)]
     if lora is None:
         return found
@@ -197,29 +199,43 @@ def keeps_reference_model(spec: UnlearnSpec) -> bool:
     return any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss))
 
 
-def lasting(work: Workload, layout: Layout, shape: Shape, precision: str) -> list[Memory]:
+def lasting(work: Workload, runtime: Runtime, shape: Shape) -> list[Memory]:
     """What stays on a rank of each pipeline stage through a training step, without activations and logits."""
-    width, found = _width(precision), []
+    layout, lean, width = runtime.layout, runtime.memory, _width(runtime.precision)
+    gradient, found = 2 if lean.gradients == "bf16" else 4, []
     for stage in stages(layout, shape, work.trainable_layers, work.lora):
         aligned = stage.aligned(layout)
         shard = aligned // layout.data if layout.distributed_optimizer else aligned
         buffer = aligned if layout.distributed_optimizer else stage.trained
-        if work.lora is not None:
-            copied = work.copies * stage.trained
+        if work.lora is None and work.reference and work.trainable_layers is not None:
+            copied = stage.trained
         else:
-            copied = (
-                stage.trained if work.reference and work.trainable_layers is not None else work.copies * stage.built
-            )
+            copied = work.copies * (stage.built if work.lora is None else stage.trained)
+        optimizer, step, host = _optimizer(work, runtime, stage, shard)
         found.append(
             Memory(
                 weights=width * (stage.built - stage.trained + buffer),
-                gradients=4 * aligned,
-                vectors=4 * work.vectors * shard,
-                optimizer=shard * (8 * work.adam + 4 * (precision == "bf16")),
+                gradients=gradient * aligned,
+                vectors=gradient * work.vectors * shard,
+                optimizer=optimizer,
                 reference=width * copied,
+                step=step,
+                host=host,
             )
         )
     return found
+
+
+def _optimizer(work: Workload, runtime: Runtime, stage: Parameters, shard: int) -> tuple[int, int, int]:
+    """Bytes of the optimizer that last, that its step makes, and in host memory; ``shard``: elements that it moves."""
+    lean = runtime.memory
+    if lean.optimizer == "offload":
+        # A parameter at a time is converted on its way to the host and back.
+        largest = max((max(bucket) for bucket in stage.buckets), default=0)
+        return 0, 4 * min(largest, shard), 16 * shard
+    if lean.optimizer == "precision-aware" or not lean.main_weights:
+        return shard * (6 if lean.main_weights else 4 * work.adam), 0, 0
+    return shard * (8 * work.adam + 4 * (runtime.precision == "bf16")), 4 * shard * (lean.gradients == "bf16"), 0
 
 
 def training(work: Workload, runtime: Runtime, shape: Shape, length: int) -> Memory:
@@ -228,7 +244,7 @@ def training(work: Workload, runtime: Runtime, shape: Shape, length: int) -> Mem
     tokens = work.batching.sequences_of(length) * length
     last, made = layout.pipeline - 1, []
     partial = work.trainable_layers is not None
-    for number, held in enumerate(lasting(work, layout, shape, runtime.precision)):
+    for number, held in enumerate(lasting(work, runtime, shape)):
         waiting = min(layout.pipeline - number, -(-work.batching.global_batch // layout.data))
         kept = width * tokens * _kept(runtime, shape, _layers(layout, shape, work.trainable_layers)[number], waiting)
         positions = min(tokens, max(1, LOGITS * layout.tensor // shape.vocabulary))
@@ -247,16 +263,9 @@ def scoring(layout: Layout, shape: Shape, precision: str, tokens: int) -> Memory
     return Memory(weights=scoring_bytes(layout, shape, precision), activations=activations, logits=logits)
 
 
-def training_bytes(layout: Layout, shape: Shape, precision: str, vectors: int = 0) -> int:
-    """Bytes of weights, gradients, ``vectors`` and AdamW state on the largest rank."""
-    work = Workload(Batching(global_batch=1, micro_batch=1), vectors)
-    return max(memory.lasting for memory in lasting(work, layout, shape, precision))
-
-
-def unlearning_bytes(spec: UnlearnSpec, shape: Shape, gpus: bool) -> int:
-    """As ``training_bytes``, of a run: without layers that are not built, with copies of weights before unlearning."""
-    held = lasting(workload(spec, gpus), spec.runtime.layout, shape, spec.runtime.precision)
-    return max(memory.lasting for memory in held)
+def held(spec: TrainSpec | UnlearnSpec, shape: Shape, gpus: bool) -> int:
+    """Bytes that stay on the largest rank through a training step, with those in host memory."""
+    return max(memory.lasting + memory.host for memory in lasting(workload(spec, gpus), spec.runtime, shape))
 
 
 def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:

@@ -167,6 +167,20 @@ def _kind(value: Any) -> str:
     return "mapping" if isinstance(value, dict | Strict) else "plain"
 
 
+class AutoLayout(Strict):
+    """The first layout of ``auto`` GPUs, of those with the fewest stages and then tensor-parallel ranks, at which every
+    step fits."""
+
+    auto: int = Field(ge=1, description="GPUs")
+    memory_gib: float = Field(80, gt=0, description="of each")
+    node: int = Field(8, ge=1, description="GPUs of a node, which tensor-parallel ranks do not leave")
+
+
+def _layout_kind(value: Any) -> str:
+    auto = isinstance(value, AutoLayout) or (isinstance(value, dict) and "auto" in value)
+    return "automatic" if auto else _kind(value)
+
+
 class Relearn(Batches, Training):
     """Fine-tuning on a share of the forget set's rows, which the seed draws, for a number of optimizer steps."""
 
@@ -245,7 +259,10 @@ class Experiment(Strict):
     methods: list[
         Annotated[Annotated[str, Tag("plain")] | Annotated[MethodUse, Tag("mapping")], Discriminator(_kind)]
     ] = Field(min_length=1)
-    layout: Annotated[Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")], Discriminator(_kind)] = 1
+    layout: Annotated[
+        Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")] | Annotated[AutoLayout, Tag("automatic")],
+        Discriminator(_layout_kind),
+    ] = 1
     training: TrainingPlan = TrainingPlan()
     unlearning: dict[str, Any] = Field({}, description="merged into every method's 'training'")
     data: DataSettings = DataSettings()

@@ -16,20 +16,17 @@ from pydantic import Field, ValidationError
 from megatron_ext.config import Layout
 from megatron_ext.schema import Strict
 from megatron_ext.specs import TrainSpec, UnlearnSpec
-from pipeline.config import memory, sizing
+from pipeline.config import memory
+from pipeline.config.auto_layout import NODE, fits, layouts, trained_at
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, explain, read
 from pipeline.config.memory import Memory
-from pipeline.config.sizing import Shape
-from pipeline.specs import EvaluateSpec
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.resources import ModelStep
 from pipeline.workflow.unlearning_jobs import unlearning_steps
 
 TABLE = CONFIGS / "gpus.yaml"
-RESERVE = 3 * 2**30  # of a GPU: CUDA's context, NCCL's buffers, gaps between blocks; an assumption
-NODE = 8  # GPUs that a node has, if no site says otherwise
 
 
 class Gpu(Strict):
@@ -42,6 +39,7 @@ class Gpu(Strict):
     link_gb_s: float = Field(gt=0)
     network_gb_s: float = Field(gt=0)
     disk_gb_s: float = Field(gt=0)
+    host_gb_s: float = Field(50, gt=0)
     measured: list[str] = []
 
 
@@ -105,28 +103,36 @@ def step_memory(plan: Plan, spec: ModelStep, recompute: bool | None = None) -> M
         if recompute is not None:
             runtime = runtime.model_copy(update={"recompute_activations": recompute})
         return memory.training(memory.workload(spec, gpus=True), runtime, shape, length)
-    budgets = [spec.token_budget, spec.answers_budget] if isinstance(spec, EvaluateSpec) else [spec.token_budget]
-    return memory.scoring(runtime.layout, shape, runtime.precision, max(length, *budgets))
+    return memory.scoring(runtime.layout, shape, runtime.precision, max(length, *resources.budgets(spec)))
 
 
 def _cost(plan: Plan, name: str, spec: ModelStep, gpu: Gpu, node: int) -> Cost:
-    shape, layout, precision = plan.config.shape, spec.runtime.layout, spec.runtime.precision
+    layout, precision = spec.runtime.layout, spec.runtime.precision
     operations, moved = resources.operations(plan, spec), moved_bytes(plan, spec)
-    weights, states = shape.parameters * (2 if precision == "bf16" else 4), 0
-    written = weights if isinstance(spec, TrainSpec | UnlearnSpec) else 0
-    if isinstance(spec, TrainSpec | UnlearnSpec) and spec.checkpoint_every:
-        held = step_memory(plan, spec)
-        frozen = held.weights if isinstance(spec, UnlearnSpec) and spec.lora is not None else 0
-        states = layout.ranks * (held.lasting - frozen)
-    steps = _optimizer_steps(plan, spec)
-    every = spec.checkpoint_every if isinstance(spec, TrainSpec | UnlearnSpec) else 0
-    files = weights + written + states * (steps // every if every else 0)
+    own, recomputed = step_memory(plan, spec), step_memory(plan, spec, recompute=True)
     peak = gpu.bf16_tflops if precision == "bf16" else gpu.fp32_tflops
     link = gpu.link_gb_s if layout.ranks <= node else gpu.network_gb_s
     seconds = operations / (layout.ranks * peak * 1e12 * gpu.reached) + moved / (link * 1e9)
-    seconds += files / (gpu.disk_gb_s * 1e9) + resources.generation_seconds(plan, spec, gpus=True)
-    own, recomputed = step_memory(plan, spec), step_memory(plan, spec, recompute=True)
-    return Cost(name, own, recomputed, operations, moved, seconds, written + 2 * states)
+    seconds += resources.generation_seconds(plan, spec, gpus=True)
+    weights = plan.config.shape.parameters * (2 if precision == "bf16" else 4)
+    files, kept = weights, 0
+    if isinstance(spec, TrainSpec | UnlearnSpec):
+        steps = _optimizer_steps(plan, spec)
+        seconds += steps * 2 * own.host / (gpu.host_gb_s * 1e9)  # an offloaded optimizer reads and writes all of it
+        state, count = _state_bytes(spec, own), resources.states_written(spec, steps, seconds)
+        files += weights + state * count
+        kept = weights + 2 * state * bool(spec.checkpoint_every or spec.checkpoint_minutes)
+    return Cost(name, own, recomputed, operations, moved, seconds + files / (gpu.disk_gb_s * 1e9), kept)
+
+
+def _state_bytes(spec: TrainSpec | UnlearnSpec, held: Memory) -> int:
+    """Bytes of all ranks' resume state: what the optimizer keeps, and trained weights that do not follow from it."""
+    runtime = spec.runtime
+    layout, lean = runtime.layout, runtime.memory
+    weights = held.gradients * (2 if runtime.precision == "bf16" else 4) // (2 if lean.gradients == "bf16" else 4)
+    follow = runtime.precision == "bf16" and lean.main_weights and lean.optimizer != "precision-aware"
+    writing = layout.ranks if layout.distributed_optimizer else layout.ranks // layout.data
+    return writing * (held.optimizer + held.host * 12 // 16 + (0 if follow else weights))
 
 
 def _optimizer_steps(plan: Plan, spec: ModelStep) -> int:
@@ -139,8 +145,8 @@ def moved_bytes(plan: Plan, spec: ModelStep) -> float:
     """Bytes that a rank gives to collectives and sends in a training step's whole run: 0 in scoring.
 
     A block all-reduces its output twice forward and twice backward over tensor-parallel ranks, with recomputation twice
-    more. A stage sends each micro-batch's states and their gradient. Gradients are reduced in fp32 once for each loss
-    that is taken apart, and with the distributed optimizer weights are gathered.
+    more. A stage sends each micro-batch's states and their gradient. Gradients are reduced once for each loss that is
+    taken apart, and with the distributed optimizer weights are gathered.
     """
     if not isinstance(spec, TrainSpec | UnlearnSpec):
         return 0.0
@@ -161,52 +167,16 @@ def moved_bytes(plan: Plan, spec: ModelStep) -> float:
         moved += 2 * states
     if layout.data > 1:
         aligned = max(stage.aligned(layout) for stage in memory.stages(layout, shape, work.trainable_layers, work.lora))
-        moved += aligned * (4 * gradients * apart + width * layout.distributed_optimizer)
+        each = 2 if spec.runtime.memory.gradients == "bf16" else 4
+        moved += aligned * (each * gradients * apart + width * layout.distributed_optimizer)
     return moved * _optimizer_steps(plan, spec)
-
-
-def layouts(shape: Shape, ranks: int, node: int = NODE) -> Iterator[Layout]:
-    """Layouts of that many ranks that the model's sizes allow, tensor-parallel ranks on one node.
-
-    First those with few pipeline stages, which idle, then those with few tensor-parallel ranks, which exchange
-    activations in every block.
-    """
-    for pipeline in range(1, min(ranks, shape.layers) + 1):
-        for tensor in range(1, min(ranks, node) + 1):
-            if ranks % (pipeline * tensor):
-                continue
-            split = None if shape.layers % pipeline == 0 else sizing.even_split(shape.layers, pipeline)
-            data = ranks // (pipeline * tensor)
-            layout = Layout(
-                tensor=tensor,
-                pipeline=pipeline,
-                data=data,
-                pipeline_split=split,
-                distributed_optimizer=data > 1,
-                sequence_parallel=tensor > 1,
-            )
-            if not sizing.layout_problems(layout, shape):
-                yield layout
 
 
 def at_layout(spec: ModelStep, layout: Layout) -> ModelStep | None:
     """The step at another layout; ``None`` where its batches, optimizer or layers do not go with it."""
-    changed: dict[str, object] = {"runtime": spec.runtime.model_copy(update={"layout": layout})}
     if isinstance(spec, TrainSpec | UnlearnSpec):
-        total = spec.batching.global_batch
-        if total % layout.data or (spec.optimizer.name == "sgd" and layout.distributed_optimizer):
-            return None
-        micro = min(spec.batching.micro_batch, total // layout.data)
-        changed["batching"] = spec.batching.model_copy(update={"micro_batch": micro})
-    trained = spec.trainable_layers if isinstance(spec, UnlearnSpec) else None
-    if trained is not None and trained.up_to + 1 < layout.pipeline:
-        return None
-    return spec.model_copy(update=changed)
-
-
-def fits(needed: int, gpu_memory: float) -> bool:
-    """Whether a rank's bytes go into a GPU with ``gpu_memory`` bytes, beside what is kept free."""
-    return needed + RESERVE <= gpu_memory
+        return trained_at(spec, layout)
+    return spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"layout": layout})})
 
 
 def peak_at(plan: Plan, layout: Layout) -> int | None:
@@ -222,7 +192,8 @@ def peak_at(plan: Plan, layout: Layout) -> int | None:
 
 def recommended(plan: Plan, ranks: int, gpu_memory: float, node: int = NODE) -> tuple[Layout, int] | None:
     """The first of ``layouts`` at which every step fits, with the bytes of its largest rank; ``None``: none does."""
-    for layout in layouts(plan.config.shape, ranks, node):
+    distributed = plan.config.experiment.runtime.memory.optimizer != "resident"
+    for layout in layouts(plan.config.shape, ranks, node, distributed):
         peak = peak_at(plan, layout)
         if peak is not None and fits(peak, gpu_memory):
             return layout, peak

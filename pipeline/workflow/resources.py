@@ -13,10 +13,10 @@ floating-point operations at a speed that any node should reach, with every sequ
 The sum is multiplied by the site's `time_factor` and by the attempt, gets the seconds between Slurm's warning and the
 limit, and is rounded up to `ROUND` minutes.
 
-Memory of a node is, for each rank, weights, gradients, optimizer state and further vectors
-(`pipeline.config.memory`), also on a GPU, whose resume state and copy of the weights before unlearning lie in host
-memory; on a CPU the activations too; and `PROCESS`, what a process needs before it has a model. `SUPERVISORS` is for
-Snakemake on the first node. The sum is multiplied by the attempt, and never more than the node has.
+Memory of a node is, for each rank, what `pipeline.config.memory` counts: on a CPU all of it; for a GPU what stays there
+through a step, since its resume state and a copy of the weights before unlearning lie in host memory; and `PROCESS`,
+what a process needs before it has a model. `SUPERVISORS` is for Snakemake on the first node. The sum is multiplied by
+the attempt, and never more than the node has.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megatron_ext.config import Layout
 from megatron_ext.specs import AlternativesSpec, QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline.config import memory, sizing
 from pipeline.config.site import Site
-from pipeline.config.sizing import Nodes, Shape
+from pipeline.config.sizing import Nodes
 from pipeline.specs import EvaluateSpec
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
@@ -57,7 +57,6 @@ PROCESS = {True: 8 * GIB, False: 2 * GIB}
 SUPERVISORS = GIB // 2
 OTHER_MEMORY = {"prepare": 4 * GIB, "report": 2 * GIB}
 HELD = 8  # fp32 copies of the matrix that is being rounded
-LOGITS = 3  # of every position in a step, their gradient, and one more
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,14 @@ def needs(plan: Plan, site: Site, job: Job) -> Needs:
     if isinstance(spec, QuantiseSpec):
         return _quantising(plan, site, spec)
     if not isinstance(spec, ModelStep):
-        memory = OTHER_MEMORY.get(spec.program, 2 * GIB) + SUPERVISORS
-        return Needs(Nodes(1, 1, 0), 1, memory, START + OTHER, 0)
+        size = OTHER_MEMORY.get(spec.program, 2 * GIB) + SUPERVISORS
+        return Needs(Nodes(1, 1, 0), 1, size, START + OTHER, 0)
     nodes = sizing.spread(spec.runtime, site)
     gpus = bool(nodes.gpus)
-    state = _state_bytes(plan, spec) if isinstance(spec, TrainSpec | UnlearnSpec) else 0
+    state = memory.held(spec, plan.config.shape, gpus=True) if isinstance(spec, TrainSpec | UnlearnSpec) else 0
     warn = max(site.warn_seconds, 60 + math.ceil(state / DISK)) if state else 0
-    memory = nodes.ranks * (rank_bytes(plan, spec, gpus) + PROCESS[gpus]) + SUPERVISORS
-    return Needs(nodes, spec.runtime.threads, memory, START + _seconds(plan, spec, gpus, state), warn)
+    size = nodes.ranks * (rank_bytes(plan, spec, gpus) + PROCESS[gpus]) + SUPERVISORS
+    return Needs(nodes, spec.runtime.threads, size, START + _seconds(plan, spec, gpus, state), warn)
 
 
 def _quantising(plan: Plan, site: Site, spec: QuantiseSpec) -> Needs:
@@ -192,42 +191,20 @@ def problems(plan: Plan, site: Site, where: str) -> list[str]:
 
 def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
     """Bytes of host memory of a step's largest rank, but for what every process needs."""
-    shape, runtime = plan.config.shape, spec.runtime
-    layout, precision, length = runtime.layout, runtime.precision, plan.config.experiment.data.max_length
+    shape, runtime, length = plan.config.shape, spec.runtime, plan.config.experiment.data.max_length
     if isinstance(spec, TrainSpec | UnlearnSpec):
-        held = _state_bytes(plan, spec, gpus=False)
-        tokens = spec.batching.sequences_of(length) * length
-        return held + (0 if gpus else training_activations(layout, shape, tokens, runtime.recompute_activations))
-    held = memory.scoring_bytes(layout, shape, precision)
-    tokens = max(spec.token_budget, spec.answers_budget if isinstance(spec, EvaluateSpec) else 0)
-    return held + (0 if gpus else scoring_activations(layout, shape, max(length, tokens)))
+        if gpus:
+            return memory.held(spec, shape, gpus=False)
+        needed = memory.training(memory.workload(spec, gpus=False), runtime, shape, length)
+        return needed.total + needed.host
+    if gpus:
+        return memory.scoring_bytes(runtime.layout, shape, runtime.precision)
+    return memory.scoring(runtime.layout, shape, runtime.precision, max(length, *budgets(spec))).total
 
 
-def training_activations(layout: Layout, shape: Shape, tokens: int, recompute_activations: bool) -> int:
-    """Bytes of a micro-batch's activations on a CPU rank, in fp32, for the backward pass.
-
-    Of each token a block keeps eight vectors of the hidden size and three of the feed-forward width (with
-    recomputation its input, and one block at a time the others); a last stage, its logits `LOGITS` times. Every stage
-    of a pipeline may hold as many micro-batches as there are stages.
-    """
-    layers = max(layout.pipeline_split or [-(-shape.layers // layout.pipeline)])
-    block = 8 * shape.hidden + 3 * shape.ffn
-    kept = layers * shape.hidden + block if recompute_activations else layers * block
-    return 4 * tokens * (layout.pipeline * kept + LOGITS * shape.vocabulary) // layout.tensor
-
-
-def scoring_activations(layout: Layout, shape: Shape, tokens: int) -> int:
-    """Bytes of one block's activations of a batch, and of its keys and values in all blocks of a stage, in fp32."""
-    layers = max(layout.pipeline_split or [-(-shape.layers // layout.pipeline)])
-    cache = layers * 2 * shape.key_value_heads * shape.head_dim
-    return 4 * tokens * (8 * shape.hidden + 3 * shape.ffn + cache) // layout.tensor
-
-
-def _state_bytes(plan: Plan, spec: TrainSpec | UnlearnSpec, gpus: bool = True) -> int:
-    """What stays in a rank through a step, at most, which on GPUs is what a resume state may hold."""
-    if isinstance(spec, UnlearnSpec):
-        return memory.unlearning_bytes(spec, plan.config.shape, gpus)
-    return memory.training_bytes(spec.runtime.layout, plan.config.shape, spec.runtime.precision)
+def budgets(spec: AlternativesSpec | ReferenceSpec | EvaluateSpec) -> list[int]:
+    """Tokens of a forward pass, of each kind of pass that a step has."""
+    return [spec.token_budget, spec.answers_budget] if isinstance(spec, EvaluateSpec) else [spec.token_budget]
 
 
 def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
@@ -238,12 +215,19 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     seconds = operations(plan, spec) / (layout.ranks * speed) + weights / DISK
     if isinstance(spec, TrainSpec | UnlearnSpec):
         steps = spec.steps if isinstance(spec, TrainSpec) else unlearning_steps(plan.config, spec)
-        states = steps // spec.checkpoint_every if spec.checkpoint_every else 0
-        seconds += weights / DISK + states * state / DISK
+        seconds += weights / DISK
+        seconds += states_written(spec, steps, seconds) * state / DISK
     if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
         # The best weights may be written at every measurement, and are read once.
         seconds += (_measurements(plan, spec) + 1) * weights / DISK
     return seconds + generation_seconds(plan, spec, gpus)
+
+
+def states_written(spec: TrainSpec | UnlearnSpec, steps: int, seconds: float) -> int:
+    """How many resume states a run of that many steps and seconds writes at most, without that of a stop."""
+    by_step = steps // spec.checkpoint_every if spec.checkpoint_every else 0
+    by_time = int(seconds / (60 * spec.checkpoint_minutes)) if spec.checkpoint_minutes else 0
+    return min(steps, by_step + by_time)
 
 
 def generation_seconds(plan: Plan, spec: ModelStep, gpus: bool) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ext.config import Layout
 from tests.gpu import cases
 from tests.gpu.conftest import DEVICE, REFERENCES
 from tests.support import inference_cases, tiny
@@ -210,6 +212,30 @@ def test_recomputed_activations_change_nothing(ranks: Any, references: Path, tmp
     assert max(far(again, plain).values()) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("memory", "bound"),
+    [
+        ({"optimizer": "offload"}, BF16 / 10),
+        ({"gradients": "bf16", "optimizer": "offload"}, 5 * BF16),
+    ],
+    ids=["offload", "bf16-gradients"],
+)
+def test_what_saves_memory_takes_nearly_the_same_steps(
+    memory: dict[str, Any], bound: float, half: Any, references: Path, tmp_path: Path, record_property: Record
+) -> None:
+    """An offloaded optimizer rounds as the CPU's AdamW does, not as the GPU's."""
+    layout = {"distributed_optimizer": True}
+    here = dataclasses.replace(half, layout=Layout.model_validate(layout))
+    more: dict[str, Any] = {"device": DEVICE, "precision": "bf16", "layout": layout}
+    plain, lean = (
+        cases.unlearn(cases.method_spec(references, "blur-npo", tmp_path / kind, memory=settings, **more), here)
+        for kind, settings in (("plain", {}), ("lean", memory))
+    )
+    error = max(far(lean, plain).values())
+    record_property("error", error)
+    assert error < bound
+
+
 @pytest.mark.usefixtures("ranks")
 def test_no_attention_is_cudnns() -> None:
     import torch
@@ -218,8 +244,6 @@ def test_no_attention_is_cudnns() -> None:
 
 
 def test_transformer_engine_computes_the_same(model: str, half: Any, references: Path, record_property: Record) -> None:
-    import dataclasses
-
     from megatron_ext.distributed import kernels
 
     problem = kernels._transformer_engine_problem()

@@ -69,6 +69,10 @@ def batches(checker: Checker, layout: Layout, runs: Runs) -> None:
         if part.optimizer.name == "sgd" and layout.distributed_optimizer:
             message = "'sgd' does not work with the layout's distributed_optimizer; allowed: adamw"
             checker.problems.append(document.problem((*key, "optimizer", "name"), message))
+    memory, names = checker.experiment.runtime.memory, dict.fromkeys(part.optimizer.name for _, _, part in parts)
+    for name in names:
+        if problem := memory.optimizer_problem(name, layout.distributed_optimizer):
+            checker.problem(("runtime", "memory", "optimizer"), problem)
 
 
 def relearning(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:

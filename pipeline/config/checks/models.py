@@ -6,12 +6,12 @@ from typing import Any
 
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Options, data_family, family
-from pipeline.config import methods, sizing
+from pipeline.config import auto_layout, methods, sizing
 from pipeline.config.checks import weights
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, Key, hint
 from pipeline.config.model_schema import TemplateBlock
-from pipeline.config.schema import Benchmark, GivenModel, Model, checkpoints, tokenizer_source
+from pipeline.config.schema import AutoLayout, Benchmark, GivenModel, Model, checkpoints, tokenizer_source
 from pipeline.config.sizing import Shape
 from pipeline.data.chat_templates import chat_template, rendered
 from pipeline.data.errors import DataError
@@ -84,9 +84,11 @@ def shape(checker: Checker, model: Model, model_file: Document) -> Shape | None:
 
 
 def layout(checker: Checker, model: Model) -> Layout | None:
-    """The experiment's layout, or the model's for that many ranks; checked against the model's size where that is
-    known."""
+    """The experiment's layout, the model's for that many ranks, or the first that fits; checked against the model's
+    size where that is known."""
     chosen = checker.experiment.layout
+    if isinstance(chosen, AutoLayout):
+        return _auto(checker, chosen)
     if isinstance(chosen, int):
         known = {1: Layout()} | model.layouts
         if chosen not in known:
@@ -102,6 +104,20 @@ def layout(checker: Checker, model: Model) -> Layout | None:
     if size and size.torch_only and checker.experiment.runtime.kernels == "te":
         checker.problem(("runtime", "kernels"), f"'te' lacks {size.torch_only}; allowed: 'torch'")
     return chosen
+
+
+def _auto(checker: Checker, wanted: AutoLayout) -> Layout | None:
+    shape, runs = checker.parts.shape, checker.parts.runs
+    if shape is None or runs is None:
+        return None  # for which a problem says why
+    found = auto_layout.chosen(wanted, checker.experiment, [run.method for _, run in runs], shape)
+    if found is None:
+        size = f"{wanted.memory_gib:g} GiB less {auto_layout.RESERVE / 2**30:g} for CUDA and NCCL"
+        message = (
+            f"{wanted.auto}: at no layout of so many GPUs every step fits ({size}); `unlearn plan` says what each needs"
+        )
+        checker.problem(("layout", "auto"), message)
+    return found
 
 
 def placed(checker: Checker, layout: Layout) -> None:

@@ -621,7 +621,7 @@ def test_validate_shows_what_a_clusters_jobs_ask_for(tmp_path: Path, capsys: pyt
     assert validate(["validate", "tofu-llama-3.1-70b", "--site", str(tmp_path / "site.yaml")]) == 0
     lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     assert "step folder ranks memory/rank nodes memory/node time work" in lines
-    assert "train models/target 32 38.1 GiB 4 x 8 GPUs 369.0 GiB 2:20 625 steps of 32" in lines
+    assert "train models/target 32 49.3 GiB 4 x 8 GPUs 458.8 GiB 2:20 625 steps of 32" in lines
     assert "report report 1 - 1 x 1 rank 2.5 GiB 0:10 21 jobs' results" in lines
     assert "fetch models/base 1 - here - - published checkpoint" in lines
     assert not any("slow" in line or "were not checked" in line for line in lines)
@@ -637,7 +637,10 @@ def test_validate_notes_tensor_parallel_ranks_on_more_than_one_node(
 
 @pytest.mark.parametrize(
     ("site", "message"),
-    [("gpus: 8", "site.yaml:1: gpus: unknown key"), ("memory_per_node_mb: 100000", "needs 377891 on each node")],
+    [
+        ("gpus: 8", "site.yaml:1: gpus: unknown key"),
+        ("memory_per_node_mb: 100000", "unlearned/blur-npo/seed-0 needs 537107 on each node"),
+    ],
 )
 def test_validate_refuses_a_site_that_will_not_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], site: str, message: str

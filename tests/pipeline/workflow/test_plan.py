@@ -10,14 +10,14 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from megatron_ext.config import Layout
+from megatron_ext.config import Batching, Layout, Runtime
 from megatron_ext.data.sampling import ForgetRetainSampler, TopicRoundRobin
 from megatron_ext.safe_yaml import Loader
 from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.config.load import CONFIGS, load
-from pipeline.config.memory import stage_parameters, trainable_parameters, training_bytes, unlearning_bytes
+from pipeline.config.memory import Workload, held, lasting, stage_parameters, trainable_parameters
 from pipeline.config.sizing import Shape, layout_problems
 from pipeline.data.settings import BpeTokenizer, FetchedSource, FolderTokenizer
 from pipeline.specs import AnyStepSpec, FetchDataSpec, FetchSpec, PrepareSpec
@@ -255,25 +255,32 @@ def test_memory_of_what_is_built_and_trained() -> None:
     )
     spec = spec.model_copy(update={"trainable_layers": trainable_layers, "diagnostics": False})
     # bf16: weights; gradient, two moments and a master copy, all fp32; and the frozen matrices in bf16
-    assert unlearning_bytes(spec, shape, gpus=False) == 2 * built + 3 * down * (4 + 12 + 2)
+    assert held(spec, shape, gpus=False) == 2 * built + 3 * down * (4 + 12 + 2)
     spread = Layout(tensor=2, pipeline=2, pipeline_split=[8, 8])
     assert trainable_parameters(spread, shape, trainable_layers) == (
         (4 * shape.layer_parameters + shape.embedding_parameters) // 2 + 4 * 2048,  # norms are on every rank
         3 * down // 2,
     )
     whole = jobs["unlearned/npo/seed-0"].spec
-    assert unlearning_bytes(whole, shape, gpus=True) == training_bytes(Layout(), shape, "bf16", 0)
+    assert held(whole, shape, gpus=True) == training_bytes(Layout(), shape, "bf16", 0)
     kept = plan("mini-all").jobs["unlearned/graddiff-kl/seed-0"].spec
     mini = load("mini-all").shape
     alone = training_bytes(Layout(), mini, "fp32", 1)
-    assert unlearning_bytes(kept, mini, gpus=False) - alone == 4 * stage_parameters(Layout(), mini)
-    assert unlearning_bytes(kept, mini, gpus=True) == unlearning_bytes(kept, mini, gpus=False)
+    assert held(kept, mini, gpus=False) - alone == 4 * stage_parameters(Layout(), mini)
+    assert held(kept, mini, gpus=True) == held(kept, mini, gpus=False)
     offloaded = kept.runtime.model_copy(update={"reference_model": "offloaded"})
-    assert unlearning_bytes(kept.model_copy(update={"runtime": offloaded}), mini, gpus=True) == alone
+    assert held(kept.model_copy(update={"runtime": offloaded}), mini, gpus=True) == alone
     vector, none = plan("mini-all").jobs["unlearned/task-vector/seed-0"].spec, training_bytes(Layout(), mini, "fp32", 0)
     for gpus in (False, True):
-        aside = unlearning_bytes(vector, mini, gpus) - none
+        aside = held(vector, mini, gpus) - none
         assert aside == 4 * stage_parameters(Layout(), mini), "extrapolated weights are scored in place of the step's"
+
+
+def training_bytes(layout: Layout, shape: Shape, precision: Any, vectors: int) -> int:
+    """What stays on the largest rank under AdamW."""
+    work = Workload(Batching(global_batch=1, micro_batch=1), vectors)
+    runtime = Runtime(layout=layout, precision=precision)
+    return max(memory.lasting for memory in lasting(work, runtime, shape))
 
 
 @pytest.mark.slow
@@ -298,12 +305,12 @@ def test_memory_of_a_methods_gradient_vectors(method: str, vectors: int) -> None
     shape = load("mini-all").shape
     spec = plan("mini-all").jobs[f"unlearned/{method}/seed-0"].spec
     state = 8 * (spec.optimizer.name == "adamw")
-    assert unlearning_bytes(spec, shape, gpus=False) == (8 + state + 4 * vectors) * stage_parameters(Layout(), shape)
+    assert held(spec, shape, gpus=False) == (8 + state + 4 * vectors) * stage_parameters(Layout(), shape)
     if not state:
         return  # plain gradient descent does not go with the distributed optimizer
     spread = spec.runtime.model_copy(update={"layout": Layout(data=2, distributed_optimizer=True)})
     spec = spec.model_copy(update={"runtime": spread})
-    assert unlearning_bytes(spec, shape, gpus=False) == (8 + 4 + 2 * vectors) * stage_parameters(Layout(), shape)
+    assert held(spec, shape, gpus=False) == (8 + 4 + 2 * vectors) * stage_parameters(Layout(), shape)
 
 
 def test_models_from_scratch_and_from_the_base() -> None:
@@ -416,7 +423,7 @@ def test_sizes_of_a_model_are_those_of_its_tensors() -> None:
     layout = load("tofu-llama-3.2-1b").layout
     assert layout_problems(layout, shape) == []
     assert stage_parameters(layout, shape) == shape.parameters
-    assert training_bytes(layout, shape, "bf16") == 18 * stage_parameters(layout, shape)
+    assert training_bytes(layout, shape, "bf16", 0) == 18 * stage_parameters(layout, shape)
     assert training_bytes(layout, shape, "fp32", 1) == 20 * stage_parameters(layout, shape)
 
 
