@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 from megatron_ext.distributed.rendezvous import STORE
 from pipeline.launch.signals import STOPPED, exit_status, passed_on
@@ -28,6 +29,8 @@ _POLL_SECONDS = 0.05
 MEMORY = "/dev/shm"
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
+PREFIX = "unlearn-ranks-"
+OLD = 86400.0  # seconds after which an empty meeting place is one of a launcher that was killed
 # Where other launchers would have the ranks meet.
 _ELSEWHERE = ("MASTER_ADDR", "MASTER_PORT", "MASTER_HOST")
 
@@ -38,8 +41,17 @@ Rank = subprocess.Popen[bytes]
 def meeting_place() -> Iterator[str]:
     """A name for the file in which ranks of this machine meet, in a new folder that only this user can enter."""
     near = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else None
-    with tempfile.TemporaryDirectory(prefix="unlearn-ranks-", dir=near, ignore_cleanup_errors=True) as folder:
+    _sweep(Path(near or tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=near, ignore_cleanup_errors=True) as folder:
         yield f"{folder}/store"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove empty meeting places, which launchers leave that are killed; only the user's own can be removed."""
+    for place in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # not empty, another user's, or gone
+            if time.time() - place.stat().st_mtime > OLD:
+                place.rmdir()
 
 
 def run(command: Sequence[str], count: int) -> int:

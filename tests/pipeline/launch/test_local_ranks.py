@@ -178,3 +178,18 @@ def test_what_a_rank_started_ends_with_it(launch: Launch, tmp_path: Path) -> Non
     os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGKILL)
     assert end(process)[0] == 137
     assert gone(files(tmp_path, "child-0", "child-1"))
+
+
+def test_what_killed_launchers_leave_is_swept_and_what_is_used_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ranks, "MEMORY", str(tmp_path))
+    for name in ("unlearn-ranks-old", "unlearn-ranks-used", "unlearn-ranks-new", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "unlearn-ranks-used" / "store").touch()
+    for name in ("unlearn-ranks-old", "unlearn-ranks-used", "other"):
+        os.utime(tmp_path / name, (0, 0))
+    with local_ranks.meeting_place() as store:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            ["unlearn-ranks-used", "unlearn-ranks-new", "other", Path(store).parent.name]
+        )
