@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -53,7 +54,7 @@ def test_a_killed_snakemake_is_followed_by_the_same_command(clone: Clone, faulty
     print(done.printed)
     assert done.status == 0, done.printed
     assert "was killed: going on from there" in done.printed
-    assert f"waiting until these have written their state: Slurm job {job}" in done.printed.replace("process", "")
+    assert re.search(rf"^waiting until these have written their state: .*Slurm job {job}$", done.printed, re.MULTILINE)
     assert job in slurm_jobs("CANCELLED")
 
 
