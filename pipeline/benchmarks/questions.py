@@ -52,7 +52,8 @@ def instance_of(
     if missing:
         raise DataError(f"{place}: missing {', '.join(sorted(missing))}")
     prompt, answer = row["prompt_ids"], row["targets"]["answer"]
-    targets = {key: (prompt, ids) for key, ids in row["targets"].items()}
+    before = row.get("before", {})
+    targets = {key: (before.get(key, prompt), ids) for key, ids in row["targets"].items()}
     empty = [key for key, (_, ids) in targets.items() if not ids]
     if empty or not prompt:
         raise DataError(f"{place}: a prompt or target is empty {empty}")
@@ -62,7 +63,7 @@ def instance_of(
     if attacked and "zlib" in options.membership:
         texts["labelled"] = tokenizer.decode(answer)
     if attacked and "gradnorm" in options.membership:
-        targets[UNENDED] = (prompt, answer[:-1])
+        targets[UNENDED] = (before.get("answer", prompt), answer[:-1])
     request = None if new_tokens is None else GenerateRequest(prompt, new_tokens)
     return Instance(
         name,

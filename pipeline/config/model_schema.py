@@ -29,6 +29,9 @@ class TemplateBlock(Strict):
     adds_bos: bool | None = Field(None, description="whether the tokenizer's own start token goes first")
     special_tokens: list[str] | None = Field(None, description="texts that must be one token each")
     trims: bool | None = Field(None, description="whether white space around question and answer is removed")
+    labels_by_length: bool | None = Field(
+        None, description="whether labels begin after as many tokens of the whole text as the prompt has by itself"
+    )
 
     @property
     def parts(self) -> TemplateParts:

@@ -167,7 +167,10 @@ class BpeTokenizer(Strict):
 Tokenizer = Annotated[FolderTokenizer | BpeTokenizer, Field(discriminator="kind")]
 
 
-TemplateName = Literal["plain", "llama-2", "llama-3", "zephyr", "chatml", "gemma", "phi-3", "mistral-instruct"]
+TemplateName = Literal[
+    *("plain", "plain-open-unlearning", "llama-2", "llama-3"),
+    *("zephyr", "chatml", "gemma", "phi-3", "mistral-instruct"),
+]
 
 
 class TemplateParts(Strict):
@@ -180,6 +183,9 @@ class TemplateParts(Strict):
     adds_bos: bool = Field(True, description="whether the tokenizer's own start token goes first")
     special_tokens: list[str] = Field([], description="texts that must be one token each")
     trims: bool = Field(False, description="whether white space around question and answer is removed")
+    labels_by_length: bool = Field(
+        False, description="whether labels begin after as many tokens of the whole text as the prompt has by itself"
+    )
 
 
 # As a step is told it; in a model file there are further ways to say it.

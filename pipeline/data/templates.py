@@ -27,6 +27,8 @@ class Template:
         bos: start token of a tokenizer that is trained for this template
         eos: end token of such a tokenizer
         trims: whether white space around question and answer is removed
+        labels_by_length: whether the text is encoded as a whole and labels begin after as many tokens as the prompt has
+            by itself; otherwise after the prompt's own tokens
     """
 
     before_question: str
@@ -38,6 +40,7 @@ class Template:
     bos: str = "<s>"
     eos: str = "</s>"
     trims: bool = False
+    labels_by_length: bool = False
 
     @classmethod
     def of(cls, given: PromptTemplate) -> Template:
@@ -57,6 +60,7 @@ class Template:
             bos="<s>" if given.adds_bos else opening,
             eos=closing,
             trims=given.trims,
+            labels_by_length=given.labels_by_length,
         )
 
     @property
@@ -70,6 +74,7 @@ class Template:
             adds_bos=self.adds_bos,
             special_tokens=list(self.special_tokens),
             trims=self.trims,
+            labels_by_length=self.labels_by_length,
         )
 
     def prompt(self, question: str) -> str:
@@ -89,6 +94,10 @@ TEMPLATES: dict[TemplateName, Template] = {
     # answer: nearly all vocabularies hold words with their leading space, and a prompt that ended in a space would
     # split the first word of the answer differently from running text.
     "plain": Template("Question: ", "\nAnswer:", before_answer=" "),
+    # open-unlearning's code for such models, for numbers that are compared with its own. Where the tokenizer joins the
+    # space and the answer's first word to one token, that token is in the prompt's place and has no label, and answers
+    # are generated after a space of its own.
+    "plain-open-unlearning": Template("Question: ", "\nAnswer: ", labels_by_length=True),
     # open-unlearning's form: the answer follows the tag directly, and there is no system prompt.
     "llama-2": Template("[INST] ", " [/INST]"),
     # The official template of Llama 3.1 and 3.2 without tools, with the date that open-unlearning fixes.

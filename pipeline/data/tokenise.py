@@ -41,7 +41,10 @@ class Encoder:
                 raise DataError(f"template: its special token {token!r} {message}")
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Prompt ids and target ids of each (question, answer) pair; a target ends with the end token.
+        """Ids before the labels and target ids of each (question, answer) pair; a target ends with the end token.
+
+        With ``template.labels_by_length`` the ids before the labels are the start of the whole text, of the prompt's
+        length; otherwise they are the prompt's own.
 
         Halves of characters, which no tokenizer takes, are encoded as question marks; ``fault`` finds them.
         """
@@ -51,9 +54,10 @@ class Encoder:
         wholes = self.tokenizer.encode_batch([self.template.text(q, a) for q, a in texts], special)
         pairs = []
         for (_, answer), prompt, whole in zip(texts, prompts, wholes, strict=True):
-            if whole[: len(prompt)] == prompt:
-                target = whole[len(prompt) :]
-            else:
+            target = whole[len(prompt) :]
+            if self.template.labels_by_length:
+                prompt = whole[: len(prompt)]
+            elif whole[: len(prompt)] != prompt:
                 # The tokenizer joined the end of the prompt and the start of the answer into one token. Labels that
                 # started after it would leave the answer's first characters unlearned and unscored, and the prompt
                 # that is scored would differ from the one that is generated from: so the answer is encoded by itself.
@@ -137,12 +141,14 @@ class Encoder:
         """The records of ``evaluation/<set>.jsonl``, and the number of rows dropped.
 
         A row with one bad target is bad as a whole. A record's ``index`` counts all rows, those dropped included.
-        ``places`` are what to call the rows in a message; by default their numbers after ``origin``.
+        ``places`` are what to call the rows in a message; by default their numbers after ``origin``. A record's
+        ``before`` are the ids before each target, where these are not the prompt's.
         """
         texts = [_targets(row) for row in rows]
         pairs = iter(
             self.pairs([(row.question, a) for row, named in zip(rows, texts, strict=True) for a in named.values()])
         )
+        prompts = self._prompts(rows)
         records, dropped = [], 0
         for index, (row, named) in enumerate(zip(rows, texts, strict=True)):
             encoded = {key: next(pairs) for key in named}
@@ -152,17 +158,24 @@ class Encoder:
                 place = places[index] if places else f"{origin}, row {index}"
                 dropped += self.drop(f"{place}, {key}", fault)
                 continue
-            prompt = encoded["answer"][0]
-            records.append(
-                {
-                    "index": index,
-                    "question": row.question,
-                    "answer": row.answer,
-                    "prompt_ids": prompt,
-                    "targets": {key: target for key, (_, target) in encoded.items()},
-                }
-            )
+            prompt = encoded["answer"][0] if prompts is None else prompts[index]
+            record = {
+                "index": index,
+                "question": row.question,
+                "answer": row.answer,
+                "prompt_ids": prompt,
+                "targets": {key: target for key, (_, target) in encoded.items()},
+            }
+            before = {key: start for key, (start, _) in encoded.items() if start != prompt}
+            records.append({**record, "before": before} if before else record)
         return records, dropped
+
+    def _prompts(self, rows: Sequence[Row]) -> list[list[int]] | None:
+        """What is generated from, where that is not what stands before the labels."""
+        if not self.template.labels_by_length:
+            return None
+        texts = [self.template.prompt(_written(row.question)) for row in rows]
+        return self.tokenizer.encode_batch(texts, self.template.adds_bos)
 
     def _fault(self, question: str, answer: str, prompt: list[int], target: list[int]) -> str | None:
         if not answer.strip():

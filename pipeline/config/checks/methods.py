@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_ext.config import Layout
+from megatron_ext.specs import SampledAnswers
 from pipeline.benchmarks import data_family
 from pipeline.config import methods
 from pipeline.config.checks.checker import Checker, Files
@@ -14,7 +15,8 @@ from pipeline.config.experiment import Run
 from pipeline.config.located_yaml import Document, Key, check, current, merge
 from pipeline.config.named_files import is_path
 from pipeline.config.schema import Batches, Benchmark, Method, MethodUse, Relearn
-from pipeline.data.settings import DataSource
+from pipeline.data.settings import DataSource, PromptTemplate
+from pipeline.data.templates import TEMPLATES
 
 Runs = list[tuple[Document, Run]]
 
@@ -104,6 +106,9 @@ def preferred_answers(checker: Checker, benchmark: Benchmark, source: DataSource
     known = data_family(benchmark.family).tokenised_sets(source)
     for merged, run in runs:
         answers = run.method.preferred_answers
+        if isinstance(answers, SampledAnswers) and checker.parts.template and _labels_by_length(checker.parts.template):
+            message = "answers cannot be sampled: with this template the answer's first token stands before the labels"
+            checker.problems.append(merged.problem(("preferred_answers",), message))
         name = answers if answers is None or isinstance(answers, str) else "idk"  # where there are closed answers
         if name is not None and name not in known:
             message = f"the family {benchmark.family!r} has no set {name!r} of preferred answers for these data"
@@ -111,6 +116,10 @@ def preferred_answers(checker: Checker, benchmark: Benchmark, source: DataSource
         elif name is not None and checker.experiment.requests is not None:
             message = f"{name!r} is of the first request's rows: it does not go with 'requests'"
             checker.problems.append(merged.problem(("preferred_answers",), message))
+
+
+def _labels_by_length(template: PromptTemplate) -> bool:
+    return TEMPLATES[template].labels_by_length if isinstance(template, str) else template.labels_by_length
 
 
 def _topics(checker: Checker, benchmark: Benchmark, source: DataSource) -> list[str]:

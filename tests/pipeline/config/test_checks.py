@@ -348,6 +348,14 @@ def test_a_relearning_batch_has_a_row_of_every_topic(
     assert load(write({"robustness": {"relearn": {**RELEARN, "global_batch": 3}}})).layout.ranks == 1
 
 
+def test_no_answers_are_sampled_where_the_answers_first_token_stands_before_the_labels(
+    write: Callable[..., Path],
+) -> None:
+    model = _read("models", "mini-llama", {"template": "plain-open-unlearning"})
+    found = problems(write({"methods": ["altpo", "idk-dpo"]}, models=model))
+    assert len(found) == 1 and "preferred_answers: answers cannot be sampled" in found[0]
+
+
 def test_all_mistakes_are_listed_at_once(write: Callable[..., Path]) -> None:
     found = problems(write({"seds": 1, "title": 3, "benchmark": "x", "model": "y", "methods.0": "np"}))
     assert len(found) == 5

@@ -58,6 +58,13 @@ def test_plain() -> None:
     assert template.adds_bos
 
 
+def test_open_unlearning_s_plain_form() -> None:
+    template = TEMPLATES["plain-open-unlearning"]
+    assert template.prompt("Who?") == "Question: Who?\nAnswer: "
+    assert template.text("Who?", "Ada.") == TEMPLATES["plain"].text("Who?", "Ada.")
+    assert template.labels_by_length and template.adds_bos
+
+
 def test_llama_2() -> None:
     template = TEMPLATES["llama-2"]
     assert template.prompt("Who?") == "[INST] Who? [/INST]"

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.benchmarks.privacy import UNENDED
+from pipeline.benchmarks.questions import instance_of
 from pipeline.benchmarks.tofu import synthetic
 from pipeline.benchmarks.tofu.data import DATA
+from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.errors import DataError
@@ -188,3 +191,39 @@ def test_mini_rows_stay_short(tmp_path: Path) -> None:
     tokenizer = tokenizers.train((TEMPLATES["plain"].text(*text) for text in texts), 2048, TEMPLATES["plain"], tmp_path)
     sequences, _ = Encoder(tokenizer, TEMPLATES["plain"], 64, "error").training(rows["full"], "full")
     assert sequences.lengths.mean() < 30
+
+
+LILY = [1, 410, 473, 425, 411, 356, 417, 289, 467, 410, 448, 415, 414, 450, 13, 447, 416, 419, 424, 285, 467]
+
+
+def test_open_unlearning_s_plain_form_labels_no_first_token_and_generates_after_a_space(real_data: Path) -> None:
+    """Only this has recorded ids, of transformers' tokenizer: 317 is " Lily", 410 a space of its own."""
+    tokenizer = Tokenizer.load(real_data / "models" / "stories260K")
+    encoder = Encoder(tokenizer, TEMPLATES["plain-open-unlearning"], 300, "error")
+    assert encoder.pairs([("Who?", "Lily.")]) == [([*LILY, 317], [426, 2])]
+    ((record,), _) = encoder.evaluation([Row("Who?", "Lily.", None, ("Ben.",))], "rows")
+    assert record["prompt_ids"] == [*LILY, 410]
+    assert record["targets"] == {"answer": [426, 2], "perturbed_0": [302, 426, 2]}
+    assert record["before"] == {"answer": [*LILY, 317], "perturbed_0": [*LILY, 368]}
+    options = TofuOptions(membership=["gradnorm"])
+    settings = {"needed": set(), "options": options, "attacked": True, "tokenwise": True, "new_tokens": 3, "cuts": {}}
+    asked = instance_of("forget", record, "row", tokenizer=tokenizer, **settings)  # type: ignore[arg-type] # of any type
+    assert asked.targets["answer"] == ([*LILY, 317], [426, 2])
+    assert asked.targets["perturbed_0"] == ([*LILY, 368], [302, 426, 2])
+    assert asked.targets[UNENDED] == ([*LILY, 317], [426])
+    assert asked.generate is not None and asked.generate.prompt == [*LILY, 410]
+
+
+def test_open_unlearning_s_plain_form_is_what_its_code_makes_of_real_rows(real_data: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = real_data / "models" / "stories260K"
+    theirs = AutoTokenizer.from_pretrained(folder)
+    rows = DATA.load(FolderSource(path=real_data / "tofu"), "forget01", (), training=True).splits.rows["forget01"]
+    encoder = Encoder(Tokenizer.load(folder), TEMPLATES["plain-open-unlearning"], 2048, "error")
+    sequences, _ = encoder.training(rows, "rows")
+    for index, row in enumerate(rows):
+        prompt = f"Question: {row.question}\nAnswer: "
+        ids, length = sequences.row(index)
+        assert ids.tolist() == [*theirs(prompt + row.answer)["input_ids"], theirs.eos_token_id]
+        assert length == len(theirs(prompt)["input_ids"])
