@@ -141,6 +141,21 @@ class ForgetRetainSampler:
         """The pass over the forget set that a step's last rows belong to, from 0."""
         return self._range(step)[-1] // self._pieces
 
+    def trainer_passes(self, step: int) -> tuple[float, ...]:
+        """Of each micro-batch of Trainer's step, the passes that Trainer counted when the last pass before it ended.
+
+        It counts at optimizer steps only, so that a pass whose last micro-batches are left over for the next step
+        counts as less than one: what waits for the end of a pass may wait one pass more. Empty for other steps.
+        """
+        if self.accumulation is None:
+            return ()
+        ends = [taken.stop for taken in _trainer_ranges(self._pieces, self.accumulation, step + 1)]
+        counted = []
+        for number in self._range(step):
+            before = [end for end in ends if end <= number // self._pieces * self._pieces]
+            counted.append(before[-1] / self._pieces if before else 0.0)
+        return tuple(counted)
+
     def epoch(self, step: int) -> float:
         """Passes over the forget set that are complete after ``step``."""
         whole, place = divmod(self._range(step)[-1], self._pieces)
@@ -218,6 +233,10 @@ class TopicRoundRobin:
     def turn(self, step: int) -> Turn:
         """Whose turn a step of the run is."""
         return Turn(step % len(self.topics), step // len(self.topics))
+
+    def trainer_passes(self, step: int) -> tuple[float, ...]:
+        """As ``ForgetRetainSampler.trainer_passes``; Trainer's steps know no topics in turn."""
+        return self.topics[0].trainer_passes(step) if len(self.topics) == 1 else ()
 
     def epoch(self, step: int) -> float:
         """Passes over its topic's forget set that are complete after ``step``."""

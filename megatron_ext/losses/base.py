@@ -44,8 +44,8 @@ class Loss(Named):
         log-probabilities), those whose own token is labelled, or all of a sequence's."""
         return "predicting"
 
-    def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:
-        """How many units a batch has.
+    def units(self, labels: np.ndarray, lengths: np.ndarray) -> float:
+        """How many units a batch has: what the sum over it is divided by.
 
         Args:
             labels: int64 ``[B]``, labelled tokens of each sequence.

@@ -33,18 +33,23 @@ class OnHidden(Strict):
     positions: Literal["all", "labelled"] = Field(
         "all", description="tokens whose hidden states are compared: every one of a sequence, or those with a label"
     )
-    reduction: Literal["token", "sequence"] = Field(
-        "token", description="mean over the batch's positions, or over the means of its sequences"
+    reduction: Literal["token", "sequence", "sums"] = Field(
+        "token",
+        description="mean over the batch's positions, over the means of its sequences, or of the sequences' sums times "
+        "the mean of the inverses of their lengths",
     )
 
     @property
     def input_positions(self) -> Positions:
         return self.positions
 
-    def units(self, labels: np.ndarray, lengths: np.ndarray) -> int:
+    def units(self, labels: np.ndarray, lengths: np.ndarray) -> float:
+        counts = lengths if self.positions == "all" else labels
         if self.reduction == "sequence":
             return len(labels)
-        return int((lengths if self.positions == "all" else labels).sum())
+        if self.reduction == "sums" and len(counts) and counts.min() > 0:
+            return float(len(counts) / (1 / counts).mean())
+        return int(counts.sum())
 
     def total(self, inputs: LossInputs, wanted: Tensor) -> Tensor:
         """The sum over units of the mean square of ``hidden - wanted``.
@@ -57,7 +62,7 @@ class OnHidden(Strict):
             An fp32 scalar.
         """
         squares_N = (inputs.hidden.float() - wanted.float()).square().mean(dim=-1)
-        if self.reduction == "token":
+        if self.reduction != "sequence":
             return squares_N.sum()
         return (inputs.per_sequence(squares_N) / inputs.counts).sum()
 

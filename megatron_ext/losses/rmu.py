@@ -24,7 +24,8 @@ class RMU(OnHidden, Loss):
     ``trainable_layers.up_to``.
 
     RMU's own code averages over all positions (``all``, ``token``; padding, which it counts too, is left out here),
-    open-unlearning's over those with a label, sequence by sequence (``labelled``, ``sequence``).
+    open-unlearning's means to average over those with a label, sequence by sequence (``labelled``, ``sequence``), but
+    divides every sequence's sum by every sequence's length (``labelled``, ``sums``).
     """
 
     name: Literal["rmu"] = "rmu"

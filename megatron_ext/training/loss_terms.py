@@ -31,7 +31,7 @@ class LossTerm:
     topic: str = ""
 
     @property
-    def units(self) -> int:
+    def units(self) -> float:
         """What the mean is over: units of the global batch.
 
         Raises:
@@ -47,7 +47,7 @@ class LossTerm:
             )
         return units
 
-    def units_of(self, rows: Sequence[int]) -> int:
+    def units_of(self, rows: Sequence[int]) -> float:
         """Units of one micro-batch; -1 stands for a row that only fills it."""
         real = [row for row in rows if row >= 0]
         return self.loss.units(self.dataset.label_counts[real], self.dataset.lengths[real])

@@ -102,7 +102,8 @@ class UnlearningRun:
         topic = self._topics[turn.topic]
         terms = topic.terms(turn.step)
         rate = learning_rate(self._spec.optimizer, i, self.steps, self._warmup_steps)
-        position = StepPosition(i, self._order.pass_of(i), self._order.ends_epoch(i))
+        order = self._order
+        position = StepPosition(i, order.pass_of(i), order.ends_epoch(i), order.trainer_passes(i))
         begun = dict(self._state)
         taken = self.trainer.step(
             terms,

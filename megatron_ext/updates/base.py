@@ -40,11 +40,14 @@ class StepPosition:
         step: The step's number, from 0.
         epoch: The pass over the forget set that it belongs to, from 0.
         ends_epoch: Whether that pass ends with it.
+        trainer_passes: Where steps are those of transformers' Trainer, for each micro-batch the passes that Trainer
+            counted when the last pass before it ended; else empty.
     """
 
     step: int = 0
     epoch: int = 0
     ends_epoch: bool = False
+    trainer_passes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

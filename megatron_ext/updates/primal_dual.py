@@ -19,7 +19,8 @@ class PrimalDual(Rule):
     - ``step``: the retain loss of the whole global batch, once an optimizer step;
     - ``micro-batch``: the mean over data-parallel ranks of each retain micro-batch's loss, right after it, so that the
       next one is weighted anew: the form of open-unlearning, which moves lambda as often as it accumulates gradients
-      (there each rank has a lambda of its own). Costs an all-reduce and a host synchronisation a micro-batch;
+      (there each rank has a lambda of its own). Costs an all-reduce and a host synchronisation a micro-batch. With
+      ``steps_per_epoch: trainer`` the warm-up ends where Trainer's counting ends it, within a step if need be;
     - ``epoch``: the loss of the whole retain set at the end of each pass. Costs a forward pass over it.
 
     State: ``dual`` is lambda, ``epsilon`` the bound. Holds no vector of its own.
@@ -69,15 +70,23 @@ class PrimalDual(Rule):
 
     def update(self, step: Step) -> None:
         direction = Direction(self.forget_weight, step.state["dual"])
-        if self.dual_update == "epoch" or step.position.epoch < self.warmup_epochs:
+        # Of each micro-batch: open-unlearning's code asks Trainer for the passes whenever one ends.
+        passes = step.position.trainer_passes if self.dual_update == "micro-batch" else ()
+        passes = passes or (float(step.position.epoch),)
+        if self.dual_update == "epoch" or max(passes) < self.warmup_epochs:
             step.descend(direction)
         elif self.dual_update == "step":
             step.descend(direction)
             self._move(step.state, step.losses["retain_loss"])
         else:
             # The last pipeline stage moves lambda as the micro-batches pass; all ranks learn where it ended.
-            moving = dict(step.state)
-            step.state["dual"] = step.descend(direction, lambda loss: self._move(moving, loss))
+            moving, counted = dict(step.state), iter(passes)
+
+            def move(loss: float) -> float:
+                late = next(counted, passes[-1]) >= self.warmup_epochs
+                return self._move(moving, loss) if late else moving["dual"]
+
+            step.state["dual"] = step.descend(direction, move)
 
     def after(self, step: Step) -> None:
         passes = step.position.epoch + step.position.ends_epoch

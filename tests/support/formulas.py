@@ -253,6 +253,10 @@ def logit_margin(b: Batch, c: Settings) -> Tensor:
 
 
 def averaged(values: list[Tensor], reduction: str) -> Tensor:
+    """``sums``: open-unlearning's code, ``[b]`` divided by ``[b, 1]`` and averaged (src/trainer/unlearn/rmu.py)."""
+    if reduction == "sums":
+        lengths = torch.tensor([[float(len(v))] for v in values], dtype=torch.float64)
+        return (torch.stack([v.sum() for v in values]) / lengths).mean()
     return torch.cat(values).mean() if reduction == "token" else torch.stack([v.mean() for v in values]).mean()
 
 

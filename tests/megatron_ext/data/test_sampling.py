@@ -129,6 +129,22 @@ def test_a_pass_over_two_topics_is_one_over_the_shorter() -> None:
     assert [step for step in range(12) if run.ends_epoch(step)] == [5, 11]
 
 
+@pytest.mark.parametrize(("forget", "steps", "moves"), [(400, 30, 42), (200, 10, 0)])
+def test_pdu_s_code_moves_its_dual_variable_as_trainer_counts_passes(forget: int, steps: int, moves: int) -> None:
+    """Only this has what open-unlearning's PDU does on forget10 and forget05, with 4 rows on each of 8 GPUs."""
+    sampler = ForgetRetainSampler(forget, 50, 128, epochs=10, seed=0, accumulation=4)
+    pieces, state, ended, expected = -(-forget // 32), 0.0, 0.0, []  # Trainer's state.epoch, now and at a pass's end
+    for number in range(4 * steps):
+        expected.append(ended)
+        if (number + 1) % 4 == 0:
+            state = number // pieces + (number % pieces + 1) / pieces
+        if (number + 1) % pieces == 0:
+            ended = state
+    found = [passes for step in range(sampler.steps) for passes in sampler.trainer_passes(step)]
+    assert found == pytest.approx(expected)
+    assert (sampler.steps, sum(passes >= 5 for passes in found)) == (steps, moves)
+
+
 def test_pairs_follow_from_seed_and_step_alone() -> None:
     sampler = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)
     later = ForgetRetainSampler(forget=10, retain=50, batch=4, epochs=3.0, seed=1)

@@ -72,6 +72,9 @@ def mean_square(differences: list[Any], prompts: list[int], positions: str, redu
         differences = [d[prompt:] for d, prompt in zip(differences, prompts, strict=True)]
     if reduction == "sequence":
         return sum(d.square().mean() for d in differences) / len(differences)
+    if reduction == "sums":  # [b] divided by [b, 1], as open-unlearning's code has it
+        sums = torch.stack([d.square().mean(-1).sum() for d in differences])
+        return (sums / torch.tensor([[float(len(d))] for d in differences])).mean()
     return torch.cat(differences).square().mean()
 
 
@@ -86,7 +89,8 @@ def terms(forget: RMU, retain: RMURetain, topic: str = "cyber") -> list[Any]:
 
 @pytest.mark.parametrize("name", [MODEL, "llama3-untied"])
 @pytest.mark.parametrize(
-    ("positions", "reduction"), [("all", "token"), ("labelled", "token"), ("all", "sequence"), ("labelled", "sequence")]
+    ("positions", "reduction"),
+    [("all", "token"), ("labelled", "token"), ("all", "sequence"), ("labelled", "sequence"), ("labelled", "sums")],
 )
 def test_losses_and_gradients_are_those_of_plain_torch(
     alone: Any, models: Path, name: str, positions: Any, reduction: Any

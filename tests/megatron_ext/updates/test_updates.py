@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 from megatron_ext.specs import UnlearnSpec, read
 from megatron_ext.updates import Direction, Products
+from megatron_ext.updates.base import StepPosition
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
@@ -209,6 +211,23 @@ def test_pdu_starts_from_the_bound_it_is_given_or_from_the_retain_loss_before() 
     assert measured.start(3.0) == {"dual": 2.0, "epsilon": pytest.approx(3.3)}
     with pytest.raises(ValueError, match="tolerance"):
         measured.start(None)
+
+
+def test_pdu_s_dual_variable_begins_to_move_within_a_step_of_trainer_s() -> None:
+    """Only this has a warm-up that ends between two micro-batches, as in open-unlearning's run on forget10."""
+
+    class Taken:
+        position = StepPosition(19, 5, False, (64 / 13, 64 / 13, 76 / 13, 76 / 13))
+        state = {"dual": 1.0, "epsilon": 1.0}
+
+        def descend(self, direction: Direction, adapt: Callable[[float], float]) -> float:
+            assert direction.retain == 1.0
+            self.duals = [adapt(3.0) for _ in range(4)]
+            return self.duals[-1]
+
+    taken: Any = Taken()
+    PrimalDual(**PDU, dual_update="micro-batch", warmup_epochs=5).update(taken)
+    assert taken.duals == [1.0, 1.0, 3.0, 5.0] and taken.state["dual"] == 5.0
 
 
 PDU: dict[str, Any] = {"dual": 1.0, "dual_rate": 1.0, "epsilon": 1.0}
