@@ -168,8 +168,7 @@ Tokenizer = Annotated[FolderTokenizer | BpeTokenizer, Field(discriminator="kind"
 
 
 TemplateName = Literal[
-    *("plain", "plain-open-unlearning", "llama-2", "llama-3"),
-    *("zephyr", "chatml", "gemma", "phi-3", "mistral-instruct"),
+    "plain", "plain-open-unlearning", "llama-2", "llama-3", "zephyr", "chatml", "gemma", "phi-3", "mistral-instruct"
 ]
 
 
