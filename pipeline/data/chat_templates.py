@@ -85,7 +85,10 @@ def rendered(model: Path) -> TemplateParts:
     before_answer, after_answer = whole[len(prompt) :].split(ANSWER)
     parts = (before_question, after_question, before_answer, after_answer.rstrip("\n"))
     return TemplateParts(
-        **dict(zip(("before_question", "after_question", "before_answer", "after_answer"), parts, strict=True)),
+        before_question=before_question,
+        after_question=after_question,
+        before_answer=before_answer,
+        after_answer=parts[-1],
         adds_bos=False,  # a chat template writes it itself
         special_tokens=[token for token in _added_tokens(model) if any(token in part for part in parts)],
         trims=render(f" {QUESTION} ", f" {ANSWER} ") == whole,
