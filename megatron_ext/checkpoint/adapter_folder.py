@@ -81,20 +81,24 @@ class AdapterFolder:
         return str(self.folder)
 
 
+# What makes of adapters more than a sum of two matrices' products and a weight, or of one rank several.
+REFUSED = (
+    *("fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "lora_bias"),
+    *("alora_invocation_tokens", "target_parameters", "trainable_token_indices", "arrow_config", "kasa_config"),
+    "monteclora_config",
+)
+INITIAL = (None, True, False, "gaussian", "orthogonal", "eva")  # others change the base model's weights
+
+
 def _scale(path: Path) -> float:
     config = read_object(path)
-    allowed: dict[str, tuple[Any, ...]] = {
-        "peft_type": ("LORA",),
-        "bias": (None, "none"),
-        "use_dora": (None, False),
-        "fan_in_fan_out": (None, False),
-        "modules_to_save": (None, []),
-        "rank_pattern": (None, {}),
-        "alpha_pattern": (None, {}),
-    }
+    kinds = [key for key in config if key.startswith("use_") and key != "use_rslora"]
+    allowed: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none", None), "init_lora_weights": INITIAL}
+    allowed |= {key: (None, False, [], {}) for key in (*REFUSED, *kinds)}
     for key, values in allowed.items():
         if config.get(key) not in values:
-            raise ValueError(f"{path}: {key}: {config.get(key)!r:.100}; allowed: {values[-1]!r}")
+            shown = ", ".join(map(repr, values))
+            raise ValueError(f"{path}: {key}: {config.get(key)!r:.100}; allowed: {shown}")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise ValueError(f"{path}: r: {rank!r:.50}, lora_alpha: {alpha!r:.50}; allowed: a rank and a number")

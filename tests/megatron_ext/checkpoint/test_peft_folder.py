@@ -82,6 +82,26 @@ def test_trained_merged_and_peft_models_have_equal_logits(bases: Path, alone: An
     torch.testing.assert_close(loaded, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_what_peft_writes_is_merged_as_peft_merges_it(bases: Path, tmp_path: Path) -> None:
+    """With every key that peft itself writes, and its other scale."""
+    peft = pytest.importorskip("peft")
+    base = bases / "qwen2-tied"
+    config = peft.LoraConfig(r=3, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "down_proj"])
+    config.layers_to_transform = [0, 2]
+    model = peft.get_peft_model(logits_of(base)[0], config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(7))
+    model.save_pretrained(tmp_path / "adapter")
+
+    adapter_folder.merge(base, tmp_path / "adapter", tmp_path / "merged")
+
+    with torch.no_grad():
+        wanted = model.merge_and_unload()(tiny.token_ids()).logits
+    torch.testing.assert_close(logits_of(tmp_path / "merged")[1], wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_merged_checkpoint_has_the_bases_types_and_its_other_bytes(bases: Path, alone: Any, tmp_path: Path) -> None:
     """Sums are fp32 sums of the stored values, rounded once; of layers that are not built nothing changes."""
     base, part = tmp_path / "base", TrainableLayers(up_to=1, layers_to_transform=[1], target_modules=["gate_up_proj"])
@@ -132,6 +152,8 @@ def test_matrices_that_a_model_lacks_are_refused(
 
 CHANGED = {
     "use_dora: True": lambda config, tensors: config.update(use_dora=True),
+    "init_lora_weights: 'pissa'": lambda config, tensors: config.update(init_lora_weights="pissa"),
+    "layer_replication": lambda config, tensors: config.update(layer_replication=[[0, 2], [1, 3]]),
     "peft_type: 'LOHA'": lambda config, tensors: config.update(peft_type="LOHA"),
     "rank_pattern": lambda config, tensors: config.update(rank_pattern={"q_proj": 8}),
     "r: 0": lambda config, tensors: config.update(r=0),
