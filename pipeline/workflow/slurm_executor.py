@@ -53,7 +53,8 @@ def _going_on(looks: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIt
     """``check_active_jobs``, which keeps the jobs where Slurm does not answer, and says for how long."""
 
     async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
-        answered, since = self._status_query_calls, getattr(self, "unanswered_since", None)
+        # The thread that asks starts before the executor is whole: then there are no jobs, and nothing to look at.
+        answered, since = getattr(self, "_status_query_calls", 0), getattr(self, "unanswered_since", None)
         begun = time.monotonic()
         async for job in looks(self, active_jobs):
             yield job
