@@ -154,3 +154,15 @@ def test_upstream_cannot_guess_an_account(monkeypatch: pytest.MonkeyPatch, caplo
     monkeypatch.setattr("subprocess.check_output", lambda command, **_: called.append(command) or "x")
     plugin.get_account(logging.getLogger())
     assert "|" in called[0], "no shell reads this"
+
+
+def test_a_look_before_the_executor_is_whole_ends_nothing(tmp_path: Path) -> None:
+    """The thread that asks would end without a word, and no job would ever be seen to end."""
+    slurm_executor.mend(tmp_path)
+    made = executor()
+    del made._status_query_calls
+
+    async def look() -> list[Any]:
+        return [job async for job in made.check_active_jobs([])]
+
+    assert asyncio.run(look()) == []
