@@ -39,7 +39,7 @@ def test_no_text_of_others_is_obeyed_by_a_terminal(text: str, tmp_path: Path) ->
     stream = io.StringIO()
     progress = Progress(Plan(load("mini"), tmp_path), stream)
     progress.begin(1, f"data: {text}", [])
-    progress.fail(1, "prepare", [text], [str(log)])
+    progress.fail(1, "prepare", text, [str(log)], [])
     ways = [str(error(f"a{text}b")) for error in (DataError, HubError)]
     ways += [str(ConfigError([f"a{text}b"])), "\n".join(_words(ValueError(f"a{text}b"))), stream.getvalue()]
     for shown in ways:

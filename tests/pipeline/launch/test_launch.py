@@ -193,7 +193,15 @@ def test_a_log_that_cannot_be_opened_is_named(prepare: PrepareSpec, tmp_path: Pa
 def test_where_a_step_runs_is_not_in_its_specification(tmp_path: Path) -> None:
     """A resumed run is the same run on other nodes and in another image."""
     runtime = set(Runtime.model_fields) - {"timeout_seconds"}  # what a state's identity leaves out
-    computing = {"precision", "threads", "reference_model", "kernels", "deterministic", "recompute_activations"}
+    computing = {
+        "precision",
+        "threads",
+        "reference_model",
+        "kernels",
+        "deterministic",
+        "recompute_activations",
+        "memory",
+    }
     assert runtime == {"layout", "device", *computing}
     for kind in (TrainSpec, UnlearnSpec):
         assert not {"image", "nodes", "log"} & set(kind.model_fields)

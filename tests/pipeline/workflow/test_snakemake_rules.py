@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 SOURCES = ("Snakefile", "pipeline", "megatron_ext", "workflow_configs")
 PROFILE = ("--profile", "workflow_configs/profiles/local")
-FOLDERS = ("checkpoint", "tokenizer", "figures")
+FOLDERS = ("checkpoint", "tokenizer", "figures", "examples")
 RULES = {run.id: run.method.rule for run in load("mini").runs}
 METHODS = tuple(RULES)
 BLUR = [name for name, rule in RULES.items() if rule.name == "blur"]
