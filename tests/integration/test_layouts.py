@@ -18,11 +18,8 @@ from tests.support.distributed import run_ranks
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {},
-    "tp2": {"tensor": 2},
     "tp2-sp": {"tensor": 2, "sequence_parallel": True},
-    "pp2": {"pipeline": 2},
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
-    "dp2": {"data": 2},
     "pp2-dp2": {"pipeline": 2, "data": 2},  # tied embeddings, in a bucket of their own, over sharded gradients
 }
 STEPS = 8

@@ -96,10 +96,10 @@ def test_a_rank_whose_others_do_not_come_says_where_it_waited(
     began = time.monotonic()
     with (
         pytest.raises(RuntimeError) as error,
-        process_groups.start(Runtime(layout=Layout(tensor=2), device="cpu", timeout_seconds=2.0)),
+        process_groups.start(Runtime(layout=Layout(tensor=2), device="cpu", timeout_seconds=1.0)),
     ):
         raise AssertionError("started")
-    assert f"rank {rank} of 2 on {socket.gethostname()}: the ranks did not all meet at {place} within 2 s" in (
+    assert f"rank {rank} of 2 on {socket.gethostname()}: the ranks did not all meet at {place} within 1 s" in (
         str(error.value)
     )
     assert time.monotonic() - began < 30

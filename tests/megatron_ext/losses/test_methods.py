@@ -49,16 +49,16 @@ FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: e
 # how it reads what the layout cuts: the model by stages or positions, the data by rows, the gradients by shards.
 FEW = {
     "pp2": [
-        *("adaptive-rmu", "blur-tied", "graddiff-kl", "idk-dpo", "npo-sam", "ofmu", "pcgrad-tensor-tied", "pdu"),
-        *("rmu-topics", "undial", "blur-lora-tied", "graddiff-kl-lora", "rmu-lora"),
+        *("adaptive-rmu", "blur-tied", "graddiff-kl", "npo-sam", "ofmu", "rmu-topics"),
+        *("blur-lora-tied", "graddiff-kl-lora", "rmu-lora"),
     ],
-    "dp2": ["ce-u", "gru", "ihl", "ngdiff", "npo-tied", "pdu", "pdu-open-unlearning", "rmu-topics", "blur-lora-tied"],
+    "dp2": ["ce-u", "ihl", "ngdiff", "npo-tied", "pdu-open-unlearning", "rmu-topics", "blur-lora-tied"],
     "tp2-sequence": [
-        *("adaptive-rmu", "graddiff-kl", "ihl", "npo-sam", "pcgrad-tensor-tied", "undial", "graddiff-kl-lora"),
-        *("pcgrad-tensor-lora", "rmu-lora"),
+        *("adaptive-rmu", "graddiff-kl", "npo-sam", "undial"),
+        *("graddiff-kl-lora", "pcgrad-tensor-lora", "rmu-lora"),
     ],
     "dp2-sharded": [
-        *("blur-tied", "gru", "ngdiff", "npo-sam", "ofmu", "pcgrad-tensor-tied", "pdu", "sago"),
+        *("blur-tied", "gru", "ofmu", "pcgrad-tensor-tied", "pdu", "sago"),
         *("npo-sam-lora", "pcgrad-tensor-lora"),
     ],
 }

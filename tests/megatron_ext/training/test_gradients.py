@@ -33,7 +33,6 @@ MODELS: dict[str, dict[str, Any]] = {
 # ``test_step_layouts`` has the other layouts, in fp32 and on Llama; here is what is different with sequence parallelism
 # and for tensors that Llama lacks.
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "tp2": {"tensor": 2},
     "tp2-sp": {"tensor": 2, "sequence_parallel": True},
     "tp2-sp-pp2": {"tensor": 2, "pipeline": 2, "sequence_parallel": True},
     "tp2-sp-dp2-sharded": {"tensor": 2, "data": 2, "sequence_parallel": True, "distributed_optimizer": True},

@@ -33,7 +33,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2-dp2-sharded": {"pipeline": 2, "data": 2, "distributed_optimizer": True},
     "tp2-dp2-sharded": {"tensor": 2, "data": 2, "distributed_optimizer": True},
 }
-PAIRS = 10
+PAIRS = 5
 PDU: dict[str, Any] = {"dual": 0.5, "dual_rate": 0.3, "epsilon": 4.0}
 RULES: dict[str, Rule] = {
     "pdu-step": PrimalDual(**PDU),
