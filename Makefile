@@ -26,8 +26,9 @@ image-cpu: ## the same for CPUs, unlearn-cpu.sif
 run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print its table
 	$(BIN)/unlearn run $(EXPERIMENT)
 
-# Which tests run in one process is said in tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# One process more than there are cores, as some tests wait. Which tests run in one process is said in tests/conftest.py.
+PROCESSES := $(shell echo $$(( $$(nproc) < 8 ? $$(nproc) + 1 : 8 )))
+PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED) ## all tests
 	$(PYTEST)

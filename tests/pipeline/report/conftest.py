@@ -220,7 +220,7 @@ CROWD = {
 
 
 def curve(place: int, seed: int, count: int = 60) -> list[dict[str, Any]]:
-    """A step log with values of the size that real ones have, different for each method and seed."""
+    """A step log with losses of the size that real ones have, different for each method and seed."""
     draw = random.Random(100 * place + seed)
     speed, scale = 1 + place % 5, 1.6 ** (place % 9 - 3)
     rows = Bench.steps(count, grad_cosine=None, forget_alignment=None, retain_alignment=None)
@@ -229,14 +229,7 @@ def curve(place: int, seed: int, count: int = 60) -> list[dict[str, Any]]:
         x = speed * (i + 1) / count
         noise = draw.gauss(1, 0.06)
         row |= {"forget_loss": scale * math.exp(-x) * noise, "retain_loss": (0.1 + 0.02 * place * x) * noise}
-        row |= {
-            "forget_grad_norm": scale * noise / (1 + x),
-            "retain_grad_norm": 0.3 * noise,
-            "update_norm": scale * noise,
-        }
-        if place % 3:
-            cosine = math.tanh(place / 8 - 1.5 + 0.4 * draw.gauss(0, 1))
-            row |= {"grad_cosine": cosine, "forget_alignment": 1 + cosine, "retain_alignment": cosine + 0.2 * x}
+        row |= dict.fromkeys(("forget_grad_norm", "retain_grad_norm", "update_norm"))
         if (i + 1) % 10 == 0:
             row["retain_nll"] = row["retain_loss"] * 1.1
         if "pdu" in list(CROWD)[place]:

@@ -429,7 +429,7 @@ def test_500_then_good(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dated", [False, True])
 def test_429_waits_as_long_as_it_is_told(server: Server, tmp_path: Path, dated: bool) -> None:
     def script(number: int, request: dict[str, Any]) -> Answer:
-        value = formatdate(time.time() + 3, usegmt=True) if dated else "0.6"
+        value = formatdate(time.time() + 2, usegmt=True) if dated else "0.6"
         return (429, {"Retry-After": value}, "slow down") if number == 1 else good(number, request)
 
     server.script = script
