@@ -29,6 +29,6 @@ def learning_rate(spec: Optimizer, step: int, total: int, warmup: int) -> float:
     share = {
         "constant": 1.0,
         "linear": floor + (1 - floor) * (1 - done),
-        "cosine": floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
+        "cosine": floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)),
     }[spec.schedule.kind]
     return spec.learning_rate * share

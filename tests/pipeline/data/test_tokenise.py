@@ -193,6 +193,16 @@ def test_mini_rows_stay_short(tmp_path: Path) -> None:
     assert sequences.lengths.mean() < 30
 
 
+def test_what_is_generated_from_is_the_prompt_as_it_is_written(tmp_path: Path) -> None:
+    """Also where the tokenizer merges its last space with the answer, so that other ids stand before the labels."""
+    template = TEMPLATES["plain-open-unlearning"]
+    text = template.prompt("Who?") + "Lily."
+    tokenizer = tokenizers.train([text] * 9, 300, template, tmp_path)
+    ((record,), _) = Encoder(tokenizer, template, 64, "error").evaluation([Row("Who?", "Lily.", None, ())], "rows")
+    (written,) = tokenizer.encode_batch([template.prompt("Who?")], template.adds_bos)
+    assert record["prompt_ids"] == written != record["before"]["answer"]
+
+
 LILY = [1, 410, 473, 425, 411, 356, 417, 289, 467, 410, 448, 415, 414, 450, 13, 447, 416, 419, 424, 285, 467]
 
 
