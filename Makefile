@@ -26,9 +26,8 @@ image-cpu: ## the same for CPUs, unlearn-cpu.sif
 run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print its table
 	$(BIN)/unlearn run $(EXPERIMENT)
 
-# One process more than there are cores, as some tests wait. Which tests run in one process is said in tests/conftest.py.
-PROCESSES := $(shell echo $$(( $$(nproc) < 8 ? $$(nproc) + 1 : 8 )))
-PYTEST := $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# Which tests run in one process is said in tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: $(INSTALLED) ## all tests
 	$(PYTEST)
@@ -36,7 +35,7 @@ test: $(INSTALLED) ## all tests
 test-fast: $(INSTALLED) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
-test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (15 minutes)
+test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (23 minutes)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs
 
 # In one process: megatron-core is made to use the CPU for a whole process, and those tests for the GPU.

@@ -374,6 +374,7 @@ def check(expectations: Expectations, name: str, layout: str) -> None:
         assert error <= tensors * wanted.norm() + rounding, f"{name}: {key}: {error / wanted.norm():.1e}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_method_on_one_process_is_its_formula(one_process: Expectations, name: str) -> None:
     check(one_process, name, "one")
