@@ -74,6 +74,7 @@ def test_every_code_block_of_the_page_is_a_file_or_the_experiment() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_page_is_kept_in_the_projects_style(project: Path) -> None:
     sources = [name for name in FILES if name.endswith(".py")]
     for command in (["ruff", "check", "--isolated", "--select=E,F,I,UP,B,SIM,RUF"], ["ruff", "format", "--check"]):
@@ -81,6 +82,7 @@ def test_the_page_is_kept_in_the_projects_style(project: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_experiment_with_the_pages_methods_is_valid(project: Path) -> None:
     done = python(project, "pipeline", "validate", "trial")
     assert done.returncode == 0, done.stderr
@@ -88,6 +90,7 @@ def test_an_experiment_with_the_pages_methods_is_valid(project: Path) -> None:
         assert f"unlearned/{name}/seed-0" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_experiment_on_the_pages_benchmark_is_valid(project: Path) -> None:
     done = python(project, "pipeline", "validate", "colours")
     assert done.returncode == 0, done.stderr

@@ -172,6 +172,7 @@ def counted(t: Any) -> list[None]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beta", "penalty"), [(0.1, 0.01), (1.0, 1.0), (0.0, 0.1)])
 def test_ofmu_equals_double_backward(alone: Any, beta: float, penalty: float) -> None:
     """The second-order part is right to 0.2 %; measured: 0.1 %."""
