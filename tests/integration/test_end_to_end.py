@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import programs
+
 ROOT = Path(__file__).parents[2]
 BENCHMARK = """
 name: tiny
@@ -51,13 +53,10 @@ evaluation: {options: {max_new_tokens: 8}}
 
 def run(folder: Path, *arguments: str) -> tuple[set[str], str]:
     """The messages of the jobs that were run, and all that was printed."""
-    command = [sys.executable, "-m", "snakemake", "--profile", "workflow_configs/profiles/local", *arguments]
-    command += ["--directory", str(folder)]
     options = [f"experiment={folder / 'experiments' / 'tiny.yaml'}", f"results={folder / 'results'}"]
+    given = ["--profile", "workflow_configs/profiles/local", *arguments, "--directory", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "--config", *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
-    )
+    done = programs.snakemake(ROOT, *given, "--config", *options, environment=environment, timeout=280)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     return set(re.findall(r"^Job \d+: (.*)$", printed, re.MULTILINE)), printed
@@ -108,4 +107,4 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     assert "Every metric of every model and seed" in report
     assert report.count("alignments of BLUR") == sum(name.endswith("-npo-alignment.svg") for name in figures) > 0
 
-    assert run(tmp_path, "all")[0] == set(), "nothing is left to do"
+    assert run(tmp_path, "all", "--dry-run")[0] == set(), "nothing is left to do"

@@ -294,7 +294,9 @@ def test_a_killed_run_and_a_full_disk_lose_nothing(
 
     # Once more: nothing to do.
     before = (out / "evaluation.json").stat().st_mtime_ns
-    status, said = finish(start(arguments))
+    capsys.readouterr()
+    status = main(arguments)
+    said = "".join(capsys.readouterr())
     assert status == 0 and f"evaluation {out}: finished before, and nothing has changed: not run again" in said, said
     assert "| Model utility " in said and (out / "evaluation.json").stat().st_mtime_ns == before
 

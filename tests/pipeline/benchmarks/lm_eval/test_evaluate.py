@@ -368,7 +368,7 @@ def test_the_harness_own_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     from pipeline.benchmarks.lm_eval.load import leaves
 
     # Of its tasks those in the files of two: to find all takes half a minute.
-    folders = [Path(lm_eval.tasks.__file__).parent / name for name in ("wmdp", "mmlu")]
+    folders = [Path(lm_eval.tasks.__file__).parent / name for name in ("wmdp", "mmlu/default")]
     manager = TaskManager(include_path=folders, include_defaults=False)
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
     with pytest.raises(DataError, match=r"options.tasks: unknown task 'wmpd_bio'; near it: wmdp_bio"):
