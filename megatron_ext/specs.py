@@ -19,7 +19,6 @@ from megatron_ext.config import (
     Batching,
     Optimisation,
     Optimizer,
-    Quantisation,
     RunSettings,
     Runtime,
     Shares,
@@ -27,6 +26,7 @@ from megatron_ext.config import (
     Training,
 )
 from megatron_ext.lora import Lora
+from megatron_ext.quantisation import Quantisation
 from megatron_ext.renamed_keys import renamed
 from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict

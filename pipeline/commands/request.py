@@ -12,11 +12,12 @@ from typing import Any
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Family, Options, data_family, family
 from pipeline.commands.options import family_options, parallel_layout
+from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.data import user_files
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, check, hint, read
+from pipeline.config.model_schema import Checkpoint
 from pipeline.config.named_files import placed
-from pipeline.config.schema import Benchmark, Checkpoint
 from pipeline.data.prepared import ReadsUserFiles
 from pipeline.data.settings import DataSource, FilesSource, FolderSource, HubSource
 from pipeline.hub import local_files, model_folder

@@ -13,7 +13,8 @@ from megatron_ext.config import Layout
 from megatron_ext.specs import ModelSource, Topic, TrainSpec, UnlearnSpec
 from pipeline.config import memory, methods, sizing
 from pipeline.config.memory import Memory
-from pipeline.config.schema import AutoLayout, Batches, Experiment, Method
+from pipeline.config.method_schema import Batches, Method
+from pipeline.config.schema import AutoLayout, Experiment
 from pipeline.config.sizing import Shape
 
 RESERVE = 3 * 2**30  # of a GPU: CUDA's context, NCCL's buffers, gaps between blocks; an assumption

@@ -8,7 +8,10 @@ from typing import Any
 
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Family, Options, data_family, family
-from pipeline.config.schema import Benchmark, Experiment, Method, Model
+from pipeline.config.benchmark_schema import Benchmark
+from pipeline.config.method_schema import Method
+from pipeline.config.model_schema import Model
+from pipeline.config.schema import Experiment
 from pipeline.config.sizing import Shape
 from pipeline.data.prepared import DataFamily, HasRequests, ReadsUserFiles
 from pipeline.data.settings import DataSource, PromptTemplate

@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks import data, methods, models, weights
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.command_line import with_settings
 from pipeline.config.experiment import Config
 from pipeline.config.located_yaml import ConfigError, check, current, hint, read
+from pipeline.config.model_schema import Model
 from pipeline.config.named_files import CONFIGS, placed
-from pipeline.config.schema import Benchmark, Experiment, Model
+from pipeline.config.schema import Experiment
 from pipeline.config.site import Site
 
 # In the order in which a reader would make them.

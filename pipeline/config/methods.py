@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_ext.config import Layout, Runtime, RuntimeSettings, shared
 from megatron_ext.specs import Topic, Unlearning, UnlearnSpec
-from pipeline.config.schema import Method
+from pipeline.config.method_schema import Method
 from pipeline.config.sizing import Shape
 
 Key = tuple[str, ...]

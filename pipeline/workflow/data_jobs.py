@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.experiment import Config
-from pipeline.config.schema import Checkpoint, checkpoints, tokenizer_source
+from pipeline.config.model_schema import Checkpoint
+from pipeline.config.schema import checkpoints, tokenizer_source
 from pipeline.data.prepared import ReadsUserFiles
 from pipeline.data.settings import FetchedSource, FolderSource, FolderTokenizer, HubSource
 from pipeline.hub import local_files

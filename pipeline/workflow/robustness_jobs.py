@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_ext.specs import ModelSource, QuantiseSpec
+from pipeline.config.attack_schema import Quantise, Relearn
 from pipeline.config.experiment import Config
-from pipeline.config.schema import Quantise, Relearn
 from pipeline.specs import Attack, ModelId
 from pipeline.workflow.data_sets import topics
 from pipeline.workflow.evaluation_jobs import evaluation_job, first_models

@@ -9,8 +9,9 @@ from typing import Any
 from megatron_ext.config import Runtime, Training, shared
 from megatron_ext.specs import ModelSource, TrainSpec
 from pipeline.config import methods
+from pipeline.config.attack_schema import Relearn
 from pipeline.config.experiment import Config
-from pipeline.config.schema import ModelTraining, Relearn
+from pipeline.config.method_schema import ModelTraining
 from pipeline.specs import ModelId
 from pipeline.workflow.data_jobs import published
 from pipeline.workflow.jobs import Job, job_of

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Options
+from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.experiment import Config, Run
 from pipeline.config.located_yaml import ConfigError, Document, Key, check, current, hint, read
+from pipeline.config.model_schema import Model
 from pipeline.config.named_files import beside, is_path, placed
-from pipeline.config.schema import Benchmark, Experiment, Model
+from pipeline.config.schema import Experiment
 from pipeline.config.site import Site
 from pipeline.config.sizing import Shape
 from pipeline.data.settings import DataSource, PromptTemplate

@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.benchmarks import Options, data_family, families, family
 from pipeline.benchmarks.base import Judged
+from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, Key, check, current, hint, merge
-from pipeline.config.schema import Benchmark
 from pipeline.data.prepared import HasRequests, ReadsUserFiles
 from pipeline.data.settings import BadRows, DataSource, FilesSource, FolderSource, HubSource
 from pipeline.hub import local_files

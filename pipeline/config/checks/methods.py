@@ -10,11 +10,13 @@ from megatron_ext.config import Layout
 from megatron_ext.specs import SampledAnswers
 from pipeline.benchmarks import data_family
 from pipeline.config import methods
+from pipeline.config.attack_schema import Relearn
+from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.experiment import Run
 from pipeline.config.located_yaml import Document, Key, check, current, merge
+from pipeline.config.method_schema import Batches, Method, MethodUse
 from pipeline.config.named_files import is_path
-from pipeline.config.schema import Batches, Benchmark, Method, MethodUse, Relearn
 from pipeline.data.settings import DataSource, PromptTemplate
 from pipeline.data.templates import TEMPLATES
 

@@ -7,11 +7,12 @@ from typing import Any
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Options, data_family, family
 from pipeline.config import auto_layout, methods, sizing
+from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks import weights
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, Key, hint
-from pipeline.config.model_schema import TemplateBlock
-from pipeline.config.schema import AutoLayout, Benchmark, GivenModel, Model, checkpoints, tokenizer_source
+from pipeline.config.model_schema import GivenModel, Model, TemplateBlock
+from pipeline.config.schema import AutoLayout, checkpoints, tokenizer_source
 from pipeline.config.sizing import Shape
 from pipeline.data.chat_templates import chat_template, rendered
 from pipeline.data.errors import DataError

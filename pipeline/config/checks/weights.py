@@ -7,7 +7,8 @@ from typing import Any
 
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, Key
-from pipeline.config.schema import Checkpoint, GivenModel, Model, checkpoints
+from pipeline.config.model_schema import Checkpoint, GivenModel, Model
+from pipeline.config.schema import checkpoints
 from pipeline.config.sizing import Shape
 from pipeline.hub import local_files, model_folder
 from pipeline.hub.description import HubError, describe

@@ -15,10 +15,10 @@ from megatron_ext.config import TrainableLayers
 from megatron_ext.losses import LOSSES
 from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
+from megatron_ext.specs import Unlearning
 from megatron_ext.updates import RULES
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
-from pipeline.config.schema import Unlearning
 
 Key = tuple[str | int, ...]
 NONSENSE = "nonsense"
