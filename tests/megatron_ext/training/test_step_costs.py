@@ -25,7 +25,6 @@ from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG
 
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "tp2": {"tensor": 2},
     "tp2-sp": {"tensor": 2, "sequence_parallel": True},
     "pp2": {"pipeline": 2},
     "dp2": {"data": 2},
@@ -146,7 +145,6 @@ def costs() -> list[dict[tuple[str, str], Costs]]:
 # Beyond the weighted sum's, where each loss's gradient is reduced by itself: over data-parallel ranks (alone or not),
 # over the ends of the pipeline for a tied embedding, over tensor-parallel ranks for norms under sequence parallelism.
 SECOND_REDUCTION = {
-    "tp2": {("allreduce_coalesced", "data", "float32"): 1},
     "tp2-sp": {("allreduce_coalesced", "data", "float32"): 1, ("allreduce", "tensor", "float32"): 1},
     "pp2": {("allreduce_coalesced", "data", "float32"): 1, ("allreduce", "embedding", "float32"): 1},
     "dp2": {("allreduce_coalesced", "data", "float32"): 1},
