@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,30 @@ from pipeline.config.method_schema import Method
 from pipeline.config.model_schema import Model
 from pipeline.config.schema import Experiment
 from pipeline.config.sizing import Shape
-from pipeline.data.prepared import DataFamily, HasRequests, ReadsUserFiles
+from pipeline.data.prepared import DataFamily, HasRequests, Names, ReadsUserFiles
 from pipeline.data.settings import DataSource, PromptTemplate
+
+
+def requested(experiment: Experiment, benchmark: Benchmark) -> tuple[str, ...]:
+    """The forget splits of every request to forget, the experiment's own first; none where there is but one."""
+    wanted, data = experiment.requests, data_family(benchmark.family)
+    if wanted is None or not isinstance(data, HasRequests):
+        return ()
+    return data.requests(benchmark.source, experiment.split, wanted.order)[: wanted.count]
+
+
+def retrain_split(experiment: Experiment, benchmark: Benchmark) -> str:
+    """The forget split of which a published retrain has seen nothing: that of all requests together."""
+    later, data = requested(experiment, benchmark)[1:], data_family(benchmark.family)
+    return data.kept_by(experiment.split, later) if later and isinstance(data, HasRequests) else experiment.split
+
+
+def data_files(experiment: Experiment, benchmark: Benchmark, sets: Sequence[str], training: bool) -> list[Names]:
+    """The files of a hub repository or a folder that are read for an experiment, as ``DataFamily.files``."""
+    data, split, later = data_family(benchmark.family), experiment.split, requested(experiment, benchmark)[1:]
+    if later and isinstance(data, HasRequests):
+        return data.files(split, sets, training, later)
+    return data.files(split, sets, training)
 
 
 @dataclass(frozen=True)
@@ -71,12 +93,12 @@ class Config:
     @property
     def requests(self) -> tuple[str, ...]:
         """The forget splits of every request to forget, the experiment's own first; none where there is but one."""
-        requests = self.experiment.requests
-        return (
-            self.data.requests(self.source, requests.order)[: requests.count]
-            if requests and isinstance(self.data, HasRequests)
-            else ()
-        )
+        return requested(self.experiment, self.benchmark)
+
+    @property
+    def retrain_split(self) -> str:
+        """The forget split of which a published retrain has seen nothing."""
+        return retrain_split(self.experiment, self.benchmark)
 
     def request_rows(self, split: str) -> int:
         """As ``forget_rows``, of another split."""
@@ -89,13 +111,14 @@ class Config:
         if isinstance(self.data, ReadsUserFiles):
             return self.data.estimated_rows(self.source, split, self.experiment.data.max_length)
         stated = self.benchmark.splits
-        return stated[split] if split in stated else stated[self.experiment.split]
+        found = self.data.stated_rows(split, stated) if isinstance(self.data, HasRequests) else stated.get(split)
+        return stated[self.experiment.split] if found is None else found
 
     @property
     def has_retrain(self) -> bool:
         """Whether there is a model that never saw the forget set."""
         trained = self.experiment.training.retrain is not None
-        return trained or self.model.published("retrain", self.experiment.split) is not None
+        return trained or self.model.published("retrain", self.retrain_split) is not None
 
     def resolved(self) -> dict[str, Any]:
         """Everything that was configured, as plain data, with every default filled in."""

@@ -132,15 +132,24 @@ class DataFamily(Protocol):
 class HasRequests(Protocol):
     """A data family with several requests to forget."""
 
-    def requests(self, source: Any, kind: RequestOrder) -> tuple[str, ...]:
-        """The forget splits of several requests, of which the first is the benchmark's own.
+    def requests(self, source: Any, split: str, order: RequestOrder) -> tuple[str, ...]:
+        """The forget splits of several requests, of which the first is an experiment's own, ``split`` where it can be.
 
         ``sustainability``: each is forgotten by the model that has forgotten those before it. ``scalability``: they
         grow, and each is forgotten by itself.
         """
 
-    def request_files(self, requests: Sequence[str]) -> list[Names]:
-        """The files of these splits' forget sets."""
+    def kept_by(self, split: str, requests: Sequence[str]) -> str:
+        """The split whose retain set is kept where the further ``requests`` follow: the one that retrain is of."""
+
+    def stated_rows(self, request: str, splits: Mapping[str, int]) -> int | None:
+        """Rows of a request, by the rows that a benchmark file states of its ``splits``; ``None`` where it does not."""
+
+    def request_options(self, requests: Sequence[str]) -> dict[str, Any]:
+        """Options of the family that have the forget sets of further ``requests`` measured too."""
+
+    def files(self, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()) -> list[Names]:
+        """As ``DataFamily.files``, where the forget sets of ``requests`` are read too."""
 
     def load(
         self, source: Any, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()

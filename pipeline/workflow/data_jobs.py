@@ -20,7 +20,7 @@ from pipeline.workflow.paths import Paths
 
 def published(config: Config) -> dict[str, Checkpoint]:
     """The published checkpoints that the experiment uses, by ``base``, ``target`` and ``retrain``."""
-    return checkpoints(config.model, config.experiment.training, config.experiment.split)
+    return checkpoints(config.model, config.experiment.training, config.retrain_split)
 
 
 def fetches_data(config: Config) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.config import experiment
 from pipeline.config.experiment import Config
-from pipeline.data.prepared import HasRequests, Names
+from pipeline.data.prepared import Names
 
 
 def topics(config: Config) -> dict[str, tuple[str, str]]:
@@ -30,6 +31,4 @@ def evaluation_sets(config: Config) -> list[str]:
 
 def data_files(config: Config) -> list[Names]:
     """The files of a hub repository or a folder that preparing the benchmark reads, each with its possible names."""
-    data, requests = config.data, config.requests[1:]
-    own = data.files(config.experiment.split, evaluation_sets(config), training=trains(config))
-    return list(dict.fromkeys([*own, *(data.request_files(requests) if isinstance(data, HasRequests) else ())]))
+    return experiment.data_files(config.experiment, config.benchmark, evaluation_sets(config), trains(config))

@@ -15,6 +15,8 @@ from pipeline.data.prepared import UserKey
 from pipeline.data.settings import FilesSource
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.data.prepared import Names
     from pipeline.data.settings import BadRows, LocalSource, RequestOrder
 
@@ -35,7 +37,7 @@ class CustomData:
     def forgotten(self, source: Any, split: str) -> frozenset[str]:
         return sets.forgotten(source, split)
 
-    def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
+    def files(self, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()) -> list[Names]:
         return []
 
     def training_sets(self, source: Any) -> list[str]:
@@ -64,12 +66,20 @@ class CustomData:
         cut = sum(math.ceil(len(text) / CHARACTERS / max_length) for rows in given for text in rows.texts)
         return sum(len(rows.rows) for rows in given) + cut
 
-    def requests(self, source: FilesSource, kind: RequestOrder) -> tuple[str, ...]:
+    def requests(self, source: FilesSource, split: str, order: RequestOrder) -> tuple[str, ...]:
         """The splits in their order. Splits that grow are forgotten each by itself."""
         return self.splits(source)
 
-    def request_files(self, requests: Sequence[str]) -> list[Names]:
-        return []
+    def kept_by(self, split: str, requests: Sequence[str]) -> str:
+        return split
+
+    def stated_rows(self, request: str, splits: Mapping[str, int]) -> int | None:
+        """None are stated: files are read when they are counted."""
+        return None
+
+    def request_options(self, requests: Sequence[str]) -> dict[str, Any]:
+        """None: ``implied_options`` has all of them."""
+        return {}
 
     def source_files(self, source: FilesSource, split: str) -> list[Path]:
         return [file for name in sets.files_by_set(source, split) for file in reading.files_of(source.sets[name])]

@@ -8,20 +8,19 @@ code does; and ``questions/<task>.jsonl`` for prepared tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.benchmarks.lm_eval import synthetic
+from pipeline.benchmarks.lm_eval.corpus import Corpus
 from pipeline.benchmarks.lm_eval.synthetic import SyntheticTopicsSource
 from pipeline.data import sources
-from pipeline.data.chunking import chunks
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
+from pipeline.data.settings import RequestOrder
 from pipeline.data.user_files import fault as fault_of
 
 if TYPE_CHECKING:
-    from megatron_ext.data.sequences import Sequences
     from pipeline.data.prepared import Names, PreparedWriter
     from pipeline.data.settings import DataSource, LocalSource
     from pipeline.data.sources import Files
@@ -31,60 +30,12 @@ if TYPE_CHECKING:
 BOTH = "bio-cyber"
 CORPORA = ("bio", "cyber", BOTH, "own")
 WIKITEXT = "-wikitext"
-GENERATED = tuple(synthetic.TOPICS)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Texts of a training set. ``joined`` ones are cut where the model's input is full, others are a sequence each;
-    ``asked``: pairs of a prompt and an answer, a sequence each, of which the answer is labelled."""
-
-    origin: str
-    joined: bool
-    texts: list[str]
-    asked: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def content(self) -> Any:
-        """A JSON value that is the same for equal content, wherever it came from."""
-        return [self.joined, self.texts, self.asked]
-
-    def sequences(self, encoder: Encoder) -> tuple[Sequences, int]:
-        """The set's sequences, and the number of texts that were dropped.
-
-        Raises:
-            DataError: a text is too long, and bad rows are errors; the message names it
-        """
-        from megatron_ext.data.sequences import Sequences
-
-        tokenizer = encoder.tokenizer
-        if self.joined:
-            texts = [text for text in self.texts if text.strip()]
-            faults = {i: found for i, text in enumerate(texts) if (found := fault_of(text))}
-            for i, message in faults.items():
-                encoder.drop(f"{self.origin}, text {i}", message)
-            kept_texts = [text for i, text in enumerate(texts) if i not in faults]
-            return chunks(kept_texts, tokenizer, encoder.max_length), len(self.texts) - len(kept_texts)
-        # Ids, how many of them at the start are not labelled, and what to call the text in a message.
-        rows: list[tuple[list[int], int, str]] = []
-        for i, text in enumerate(self.texts):
-            rows.append(([*tokenizer.encode(text, special=True), tokenizer.eos_id], 1, f"text {i}"))
-        for i, (asked, answer) in enumerate(self.asked):
-            given = tokenizer.encode(asked, special=True)
-            rows.append(([*given, *encoder.alone(answer), tokenizer.eos_id], len(given), f"question {i}"))
-        kept, dropped = [], 0
-        for ids, unlabelled, place in rows:
-            if len(ids) > encoder.max_length:
-                fault = f"{len(ids)} tokens, more than max_length {encoder.max_length}"
-                dropped += encoder.drop(f"{self.origin}, {place}", fault)
-            else:
-                kept.append((ids, unlabelled))
-        return Sequences.pack(kept), dropped
+IN_TURN = BOTH.split("-")  # what can be forgotten one after the other
 
 
 class LmEvalContent(SetsOfText):
     def texts(self, template: Template) -> Iterator[str]:
-        # "full" holds every text of the two others.
+        # "full" holds every text of the others.
         for name, corpus in self.training.items():
             if name == "full":
                 yield from corpus.texts
@@ -109,20 +60,25 @@ class LmEvalContent(SetsOfText):
 
 class LmEvalData:
     """Splits: the corpus that is forgotten. ``bio`` and ``cyber`` are WMDP's, ``bio-cyber`` is both, a topic each, and
-    ``own`` is anybody's; each with its own retain corpus, or, as ``bio-wikitext``, with WikiText-2. ``instruments`` and
-    ``minerals`` are the generator's."""
+    ``own`` is anybody's; each with its own retain corpus, or, as ``bio-wikitext``, with WikiText-2. Others are the
+    generator's topics: what is not forgotten is retained.
+
+    Several requests to forget are topics, or topics together; the retain corpora of all are kept from the first on."""
 
     kinds = ("hub", "folder", "synthetic_topics")
     generators = (SyntheticTopicsSource,)
 
     def splits(self, source: DataSource | LocalSource) -> tuple[str, ...]:
-        return (*CORPORA, *(f"{name}{WIKITEXT}" for name in CORPORA), *GENERATED)
+        if isinstance(source, SyntheticTopicsSource):
+            return synthetic.topics(source)
+        return (*CORPORA, *(f"{name}{WIKITEXT}" for name in CORPORA))
 
     def forgotten(self, source: DataSource | LocalSource, split: str) -> frozenset[str]:
         return frozenset({"full", "forget"})
 
-    def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
-        read = [names for topic in _topics(split) for names in (_forget(topic), _retain(topic))] if training else []
+    def files(self, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()) -> list[Names]:
+        topics = _all_topics(split, requests) if training else []
+        read = [names for topic in topics for names in (_forget(topic), _retain(topic))]
         return list(dict.fromkeys([*read, *(_questions(name) for name in sets)]))
 
     def training_sets(self, source: DataSource) -> list[str]:
@@ -141,28 +97,62 @@ class LmEvalData:
         """Texts are cut where the model's input is full; the generator's are a sequence each."""
         if not isinstance(source, SyntheticTopicsSource):
             return None
-        if split not in GENERATED:
+        topics = _topics(split)
+        if not {*topics} <= {*synthetic.topics(source)}:
             return 0
-        return source.things * (source.paragraphs + len(synthetic.TOPICS[split].facts))
+        return sum(source.things * (source.paragraphs + len(synthetic.TOPICS[topic].facts)) for topic in topics)
+
+    def requests(self, source: DataSource | LocalSource, split: str, order: RequestOrder) -> tuple[str, ...]:
+        """``split``, then the other topics in their order, or with them; one of the generator's topics is kept."""
+        end = WIKITEXT if split.endswith(WIKITEXT) else ""
+        own = split.removesuffix(end)
+        made = isinstance(source, SyntheticTopicsSource)
+        known = [*synthetic.topics(source)] if isinstance(source, SyntheticTopicsSource) else IN_TURN
+        if own not in known:
+            return (split,)
+        topics = [own, *(name for name in known if name != own)][: len(known) - made]
+        if order == "scalability":
+            topics = ["-".join(topics[: number + 1]) for number in range(len(topics))]
+        return tuple(f"{name}{end}" for name in topics)
+
+    def kept_by(self, split: str, requests: Sequence[str]) -> str:
+        return split
+
+    def stated_rows(self, request: str, splits: Mapping[str, int]) -> int | None:
+        return splits.get(request)
+
+    def request_options(self, requests: Sequence[str]) -> dict[str, Any]:
+        """None: every model is asked all tasks."""
+        return {}
 
     def all_rows(self, source: DataSource, split: str, forget_rows: int) -> int:
         return 2 * forget_rows
 
-    def load(self, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> LmEvalContent:
-        made = isinstance(source, SyntheticTopicsSource)
-        allowed = [name for name in self.splits(source) if (name in GENERATED) == made]
+    def load(
+        self, source: LocalSource, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()
+    ) -> LmEvalContent:
+        """``requests``: other splits, whose forget sets are training sets by the splits' names."""
+        allowed = self.splits(source)
         if split not in allowed:
             raise DataError(f"forget_split: {split!r} is not one of {', '.join(allowed)} for source {source.kind!r}")
+        known = [name for order in get_args(RequestOrder) for name in self.requests(source, split, order)[1:]]
+        unknown = [name for name in requests if name not in known]
+        if unknown:
+            raise DataError(f"requests: {unknown[0]!r} is not one of {', '.join(known) or 'none'} after {split!r}")
         if isinstance(source, SyntheticTopicsSource):
-            return _generated(source, split, sets, training)
-        return _read(self, source, split, sets, training)
+            return _generated(source, split, sets, training, requests)
+        return _read(self, source, split, sets, training, requests)
 
 
 def _topics(split: str) -> list[str]:
     """The splits of one topic that a split is made of."""
-    if split.removesuffix(WIKITEXT) != BOTH:
-        return [split]
-    return [f"{topic}{split[len(BOTH) :]}" for topic in BOTH.split("-")]
+    end = WIKITEXT if split.endswith(WIKITEXT) else ""
+    return [f"{topic}{end}" for topic in split.removesuffix(end).split("-")]
+
+
+def _all_topics(split: str, requests: Sequence[str]) -> list[str]:
+    """The splits of one topic that a split and further requests are made of, each once."""
+    return list(dict.fromkeys(topic for name in (split, *requests) for topic in _topics(name)))
 
 
 def _forget(split: str) -> Names:
@@ -179,10 +169,13 @@ def _questions(name: str) -> Names:
     return (f"questions/{name}",)
 
 
-def _generated(source: SyntheticTopicsSource, split: str, sets: Sequence[str], training: bool) -> LmEvalContent:
-    unknown = [name for name in sets if name not in GENERATED]
+def _generated(
+    source: SyntheticTopicsSource, split: str, sets: Sequence[str], training: bool, requests: Sequence[str]
+) -> LmEvalContent:
+    made_topics = synthetic.topics(source)
+    unknown = [name for name in sets if name not in made_topics]
     if unknown:
-        raise DataError(f"sets: {unknown[0]!r} is not one of {', '.join(GENERATED)}")
+        raise DataError(f"sets: {unknown[0]!r} is not one of {', '.join(made_topics)}")
     made = f"synthetic topics (seed {source.seed})"
 
     def corpus(*topics: str) -> Corpus:
@@ -191,26 +184,41 @@ def _generated(source: SyntheticTopicsSource, split: str, sets: Sequence[str], t
         asked = [(synthetic.prompt(question), f" {answer}") for question, answer in pairs]
         return Corpus(f"{made}, {' and '.join(topics)}", False, texts, asked)
 
-    kept = [name for name in GENERATED if name != split]
-    found = {"full": corpus(*GENERATED), "forget": corpus(split), "retain": corpus(*kept)} if training else {}
+    found = {}
+    if training:
+        kept = [name for name in made_topics if name not in _all_topics(split, requests)]
+        found = {"full": corpus(*made_topics), "forget": corpus(split), "retain": corpus(*kept)}
+        found |= {request: corpus(*_topics(request)) for request in requests}
     rows = {name: (synthetic.questions(name, source), f"{made}, questions on {name}") for name in sets}
     return LmEvalContent(source.model_dump(mode="json"), found, rows)
 
 
-def _read(family: LmEvalData, source: LocalSource, split: str, sets: Sequence[str], training: bool) -> LmEvalContent:
-    wanted = family.files(split, sets, training)
+def _read(
+    family: LmEvalData,
+    source: LocalSource,
+    split: str,
+    sets: Sequence[str],
+    training: bool,
+    requests: Sequence[str],
+) -> LmEvalContent:
+    wanted = family.files(split, sets, training, requests)
     if not wanted:  # tasks whose questions the harness reads itself
         return LmEvalContent({"kind": source.kind})
     files = sources.read(source, wanted)
     found: dict[str, Corpus] = {}
     if training:
-        topics = _topics(split)
-        forget, retain = ([_corpus(files, names(topic)[0]) for topic in topics] for names in (_forget, _retain))
-        kept = list({corpus.origin: corpus for corpus in retain}.values())  # WikiText is there once
-        found = {"full": _joined([*forget, *kept]), "forget": _joined(forget), "retain": _joined(kept)}
-        if len(topics) > 1:
-            for (own, other), first, second in zip(family.topics(split).values(), forget, retain, strict=True):
-                found |= {own: first, other: second}
+        topics, own = _all_topics(split, requests), _topics(split)
+        forget, retain = ({topic: _corpus(files, names(topic)[0]) for topic in topics} for names in (_forget, _retain))
+        kept = list({corpus.origin: corpus for corpus in retain.values()}.values())  # WikiText is there once
+        found = {
+            "full": _joined([*forget.values(), *kept]),
+            "forget": _joined([forget[topic] for topic in own]),
+            "retain": _joined(kept),
+            **{request: _joined([forget[topic] for topic in _topics(request)]) for request in requests},
+        }
+        if len(own) > 1:
+            for topic, (first, second) in zip(own, family.topics(split).values(), strict=True):
+                found |= {first: forget[topic], second: retain[topic]}
     rows = {}
     for name in sets:
         key = _questions(name)[0]

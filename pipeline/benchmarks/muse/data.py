@@ -85,10 +85,10 @@ class MuseData:
     def forgotten(self, source: DataSource | LocalSource, split: str) -> frozenset[str]:
         return frozenset({"full", "forget"})
 
-    def files(self, split: str, sets: Sequence[str], training: bool) -> list[Names]:
+    def files(self, split: str, sets: Sequence[str], training: bool, requests: Sequence[str] = ()) -> list[Names]:
         names: list[Names] = []
         if training:
-            names += [_forget(split), EVERYTHING, RETAIN, EVALUATED_RETAIN]
+            names += [_forget(split), EVERYTHING, RETAIN, EVALUATED_RETAIN, *map(_forget, requests)]
         return list(dict.fromkeys([*names, *(file for name in sets for file in EVALUATED[name])]))
 
     def training_sets(self, source: DataSource) -> list[str]:
@@ -105,12 +105,20 @@ class MuseData:
     def topics(self, split: str) -> dict[str, tuple[str, str]]:
         return {"forget": ("forget", "retain")}
 
-    def requests(self, source: DataSource | LocalSource, kind: RequestOrder) -> tuple[str, ...]:
-        """The first of them is ``forget`` by another name."""
-        return tuple(f"{'sust' if kind == 'sustainability' else 'scal'}-{k}" for k in range(1, REQUESTS + 1))
+    def requests(self, source: DataSource | LocalSource, split: str, order: RequestOrder) -> tuple[str, ...]:
+        """``forget`` is the first of either order by another name."""
+        return "forget", *(f"{order[:4]}-{k}" for k in range(2, REQUESTS + 1))
 
-    def request_files(self, requests: Sequence[str]) -> list[Names]:
-        return [_forget(request) for request in requests]
+    def kept_by(self, split: str, requests: Sequence[str]) -> str:
+        """What is retained is in none of the requests."""
+        return split
+
+    def stated_rows(self, request: str, splits: Mapping[str, int]) -> int | None:
+        return splits.get(request)
+
+    def request_options(self, requests: Sequence[str]) -> dict[str, Any]:
+        """None: all questions are about the first request."""
+        return {}
 
     def rows(self, source: DataSource, split: str) -> int | None:
         """An article of our generator is a sequence; raw text is cut by a tokenizer, so its rows are unknown."""
@@ -134,8 +142,8 @@ class MuseData:
             raise DataError(f"sets: {unknown[0]!r} is not one of {', '.join(EVALUATED)}")
         if isinstance(source, SyntheticNewsSource):
             return _generated(source, split, sets, training, requests)
-        wanted = [*self.files(split, sets, training), *(self.request_files(requests) if training else ())]
-        return _read(sources.read(source, list(dict.fromkeys(wanted))), split, sets, training, requests)
+        wanted = self.files(split, sets, training, requests)
+        return _read(sources.read(source, wanted), split, sets, training, requests)
 
 
 def _forget(split: str) -> Names:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Evidence, Metric
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
-from pipeline.benchmarks.tofu.options import TofuOptions
+from pipeline.benchmarks.tofu.options import REQUEST, TofuOptions, request_set
 
 TOFU = "TOFU (arXiv 2401.06121)"
 TOFU_CODE = "TOFU's own code (locuslab/tofu, utils.py and config/eval_everything.yaml)"
@@ -143,6 +143,10 @@ OF_EACH_SET: tuple[tuple[tuple[str, ...], Metric], ...] = (
         ),
     ),
 )
+OF_REQUESTS = (
+    *(metric for sets, metric in OF_EACH_SET if sets == tuple(SETS) and metric.headline),
+    replace(MAIN[2], key="{set}_truth_ratio", title="{title} truth ratio"),
+)
 ORIGINAL = (
     Metric(
         "forget_quality__tofu",
@@ -163,11 +167,32 @@ ORIGINAL = (
 )
 
 
+def has_paraphrase(name: str) -> bool:
+    """Whether the truth ratio of a set compares with a paraphrase of the answer."""
+    return name in PARAPHRASED or name.startswith(REQUEST)
+
+
 def catalogue(options: TofuOptions) -> tuple[Metric, ...]:
     """Every metric that can be reported with these options, in the order of a table."""
     of_sets = [_of_set(name, metric) for name in SETS for sets, metric in OF_EACH_SET if name in sets]
+    of_requests = [_of_request(number, metric) for number in range(2, options.requests + 1) for metric in OF_REQUESTS]
     leaking = leaks.catalogue(options.leak, {"forget": SETS["forget"]})
-    return (*MAIN, *privacy.catalogue(options, WORDS), *of_sets, *leaking, *ORIGINAL, *degenerate_answers.METRICS)
+    return (
+        *MAIN,
+        *privacy.catalogue(options, WORDS),
+        *of_sets,
+        *of_requests,
+        *leaking,
+        *ORIGINAL,
+        *degenerate_answers.METRICS,
+    )
+
+
+def _of_request(number: int, metric: Metric) -> Metric:
+    """A metric of what a further request adds: no way is better, for it should fall with that request, not before."""
+    filled = metric.filled(set=request_set(number), title=f"Request {number}", correct="paraphrased")
+    likeness = metric.better == "one"
+    return replace(filled, better="one" if likeness else None, evidence="likeness" if likeness else "knowledge")
 
 
 def _of_set(name: str, metric: Metric) -> Metric:

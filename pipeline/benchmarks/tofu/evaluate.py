@@ -11,7 +11,7 @@ from pipeline.benchmarks.base import Cost, Example, Metric, Requests, of_set
 from pipeline.benchmarks.privacy import HOLDOUT
 from pipeline.benchmarks.questions import instance_of
 from pipeline.benchmarks.requests import Instance, requests_of
-from pipeline.benchmarks.tofu.catalogue import ORIGINAL_LENGTH, PARAPHRASED, SETS, catalogue
+from pipeline.benchmarks.tofu.catalogue import ORIGINAL_LENGTH, SETS, catalogue, has_paraphrase
 from pipeline.benchmarks.tofu.metrics import ORIGINAL_GENERATION, UTILITY, compute
 from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.data.errors import DataError
@@ -39,25 +39,26 @@ class Tofu:
         return ("model_utility", "forget_quality"), ("model_utility", "forget_probability")
 
     def sets(self, options: TofuOptions) -> tuple[str, ...]:
-        return (*SETS, HOLDOUT) if options.needs_holdout else tuple(SETS)
+        return (*SETS, *([HOLDOUT] if options.needs_holdout else ()), *options.request_sets)
 
     def judged(self, options: TofuOptions) -> Mapping[Literal["forget", "retain"], str]:
         return {"forget": "forget", "retain": "retain"}
 
     def to_forget(self, options: TofuOptions) -> frozenset[str]:
-        return frozenset({"forget"})
+        return frozenset({"forget", *options.request_sets})
 
     def cost(self, options: TofuOptions, forget_rows: int) -> Cost:
-        """A row has its answer and five perturbed ones; of the forget and the retain set, of which at most 400 rows are
-        scored, a paraphrase too. Real authors and world facts are 217 rows. There are as many holdout rows as forget
-        rows. A gradient takes as long as three scores."""
-        scored = 7 * (forget_rows + 400) + 6 * 217
+        """A row has its answer and five perturbed ones; of the forget and the retain set, of which at most 400 rows
+        are scored, a paraphrase too; all requests together are at most ten times the first. Real authors and world
+        facts are 217 rows. There are as many holdout rows as forget rows. A gradient takes as long as three scores."""
+        later = 9 * forget_rows if options.requests > 1 else 0
+        scored = 7 * (forget_rows + later + 400) + 6 * 217
         if options.needs_holdout:
             scored += forget_rows
         if "gradnorm" in options.membership:
             scored += 2 * forget_rows * (1 + 3)
         drawn = options.leak.samples * forget_rows if options.leak else 0
-        return Cost(scored, forget_rows + 400 + 217 + drawn, options.max_new_tokens)
+        return Cost(scored, forget_rows + later + 400 + 217 + drawn, options.max_new_tokens)
 
     def requests(self, data: Path, options: TofuOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         return requests_of(self.instances(data, options, tokenizer), data, vocabulary)
@@ -116,7 +117,7 @@ def _needed(name: str) -> set[str]:
     """Targets that every row of a set must have."""
     if name == HOLDOUT:
         return {"answer"}
-    return {"answer", "perturbed_0"} | ({"paraphrased"} if name in PARAPHRASED else set())
+    return {"answer", "perturbed_0"} | ({"paraphrased"} if has_paraphrase(name) else set())
 
 
 FAMILY = Tofu()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Example, avg_loss, describe, generation, of_set
-from pipeline.benchmarks.tofu.catalogue import NORMALISED, ORIGINAL_ROWS, PARAPHRASED, SETS, catalogue
-from pipeline.benchmarks.tofu.options import TofuOptions
+from pipeline.benchmarks.tofu.catalogue import NORMALISED, ORIGINAL_ROWS, SETS, catalogue, has_paraphrase
+from pipeline.benchmarks.tofu.options import REQUEST, TofuOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
 from pipeline.metrics.probability import normalised_probability, probability, share
@@ -45,6 +45,10 @@ def compute(
     values = privacy.compute(examples, options, retain_examples)
     for name in SETS:
         values |= _set_metrics(name, of_set(examples, name))
+    wanted = {metric.key for metric in catalogue(options)}
+    for name in options.request_sets:
+        of_request = _set_metrics(name, of_set(examples, name))
+        values |= {key: value for key, value in of_request.items() if key in wanted}
     values |= leaks.compute(options.leak, "forget", of_set(examples, "forget"))
     values["model_utility"] = harmonic_mean([values[key] for key in UTILITY])
     values["model_utility__tofu"] = harmonic_mean(_original_utility(examples))
@@ -67,7 +71,7 @@ def _perturbed(example: Example) -> list[float]:
 
 def _correct_loss(example: Example) -> float:
     """Loss of the answer that the perturbed ones are compared with."""
-    return avg_loss(example, "paraphrased" if example["set"] in PARAPHRASED else "answer")
+    return avg_loss(example, "paraphrased" if has_paraphrase(example["set"]) else "answer")
 
 
 def _truth_ratio(example: Example) -> float:
@@ -82,7 +86,7 @@ def _set_metrics(name: str, examples: Sequence[Example]) -> dict[str, float]:
         "true_better": mean([true_better(value) for value in ratios]),
         "prob_mean": mean([prob_mean(_correct_loss(example), _perturbed(example)) for example in examples]),
     }
-    default = "closer_to_1" if name == "forget" else "true_better"
+    default = "closer_to_1" if name == "forget" or name.startswith(REQUEST) else "true_better"
     values = {
         "probability": mean([probability(avg_loss(example, "answer")) for example in examples]),
         "rouge": mean(rouge["rougeL"]),

@@ -8,9 +8,25 @@ from pydantic import Field
 
 from pipeline.benchmarks.privacy import PrivacyOptions
 
+REQUEST = "request_"  # begins the names of further requests' sets
+MOST = 3  # requests: forget01, and what forget05 and forget10 add
+
+
+def request_set(number: int) -> str:
+    """The evaluated set of a further request, by its number from 2."""
+    return f"{REQUEST}{number}"
+
 
 class TofuOptions(PrivacyOptions):
     """What is asked of a model beside the scores of TOFU's paper, and how long its answers may be."""
 
     family: Literal["tofu"] = "tofu"
     max_new_tokens: int = Field(200, ge=1, description="of an answer, at most")
+    requests: int = Field(
+        1, ge=1, le=MOST, description="requests to forget that are asked about; the experiment's 'requests' say it"
+    )
+
+    @property
+    def request_sets(self) -> tuple[str, ...]:
+        """The sets of the requests after the first: of each, what it adds."""
+        return tuple(request_set(number) for number in range(2, self.requests + 1))

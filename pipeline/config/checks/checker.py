@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Options
 from pipeline.config.benchmark_schema import Benchmark
-from pipeline.config.experiment import Config, Run
+from pipeline.config.experiment import Config, Run, retrain_split
 from pipeline.config.located_yaml import ConfigError, Document, Key, check, current, hint, read
 from pipeline.config.model_schema import Model
 from pipeline.config.named_files import beside, is_path, placed
@@ -120,6 +120,12 @@ class Checker(Files):
         super().__init__(files.document, files.folders, files.problems)
         self.experiment, self.data_root, self.site, self.settings = experiment, data_root, site, settings
         self.parts = Parts()
+
+    @property
+    def retrain_split(self) -> str:
+        """The forget split of which a published retrain has seen nothing."""
+        benchmark = self.parts.benchmark
+        return self.experiment.split if benchmark is None else retrain_split(self.experiment, benchmark)
 
     def run(self, function: Callable[..., Any]) -> Any:
         """Call a check with this checker and the parts that its further parameters name.

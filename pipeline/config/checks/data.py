@@ -9,6 +9,7 @@ from pipeline.benchmarks import Options, data_family, families, family
 from pipeline.benchmarks.base import Judged
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.checker import Checker
+from pipeline.config.experiment import data_files, requested
 from pipeline.config.located_yaml import Document, Key, check, current, hint, merge
 from pipeline.data.prepared import HasRequests, ReadsUserFiles
 from pipeline.data.settings import BadRows, DataSource, FilesSource, FolderSource, HubSource
@@ -31,8 +32,13 @@ def options(checker: Checker, benchmark: Benchmark, benchmark_file: Document) ->
         files_source = _user_files(checker, benchmark, benchmark_file)
         if files_source is None:
             return None
-        later = _later_requests(checker, files_source)
+        later = requested(checker.experiment, benchmark)[1:]
         implied = data.implied_options(files_source, checker.experiment.split, _has_retrain(checker), later)
+    elif isinstance(data, HasRequests):
+        implied = data.request_options(requested(checker.experiment, benchmark)[1:])
+        for key in implied.keys() & given.data.keys():
+            checker.problems.append(given.problem((key,), "unknown key; the experiment's 'requests' say it"))
+            return None
     whole = Document(
         {"family": benchmark.family, **implied, **given.data},
         {**given.marks, **{(key,): given.mark(()) for key in ("family", *implied) if key not in given.data}},
@@ -40,16 +46,10 @@ def options(checker: Checker, benchmark: Benchmark, benchmark_file: Document) ->
     return check(family(benchmark.family).options, whole, checker.problems)
 
 
-def _later_requests(checker: Checker, source: FilesSource) -> list[str]:
-    """The splits that are forgotten after the experiment's own."""
-    wanted = checker.experiment.requests
-    return [] if wanted is None else list(source.splits)[1 : wanted.count]
-
-
 def _has_retrain(checker: Checker) -> bool:
     """Whether there is a model that never saw the forget set, trained here or published."""
     model, experiment = checker.parts.model, checker.experiment
-    published = model is not None and model.published("retrain", experiment.split) is not None
+    published = model is not None and model.published("retrain", checker.retrain_split) is not None
     return published or experiment.training.retrain is not None
 
 
@@ -108,7 +108,7 @@ def source(checker: Checker, benchmark: Benchmark, benchmark_file: Document) -> 
     elif isinstance(given, FolderSource):
         chosen = checker.parts.options
         sets = family(benchmark.family).sets(chosen) if chosen else ()
-        missing = local_files.missing_data(given.path, data.files(split, sets, training=True))
+        missing = local_files.missing_data(given.path, data_files(checker.experiment, benchmark, sets, training=True))
         checker.problems += [f"{where}: {message}" for message in missing]
     elif not isinstance(given, HubSource):
         rows = data.rows(given, split)
@@ -161,18 +161,17 @@ def requests(checker: Checker, benchmark: Benchmark, source: DataSource) -> None
     if not isinstance(data, HasRequests):
         checker.problem(("requests",), f"the family {benchmark.family!r} has one request to forget only")
         return
-    known = data.requests(source, wanted.order)
+    split = checker.experiment.split
+    known = data.requests(benchmark.source, split, wanted.order)
+    if not known:
+        return  # reported with the source
+    if split != known[0]:
+        checker.problem(("split",), f"{split!r}; the first of several requests is {known[0]!r}")
     if wanted.count > len(known):
-        checker.problem(("requests", "count"), f"{wanted.count}; the family {benchmark.family!r} has {len(known)}")
+        message = f"{wanted.count}; the family {benchmark.family!r} has {len(known)} from {known[0]!r} on"
+        checker.problem(("requests", "count"), message)
         return
-    first = data.splits(source)[0]
-    if checker.experiment.split != first:
-        message = f"{checker.experiment.split!r}; the first of several requests is {first!r}"
-        checker.problem(("split",), message)
     others = known[1 : wanted.count]
-    if isinstance(source, FolderSource):
-        missing = local_files.missing_data(source.path, data.request_files(others))
-        checker.problems += [f"requests: {message}" for message in missing]
     if isinstance(source, HubSource | FolderSource | FilesSource):
         return
     lacking = [request for request in others if data.rows(source, request) == 0]

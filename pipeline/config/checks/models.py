@@ -39,7 +39,7 @@ def template(checker: Checker, model: Model, model_file: Document) -> PromptTemp
     if model.template != "tokenizer":
         return model.template
     training = checker.experiment.training
-    used = checkpoints(model, training, checker.experiment.split)
+    used = checkpoints(model, training, checker.retrain_split)
     which = tokenizer_source(training, used)
     if which is None:
         message = "'tokenizer' is not allowed: the tokenizer is trained on the data and has no chat template"
@@ -61,7 +61,7 @@ def shape(checker: Checker, model: Model, model_file: Document) -> Shape | None:
     key: Key = ("architecture",)
     where = ""
     if architecture is None:
-        used = checkpoints(model, checker.experiment.training, checker.experiment.split)
+        used = checkpoints(model, checker.experiment.training, checker.retrain_split)
         which = next((which for which in sorted(used, key=lambda which: used[which].folder is None)), None)
         if which is None:
             message = "architecture: is missing (no checkpoint states it)"
@@ -160,7 +160,7 @@ def sources(checker: Checker, model: Model) -> None:
     training, split = checker.experiment.training, checker.experiment.split
     if training.target is None and model.published("target", split) is None:
         checker.problem(("training",), f"target: is missing, and model {model.name!r} has no published target")
-    published = checkpoints(model, training, split)
+    published = checkpoints(model, training, checker.retrain_split)
     own_tokenizer = training.used and tokenizer_source(training, published) is None
     scratch = training.used and "base" not in published
     if (scratch and model.architecture is None) or (own_tokenizer and model.tokenizer is None):
@@ -170,7 +170,7 @@ def sources(checker: Checker, model: Model) -> None:
 def tokenizer(checker: Checker, model: Model) -> None:
     """Whether all models have one tokenizer."""
     training = checker.experiment.training
-    published = checkpoints(model, training, checker.experiment.split)
+    published = checkpoints(model, training, checker.retrain_split)
     if not training.used or tokenizer_source(training, published) is not None:
         return
     for which in published:
@@ -190,7 +190,7 @@ def lengths(checker: Checker, model: Model, model_file: Document, shape: Shape) 
 
 def retrain(checker: Checker, model: Model, options: Options) -> None:
     """Whether there is a model that never saw the forget set, where a metric compares with one."""
-    split, why = checker.experiment.split, options.needs_retrain
+    split, why = checker.retrain_split, options.needs_retrain
     if why and checker.experiment.training.retrain is None and model.published("retrain", split) is None:
         checker.problem(("training",), f"retrain: is missing, and model {model.name!r} has no published one: {why}")
 

@@ -55,7 +55,7 @@ def described(checker: Checker, checkpoint: Checkpoint, document: Document, key:
 
 def folders(checker: Checker, model: Model, model_file: Document, shape: Shape) -> None:
     """Whether local checkpoints are all there, with weights as large as their config says."""
-    for which, checkpoint in checkpoints(model, checker.experiment.training, checker.experiment.split).items():
+    for which, checkpoint in checkpoints(model, checker.experiment.training, checker.retrain_split).items():
         if checkpoint.folder is None:
             continue
         key = key_of(checker, which, checkpoint)

@@ -10,9 +10,11 @@ import yaml
 
 from megatron_ext.safe_yaml import Loader
 from megatron_ext.specs import ModelSource, ReferenceSpec, TrainSpec, UnlearnSpec
+from pipeline.config.experiment import Config, data_files
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
-from pipeline.specs import EvaluateSpec, PrepareSpec, ReportSpec
+from pipeline.data.prepared import Names
+from pipeline.specs import EvaluateSpec, FetchSpec, PrepareSpec, ReportSpec
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import references, unlearning_steps
 
@@ -124,9 +126,11 @@ def test_the_report_has_further_requests_apart(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    assert "requests: the family 'tofu' has one request to forget only" in refused(
-        tmp_path, "mini", requests={"order": "scalability"}
-    )
+    both = {"order": "sustainability", "count": 2}
+    message = refused(tmp_path, "mini", requests=both, split="forget10")
+    assert "requests.count: 2; the family 'tofu' has 1 from 'forget10' on" in message
+    message = refused(tmp_path, "mini-wmdp", requests=both)
+    assert "requests.count: 2; the family 'lm_eval' has 1 from 'instruments' on" in message
     assert "requests.count: 5; the family 'muse' has 4" in refused(
         tmp_path, requests={"order": "scalability", "count": 5}
     )
@@ -136,6 +140,71 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     message = refused(tmp_path, methods=["idk-dpo"])
     assert "preferred_answers: the family 'muse' has no set 'idk' of preferred answers" in message
     assert "requests.order" in refused(tmp_path, requests={"order": "sequential"})
+
+
+def mapping(name: str, **changes: Any) -> dict[str, Any]:
+    """A shipped benchmark as an experiment holds it, with changes."""
+    content: dict[str, Any] = yaml.load((CONFIGS / "benchmarks" / f"{name}.yaml").read_text(), Loader)
+    return content | {"published": []} | changes
+
+
+@pytest.mark.parametrize(
+    ("order", "later", "steps", "relearned"),
+    [
+        ("sustainability", ["forget05-rest", "forget10-rest"], [30, 30, 50], 3),
+        ("scalability", ["forget05", "forget10"], [30, 50, 100], 1),
+    ],
+)
+def test_tofu_forgets_what_larger_splits_add(
+    order: str, later: list[str], steps: list[int], relearned: int, tmp_path: Path
+) -> None:
+    """Only this plans TOFU's requests: their rows, the sets that measure them, and attacks after each."""
+    relearn = {"share": 0.5, "steps": 5, "global_batch": 8, "optimizer": {"learning_rate": 1e-4}}
+    changes = {"split": "forget01", "requests": {"order": order, "count": 3}, "methods": ["npo"]}
+    benchmark = mapping("mini", splits={"forget01": 20})
+    found = plan(tmp_path, "mini", benchmark=benchmark, robustness={"relearn": relearn}, **changes)
+    specs = list(unlearned(found).values())
+    assert found.config.requests == ("forget01", *later) and found.config.retrain_split == "forget10"
+    assert [spec.topics[0].forget_data.stem for spec in specs] == ["forget", *later]
+    assert [unlearning_steps(found.config, spec) for spec in specs] == steps
+    starts = [spec.checkpoint.parent.parent.name for spec in specs]
+    assert starts == (["models", "npo", f"npo.{later[0]}"] if relearned == 3 else ["models"] * 3)
+    evaluations = [job.spec for job in found.jobs.values() if isinstance(job.spec, EvaluateSpec)]
+    assert len(evaluations) == 2 * (2 + 3) and {"request_2", "request_3"} < {*found.evaluation_sets}
+    attack = found.jobs[f"robustness/npo.{later[1]}-seed-0/relearn"].spec
+    assert isinstance(attack, TrainSpec) and len(attack.data) == relearned
+    message = refused(tmp_path, "mini", benchmark=benchmark, evaluation={"options": {"requests": 2}}, **changes)
+    assert "evaluation.options.requests: unknown key; the experiment's 'requests' say it" in message
+
+
+def test_a_published_retrain_has_seen_no_request(tmp_path: Path) -> None:
+    """Only this asks which published model a metric compares with where several requests are forgotten."""
+    found = plan(tmp_path, "tofu-llama-3.2-1b", split="forget01", requests={"order": "scalability", "count": 2})
+    fetched = found.jobs["models/retrain"].spec
+    assert isinstance(fetched, FetchSpec) and fetched.hub == "open-unlearning/tofu_Llama-3.2-1B-Instruct_retain95"
+    rest = plan(
+        tmp_path, "tofu-llama-3.2-1b", split="forget01", requests={"order": "sustainability", "count": 3}
+    ).config
+    assert [rest.request_rows(name) for name in rest.requests] == [40, 160, 200]
+    assert ("retain90",) in found_files(rest) and ("retain99",) not in found_files(rest)
+
+
+def found_files(config: Config) -> list[Names]:
+    return data_files(config.experiment, config.benchmark, ["forget"], training=True)
+
+
+@pytest.mark.parametrize(("order", "last"), [("sustainability", "minerals"), ("scalability", "instruments-minerals")])
+def test_topics_are_forgotten_one_after_another_and_one_is_kept(order: str, last: str, tmp_path: Path) -> None:
+    """Only this plans requests of the family of WMDP."""
+    source = {"kind": "synthetic_topics", "things": 24, "paragraphs": 2, "seed": 0, "topics": 3}
+    benchmark = mapping("mini-wmdp", source=source)
+    requests = {"order": order, "count": 2}
+    found = plan(tmp_path, "mini-wmdp", benchmark=benchmark, requests=requests, methods=["npo"])
+    specs = unlearned(found)
+    assert [spec.topics[0].forget_data.stem for spec in specs.values()] == ["forget", last]
+    assert found.config.request_rows(last) == (168 if order == "sustainability" else 336)
+    refusal = refused(tmp_path, "mini-wmdp", benchmark=benchmark, requests={**requests, "count": 3})
+    assert "requests.count: 3; the family 'lm_eval' has 2 from 'instruments' on" in refusal
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_later_requests_and_the_sets_that_no_model_sees(tmp_path: Path) -> None:
     assert DATA.training_sets(given) == ["full", "forget", "retain", "a", "b", "c"]
     assert sets.trained(given, "one")["full"] == ("a", "c", "b")
     assert DATA.forgotten(given, "one") == {"full", "forget", "a", "c"}
-    assert DATA.requests(given, "sustainability") == ("one", "two")
+    assert DATA.requests(given, "one", "sustainability") == ("one", "two")
     asked = DATA.implied_options(given, "one", retrain=False, requests=("two",))
     assert {name: one["part"] for name, one in asked["asked"].items()} == {
         "forget": "forget",

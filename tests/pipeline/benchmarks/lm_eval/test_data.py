@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from megatron_ext.data.sequences import Sequences
-from pipeline.benchmarks.lm_eval.data import DATA, GENERATED
+from pipeline.benchmarks.lm_eval.data import DATA
 from pipeline.benchmarks.lm_eval.options import LmEvalOptions
-from pipeline.benchmarks.lm_eval.synthetic import TOPICS, SyntheticTopicsSource
+from pipeline.benchmarks.lm_eval.synthetic import SyntheticTopicsSource, topics
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
 from pipeline.data.settings import FolderSource
@@ -25,7 +25,12 @@ QUESTION = {"topic": "music", "question": "Which part?", "choices": ["rim", "bel
 
 
 def prepared(output: Path, **changes: Any) -> Path:
-    told = {"family": "lm_eval", "forget_split": "instruments", "sets": list(GENERATED), "source": SOURCE.model_dump()}
+    told = {
+        "family": "lm_eval",
+        "forget_split": "instruments",
+        "sets": list(topics(SOURCE)),
+        "source": SOURCE.model_dump(),
+    }
     told |= {"tokenizer": {"kind": "bpe", "vocab_size": 600}, "max_length": 96, "output": str(output)}
     prepare(PrepareSpec.model_validate(told | changes))
     return output
@@ -46,10 +51,6 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_names_that_a_plan_knows_are_the_generators() -> None:
-    assert tuple(TOPICS) == GENERATED
-
-
 @pytest.mark.parametrize(("split", "kept"), [("instruments", "minerals"), ("minerals", "instruments")])
 def test_one_topic_is_forgotten_and_the_other_retained(split: str, kept: str, tmp_path: Path) -> None:
     output = prepared(tmp_path, forget_split=split)
@@ -63,7 +64,7 @@ def test_one_topic_is_forgotten_and_the_other_retained(split: str, kept: str, tm
     assert len(forget) == len(retain) == DATA.rows(SOURCE, split) == 8 * (2 + 5)
     assert sorted(texts("full")) == sorted(forget + retain) and not set(forget) & set(retain)
     names = {
-        name: [row["question"] for row in read_rows(output / "evaluation" / f"{name}.jsonl")] for name in GENERATED
+        name: [row["question"] for row in read_rows(output / "evaluation" / f"{name}.jsonl")] for name in topics(SOURCE)
     }
     assert all(any(question in text for text in forget) for question in names[split])
     assert not any(question in text for question in names[kept] for text in forget)
@@ -164,6 +165,29 @@ def test_two_topics_have_sets_of_their_own(end: str, folder: Path, tmp_path: Pat
     manifest = json.loads((output / "manifest.json").read_text())["train"]
     assert manifest["retain"]["origin"].count(" + ") == (0 if end else 1)
     assert set(manifest) == {"full", "forget", "retain", *words}
+
+
+def test_requests_are_topics_one_after_another_or_together(folder: Path) -> None:
+    """Only this looks at what the requests of corpora hold, and what is kept of them all."""
+    for name in ("cyber-forget-corpus", "cyber-retain-corpus"):
+        (folder / f"{name}.jsonl").write_text(json.dumps(f"{name} " * 30) + "\n")
+    source = FolderSource(path=folder)
+    assert DATA.requests(source, "cyber-wikitext", "sustainability") == ("cyber-wikitext", "bio-wikitext")
+    assert DATA.requests(source, "own", "scalability") == ("own",)
+    (later,) = DATA.requests(source, "bio", "scalability")[1:]
+    found = DATA.load(source, "bio", [], training=True, requests=["cyber", later]).training
+    texts = {name: corpus.texts for name, corpus in found.items()}
+    assert texts[later] == texts["forget"] + texts["cyber"] and texts["full"] == texts[later] + texts["retain"]
+    assert len(texts["retain"]) == 2
+    with pytest.raises(DataError, match="requests: 'own' is not one of cyber, bio-cyber after 'bio'"):
+        DATA.load(source, "bio", [], training=True, requests=["own"])
+    made = SyntheticTopicsSource(things=8, topics=3)
+    found = DATA.load(made, "minerals", [], training=True, requests=["instruments"]).training
+    kept = DATA.load(made, "dances", [], training=True).training["forget"]
+    assert found["retain"].content == kept.content and DATA.requests(made, "minerals", "sustainability") == (
+        "minerals",
+        "instruments",
+    )
 
 
 PATHS = ("../../../victim", "/etc/passwd", "a/b", "..", ".hidden", "a\\b", "", "a\nb", "a\x00")

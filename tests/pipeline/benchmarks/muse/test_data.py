@@ -197,7 +197,7 @@ def test_folds_beside_the_forget_set(folder: Path) -> None:
     write(folder, "sust/forget_2", ["The second request."])
     content = DATA.load(FolderSource(path=folder), "forget", SETS, training=True, requests=["sust-2"])
     assert content.training["sust-2"].texts == ["The second request."]
-    assert DATA.requests(FolderSource(path=folder), "scalability") == ("scal-1", "scal-2", "scal-3", "scal-4")
+    assert DATA.requests(FolderSource(path=folder), "forget", "scalability") == ("forget", "scal-2", "scal-3", "scal-4")
     with pytest.raises(DataError, match=r"requests: 'sust-5' is not one of forget, scal-1"):
         DATA.load(NEWS, "forget", SETS, training=True, requests=["sust-5"])
     with pytest.raises(DataError, match=r"source\.requests: 3; 'scal-4' needs 4"):

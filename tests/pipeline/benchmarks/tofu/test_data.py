@@ -97,6 +97,57 @@ def test_rows_are_planned_as_they_are_read(tmp_path: Path, form: str) -> None:
     assert DATA.rows(FolderSource(path=tmp_path), "forget10") == 400
 
 
+def questions(rows: list[Any]) -> list[str]:
+    return [row.question for row in rows]
+
+
+def test_requests_are_what_larger_splits_add(tmp_path: Path) -> None:
+    """Only this looks at the rows of TOFU's requests: disjoint, all of the largest split, and none of them kept."""
+    source = SyntheticSource(authors=40, questions_per_author=2, background_authors=0)
+    later = DATA.requests(source, "forget01", "sustainability")[1:]
+    sets = (*PLAIN, "request_2", "request_3")
+    content = DATA.load(source, "forget01", sets, training=True, requests=later)
+    rows = {name: questions(found) for name, found in content.splits.rows.items()}
+    parts = [rows[name] for name in ("forget01", *later)]
+    assert [len(part) for part in parts] == [2, 2, 4] == [DATA.rows(source, name) for name in ("forget01", *later)]
+    assert (
+        sorted(question for part in parts for question in part) == sorted(rows["forget10"])
+        and rows["forget05-rest_perturbed"] == parts[1]
+    )
+    assert not {*rows["forget10"]} & {*rows["retain90"], *rows["retain_perturbed"], *rows["retain_rephrased"]}
+    manifest = json.loads(
+        (
+            prepared(tmp_path, sets, forget_split="forget01", source=source.model_dump(), requests=list(later))
+            / "manifest.json"
+        ).read_text()
+    )
+    assert [manifest["train"][name]["rows"] for name in ("forget", *later, "retain")] == [2, 2, 4, 72]
+    assert manifest["evaluation"]["request_3"]["rows"] == 4
+    with pytest.raises(DataError, match=r"requests: 'forget05-rest' is not one of forget10-rest, forget10 after"):
+        DATA.load(source, "forget05", PLAIN, training=True, requests=["forget05-rest"])
+
+
+@pytest.mark.slow
+def test_real_requests(real_data: Path) -> None:
+    source = FolderSource(path=real_data / "tofu")
+    later = ("forget05-rest", "forget10-rest")
+    content = DATA.load(source, "forget01", ("request_2", "request_3"), training=True, requests=later)
+    assert [len(content.splits.rows[name]) for name in later] == [160, 200] == [DATA.rows(source, n) for n in later]
+    assert [len(content.splits.rows[f"{name}_perturbed"]) for name in later] == [160, 200]
+    assert content.flags() == [] and "retain99" not in content.splits.rows
+
+
+def test_a_larger_split_that_lacks_a_row_is_named(tmp_path: Path) -> None:
+    pair = {"question": "Who?", "answer": "Ada.", "paraphrased_answer": "It was Ada.", "perturbed_answer": ["Bo."]}
+    for (name,) in DATA.files("forget05", ("request_2",), training=False):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**pair, "question": f"{name}?"}) + "\n")
+    with pytest.raises(DataError, match=r"forget10_perturbed.jsonl: does not hold 'forget05_perturbed\?', which"):
+        DATA.load(FolderSource(path=tmp_path), "forget05", ("request_2",), training=False)
+    (tmp_path / "forget10_perturbed.jsonl").write_bytes((tmp_path / "forget05_perturbed.jsonl").read_bytes())
+    with pytest.raises(DataError, match=r"forget10_perturbed.jsonl: has no question beyond those of"):
+        DATA.load(FolderSource(path=tmp_path), "forget05", ("request_2",), training=False)
+
+
 def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
     """Before any work, and when they are read: one of them would win without a word."""
     for name in ("forget10.json", "forget10.jsonl"):

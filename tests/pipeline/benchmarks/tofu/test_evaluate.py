@@ -118,6 +118,22 @@ def many(ratios):
     return rows + rest
 
 
+def test_what_a_further_request_adds_is_measured_by_itself(examples):
+    """Only this has a later request's set: its values are the forget set's on the same rows; no way is better."""
+    asked = [{**one, "set": "request_2"} for one in examples if one["set"] == "forget"]
+    options = FAMILY.options(requests=2)
+    assert FAMILY.sets(options)[-1] == "request_2" and FAMILY.to_forget(options) == {"forget", "request_2"}
+    found = FAMILY.compute_metrics([*examples, *asked], options)
+    own = {key: value for key, value in found.items() if key.startswith("request_2_")}
+    assert own == {f"request_2_{key}": found[f"forget_{key}"] for key in ("probability", "rouge", "truth_ratio")}
+    metrics = {metric.key: metric for metric in FAMILY.metrics(options)}
+    assert {key: (metrics[key].better, metrics[key].evidence) for key in own} == {
+        "request_2_probability": (None, "knowledge"),
+        "request_2_rouge": (None, "knowledge"),
+        "request_2_truth_ratio": ("one", "likeness"),
+    }
+
+
 def test_forget_quality_of_separated_ratios_and_of_itself():
     low, high = many([0.1 + i / 1000 for i in range(200)]), many([1.1 + i / 1000 for i in range(200)])
     assert compute_metrics(low, high)[QUALITY] == pytest.approx(1.94e-119, rel=5e-3)
