@@ -179,12 +179,12 @@ def test_tofu_forgets_what_larger_splits_add(
 
 def test_a_published_retrain_has_seen_no_request(tmp_path: Path) -> None:
     """Only this asks which published model a metric compares with where several requests are forgotten."""
-    found = plan(tmp_path, "tofu-llama-3.2-1b", split="forget01", requests={"order": "scalability", "count": 2})
+    changes = {"split": "forget01", "methods": ["npo"]}
+    found = plan(tmp_path, "tofu-llama-3.2-1b", requests={"order": "scalability", "count": 2}, **changes)
     fetched = found.jobs["models/retrain"].spec
     assert isinstance(fetched, FetchSpec) and fetched.hub == "open-unlearning/tofu_Llama-3.2-1B-Instruct_retain95"
-    rest = plan(
-        tmp_path, "tofu-llama-3.2-1b", split="forget01", requests={"order": "sustainability", "count": 3}
-    ).config
+    requests = {"order": "sustainability", "count": 3}
+    rest = plan(tmp_path, "tofu-llama-3.2-1b", requests=requests, **changes).config
     assert [rest.request_rows(name) for name in rest.requests] == [40, 160, 200]
     assert ("retain90",) in found_files(rest) and ("retain99",) not in found_files(rest)
 
