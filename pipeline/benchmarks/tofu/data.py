@@ -179,8 +179,9 @@ class TofuData:
         if not isinstance(source, FolderSource):
             return None
         paths = [sources.find(source.path, (one,)) for one in (name, *smaller)]
-        all_rows, *left_out = (0 if path is None else user_files.count(path) for path in paths)
-        return max(0, all_rows - sum(left_out))
+        counts = [0 if path is None else user_files.count(path) for path in paths]
+        known = [count for count in counts if count is not None]
+        return None if len(known) < len(counts) else max(0, known[0] - sum(known[1:]))
 
     def requests(self, source: DataSource | LocalSource, split: str, order: RequestOrder) -> tuple[str, ...]:
         """From ``split`` on, the splits themselves where they grow, else what each has beyond the one before it."""
