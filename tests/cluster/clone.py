@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,24 +218,35 @@ def slurm_jobs(*states: str) -> dict[str, str]:
 
 def ranks(job: str) -> list[Rank]:
     """The ranks of a job that are running now, as their processes' environment tells."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            values = environment(folder)
-        except OSError:  # it has ended meanwhile
-            continue
-        is_python = Path(words[0]).name.startswith("python") and "pipeline.launch" in words and "--rank" in words
-        if is_python and values.get("SLURM_JOB_ID") == job:
-            number = int(values["RANK"])
+    found: dict[int, Rank] = {}
+    for process, words, values in processes(job):  # the oldest first: a child that a rank forks looks like its rank
+        if Path(words[0]).name.startswith("python") and "pipeline.launch" in words and "--rank" in words:
             node, gpus = values.get("SLURMD_NODENAME", ""), values.get("CUDA_VISIBLE_DEVICES", "")
-            found[number] = Rank(int(folder.name), number, node, gpus)
+            number = int(values["RANK"])
+            found.setdefault(number, Rank(process.pid, number, node, gpus))
     return [found[number] for number in sorted(found)]
 
 
-def environment(process: Path) -> dict[str, str]:
-    text = (process / "environ").read_bytes().decode(errors="replace")
-    return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
+def processes(job: str) -> list[tuple[psutil.Process, list[str], dict[str, str]]]:
+    """The processes of a job, the oldest first, each with its command and environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words, values = process.cmdline(), process.environ()
+            if words and values.get("SLURM_JOB_ID") == job:
+                found.append((process.create_time(), process, words, values))
+        except psutil.Error:  # it has ended meanwhile
+            continue
+    return [entry[1:] for entry in sorted(found, key=lambda entry: entry[:1])]
+
+
+def held(job: str) -> psutil.Process:
+    """The script of a job, stopped: the job goes on running until ``resume`` of it, or until it is cancelled."""
+    begun = wait_for(
+        "the job's script", lambda: [one for one, words, _ in processes(job) if "slurm_script" in " ".join(words)], 60
+    )
+    begun[0].suspend()
+    return begun[0]
 
 
 def json_lines(path: Path, *without: str) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ def start_munge(folder: Path) -> None:
 
 
 def stop(folder: Path) -> None:
-    """End jobs, then nodes, controller and, where it was started here, munge; what lives 20 s longer is killed."""
+    """End jobs, then nodes, controller and, where it was started here, munge; what lives a minute longer is killed."""
     if running(folder):
         jobs = slurm(folder, "squeue", "--noheader", "--format=%i").split()
         if jobs:
@@ -160,7 +160,7 @@ def slurm(folder: Path, *command: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
 
 
-def until(done: Callable[[], bool], seconds: float = 20) -> bool:
+def until(done: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether ``done`` became true in that time."""
     end = time.monotonic() + seconds
     while not done():

@@ -74,5 +74,5 @@ def image(clone: Clone) -> Path:
 def clone(cluster: None, folder: Path) -> Clone:
     """A clone as a user has it on a login node: nothing is installed but what submits jobs."""
     made = copy(folder / "clone", USER)
-    made.user.must("make", "install-login", "PYTHON=/usr/bin/python3", cwd=made.folder, timeout=300)
+    made.user.must("make", "install-login", "PYTHON=/usr/bin/python3", cwd=made.folder, timeout=900)
     return made

@@ -188,8 +188,12 @@ def test_a_rank_dies_then_the_job_is_cancelled_then_it_ends_with_the_same_bits(
 
     with clone.running(target, "--retries", "0", experiment=tiny) as process:
         job, processes = unlearning(run)
+        for rank in processes[:3]:
+            os.kill(
+                rank.pid, signal.SIGSTOP
+            )  # or one of them might fail, for want of the killed one, and end before it
         os.kill(processes[3].pid, signal.SIGKILL)
-        wait_for("the end of the job", lambda: job not in slurm_jobs("RUNNING", "COMPLETING"), 20)
+        wait_for("the end of the job, before its time-out", lambda: job not in slurm_jobs("RUNNING", "COMPLETING"), 90)
         process.wait()
     died = process.outcome
     assert died.status == 1
@@ -205,6 +209,7 @@ def test_a_rank_dies_then_the_job_is_cancelled_then_it_ends_with_the_same_bits(
         process.wait()
     cancelled = process.outcome
     assert cancelled.status == 1 and "CANCELLED" in cancelled.printed
+    wait_for("the end of the job", lambda: job not in slurm_jobs("RUNNING", "COMPLETING"), 60)
     second = states(run)
     assert first < second < 60
 
@@ -227,7 +232,7 @@ def test_a_wrong_partition_is_named(clone: Clone, experiments: Path, image: Path
         clone.site(**SITE, image=str(image))
     assert done.status != 0
     assert "site.yaml: partition: Slurm has no 'nonesuch'; allowed: main" in done.printed
-    assert slurm_jobs() == before
+    assert slurm_jobs().keys() <= before.keys(), "nothing was submitted; Slurm forgets old jobs meanwhile"
 
 
 def test_limits_of_memory_and_time(clone: Clone, experiments: Path) -> None:
@@ -242,23 +247,25 @@ def test_limits_of_memory_and_time(clone: Clone, experiments: Path) -> None:
     assert any("exceeded memory limit" in (clone.folder / log).read_text() for log in named), done.printed
 
     attempts = clone.folder / "results/long/logs/models/attempts"
+    killed = len(list(attempts.glob("target.*.log")))  # 1, or 0 where the kill left no time to write there
+    # Three minutes: Slurm warns half a minute early, and what is only starting does not hear it.
     with clone.running(
-        target, "--retries", "1", "--set-resources", "train_model:runtime=2", experiment=long
+        target, "--retries", "1", "--set-resources", "train_model:runtime=3", experiment=long
     ) as process:
-        again = attempts / "target.3.log"
-        wait_for("the second attempt to go on", lambda: again.exists() and "going on" in again.read_text(), 200)
+        first, again = (attempts / f"target.{killed + number}.log" for number in (1, 2))
+        wait_for("the second attempt to go on", lambda: again.exists() and "going on" in again.read_text(), 400)
         process.interrupt()
     assert process.outcome.status == 1
-    stopped = re.search(r"asked to stop: the state after step (\d+) of", (attempts / "target.2.log").read_text())
+    stopped = re.search(r"asked to stop: the state after step (\d+) of", first.read_text())
     assert stopped, "the warning came, and was obeyed"
     assert f"going on after step {stopped[1]}\n" in again.read_text()
     assert "results/long/logs/models/target.log" in process.outcome.printed
-    wait_for("the last job's end", lambda: not slurm_jobs("RUNNING", "PENDING", "COMPLETING"), 30)
+    wait_for("the last job's end", lambda: not slurm_jobs("RUNNING", "PENDING", "COMPLETING"), 90)
 
 
 def unlearning(run: Path, after: int = 0) -> tuple[str, list[Rank]]:
     """The job that unlearns, and its ranks, as soon as it has written a state after step ``after``."""
-    wait_for("a state", lambda: states(run) > after, 120)
+    wait_for("a state", lambda: states(run) > after, 240)
     (job,) = [number for number, what in slurm_jobs("RUNNING").items() if what.startswith("rule_unlearn_target")]
     return job, ranks(job)
 
