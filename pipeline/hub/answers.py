@@ -1,7 +1,8 @@
 """What the hub answers, looked at before the hub's library makes paths of it.
 
 huggingface_hub 2.4.0 puts a file's ETag and a repository's commit into paths of its cache as they come, so that a hub,
-or a mirror in its place, could write any file of the user's. A test tells when that is mended upstream.
+or a mirror in its place, could write any file of the user's. And it waits for ever for a list of files, and as long as
+a busy hub asks it to. Tests tell when that is mended upstream.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 # Of a file's own answer, from the hub and not from the server that it may send one to.
 COMMIT_HEADER = "X-Repo-Commit"
 ETAGS = ("X-Linked-Etag", "ETag")
+PATIENCE = 60.0  # seconds without a byte
+LONGEST_WAIT = 600  # seconds; a hub that asks for a longer one is not waited for
 
 
 def guard() -> None:
-    """Have the hub's library look at every answer with ``check`` from now on."""
+    """Have the hub's library bound every request and look at every answer with ``check`` from now on."""
     from huggingface_hub import set_client_factory
 
     set_client_factory(_client)
@@ -30,12 +33,22 @@ def _client() -> httpx2.Client:
     from huggingface_hub.utils import _http
 
     client = _http.default_client_factory()
-    client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], check]}
+    hooks = client.event_hooks
+    client.event_hooks = {"request": [*hooks["request"], bound], "response": [*hooks["response"], check]}
     return client
 
 
+def bound(request: httpx2.Request) -> None:
+    """Have a request end after ``PATIENCE`` seconds of silence where the library sets no bound of its own."""
+    given = request.extensions.get("timeout", {})
+    kinds = ("connect", "read", "write", "pool")
+    bounds = {kind: PATIENCE if given.get(kind) is None else given[kind] for kind in kinds}
+    request.extensions = {**request.extensions, "timeout": bounds}
+
+
 def check(response: httpx2.Response) -> None:
-    """Raises ``ValueError`` for an answer whose commit or digest is none."""
+    """Raises ``ValueError`` for an answer whose commit or digest is none, or that asks for too long a wait."""
+    _refuse_waiting(response)
     commit = response.headers.get(COMMIT_HEADER)
     if commit is not None:
         _refuse(commit, COMMIT, COMMIT_HEADER)
@@ -47,6 +60,18 @@ def check(response: httpx2.Response) -> None:
         found = response.json()
         if isinstance(found, dict) and found.get("sha") is not None:
             _refuse(str(found["sha"]), COMMIT, "sha")
+
+
+def _refuse_waiting(response: httpx2.Response) -> None:
+    from huggingface_hub.utils import _http
+
+    if response.is_success or response.is_redirect:
+        return
+    limit = _http.parse_ratelimit_headers(response.headers)
+    asked = [_http._parse_retry_after(response.headers), limit.reset_in_seconds if limit else None]
+    longest = max((seconds for seconds in asked if seconds is not None), default=0)
+    if longest > LONGEST_WAIT:
+        raise ValueError(f"status {response.status_code}, and it asks to wait for {longest} s. Try again after that")
 
 
 def _refuse(text: str, form: re.Pattern[str], name: str) -> None:

@@ -55,9 +55,9 @@ EXPERIMENT = {
 UNLEARNED = Path("unlearned/npo/seed-0")
 TIMES = ("seconds", "peak_memory_bytes", "peak_reserved_bytes")
 VICTIMS = ("a rank", "all ranks", "the launcher", "the run", "the whole group")
-STARTED = 90.0  # seconds until a step must have started
-DONE = 300.0  # seconds that a run may take
-LEFT = 60.0  # seconds until nothing of a killed run works any more
+STARTED = 600.0  # seconds until a step must have started
+DONE = 1200.0  # seconds that a run may take
+LEFT = 120.0  # seconds until nothing of a killed run works any more
 
 
 class Campaign:

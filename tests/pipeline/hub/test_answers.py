@@ -121,6 +121,30 @@ def test_a_commit_is_forty_digits(text: str) -> None:
         answers.check(httpx2.Response(200, headers={"X-Repo-Commit": text, "ETag": '"abc"'}, request=request))
 
 
+def test_silence_has_an_end() -> None:
+    """A bound of the library's own stays; where it has none, as its client has none, there is one."""
+    httpx2 = pytest.importorskip("httpx2")
+    from huggingface_hub.utils import _http
+
+    assert _http.default_client_factory().timeout == httpx2.Timeout(None), "mended upstream"
+    given = {"connect": None, "read": 10.0, "write": None, "pool": None}
+    request = httpx2.Request("GET", "https://host/api/datasets/some/set", extensions={"timeout": given})
+    answers.bound(request)
+    assert request.extensions["timeout"] == dict.fromkeys(given, answers.PATIENCE) | {"read": 10.0}
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Retry-After": "86400"}, {"RateLimit": '"api";r=0;t=86400'}, {"Retry-After": "601"}]
+)
+def test_a_hub_that_asks_for_a_day_is_not_waited_for(headers: dict[str, str]) -> None:
+    """The library sleeps for as long as it is asked to."""
+    httpx2 = pytest.importorskip("httpx2")
+    request = httpx2.Request("GET", "https://host/some/set/resolve/main/full.json")
+    answers.check(httpx2.Response(429, headers={"Retry-After": "30"}, request=request))
+    with pytest.raises(ValueError, match="status 429, and it asks to wait for"):
+        answers.check(httpx2.Response(429, headers=headers, request=request))
+
+
 def test_the_guard_is_still_needed(hub: Hub, tmp_path: Path) -> None:
     """Fails when huggingface_hub has mended it: then ``pipeline.hub.answers`` can go."""
     hub.said = {"ETag": '"../../../../../victim"'}
