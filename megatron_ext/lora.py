@@ -67,11 +67,11 @@ class Lora(Strict):
             found.append("lora.targets: is given, but 'trainable_layers' names matrices already; allowed: null")
         return found
 
-    def model_problems(self, fused: bool, experts: bool) -> list[str]:
+    def model_problems(self, fused: bool, experts: bool, latent: bool) -> list[str]:
         """What does not fit the model: messages that begin with the key."""
         known = FUSED if fused else MATRICES
         here = ATTENTION if experts else tuple(known)
-        allowed = [name for linear in here for name in known[linear]]
+        allowed = [name for linear in here if not (latent and linear == "linear_qkv") for name in known[linear]]
         if experts and self.targets is None:
             return [f"lora.targets: experts have no adapters here; name others; allowed: {', '.join(allowed)}"]
         wrong = [name for name in self.targets or [] if name not in allowed]

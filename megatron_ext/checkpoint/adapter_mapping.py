@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ext.checkpoint.mapping import Entry, Part, Shapes, entries, interleaved, replicated, row
+from megatron_ext.checkpoint.mapping import Entry, entries
+from megatron_ext.checkpoint.splits import Part, Shapes, interleaved, replicated, row
 from megatron_ext.config import Layout, TrainableLayers
 from megatron_ext.lora import Lora
 from megatron_ext.model.families import family_of

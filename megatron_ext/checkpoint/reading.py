@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_ext.checkpoint import adapter_mapping, mapping
+from megatron_ext.checkpoint import adapter_mapping, mapping, splits
 from megatron_ext.checkpoint.model_files import check_folder, read_object
 from megatron_ext.checkpoint.tensor_sources import InitialAdapters, InitialValues, SafetensorsFolder, Source
 from megatron_ext.config import Runtime, TrainableLayers
@@ -106,7 +106,7 @@ def _fill(
     """Set the parameters of some entries; what is left of the parameters given."""
     for entry in stage:
         local = entry.find(left)
-        if entry.kind is mapping.vocabulary:
+        if entry.kind is splits.vocabulary:
             local.zero_()
         for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
             place = part.place(local)

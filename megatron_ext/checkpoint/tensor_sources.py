@@ -75,7 +75,7 @@ class InitialValues:
         value = torch.empty(self.shapes[name])
         if name.endswith("norm.weight"):
             value.fill_(self._norm)
-        elif name.endswith(".bias"):
+        elif name.endswith("bias"):
             value.zero_()
         else:
             value.normal_(0.0, self._deviation, generator=_generator(self._seed, name))

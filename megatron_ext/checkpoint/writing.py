@@ -17,8 +17,9 @@ from torch import Tensor
 
 from megatron_ext.checkpoint.adapter_mapping import adapter_entries, stacked
 from megatron_ext.checkpoint.folders import GENERATION, SINGLE, copy_files, partial_folder, replacing
-from megatron_ext.checkpoint.mapping import Entry, entries, replicated, tensor_shapes
+from megatron_ext.checkpoint.mapping import Entry, entries, tensor_shapes
 from megatron_ext.checkpoint.model_files import INDEX
+from megatron_ext.checkpoint.splits import replicated
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 from megatron_ext.config import Layout
 from megatron_ext.distributed.collectives import barrier

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ext.checkpoint import mapping
+from megatron_ext.checkpoint import mapping, splits
 from megatron_ext.distributed.collectives import sum_over_data_ranks
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
@@ -111,7 +111,7 @@ class _Gradients:
         pipeline_tied = ranks.layout.pipeline > 1 and family_of(model.hf_config).is_tied(model.hf_config)
         for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank):
             parameter = entry.find(parameters)
-            counted = entry.stored and (entry.kind is not mapping.replicated or ranks.tensor_rank == 0)
+            counted = entry.stored and (entry.kind is not splits.replicated or ranks.tensor_rank == 0)
             parts = entry.parts(ranks.tensor_rank, ranks.layout.tensor) if counted else []
             self.places[parameter] = [(columns[part.name], part.place) for part in parts]
             if pipeline_tied and mapping.EMBEDDING in entry.shapes:

@@ -52,7 +52,8 @@ def adapt(model: GPTModel, hf: Mapping[str, Any], ranks: Ranks) -> None:
 
 
 def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
-    """Inverse frequencies ``[dimension / 2]``, fp32, with the config's scaling: default, linear, llama3 or longrope.
+    """Inverse frequencies ``[dimension / 2]``, fp32, with the config's scaling: default, linear, llama3,
+    longrope or yarn.
 
     Those of longrope are the ones of sequences up to the original context. megatron-core's own llama3 scaling fixes the
     two frequency factors and the original context; these are the config's.
@@ -64,6 +65,8 @@ def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
     frequencies = 1.0 / (float(rope["rope_theta"]) ** exponents)
     if rope["rope_type"] == "default":
         return frequencies
+    if rope["rope_type"] == "yarn":
+        return _yarn(frequencies, rope)
     factor = float(rope["factor"])
     if rope["rope_type"] == "linear":
         return frequencies / factor
@@ -71,3 +74,21 @@ def rotary_frequencies(hf: Mapping[str, Any], dimension: int) -> Tensor:
     turns = float(rope["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
     share = ((turns - low) / (high - low)).clamp(0, 1)
     return share * frequencies + (1 - share) * frequencies / factor
+
+
+def _yarn(frequencies: Tensor, rope: Mapping[str, Any]) -> Tensor:
+    """Frequencies that turn often within the original context stay, those that turn rarely are divided by the factor,
+    and there is a ramp between them (arXiv 2309.00071, section 3.2), as transformers computes it."""
+    dimension, theta = 2 * len(frequencies), float(rope["rope_theta"])
+
+    def place(turns: float) -> float:
+        original = float(rope["original_max_position_embeddings"])
+        return dimension * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = place(float(rope.get("beta_fast") or 32)), place(float(rope.get("beta_slow") or 1))
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dimension - 1)
+    high += 0.001 * (low == high)
+    divided = ((torch.arange(len(frequencies), dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return frequencies / float(rope["factor"]) * divided + frequencies * (1 - divided)

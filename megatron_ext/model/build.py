@@ -11,13 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -26,19 +20,14 @@ from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.lora import Lora
 from megatron_ext.model.adapting import adapt
-from megatron_ext.model.experts import mixture_of_experts
-from megatron_ext.model.families import Experts, Family, family_of, rope_parameters
-from megatron_ext.model.layers import (
-    Attention,
-    CachingAttention,
-    Norm,
-    NormAndAdd,
-    masked_transformer_engine_attention,
-    recompute,
-)
+from megatron_ext.model.families import Family, family_of, lacking, rope_parameters
+from megatron_ext.model.layer_specs import layer_specs
+from megatron_ext.model.layers import recompute
 
 # Modules whose parameters are split over tensor-parallel ranks, and along which dimension; all others are replicated.
 SHARDED = {"word_embeddings": 0, "output_layer": 0, "linear_qkv": 0, "linear_proj": 1, "linear_fc1": 0, "linear_fc2": 1}
+SHARDED |= {"core_attention": 0, "linear_q_proj": 0, "linear_kv_up_proj": 0}
+WHOLE = "linear_proj.bias"  # the one parameter of them that is on every rank
 
 
 class LanguageModel(GPTModel):
@@ -141,7 +130,8 @@ def transformer_config(
         ValueError: The model is not supported, or does not fit the layout.
     """
     family = family_of(hf)
-    heads = hf["num_attention_heads"]
+    heads, latent = hf["num_attention_heads"], family.latent(hf)
+    size = latent.rotary if latent else hf.get("head_dim") or hf["hidden_size"] // heads
     split = pipeline_split(hf["num_hidden_layers"], layout, trainable_layers)
     return TransformerConfig(
         num_layers=sum(split),
@@ -149,14 +139,15 @@ def transformer_config(
         ffn_hidden_size=hf["intermediate_size"],
         num_attention_heads=heads,
         num_query_groups=hf.get("num_key_value_heads") or heads,
-        kv_channels=hf.get("head_dim") or hf["hidden_size"] // heads,
+        kv_channels=size,
         normalization="RMSNorm",
         layernorm_epsilon=hf["rms_norm_eps"],
         gated_linear_unit=True,
         activation_func=ACTIVATIONS[family.activation[1]],
         softmax_scale=family.attention(hf).scale,
+        softmax_type="learnable" if family.sinks else "vanilla",
         layernorm_zero_centered_gamma=family.zero_centred_norms,
-        add_bias_linear=False,
+        add_bias_linear=family.output_bias,
         add_qkv_bias=family.has_qkv_bias(hf),
         qk_layernorm=family.qk_norm,
         hidden_dropout=0.0,
@@ -214,11 +205,12 @@ def build(
     if family.torch_only and ranks.kernels == "te":
         raise ValueError(f"kernels: 'te' lacks {family.torch_only}; allowed: 'torch'")
     rope = rope_parameters(hf)
-    split = pipeline_split(hf["num_hidden_layers"], ranks.layout, trainable_layers)
+    split, stage = pipeline_split(hf["num_hidden_layers"], ranks.layout, trainable_layers), ranks.pipeline_rank
+    here = range(sum(split[:stage]), sum(split[: stage + 1]))
     with cpu.construction(ranks.on_cpu):
         model = LanguageModel(
             config=config,
-            transformer_layer_spec=_spec(config, ranks, split[ranks.pipeline_rank], family, family.experts(hf)),
+            transformer_layer_spec=layer_specs(config, ranks, hf, here),
             vocab_size=padded_vocabulary(hf["vocab_size"], ranks.layout.tensor),
             max_sequence_length=hf["max_position_embeddings"],
             pre_process=ranks.is_first_stage,
@@ -230,7 +222,7 @@ def build(
         )
     for name, parameter in model.named_parameters():
         module, leaf = name.split(".")[-2:]
-        if module in SHARDED and leaf in ("weight", "bias"):
+        if module in SHARDED and f"{module}.{leaf}" != WHOLE:
             # megatron-core says so only when it initialises the values itself.
             parameter.tensor_model_parallel = True
             parameter.partition_dim = SHARDED[module]
@@ -238,12 +230,12 @@ def build(
     if config.sequence_parallel and model.post_process:
         # ``gather_positions`` has gathered what the output layer multiplies.
         model.output_layer.sequence_parallel, model.output_layer.allreduce_dgrad = False, True
+    model.hf_config, model.trainable_layers = dict(hf), trainable_layers
     if trainable_layers is not None:
-        _freeze(model, trainable_layers)
+        _freeze(model, trainable_layers, family)
     if training is not None and training.recompute_activations:
         for layer in model.decoder.layers:
             recompute(layer)
-    model.hf_config, model.trainable_layers = dict(hf), trainable_layers
     model.logit_cap = family.logit_cap(hf)
     model.to(ranks.device)
     adapt(model, hf, ranks)
@@ -258,37 +250,16 @@ MATRICES = {
     "down_proj": "mlp.linear_fc2.weight",
 }
 
-EXPERT = re.compile(r"experts\.\d+\.")  # in a parameter's name, where a layer has experts
+EXPERT = re.compile(r"(shared_)?experts\.(\d+\.)?")  # in a parameter's name, where a layer has experts
 
 
-def _freeze(model: LanguageModel, trainable_layers: TrainableLayers) -> None:
+def _freeze(model: LanguageModel, trainable_layers: TrainableLayers, family: type[Family]) -> None:
+    found = lacking(family.latent(model.hf_config), trainable_layers.target_modules)
+    if found:
+        raise ValueError(f"trainable_layers.{found}")
     ends = tuple(MATRICES[name] for name in trainable_layers.target_modules)
     model.requires_grad_(False)
     for layer in model.decoder.layers:
         if layer.layer_number - 1 in trainable_layers.trained_layers:
             for name, parameter in layer.named_parameters():
                 parameter.requires_grad_(EXPERT.sub("", name) in ends)
-
-
-def _spec(
-    config: TransformerConfig, ranks: Ranks, layers: int, family: type[Family], experts: Experts | None
-) -> ModuleSpec | TransformerBlockSubmodules:
-    """Which modules this rank's stage of ``layers`` decoder layers is made of."""
-    if ranks.kernels == "te":
-        spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-        spec.submodules.self_attention.module = CachingAttention
-        spec.submodules.self_attention.submodules.core_attention = masked_transformer_engine_attention()
-        return spec
-    layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
-    parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = Norm
-    parts.self_attention.module = CachingAttention
-    attention = parts.self_attention.submodules
-    attention.core_attention = Attention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = Norm
-    if experts is not None:
-        parts.mlp = mixture_of_experts(experts, ranks)
-    if family.post_norms:
-        parts.self_attn_bda = parts.mlp_bda = ModuleSpec(module=NormAndAdd, params={"config": config})
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)

@@ -77,24 +77,49 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: floa
     )
 
 
-def attend_capped(
-    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float, cap: float
+def attend_openly(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scale: float,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """As ``attend``, where the scaled products ``x`` become ``cap * tanh(x / cap)`` (Gemma 2, arXiv 2408.00118).
+    """As ``attend``, with what torch's fused kernels do not know, so that the products are held as a whole.
 
-    torch's fused kernels know no cap, so the products are held as a whole, ``[B, heads, queries, keys]``. The mask is
-    the same for every head.
+    They are ``[B, heads, queries, keys]``. The mask is the same for every head.
+
+    Args:
+        query: As in ``attend``.
+        key: As in ``attend``.
+        value: As in ``attend``.
+        attention_mask: As in ``attend``.
+        scale: Of the products.
+        cap: The scaled products ``x`` become ``cap * tanh(x / cap)`` (Gemma 2, arXiv 2408.00118); None for no cap.
+        sinks: ``[heads]``, a further product of each head, whose share of attention goes to no position (gpt-oss, arXiv
+            2508.10925); None for none.
+
+    Returns:
+        As ``attend``.
     """
     queries, batch, heads, width = query.shape
     keys, _, groups, _ = key.shape
     q = query.permute(1, 2, 0, 3).reshape(batch, groups, heads // groups, queries, width)
     k, v = (t.permute(1, 2, 0, 3).unsqueeze(2) for t in (key, value))
-    scores = cap * torch.tanh(torch.matmul(q, k.transpose(-1, -2)) * scale / cap)
+    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     if attention_mask is None:
         attention_mask = within_window(None, queries, keys, keys, query.device)
     if attention_mask is not None:
         scores = scores.masked_fill(attention_mask.unsqueeze(2), float("-inf"))
+    if sinks is not None:
+        sink = sinks.view(1, groups, -1, 1, 1).expand(batch, -1, -1, queries, -1)
+        scores = torch.cat([scores, sink], dim=-1)
     shares = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    if sinks is not None:
+        shares = shares[..., :-1]
     return torch.matmul(shares, v).reshape(batch, heads, queries, -1).permute(2, 0, 1, 3).reshape(queries, batch, -1)
 
 
@@ -128,7 +153,8 @@ class Attention(DotProductAttention):
 
     Attributes:
         window: How many of the newest positions a position sees; None for all.
-        cap: As in ``attend_capped``; None for no cap.
+        cap: As in ``attend_openly``; None for no cap.
+        softmax_offset: ``[heads]``, the sinks of this rank's heads, where megatron-core makes them; else None.
     """
 
     window: int | None = None
@@ -137,8 +163,9 @@ class Attention(DotProductAttention):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
         if self.window is not None and key.size(0) > self.window:
             attention_mask = within_window(attention_mask, query.size(0), key.size(0), self.window, query.device)
-        if self.cap is not None:
-            return attend_capped(query, key, value, attention_mask, self.softmax_scale, self.cap)
+        sinks = self.softmax_offset
+        if self.cap is not None or sinks is not None:
+            return attend_openly(query, key, value, attention_mask, self.softmax_scale, self.cap, sinks)
         return attend(query, key, value, attention_mask, self.softmax_scale)
 
 
@@ -183,19 +210,34 @@ class CachingAttention(SelfAttention):
                 apply_rotary_pos_emb(tensor, angles[start:end], config=self.config, cp_group=group)
                 for tensor, angles in zip((query, key), rotary_pos_emb, strict=True)
             )
-        memory = inference_context.key_value_memory_dict
-        if self.layer_number not in memory:
-            positions = inference_context.max_sequence_length
-            memory[self.layer_number] = tuple(
-                new.new_empty(new.size(1), new.size(2), positions, new.size(3)) for new in (key, value)
-            )
-        kept = memory[self.layer_number]
-        for own, new in zip(kept, (key, value), strict=True):
-            own[:, :, start:end] = new.permute(1, 2, 0, 3)
-        if start == 0:
-            return query, key, value, None, self.attn_mask_type, None
-        key, value = (own[:, :, :end].permute(2, 0, 1, 3) for own in kept)
-        return query, key, value, None, AttnMaskType.no_mask, None
+        kept_key, kept_value = with_earlier(inference_context, self.layer_number, key, value)
+        mask = self.attn_mask_type if start == 0 else AttnMaskType.no_mask
+        return query, kept_key, kept_value, None, mask, None
+
+
+def with_earlier(inference_context: Any, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Put new keys and values into a layer's cache, and give those of all positions so far.
+
+    Args:
+        inference_context: A generation's, which says how many positions were there before.
+        layer: The layer's number.
+        key: Rotated keys ``[new, B, groups, d]``.
+        value: ``[new, B, groups, e]``.
+
+    Returns:
+        Keys and values ``[positions, B, groups, ...]``.
+    """
+    start, memory = inference_context.sequence_len_offset, inference_context.key_value_memory_dict
+    end = start + key.size(0)
+    if layer not in memory:
+        positions = inference_context.max_sequence_length
+        memory[layer] = tuple(new.new_empty(new.size(1), new.size(2), positions, new.size(3)) for new in (key, value))
+    for own, new in zip(memory[layer], (key, value), strict=True):
+        own[:, :, start:end] = new.permute(1, 2, 0, 3)
+    if start == 0:
+        return key, value
+    kept_key, kept_value = (own[:, :, :end].permute(2, 0, 1, 3) for own in memory[layer])
+    return kept_key, kept_value
 
 
 class Norm:

@@ -31,7 +31,7 @@ from megatron_ext.quantisation import BLOCKS, Quantisation
 from megatron_ext.specs import QuantiseSpec, read
 from megatron_ext.summary import Clock
 
-MATRIX = re.compile(r"model\.layers\.\d+\..+(_proj|\.experts\.\d+\.w[123])\.weight")
+MATRIX = re.compile(r"model\.layers\.\d+\..+(_proj(_with_mqa)?|\.experts\.\d+\.w[123])\.weight")
 LARGEST = {"int8": 127, "int4": 7}
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,

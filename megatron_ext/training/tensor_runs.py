@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.checkpoint import adapter_mapping, mapping
+from megatron_ext.checkpoint.splits import Part
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel
 
@@ -72,7 +73,7 @@ def runs(model: LanguageModel, ranks: Ranks) -> dict[Tensor, list[Run]]:
     return found
 
 
-def _of_parts(parameter: Tensor, parts: list[mapping.Part], numbers: Mapping[str, int]) -> Iterator[Run]:
+def _of_parts(parameter: Tensor, parts: list[Part], numbers: Mapping[str, int]) -> Iterator[Run]:
     # Every part is some rows of the parameter, whole ones.
     count, width = parameter.size(0), parameter.numel() // parameter.size(0)
     for part in parts:

@@ -130,7 +130,7 @@ def _adapters(lora: Lora, shape: Shape, tensor: int, trainable_layers: Trainable
     queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
     rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "qkv_proj": queries + 2 * keys}
     rows |= {"gate_proj": shape.ffn, "up_proj": shape.ffn, "gate_up_proj": 2 * shape.ffn}
-    inputs = {"linear_proj": queries, "linear_fc2": shape.ffn}
+    inputs = {"linear_proj": shape.attended, "linear_fc2": shape.ffn}
     found = []
     for linear, names in lora.matrices(shape.fused, trainable_layers).items():
         if linear in inputs:
@@ -144,24 +144,21 @@ def _stage(
     layout: Layout, shape: Shape, split: list[int], number: int, trainable_layers: TrainableLayers | None
 ) -> Parameters:
     tensor, whole = layout.tensor, trainable_layers is None
-    queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
-    matrices = {name: size // tensor for name, size in shape.matrices.items()}
-    others = [shape.hidden] * (4 if shape.post_norms else 2) + [(queries + 2 * keys) // tensor] * shape.qkv_bias
-    others += [shape.experts.count * shape.hidden] if shape.experts else []  # the router, on every rank
-    block = [*matrices.values(), *others, *[shape.head_dim, shape.head_dim] * shape.qk_norm]
+    here = range(sum(split[:number]), sum(split[: number + 1]))
+    matrices = {layer: shape.matrices(layer, tensor) for layer in here}
+    blocks = [size for layer in here for size in (*matrices[layer].values(), *shape.others(layer, tensor)) if size]
     embedding = shape.hidden * -(-shape.vocabulary // tensor)
     first, last = number == 0, number == len(split) - 1
     head = last and whole and (not shape.tied or len(split) > 1)
     ends = [embedding] * first + [shape.hidden] * (last and whole) + [embedding] * head
-    built = split[number] * sum(block) + sum(ends)
+    built = sum(blocks) + sum(ends)
     if trainable_layers is not None:
-        here = range(sum(split[:number]), sum(split[: number + 1]))
-        each = [matrices[name] for name in trainable_layers.target_modules]
-        trained = each * len(set(trainable_layers.trained_layers) & set(here))
+        layers = sorted(set(trainable_layers.trained_layers) & set(here))
+        trained = [matrices[layer][name] for layer in layers for name in trainable_layers.target_modules]
         return Parameters(built, (tuple(trained),) if trained else ())
     # An embedding that both ends of a pipeline have is a bucket of its own.
     apart = shape.tied and len(split) > 1 and (first or last)
-    rest = block * split[number] + ([shape.hidden] * last if apart else ends)
+    rest = blocks + ([shape.hidden] * last if apart else ends)
     return Parameters(built, (tuple(rest), (embedding,)) if apart else (tuple(rest),))
 
 

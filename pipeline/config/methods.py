@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ext.config import Layout, Runtime, RuntimeSettings, shared
+from megatron_ext.model.families import lacking
 from megatron_ext.specs import Topic, Unlearning, UnlearnSpec
 from pipeline.config.method_schema import Method
 from pipeline.config.sizing import Shape
@@ -69,8 +70,8 @@ def problems(
         found.append((("preferred_answers",), message))
     lora = method.training.lora
     if lora is not None and shape is not None:
-        lacking = lora.model_problems(shape.fused, shape.experts is not None)
-        found += [_located(text, method) for text in lacking]
+        missing = lora.model_problems(shape.fused, shape.experts is not None, shape.latent is not None)
+        found += [_located(text, method) for text in missing]
     return found + _trainable_layers(method, runtime.layout, shape)
 
 
@@ -104,4 +105,8 @@ def _trainable_layers(method: Method, layout: Layout, shape: Shape | None) -> li
     if layer + 1 < layout.pipeline:
         message = f"{layer}: layers 0 to {layer} are built, fewer than the layout's {layout.pipeline} pipeline stages"
         return [(("trainable_layers", "up_to"), message)]
+    lacks = lacking(shape.latent, method.trainable_layers.target_modules)
+    if lacks:
+        key, _, message = lacks.partition(": ")
+        return [(("trainable_layers", key), message)]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from megatron_ext.config import Layout, Runtime, even_split
-from megatron_ext.model.families import Experts, family_of
+from megatron_ext.model.families import Experts, Latent, family_of
 from pipeline.config.site import Site
 
 PROCESSES_PER_CORE = 4
@@ -26,58 +27,92 @@ class Shape:
     key_value_heads: int
     head_dim: int
     ffn: int
+    dense_ffn: int
     vocabulary: int
     context: int
     tied: bool
     qkv_bias: bool
+    output_bias: bool
+    sinks: bool
     qk_norm: bool
     post_norms: bool
     fused: bool
     torch_only: str
+    latent: Latent | None
     experts: Experts | None
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Shape:
         """From a ``config.json``; raises ``ValueError`` for a family that is not supported or a key that is missing."""
         family = family_of(config)
-        experts = family.experts(config)
+        experts, latent = family.experts(config), family.latent(config)
         heads = config["num_attention_heads"]
+        size = latent.plain + latent.rotary if latent else config.get("head_dim") or config["hidden_size"] // heads
         return cls(
             hidden=config["hidden_size"],
             layers=config["num_hidden_layers"],
             heads=heads,
             key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            head_dim=size,
             ffn=experts.width if experts else config["intermediate_size"],
+            dense_ffn=config["intermediate_size"],
             vocabulary=config["vocab_size"],
             context=family.context(config),
             tied=family.is_tied(config),
             qkv_bias=family.has_qkv_bias(config),
+            output_bias=family.output_bias,
+            sinks=family.sinks,
             qk_norm=family.qk_norm,
             post_norms=family.post_norms,
             fused=family.fused,
             torch_only=family.torch_only,
+            latent=latent,
             experts=experts,
         )
 
-    @property
-    def matrices(self) -> dict[str, int]:
-        """Parameters of each matrix of a layer, by the names of ``TrainableLayers.target_modules``."""
-        queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
-        copies = self.experts.count if self.experts else 1
-        return {
-            "qkv_proj": self.hidden * (queries + 2 * keys),
-            "o_proj": queries * self.hidden,
-            "gate_up_proj": 2 * self.hidden * self.ffn * copies,
-            "down_proj": self.hidden * self.ffn * copies,
-        }
+    def experts_of(self, layer: int) -> Experts | None:
+        """The experts of a layer, counted from 0; None where it has one MLP."""
+        return self.experts if self.experts and layer >= self.experts.first else None
 
     @property
-    def layer_parameters(self) -> int:
+    def attended(self) -> int:
+        """Numbers that all heads of a layer give."""
+        return self.heads * (self.latent.value if self.latent else self.head_dim)
+
+    def matrices(self, layer: int, tensor: int = 1) -> dict[str, int]:
+        """Parameters of each matrix of a layer that a rank of ``tensor`` has, by the names of
+        ``TrainableLayers.target_modules``; of latent attention, what makes queries, keys and values is no such matrix.
+        """
         queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
-        biases = (queries + 2 * keys) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        router = self.experts.count * self.hidden if self.experts else 0
-        return sum(self.matrices.values()) + router + biases + (4 if self.post_norms else 2) * self.hidden
+        experts = self.experts_of(layer)
+        widths = experts.count * experts.width + experts.shared if experts else self.dense_ffn
+        return {
+            "qkv_proj": 0 if self.latent else self.hidden * (queries + 2 * keys) // tensor,
+            "o_proj": self.attended * self.hidden // tensor,
+            "gate_up_proj": 2 * self.hidden * widths // tensor,
+            "down_proj": self.hidden * widths // tensor,
+        }
+
+    def others(self, layer: int, tensor: int = 1) -> list[int]:
+        """Sizes of a layer's other parameters that a rank of ``tensor`` has."""
+        queries, keys = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        found = [self.hidden] * (4 if self.post_norms else 2) + [(queries + 2 * keys) // tensor] * self.qkv_bias
+        found += [self.hidden] * self.output_bias + [self.heads // tensor] * self.sinks
+        found += [self.head_dim, self.head_dim] * self.qk_norm
+        if self.latent:
+            short, head = self.latent.rank, self.latent.plain + self.latent.value
+            found += [queries * self.hidden // tensor, (short + self.latent.rotary) * self.hidden, short]
+            found += [self.heads * head * short // tensor]
+        experts = self.experts_of(layer)
+        if experts:
+            found += [experts.count * self.hidden]  # the router, on every rank
+        if experts and experts.stacked:
+            found += [experts.count, experts.count * (2 * experts.width + self.hidden) // tensor]
+        return found
+
+    def layer_parameters(self, layer: int) -> int:
+        """Parameters of a layer."""
+        return sum(self.matrices(layer).values()) + sum(self.others(layer))
 
     @property
     def embedding_parameters(self) -> int:
@@ -86,7 +121,7 @@ class Shape:
     @property
     def parameters(self) -> int:
         embeddings = self.embedding_parameters * (1 if self.tied else 2)
-        return embeddings + self.layers * self.layer_parameters + self.hidden
+        return embeddings + sum(map(self.layer_parameters, range(self.layers))) + self.hidden
 
 
 def layout_problems(layout: Layout, shape: Shape) -> list[str]:
@@ -99,6 +134,7 @@ def layout_problems(layout: Layout, shape: Shape) -> list[str]:
         ("tensor", layout.tensor, "attention heads", shape.heads),
         ("tensor", layout.tensor, "key-value heads", shape.key_value_heads),
         ("tensor", layout.tensor // layout.expert, "feed-forward width", shape.ffn),
+        ("tensor", layout.tensor, "feed-forward width of what is no expert", _unshared(shape)),
         ("expert", layout.expert, "experts of a layer", shape.experts.count if shape.experts else 1),
     ):
         if size % ranks:
@@ -124,6 +160,14 @@ def layout_problems(layout: Layout, shape: Shape) -> list[str]:
                 f"the model has {shape.layers} layers"
             )
     return found
+
+
+def _unshared(shape: Shape) -> int:
+    """The largest number that divides every feed-forward width that all ranks share, experts aside."""
+    experts = shape.experts
+    if experts is None:
+        return shape.ffn
+    return math.gcd(experts.shared, shape.dense_ffn if experts.first else 0, shape.hidden if experts.stacked else 0)
 
 
 def visible_gpus() -> int | None:

@@ -121,7 +121,8 @@ def _quantising(plan: Plan, site: Site, spec: QuantiseSpec) -> Needs:
     gpu = spec.backend == "bitsandbytes" and sizing.on_gpus(settings.device, site)
     held = max(shape.hidden * shape.ffn, shape.hidden * shape.heads * shape.head_dim)
     weights = shape.parameters * (2 if settings.precision == "bf16" else 4)
-    seconds = START + 3 * weights / DISK + shape.layers * sum(shape.matrices.values()) / QUANTISED
+    rounded = sum(sum(shape.matrices(layer).values()) for layer in range(shape.layers))
+    seconds = START + 3 * weights / DISK + rounded / QUANTISED
     memory = HELD * 4 * held + PROCESS[gpu] + SUPERVISORS
     return Needs(Nodes(1, 1, int(gpu)), 1, memory, seconds, 0)
 

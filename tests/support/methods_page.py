@@ -82,6 +82,8 @@ BESIDE_LLAMA = {
     "zero_centred_norms": "norms that multiply by 1 + weight",
     "post_norms": "norms behind attention and MLP",
     "scaled_embeddings": "scaled embeddings",
+    "output_bias": "a bias behind attention",
+    "sinks": "attention sinks",
     "fused": "fused matrices for queries, keys and values and for gate and up",
     "torch_only": "torch's kernels only",
 }
@@ -92,6 +94,7 @@ def model_families() -> Iterator[Row]:
     for name, family in sorted(families.known().items()):
         extra = ["a bias on queries, keys and values"] if family.qkv_bias else []
         extra += ["a norm on each head's queries and keys"] if family.qk_norm else []
+        extra += ["latent attention"] if family.latent.__func__ is not families.Family.latent.__func__ else []
         extra += [text for key, text in BESIDE_LLAMA.items() if getattr(family, key)]
         extra += ["a mixture of experts"] if family.experts.__func__ is not families.Family.experts.__func__ else []
         extra += ["activation " + family.activation[1]] if family.activation[1] != "silu" else []

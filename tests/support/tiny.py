@@ -38,6 +38,14 @@ _LONGROPE = {
     "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
     "original_max_position_embeddings": 32,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
     "llama3": ("LlamaForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LLAMA3_ROPE}),
@@ -62,18 +70,31 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 24}
         | {"num_key_value_heads": 4},
     ),
+    "gptoss": (
+        "GptOssForCausalLM",
+        {"num_key_value_heads": 4, "head_dim": 24, "sliding_window": 9, "num_local_experts": 4, "swiglu_limit": 0.6}
+        | {"num_experts_per_tok": 2, "rope_parameters": _YARN | {"truncate": False}},
+    ),
+    "deepseek": (
+        "DeepseekV2ForCausalLM",
+        {"q_lora_rank": None, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
+        | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_shared_experts": 2}
+        | {"first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "rms_norm_eps": 1e-5}
+        | {"rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 0.5}},
+    ),
     "phi3": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 48}),
     "phi4mini": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LONGROPE}),
     "qwen3": ("Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 24}),
 }
+MIXING = ("mixtral", "qwen3moe", "gptoss", "deepseek")
 # Gemma's are always tied, Phi's and mixtures of experts here never.
 MODELS = [
     f"{family}-{tie}"
     for family in FAMILIES
     for tie in ("untied", "tied")
-    if not family.startswith(("gemma",) if tie == "untied" else ("phi", "mixtral", "qwen3moe"))
+    if not family.startswith(("gemma",) if tie == "untied" else ("phi", *MIXING))
 ]
-MIXTURES = ["mixtral-untied", "qwen3moe-untied"]
+MIXTURES = [f"{family}-untied" for family in MIXING]
 
 
 def make(name: str) -> Any:

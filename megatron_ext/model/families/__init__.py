@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ext.model.families.base import REQUIRED, AttentionKind, Experts, Family, rope_parameters
+from megatron_ext.model.families.base import REQUIRED, AttentionKind, Experts, Family, Latent, lacking, rope_parameters
 from megatron_ext.model.families.sizes import SCALING, check_sizes
 
 # Kinds of scaling, and what each needs.
@@ -16,13 +16,12 @@ SCALINGS: dict[str, tuple[str, ...]] = {
     "linear": SCALING[:1],
     "llama3": SCALING,
     "longrope": ("short_factor", "long_factor"),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
 
 # Architectures that are known and not built, and what of them is missing here.
 MISSING = {
-    "GptOssForCausalLM": "attention sinks and experts with biases",
-    "DeepseekV2ForCausalLM": "multi-head latent attention and shared experts",
-    "DeepseekV3ForCausalLM": "multi-head latent attention and shared experts",
+    "DeepseekV3ForCausalLM": "experts that are chosen in groups, by sigmoids and a bias",
     "Gemma3ForConditionalGeneration": "a tower for images (folders of Gemma3ForCausalLM, text alone, are read)",
 }
 
@@ -81,4 +80,4 @@ def _rope(config: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
     return rope
 
 
-__all__ = ["AttentionKind", "Experts", "Family", "family_of", "known", "rope_parameters"]
+__all__ = ["AttentionKind", "Experts", "Family", "Latent", "family_of", "known", "lacking", "rope_parameters"]

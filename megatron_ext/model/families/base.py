@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +26,23 @@ class AttentionKind:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Attention whose keys and values are made from one short vector of each position (arXiv 2405.04434, section 2.1).
+
+    Attributes:
+        rank: Length of that vector.
+        plain: Of a head's queries and keys how many numbers are not rotated.
+        rotary: How many are; those of keys are the same for every head.
+        value: Of a head's values how many numbers there are.
+    """
+
+    rank: int
+    plain: int
+    rotary: int
+    value: int
+
+
+@dataclass(frozen=True)
 class Experts:
     """The experts of a layer, and how positions choose among them.
 
@@ -34,6 +51,14 @@ class Experts:
         chosen: How many of them a position goes to: those with the largest probabilities.
         width: Of an expert's MLP.
         normalised: Whether the chosen probabilities are made to sum to 1.
+        scale: What they are multiplied by.
+        first: How many layers, from the first, have one MLP in the place of experts.
+        shared: Width of an MLP that every position goes to besides; 0 without.
+        precise: Whether the router computes in fp32.
+        stacked: Whether a tensor has all experts, inputs before outputs, gate and up in turn, with a second one of
+            biases; the router has a bias too. ``gate`` and ``down`` are then the tensors, and there is no ``up``.
+        clamp: ``(a, limit)``, where an expert computes ``(up + 1) * gate * sigmoid(a * gate)`` of values within the
+            limit; None for ``up * silu(gate)``.
         router: A layer's tensor of the router.
         gate: A layer's tensor of the expert with the number in braces.
         up: As ``gate``.
@@ -48,6 +73,12 @@ class Experts:
     gate: str
     up: str
     down: str
+    scale: float = 1.0
+    first: int = 0
+    shared: int = 0
+    precise: bool = False
+    stacked: bool = False
+    clamp: tuple[float, float] | None = None
 
 
 class Family:
@@ -59,6 +90,8 @@ class Family:
     Attributes:
         architectures: What ``architectures`` of a Hugging Face config says.
         qkv_bias: Queries, keys and values have a bias.
+        output_bias: What attention gives has a bias.
+        sinks: Each head has a learned product with a position that does not exist, which takes its share of attention.
         qk_norm: Each head's queries and keys are normed.
         activation: Of the MLP, and the config's key for it.
         scalings: Kinds of scaling of the rotary embedding.
@@ -72,6 +105,8 @@ class Family:
 
     architectures: ClassVar[tuple[str, ...]] = ()
     qkv_bias: ClassVar[bool] = False
+    output_bias: ClassVar[bool] = False
+    sinks: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
     activation: ClassVar[tuple[str, str]] = ("hidden_act", "silu")
     scalings: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3")
@@ -98,8 +133,13 @@ class Family:
         return AttentionKind()
 
     @classmethod
+    def latent(cls, config: Mapping[str, Any]) -> Latent | None:
+        """Sizes of latent attention; None where keys and values are products of the hidden states."""
+        return None
+
+    @classmethod
     def experts(cls, config: Mapping[str, Any]) -> Experts | None:
-        """The experts of every layer; None where a layer has one MLP."""
+        """The experts of a layer; None where every layer has one MLP."""
         return None
 
     @classmethod
@@ -125,6 +165,13 @@ class Family:
     @classmethod
     def has_qkv_bias(cls, config: Mapping[str, Any]) -> bool:
         return cls.qkv_bias
+
+
+def lacking(latent: Latent | None, modules: Sequence[str]) -> str | None:
+    """Which of ``TrainableLayers.target_modules`` a layer lacks: a message that begins with the key, or None."""
+    if latent is None or "qkv_proj" not in modules:
+        return None
+    return "target_modules: 'qkv_proj' is no matrix of latent attention; allowed: o_proj, gate_up_proj, down_proj"
 
 
 REQUIRED = (

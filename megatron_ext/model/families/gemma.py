@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from megatron_ext.model.families.base import AttentionKind, Family
-from megatron_ext.model.families.sizes import positive
+from megatron_ext.model.families.sizes import check_layer_types, positive
 
 SLIDING = "sliding_attention"
 
@@ -32,13 +32,7 @@ class _Gemma(Family):
         for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
             if config.get(key) is not None:
                 positive(key, config[key])
-        layers, kinds = config["num_hidden_layers"], config.get("layer_types")
-        if kinds is not None and not (
-            isinstance(kinds, list)
-            and len(kinds) == layers
-            and all(kind in (SLIDING, "full_attention") for kind in kinds)
-        ):
-            raise ValueError(f"layer_types: {kinds!r:.60}; allowed: {SLIDING} or full_attention for each of {layers}")
+        check_layer_types(config)
         pattern = config.get("sliding_window_pattern")
         if pattern is not None and (type(pattern) is not int or pattern < 1):
             raise ValueError(f"sliding_window_pattern: {pattern!r:.60}; allowed: a whole number from 1")

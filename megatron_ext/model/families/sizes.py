@@ -39,8 +39,7 @@ def check_sizes(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
         if value is None and key in OPTIONAL:
             continue
         # A truth value is an int in Python, and a float like 2048.0 would become one in shapes.
-        if type(value) is not int or not 1 <= value <= most:
-            raise ValueError(f"{key}: {_short(value)}; allowed: a whole number from 1 to {most}")
+        whole(key, value, 1, most)
     for key in FLAGS:
         if not isinstance(config.get(key), bool | None):
             raise ValueError(f"{key}: {_short(config[key])}; allowed: true, false")
@@ -71,8 +70,17 @@ def check_experts(config: Mapping[str, Any], count: tuple[str, ...], chosen: str
     for name in (key, width, chosen):
         bounds = {key: MOST["num_attention_heads"], width: MOST["intermediate_size"]}
         value, most = config.get(name), bounds.get(name) or config[key]
-        if type(value) is not int or not 1 <= value <= most:
-            raise ValueError(f"{name}: {_short(value)}; allowed: a whole number from 1 to {most}")
+        whole(name, value, 1, most)
+
+
+def check_layer_types(config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where ``layer_types`` does not say of each layer whether its attention has a window."""
+    layers, kinds = config["num_hidden_layers"], config.get("layer_types")
+    names = ("sliding_attention", "full_attention")
+    if kinds is not None and not (
+        isinstance(kinds, list) and len(kinds) == layers and all(kind in names for kind in kinds)
+    ):
+        raise ValueError(f"layer_types: {kinds!r:.60}; allowed: {' or '.join(names)} for each of {layers}")
 
 
 def _check_heads(config: Mapping[str, Any]) -> None:
@@ -91,6 +99,12 @@ def positive(key: str, value: Any) -> None:
     """Raise ``ValueError`` with the key for what is no finite number above 0."""
     if not _is_number(value) or value <= 0:
         raise ValueError(f"{key}: {_short(value)}; allowed: a finite number above 0")
+
+
+def whole(key: str, value: Any, least: int, most: int) -> None:
+    """Raise ``ValueError`` with the key for what is no whole number from ``least`` to ``most``."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key}: {_short(value)}; allowed: a whole number from {least} to {most}")
 
 
 def _is_number(value: Any) -> bool:

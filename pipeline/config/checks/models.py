@@ -104,6 +104,9 @@ def layout(checker: Checker, model: Model) -> Layout | None:
         checker.problem(("layout",), message)
     if size and size.torch_only and checker.experiment.runtime.kernels == "te":
         checker.problem(("runtime", "kernels"), f"'te' lacks {size.torch_only}; allowed: 'torch'")
+    if size and size.experts and size.experts.stacked and checker.experiment.robustness.quantise:
+        message = "experts that lie in one tensor (gpt-oss) are not rounded here; allowed: no quantisation"
+        checker.problem(("robustness", "quantise"), message)
     return chosen
 
 

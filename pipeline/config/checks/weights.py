@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.model.families import Experts
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, Key
 from pipeline.config.model_schema import Checkpoint, GivenModel, Model
@@ -17,7 +18,9 @@ from pipeline.hub.description import HubError, describe
 DECIDING = (
     *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
-    *("tie_word_embeddings", "original_max_position_embeddings"),
+    *("tie_word_embeddings", "original_max_position_embeddings", "num_local_experts", "num_experts"),
+    *("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "first_k_dense_replace"),
+    *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
 )
 
 
@@ -85,32 +88,51 @@ def misfit(folder: Path, planned: Shape) -> str | None:
 
 def tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
     """The matrices of a model of this shape, by their Hugging Face names; first and last layer stand for all."""
-    queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
-    layer = {
-        "self_attn.q_proj": (queries, shape.hidden),
-        "self_attn.k_proj": (keys, shape.hidden),
-        "self_attn.v_proj": (keys, shape.hidden),
-        "self_attn.o_proj": (shape.hidden, queries),
-        "mlp.gate_proj": (shape.ffn, shape.hidden),
-        "mlp.up_proj": (shape.ffn, shape.hidden),
-        "mlp.down_proj": (shape.hidden, shape.ffn),
-    }
-    if shape.fused:
-        layer = {name: layer[name] for name in ("self_attn.o_proj", "mlp.down_proj")}
-        layer["self_attn.qkv_proj"] = (queries + 2 * keys, shape.hidden)
-        layer["mlp.gate_up_proj"] = (2 * shape.ffn, shape.hidden)
-    if shape.experts is not None:
-        layer = {name: size for name, size in layer.items() if name.startswith("self_attn")}
-        layer[shape.experts.router.removesuffix(".weight")] = (shape.experts.count, shape.hidden)
-        for i in sorted({0, shape.experts.count - 1}):
-            for name in (shape.experts.gate, shape.experts.up):
-                layer[name.format(i).removesuffix(".weight")] = (shape.ffn, shape.hidden)
-            layer[shape.experts.down.format(i).removesuffix(".weight")] = (shape.hidden, shape.ffn)
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.vocabulary, shape.hidden)}
     for i in sorted({0, shape.layers - 1}):
-        found |= {f"model.layers.{i}.{name}.weight": size for name, size in layer.items()}
+        experts = shape.experts_of(i)
+        layer = _attention(shape) | (_experts(experts, shape.hidden) if experts else _mlp(shape))
+        found |= {f"model.layers.{i}.{name}": size for name, size in layer.items()}
     head = {} if shape.tied else {"lm_head.weight": (shape.vocabulary, shape.hidden)}
     return {**found, "model.norm.weight": (shape.hidden,), **head}
+
+
+def _attention(shape: Shape) -> dict[str, tuple[int, ...]]:
+    queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
+    own, latent = {"q": (queries, shape.hidden), "k": (keys, shape.hidden), "v": (keys, shape.hidden)}, shape.latent
+    if shape.fused:
+        own = {"qkv": (queries + 2 * keys, shape.hidden)}
+    found: dict[str, tuple[int, ...]] = {f"self_attn.{name}_proj.weight": size for name, size in own.items()}
+    if latent:
+        found = {
+            "self_attn.q_proj.weight": (queries, shape.hidden),
+            "self_attn.kv_a_proj_with_mqa.weight": (latent.rank + latent.rotary, shape.hidden),
+            "self_attn.kv_b_proj.weight": (shape.heads * (latent.plain + latent.value), latent.rank),
+        }
+    if shape.sinks:
+        found["self_attn.sinks"] = (shape.heads,)
+    return {**found, "self_attn.o_proj.weight": (shape.hidden, shape.attended)}
+
+
+def _mlp(shape: Shape) -> dict[str, tuple[int, ...]]:
+    wide = (shape.dense_ffn, shape.hidden)
+    first: dict[str, tuple[int, ...]] = {"mlp.gate_proj.weight": wide, "mlp.up_proj.weight": wide}
+    if shape.fused:
+        first = {"mlp.gate_up_proj.weight": (2 * shape.dense_ffn, shape.hidden)}
+    return {**first, "mlp.down_proj.weight": (shape.hidden, shape.dense_ffn)}
+
+
+def _experts(kind: Experts, hidden: int) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {kind.router: (kind.count, hidden)}
+    if kind.stacked:
+        sizes = {kind.gate: (hidden, 2 * kind.width), kind.down: (kind.width, hidden)}
+        return found | {name: (kind.count, *size) for name, size in sizes.items()}
+    for i in sorted({0, kind.count - 1}):
+        found |= {name.format(i): (kind.width, hidden) for name in (kind.gate, kind.up)}
+        found[kind.down.format(i)] = (hidden, kind.width)
+    if kind.shared:
+        found["mlp.shared_experts.down_proj.weight"] = (hidden, kind.shared)
+    return found
 
 
 def deciding(config: dict[str, Any]) -> dict[str, Any]:

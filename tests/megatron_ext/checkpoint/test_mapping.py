@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_ext.checkpoint import mapping
+from megatron_ext.checkpoint import mapping, splits
 from megatron_ext.config import Layout
 
 CONFIG = {
@@ -31,7 +31,7 @@ def _local(entry, shape, rank, size):
 
 def test_query_groups_are_interleaved():
     shapes = {"q": (8, 1), "k": (4, 1), "v": (4, 1)}  # 4 heads of size 2, 2 groups
-    entry = mapping.Entry(("qkv",), mapping.grouped(2), shapes)
+    entry = mapping.Entry(("qkv",), splits.grouped(2), shapes)
     whole = _local(entry, (16, 1), 0, 1).flatten().tolist()
     assert whole == [0, 1, 2, 3, 1000, 1001, 2000, 2001, 4, 5, 6, 7, 1002, 1003, 2002, 2003]
     halves = [_local(entry, (8, 1), rank, 2).flatten().tolist() for rank in (0, 1)]
@@ -39,19 +39,19 @@ def test_query_groups_are_interleaved():
 
 
 def test_gate_and_up_lie_one_after_the_other_on_each_rank():
-    entry = mapping.Entry(("fc1",), mapping.column, {"gate": (4, 1), "up": (4, 1)})
+    entry = mapping.Entry(("fc1",), splits.column, {"gate": (4, 1), "up": (4, 1)})
     assert _local(entry, (4, 1), 0, 2).flatten().tolist() == [0, 1, 1000, 1001]
     assert _local(entry, (4, 1), 1, 2).flatten().tolist() == [2, 3, 1002, 1003]
 
 
 def test_rows_of_the_input_dimension():
-    entry = mapping.Entry(("proj",), mapping.row, {"o": (2, 4)})
+    entry = mapping.Entry(("proj",), splits.row, {"o": (2, 4)})
     assert _local(entry, (2, 2), 1, 2).tolist() == [[2, 3], [6, 7]]
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, [0, 1]), (1, [2, 3]), (2, [4, -1]), (3, [-1, -1])])
 def test_vocabulary_padding_belongs_to_no_tensor(rank, expected):
-    entry = mapping.Entry(("embedding",), mapping.vocabulary, {"embed": (5, 1)})
+    entry = mapping.Entry(("embedding",), splits.vocabulary, {"embed": (5, 1)})
     assert _local(entry, (2, 1), rank, 4).flatten().tolist() == expected
 
 

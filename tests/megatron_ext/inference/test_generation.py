@@ -40,6 +40,15 @@ def test_tokens_are_those_of_transformers_in_prompt_order(name, token_budget, in
     assert new == expected[name]["new"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gptoss-untied", "deepseek-untied"])
+def test_attention_of_a_familys_own_has_a_cache(name, tmp_path, alone):
+    """Latent attention, and sinks with windows, of one query at a time and of batches that are padded on the left."""
+    expected = cases.write(tmp_path, [name])[name]
+    model, asked = reading.load(tmp_path / name, alone), of(cases.prompts(), cases.NEW_TOKENS)
+    assert generate(model, alone, asked, expected["end_ids"], 200, progress=False) == expected["new"]
+
+
 def test_a_token_costs_one_single_token_pass_after_one_prefill(model, alone, passes):
     prompts = [[5] * 7, [6] * 5, [5] * 7]
     assert [len(row) for row in generate(model, alone, of(prompts, 9), [], 1000, progress=False)] == [9, 9, 9]

@@ -17,6 +17,10 @@ from tests.support.worlds import CONFIG
 OWN: dict[str, dict[str, Any]] = {
     "Gemma3ForCausalLM": {"head_dim": 16},
     "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "GptOssForCausalLM": {"head_dim": 16, "rope_theta": 1e4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "DeepseekV2ForCausalLM": {"num_key_value_heads": None, "q_lora_rank": None, "kv_lora_rank": 20, "v_head_dim": 10}
+    | {"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 24, "first_k_dense_replace": 1},
     "Qwen3MoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
 }
 MIXTURE = {**CONFIG, "architectures": ["Qwen3MoeForCausalLM"], **OWN["Qwen3MoeForCausalLM"]}
