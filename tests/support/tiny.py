@@ -70,6 +70,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 24}
         | {"num_key_value_heads": 4},
     ),
+    "phi3": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 48}),
+    "phi4mini": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LONGROPE}),
+    "qwen3": ("Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 24}),
     "gptoss": (
         "GptOssForCausalLM",
         {"num_key_value_heads": 4, "head_dim": 24, "sliding_window": 9, "num_local_experts": 4, "swiglu_limit": 0.6}
@@ -82,9 +85,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "rms_norm_eps": 1e-5}
         | {"rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 0.5}},
     ),
-    "phi3": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "sliding_window": 48}),
-    "phi4mini": ("Phi3ForCausalLM", {"num_key_value_heads": 2, "rope_parameters": _LONGROPE}),
-    "qwen3": ("Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 24}),
 }
 MIXING = ("mixtral", "qwen3moe", "gptoss", "deepseek")
 # Gemma's are always tied, Phi's and mixtures of experts here never.

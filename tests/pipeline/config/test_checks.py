@@ -558,6 +558,26 @@ def test_gpus_that_are_not_here_are_noted(write: Callable[..., Path], monkeypatc
     assert note not in notes(load(write()))
 
 
+def test_what_a_family_lacks_is_said_before_anything_runs(write: Callable[..., Path]) -> None:
+    """Matrices that are rounded, trained or adapted by names that the model's layers have not."""
+    mixed = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "rope_theta": 1e4}
+    latent = {"kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": None}
+    latent |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    one = {"architecture.architectures": ["GptOssForCausalLM"], **{f"architecture.{k}": v for k, v in mixed.items()}}
+    two = {"architecture.architectures": ["DeepseekV2ForCausalLM"], "architecture.num_key_value_heads": None}
+    two |= {f"architecture.{k}": v for k, v in latent.items()}
+    rounded = {"robustness": {"quantise": ["int8"]}, "model": "mini-llama"}
+    (found,) = problems(write(rounded, models=_read("models", "mini-llama", one)))
+    assert "robustness.quantise: experts that lie in one tensor" in found
+    part = {"up_to": 0, "layers_to_transform": [0], "target_modules": ["qkv_proj"]}
+    method = {"method": "rmu", "overrides": {"trainable_layers": part, "training": {"validation": None}}}
+    found = problems(write({"methods": [method]}, models=_read("models", "mini-llama", two)))[0]
+    assert "target_modules: 'qkv_proj' is no matrix of latent attention" in found
+    adapted = {"methods": ["npo"], "unlearning.lora": {"rank": 2, "alpha": 2.0, "targets": ["q_proj"]}}
+    found = problems(write(adapted, models=_read("models", "mini-llama", two)))[0]
+    assert "lora.targets: a mixture of experts has no adapters at q_proj; allowed: o_proj" in found
+
+
 def test_other_files_are_checked_too(write: Callable[..., Path]) -> None:
     method = ("npo", {**_read("methods", "npo", {})[1], "name": "npo2", "lr": 1})
     assert any("methods/npo.yaml:" in p and "lr: unknown key" in p for p in problems(write(methods=method)))
