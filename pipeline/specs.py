@@ -198,6 +198,10 @@ class ReportEntry(Strict):
     method: str | None = None
     title: str
     variant: str | None = None
+    swept: str | None = Field(None, description="of a sweep, the method with its variant that was swept")
+    point: dict[str, bool | int | float | str | None] = Field(
+        {}, description="of a sweep, this model's values, by key of the method's file"
+    )
     seed: int | None = None
     attack: str | None = Field(
         None, description="what was done to the model, one of the report's attacks; null: nothing"

@@ -23,6 +23,7 @@ def with_settings(document: Document, given: Sequence[str], problems: list[str])
         given: ``KEY=VALUE`` texts. The value is YAML; a mapping is merged into the one that is there. Parts of the key
             are separated by dots, and a number names an entry of a list. ``methods.NAME.`` is followed by a key of the
             method's file; NAME is a method with its variant, or a method, for all of its variants.
+            ``sweep.NAME.`` is followed by a key that is swept.
         problems: Gets a message for everything that is wrong.
     """
     for text in given:
@@ -61,12 +62,14 @@ def _keys(document: Document, parts: list[str]) -> list[Key]:
     Raises ``LookupError`` where there is no such method.
     """
     methods = document.data.get("methods")
-    if parts[0] != "methods" or len(parts) == 1 or not isinstance(methods, list):
+    if parts[0] not in ("methods", "sweep") or len(parts) == 1 or not isinstance(methods, list):
         return [tuple(parts)]
     text = ".".join(parts[1:])
     ids = [_names(entry) for entry in methods]
     known = sorted({name for names in ids for name in names}, key=len, reverse=True)
     name = next((name for name in known if text == name or text.startswith(f"{name}.")), None)
+    if parts[0] == "sweep" and name is not None:  # whose keys have dots
+        return [("sweep", name, *([text.removeprefix(f"{name}.")] if text != name else []))]
     if name is None or text == name:
         what = f"unknown method {parts[1]!r}{hint(parts[1], sorted(known))}" if name is None else "a key is missing"
         raise LookupError(what)

@@ -13,6 +13,7 @@ from pipeline.config.method_schema import Method
 from pipeline.config.model_schema import Model
 from pipeline.config.schema import Experiment
 from pipeline.config.sizing import Shape
+from pipeline.config.sweeps import Value
 from pipeline.data.prepared import DataFamily, HasRequests, Names, ReadsUserFiles
 from pipeline.data.settings import DataSource, PromptTemplate
 
@@ -41,14 +42,28 @@ def data_files(experiment: Experiment, benchmark: Benchmark, sets: Sequence[str]
 
 @dataclass(frozen=True)
 class Run:
-    """One method of an experiment with all its settings."""
+    """One method of an experiment with all its settings.
+
+    Attributes:
+        method: The method.
+        variant: What tells it from others of the same method; a swept one has its point's name in it.
+        swept: Of a sweep, the id of the method that was swept.
+        point: Of a sweep, the values that this run has, by dotted key.
+    """
 
     method: Method
     variant: str | None
+    swept: str | None = None
+    point: Mapping[str, Value] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        return f"{self.method.name}-{self.variant}" if self.variant else self.method.name
+        return run_id(self.method.name, self.variant)
+
+
+def run_id(method: str, variant: str | None) -> str:
+    """How a method with its variant is called."""
+    return f"{method}-{variant}" if variant else method
 
 
 @dataclass(frozen=True)

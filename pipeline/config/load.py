@@ -83,7 +83,7 @@ def load(
     parts.source = checker.run(data.source)
     parts.shape = checker.run(models.shape)
     parts.template = checker.run(models.template)
-    parts.runs = methods.runs(checker, parsed.methods)
+    parts.runs = methods.runs(checker, parsed.methods, parsed.sweep)
     parts.layout = checker.run(models.layout)
     for function in CHECKS:
         checker.run(function)

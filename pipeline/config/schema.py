@@ -15,6 +15,7 @@ from pipeline.config.attack_schema import Robustness
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.method_schema import MethodUse, ModelTraining
 from pipeline.config.model_schema import Checkpoint, GivenModel, Model, Name, kind
+from pipeline.config.sweeps import Sweep
 from pipeline.data.settings import BadRows, RequestOrder
 from pipeline.judging.settings import JudgeSettings
 from pipeline.tracking.settings import TrackingSettings
@@ -99,6 +100,11 @@ class Experiment(Strict):
     methods: list[
         Annotated[Annotated[str, Tag("plain")] | Annotated[MethodUse, Tag("mapping")], Discriminator(kind)]
     ] = Field(min_length=1)
+    sweep: dict[str, Sweep] = Field(
+        {},
+        description="by method, with its variant: keys of its file and their values, of which every combination is a "
+        "run in place of the method's own; or a list of points",
+    )
     layout: Annotated[
         Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")] | Annotated[AutoLayout, Tag("automatic")],
         Discriminator(_layout_kind),

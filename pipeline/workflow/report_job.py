@@ -80,6 +80,8 @@ def _entries(config: Config, paths: Paths) -> list[tuple[ModelId, ReportEntry]]:
             method=run.method.name,
             title=run.method.title,
             variant=run.variant,
+            swept=run.swept,
+            point=dict(run.point),
             seed=model.seed,
             evaluation=paths.evaluation(model),
             run=paths.model(model),

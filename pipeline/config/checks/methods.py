@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,12 +11,12 @@ from pydantic import ValidationError
 from megatron_ext.config import Layout
 from megatron_ext.specs import SampledAnswers
 from pipeline.benchmarks import data_family
-from pipeline.config import methods
+from pipeline.config import methods, sweeps
 from pipeline.config.attack_schema import Relearn
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.checker import Checker, Files
-from pipeline.config.experiment import Run
-from pipeline.config.located_yaml import Document, Key, check, current, merge
+from pipeline.config.experiment import Run, run_id
+from pipeline.config.located_yaml import Document, Key, check, current, hint, merge
 from pipeline.config.method_schema import Batches, Method, MethodUse
 from pipeline.config.named_files import is_path
 from pipeline.data.settings import DataSource, PromptTemplate
@@ -23,17 +25,19 @@ from pipeline.data.templates import TEMPLATES
 Runs = list[tuple[Document, Run]]
 
 
-def runs(files: Files, entries: list[Any]) -> Runs:
+def runs(files: Files, entries: list[Any], swept: Mapping[str, Any] | None = None) -> Runs:
     """The methods of an experiment, each with its file, into which the experiment's settings are merged.
 
     Args:
         files: The experiment's document, and the files of methods.
         entries: The experiment's ``methods``.
+        swept: The experiment's ``sweep``, where it is right by itself.
 
     Returns:
         All but those that are wrong by themselves, which are reported.
     """
     found: Runs = []
+    ids: list[str] = []
     defaults = files.document.at("unlearning")
     for i, entry in enumerate(entries):
         try:
@@ -42,18 +46,54 @@ def runs(files: Files, entries: list[Any]) -> Runs:
             continue  # reported with the experiment's own problems
         own = files.find("method", use.method, ("methods", i) if isinstance(entry, str) else ("methods", i, "method"))
         if own is None:
+            ids.append(run_id(use.method, use.variant))
             continue
         overrides = current("method", files.document.at("methods", i, "overrides"), files.problems)
         merged = merge(merge(own, defaults.under("training")), overrides)
-        method = check(Method, merged, files.problems)
-        if method is None:
-            continue
-        if method.name != use.method and not is_path(use.method):
-            files.problems.append(merged.problem(("name",), f"{method.name!r} must be the file's own name"))
-        run = Run(method, use.variant)
-        if run.id in {other.id for _, other in found}:
-            files.problem(("methods", i), f"{run.id!r} is there twice; give one of them another 'variant'")
-        found.append((merged, run))
+        name = run_id(str(own.data.get("name")), use.variant)
+        sweep = (swept or {}).get(name)
+        if sweep is None:
+            made = _run(files, merged, use, Run, use.variant)
+        else:
+            made = _swept(files, merged, overrides, use, name, sweep)
+        for run in made:
+            if run[1].id in {other.id for _, other in found}:
+                files.problem(("methods", i), f"{run[1].id!r} is there twice; give one of them another 'variant'")
+            found.append(run)
+        ids.append(name)
+    for name in swept or {}:
+        if name not in ids:
+            files.problem(("sweep", name), f"unknown method {name!r}{hint(name, ids)}")
+    return found
+
+
+def _run(files: Files, merged: Document, use: MethodUse, make: Callable[..., Run], variant: str | None) -> Runs:
+    """The run of a method's merged file; none where the file is wrong, which is reported."""
+    method = check(Method, merged, files.problems)
+    if method is None:
+        return []
+    if method.name != use.method and not is_path(use.method):
+        files.problems.append(merged.problem(("name",), f"{method.name!r} must be the file's own name"))
+    return [(merged, make(method, variant))]
+
+
+def _swept(files: Files, merged: Document, overrides: Document, use: MethodUse, name: str, sweep: Any) -> Runs:
+    """The runs of a method at all points of its sweep."""
+    found: Runs = []
+    made = sweeps.points(files.document.at("sweep", name), sweep)
+    wrong = list(sweeps.problems(made))
+    for key, message in wrong:
+        files.problem(("sweep", name, *key), message)
+    for point in [] if wrong else made:
+        for key, place in point.places.items():
+            path = tuple(key.split("."))
+            if path in overrides.marks and not overrides.mark(path).line and point.overrides.mark(path).line:
+                message = f"{key} is swept, and the command line sets it: set sweep.{name}.{key}"
+                files.problem(("sweep", name, *place), message)
+        there = merge(merged, current("method", point.overrides, files.problems))
+        make = partial(Run, swept=name, point=point.values)
+        variant = f"{use.variant}-{point.name}" if use.variant else point.name
+        found += _run(files, there, use, make, variant)
     return found
 
 

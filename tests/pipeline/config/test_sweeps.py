@@ -1,0 +1,93 @@
+"""Sweeps: which runs they make, under which names, and what is wrong with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_ext.safe_yaml import Loader
+from pipeline.config import sweeps
+from pipeline.config.load import CONFIGS, load
+from pipeline.config.located_yaml import ConfigError
+from pipeline.specs import ReportSpec
+from pipeline.workflow.plan import Plan
+
+GRID = "sweep={blur-npo: {rule.gamma: [0.5, 1, 2], forget.beta: [0.05, 1e-5]}}"
+
+
+def test_a_grid_is_run_with_every_seed_and_is_in_plan_and_report(tmp_path: Path) -> None:
+    """The method's own run gives way, its overrides stay, and each model knows its point."""
+    plan = Plan(load("mini", settings=["methods=[npo, blur-npo]", "seeds=[0, 1]", GRID]), tmp_path)
+    points = [(gamma, beta) for gamma in (0.5, 1, 2) for beta in (0.05, 1e-5)]
+    names = [f"blur-npo-gamma-{gamma:g}-beta-{'1e-5' if beta < 0.01 else beta}" for gamma, beta in points]
+    assert plan.run_folders == ["npo", *names]
+    unlearned = [name for name in plan.jobs if name.startswith("unlearned/")]
+    assert unlearned == [f"unlearned/{name}/seed-{seed}" for name in ("npo", *names) for seed in (0, 1)]
+    spec = plan.jobs[f"unlearned/{names[1]}/seed-1"].spec
+    assert spec.rule.gamma == 0.5 and spec.forget_loss.beta == 1e-5  # type: ignore[attr-defined] # an unlearning
+    report = plan.jobs["report"].spec
+    assert isinstance(report, ReportSpec)
+    swept = {entry.model_id: (entry.swept, entry.point) for entry in report.entries if entry.swept}
+    assert swept[f"{names[0]}-seed-0"] == ("blur-npo", {"rule.gamma": 0.5, "forget.beta": 0.05})
+    assert len(swept) == 12
+
+
+def test_a_list_over_a_variant_and_keys_that_end_alike(tmp_path: Path) -> None:
+    """Points of a list need not have the same keys, and what the point leaves alone is the method's."""
+    document = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
+    document["methods"] = [{"method": "rmu", "variant": "a", "overrides": document["methods"][5]["overrides"]}, "ga"]
+    document["sweep"] = {"rmu-a": [{"forget.steering": 2}, {"retain.weight": 3.0, "training.epochs": 1}]}
+    file = tmp_path / "experiments" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(yaml.safe_dump(document))
+    first, second, other = load(file).runs
+    assert [first.id, second.id, other.id] == ["rmu-a-steering-2", "rmu-a-weight-3-epochs-1", "ga"]
+    assert (first.method.retain.weight, second.method.retain.weight) == (10.0, 3.0)  # type: ignore[union-attr] # RMU's
+    document["sweep"] = {"rmu-a": {"training.optimizer.name": ["adamw"], "rule.name": ["weighted-sum"]}}
+    file.write_text(yaml.safe_dump(document))
+    assert load(file).runs[0].id == "rmu-a-rule.name-weighted-sum-training.optimizer.name-adamw"
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(True, "true"), (None, "null"), (1, "1"), (1.0, "1"), (-2.5, "-2.5"), (1e-5, "1e-5"), (1e20, "1e20"),
+     (1.25e-10, "1.25e-10"), ("Two words", "two-words")],
+)  # fmt: skip
+def test_values_in_names(value: sweeps.Value, name: str) -> None:
+    assert sweeps.text(value) == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["sweep.blur-npo.rule.gama=[1]"], "--set sweep.blur-npo.rule.gama[0]: unknown key; did you mean 'gamma'?"),
+        (["sweep.blur-npo.rule.gamma=[1, x]"], "--set sweep.blur-npo.rule.gamma[1]: 'x' is not allowed"),
+        (["sweep.blur-npo.rule.gamma=[]"], "--set sweep.blur-npo.rule.gamma: [] is not allowed"),
+        (["sweep.blur-npo.rule.gamma=3"], "--set sweep.blur-npo.rule.gamma: 3 is not allowed"),
+        (["sweep.blur-npo.rule.gamma=[1, 1.0]"], "--set sweep.blur-npo.rule.gamma[1]: two points are called 'gamma-1'"),
+        (["sweep.blur-npo.rule.gamma=[.nan]"], "--set sweep.blur-npo.rule.gamma[0]: nan is not allowed"),
+        (["sweep={blurnpo: {rule.gamma: [1]}}"], "--set sweep.blurnpo: unknown method 'blurnpo'; did you mean 'blur"),
+        (["sweep={blur-npo: [{}]}"], "--set sweep.blur-npo[0]: {} is not allowed"),
+        (["sweep={npo: {forget: [1], forget.beta: [1]}}"], "--set sweep.npo.forget[0]: 'forget' holds 'forget.beta'"),
+        (["sweep={npo: {.beta: [1]}}"], "--set sweep.npo..beta[0]: '.beta' is not allowed"),
+        (["sweep={npo: {forget.name: [" + "x" * 130 + "]}}"], "--set sweep.npo.forget.name[0]: the name "),
+    ],
+)
+def test_a_mistake_is_said_with_its_key(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("mini", settings=settings)
+    assert [line for line in error.value.problems if line.startswith(message)], error.value.problems
+
+
+def test_what_the_file_sweeps_is_not_set_in_vain(tmp_path: Path) -> None:
+    """A setting that the sweep would replace is refused, and one of another key is not."""
+    document = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
+    file = tmp_path / "experiments" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(yaml.safe_dump({**document, "sweep": {"blur-npo": {"rule.gamma": [1]}}}))
+    assert load(file, settings=["methods.blur-npo.forget.beta=0.3"]).runs[6].method.forget.beta == 0.3  # type: ignore[union-attr] # NPO's
+    with pytest.raises(ConfigError) as error:
+        load(file, settings=["methods.blur-npo.rule.gamma=0.3"])
+    assert "sweep.blur-npo.rule.gamma[0]" in str(error.value)
