@@ -7,7 +7,6 @@ megatron, so that a workflow can be planned and checked on a machine that has ne
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -30,6 +29,7 @@ from megatron_ext.quantisation import Quantisation
 from megatron_ext.renamed_keys import renamed
 from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
+from megatron_ext.selection import Validation
 
 
 def _works_with(optimizer: Optimizer, runtime: Runtime) -> None:
@@ -166,32 +166,6 @@ class Topic(Strict):
     preferred_answers: Path | None = Field(None, strict=False)
     preferred_answers_logps: Path | None = Field(None, strict=False)
     retain_reference_logps: Path | None = Field(None, strict=False)
-
-
-class Validation(Strict):
-    """A sample of each topic's forget and retain rows, drawn once, is scored before the first step of unlearning, every
-    so often, and after the last step. See ``megatron_ext.training.validation``.
-
-    Exactly one of ``every_steps`` and ``every_epochs`` says how often. ``select``: which step's weights are written.
-    """
-
-    every_steps: int | None = Field(None, ge=1, description="optimizer steps")
-    every_epochs: float | None = Field(None, gt=0, description="passes over the forget set, at least a step")
-    rows: int = Field(64, ge=1, description="of each topic's forget set, and of its retain set; at most all there are")
-    seed: int = Field(0, ge=0, description="of the sample")
-    select: Literal["last", "best-on-validation"] = "last"
-
-    @model_validator(mode="after")
-    def _one(self) -> Validation:
-        if (self.every_steps is None) == (self.every_epochs is None):
-            raise ValueError("give exactly one of 'every_steps' and 'every_epochs'")
-        return self
-
-    def points(self, steps: int, steps_per_epoch: int) -> list[int]:
-        """After how many of a run's ``steps`` the sample is scored, in order; the first is 0, the last ``steps``."""
-        every = max(1.0, self.every_steps or (self.every_epochs or 1.0) * steps_per_epoch)
-        between = (round(i * every) for i in range(1, math.ceil(steps / every)))
-        return sorted({0, *(point for point in between if point < steps), steps})
 
 
 class Unlearning(Optimisation):

@@ -257,6 +257,10 @@ class ReportSpec(StepSpec):
         default_factory=dict, description="name -> folder of other steps whose times are listed: data, base, reference"
     )
     published: list[Published] = []
+    chosen_by: Literal["best-on-validation", "best-within-budget", "test_metric"] | None = Field(
+        None, description="what the marked point of each sweep is chosen by"
+    )
+    test_metric: str | None = Field(None, description="the metric, where it is chosen by one that it is judged by")
     failed: list[FailedRow] = Field([], description="models that there is nothing of; the report is a partial one then")
     examples: int = Field(0, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
     evidence_texts: bool = Field(False, description="whether what was to be forgotten is in the evidence in words")

@@ -56,6 +56,7 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
             run.step,
             title=f"unlearn {spec.output.name}",
             validate=validate if spec.validation is not None else None,
+            ended=run.ended,
             checkpoint_minutes=spec.checkpoint_minutes,
         )
         selected = run.select()

@@ -63,6 +63,7 @@ def run(
     step: Callable[[int], StepOutcome],
     title: str,
     validate: Callable[[int], None] | None = None,
+    ended: Callable[[], bool] | None = None,
     checkpoint_minutes: float | None = None,
 ) -> None:
     """Take the steps that are left. Collective over all ranks.
@@ -75,6 +76,7 @@ def run(
         step: Takes the step of the given number.
         title: What the progress bar says.
         validate: Called before the first step of a run and after each, with the number of steps taken.
+        ended: Asked before each step whether the run ends without it; the same on every rank.
         checkpoint_minutes: Minutes between states, by the clock of the first rank, for two broadcasts a step.
 
     Raises:
@@ -95,6 +97,8 @@ def run(
             with _naming(0, resume):
                 validate(0)
         for i in range(first, steps):
+            if ended is not None and ended():
+                break
             begin = time.perf_counter()
             with _naming(i, resume):
                 outcome = step(i)

@@ -52,8 +52,9 @@ class UnlearningRun:
     Attributes:
         trainer: The model and its optimizer.
         resume: The run's state on disk.
-        steps: Optimizer steps of the whole run.
-        flags: What ``summary.json`` wants noticed: ``overlap``, ``unchanged``, ``collapsed``.
+        steps: Optimizer steps of the whole run; from ``select`` on, those that were taken.
+        flags: What ``summary.json`` wants noticed: ``overlap``, ``unchanged``, ``collapsed``, ``over-budget``,
+            ``stopped-early``.
     """
 
     def __init__(self, spec: UnlearnSpec, ranks: Ranks) -> None:
@@ -131,12 +132,23 @@ class UnlearningRun:
         if self._validator is not None:
             self._validator.measure(steps)
 
+    def ended(self) -> bool:
+        """Whether the run ends before its last step, because its budget is broken."""
+        return self._validator is not None and self._validator.best.broke is not None
+
     def select(self) -> Selected:
-        """Set the model to the weights that the run ends in. Sets the flag ``unchanged``."""
-        selected = Selected("last", self.steps, "the last step")
-        if self._validator is not None and self._validator.selects:
-            step = self._validator.load_best()
-            selected = Selected("best-on-validation", step, self._validator.reason())
+        """Set the model to the weights that the run ends in. Sets the flags ``unchanged``, ``over-budget`` and
+        ``stopped-early``."""
+        selected, validator = Selected("last", self.steps, "the last step"), self._validator
+        if validator is not None and validator.selects:
+            step = validator.load_best()
+            best = validator.best
+            selected = Selected(best.name, step, validator.reason())
+            if not best.within_budget:
+                self.flags.append("over-budget")
+            if best.broke is not None and best.broke < self.steps:
+                self.flags.append("stopped-early")
+                self.steps = best.broke
         if not self.trainer.changed_since(self._before):
             self.flags.append("unchanged")
         factor = self._spec.rule.extrapolation

@@ -13,7 +13,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,16 @@ from megatron_ext.data.sampling import TopicRoundRobin
 from megatron_ext.distributed.collectives import from_first_rank, sum_over_data_ranks
 from megatron_ext.inference import pipeline_forward
 from megatron_ext.model.loss_inputs import LossInputs
-from megatron_ext.specs import UnlearnSpec, Validation
+from megatron_ext.selection import Validation
+from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training.accumulator import NonFinite
+from megatron_ext.training.best_step import BestStep
 from megatron_ext.training.resume import StepLog, folder_of
 from megatron_ext.training.topics import TopicData
 from megatron_ext.training.trainer import Trainer
 from megatron_ext.updates import Objective
 
 FILE = "trajectory.jsonl"
-
-
-@dataclass(frozen=True)
-class _Best:
-    """The best weights so far: their score, and after how many steps they were measured."""
-
-    score: float
-    step: int
 
 
 def score(forget_probability: float, retain_probability: float, retain_before: float) -> float:
@@ -106,8 +99,7 @@ class Validator:
         self._points = self._spec.points(order.steps, order.steps_per_epoch)
         self._folder = folder_of(spec.output)
         self._log = StepLog(self._folder / FILE, active=self._ranks.world_rank == 0)
-        self._before: float | None = None  # the retain probability before the first step
-        self._best: _Best | None = None
+        self.best = BestStep(validation.select)
         self._best_of_state: int | None = None
         self._dataset = SequenceDataset([*(topic.forget for topic in topics), *(topic.retain for topic in topics)])
         drawn: list[tuple[Objective, int]] = []
@@ -127,20 +119,20 @@ class Validator:
     def restore(self, steps: int) -> None:
         self._log.open(sum(point <= steps for point in self._points) if steps else 0)
         rows = from_first_rank(self._logged, self._ranks)
-        self._before, self._best = None, None
+        self.best = BestStep(self._spec.select)
         for row in rows:
-            self._take(row)
-        self._best_of_state = self._best.step if self._best else None
+            self.best.take(row)
+        self._best_of_state = self.best.step
         if self.selects and self._ranks.world_rank == 0:
-            if self._best and not self._weights(self._best.step).is_dir():
-                raise RuntimeError(f"{self._weights(self._best.step)} is missing; delete {self._folder}")
+            if self.best.step and not self._weights(self.best.step).is_dir():
+                raise RuntimeError(f"{self._weights(self.best.step)} is missing; delete {self._folder}")
             self._drop_others()
 
     def flush(self) -> None:
         self._log.flush()
 
     def saved(self) -> None:
-        self._best_of_state = self._best.step if self._best else None
+        self._best_of_state = self.best.step
         if self.selects and self._ranks.world_rank == 0:
             self._drop_others()
 
@@ -154,9 +146,9 @@ class Validator:
         begin = time.perf_counter()
         with self._as_written():
             row = {"step": steps, "epoch": self._order.epoch(steps - 1) if steps else 0.0, **self._numbers()}
-            before = row["retain_probability"] if self._before is None else self._before
-            row["score"] = score(row["forget_probability"], row["retain_probability"], before)
-            if self._take(row) and self.selects:
+            before = self.best.before or row
+            row["score"] = score(row["forget_probability"], row["retain_probability"], before["retain_probability"])
+            if self.best.take(row) and self.selects:
                 self._keep(self._weights(steps))
         row["seconds"] = round(time.perf_counter() - begin, 6)
         self._log.write(row)
@@ -165,13 +157,14 @@ class Validator:
 
     def load_best(self) -> int:
         """Set the model's weights to the best ones; after how many steps they were measured."""
-        assert self._best is not None, "the last step is always measured"
-        model, folder = self._trainer.model, self._weights(self._best.step)
+        step = self.best.step
+        assert step is not None, "the last step is always measured"
+        model, folder = self._trainer.model, self._weights(step)
         if model.lora is not None:
             reading.fill_adapters(model, self._ranks, AdapterFolder(folder))
         else:
             reading.fill(model, self._ranks, tensor_sources.SafetensorsFolder(folder))
-        return self._best.step
+        return step
 
     def _keep(self, folder: Path) -> None:
         """Write the weights, of which adapters are all that is trained where there are some."""
@@ -182,11 +175,9 @@ class Validator:
 
     def reason(self) -> str:
         """A sentence on the selected step, after the last one."""
-        assert self._best is not None
-        score, step = self._best.score, self._best.step
-        first = f"validation score {score:.4g} after step {step}, the best of {len(self._points) - 1} measured"
         forget, retain = (int((self._objective_R == objective).sum()) for objective in Objective)
-        return f"{first} on {forget} forget and {retain} retain rows (seed {self._spec.seed})"
+        sample = f"on {forget} forget and {retain} retain rows (seed {self._spec.seed})"
+        return self.best.reason(len(self._points) - 1, sample)
 
     def text(self) -> str:
         """The trajectory, on world rank 0; nothing is logged from then on."""
@@ -196,17 +187,7 @@ class Validator:
     @property
     def selects(self) -> bool:
         """Whether the run ends in the best weights, not in the last."""
-        return self._spec.select == "best-on-validation"
-
-    def _take(self, row: dict[str, Any]) -> bool:
-        """Note a measurement; whether it is the best so far."""
-        if row["step"] == 0:
-            self._before = row["retain_probability"]
-            return False
-        better = self._best is None or row["score"] > self._best.score
-        if better:
-            self._best = _Best(row["score"], row["step"])
-        return better
+        return self._spec.select != "last"
 
     def _logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._log.path.read_text().splitlines()]
@@ -216,7 +197,7 @@ class Validator:
 
     def _drop_others(self) -> None:
         """Delete weights that neither the run nor the newest state needs."""
-        needed = {self._weights(step) for step in (self._best_of_state, self._best and self._best.step) if step}
+        needed = {self._weights(step) for step in (self._best_of_state, self.best.step) if step}
         for folder in self._folder.glob("best-*"):
             if folder not in needed:
                 shutil.rmtree(folder)

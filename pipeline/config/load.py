@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.benchmark_schema import Benchmark
-from pipeline.config.checks import data, methods, models, weights
+from pipeline.config.checks import data, methods, models, selection, weights
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.command_line import with_settings
 from pipeline.config.experiment import Config
@@ -25,6 +25,7 @@ from pipeline.config.site import Site
 CHECKS: tuple[Callable[..., None], ...] = (
     models.placed,
     data.published_metrics,
+    selection.test_metric,
     models.trained_sets,
     models.sources,
     models.tokenizer,
@@ -83,7 +84,7 @@ def load(
     parts.source = checker.run(data.source)
     parts.shape = checker.run(models.shape)
     parts.template = checker.run(models.template)
-    parts.runs = methods.runs(checker, parsed.methods, parsed.sweep)
+    parts.runs = methods.runs(checker, parsed.methods, parsed)
     parts.layout = checker.run(models.layout)
     for function in CHECKS:
         checker.run(function)

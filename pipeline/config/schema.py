@@ -5,12 +5,13 @@ What they must be together is checked in ``pipeline.config.checks``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from megatron_ext.config import Layout, RuntimeSettings
 from megatron_ext.schema import Line, Strict
+from megatron_ext.selection import WithinBudget
 from pipeline.config.attack_schema import Robustness
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.method_schema import MethodUse, ModelTraining
@@ -90,6 +91,25 @@ class ReportSettings(Strict):
     )
 
 
+class OnTestMetric(Strict):
+    """Points of a sweep are chosen by what they are then judged by, which every table says of them."""
+
+    test_metric: str
+
+
+def _selection_kind(value: Any) -> str:
+    test = isinstance(value, OnTestMetric) or (isinstance(value, dict) and "test_metric" in value)
+    return "test" if test else kind(value)
+
+
+Selection = Annotated[
+    Annotated[Literal["last", "best-on-validation"], Tag("plain")]
+    | Annotated[WithinBudget, Tag("mapping")]
+    | Annotated[OnTestMetric, Tag("test")],
+    Discriminator(_selection_kind),
+]
+
+
 class Experiment(Strict):
     name: Name
     title: Line
@@ -104,6 +124,11 @@ class Experiment(Strict):
         {},
         description="by method, with its variant: keys of its file and their values, of which every combination is a "
         "run in place of the method's own; or a list of points",
+    )
+    select: Selection | None = Field(
+        None,
+        description="the step that every run ends in, and the point of each sweep that is marked; default: as each "
+        "run's validation says, and none",
     )
     layout: Annotated[
         Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")] | Annotated[AutoLayout, Tag("automatic")],

@@ -20,7 +20,7 @@ from megatron_ext.specs import read as read_spec
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import family
 from pipeline.judging.rubric import definitions
-from pipeline.report import evidence, read, requests, robustness, tables
+from pipeline.report import evidence, read, requests, robustness, selection, tables
 from pipeline.specs import ReportSpec
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     judges = read.judges(groups)
     benchmark = family(spec.options.family)
     metrics = (*benchmark.metrics(spec.options), *(definitions(judges) if judges else ()))
+    chosen = selection.choices(spec, groups, metrics)
+    groups, attacked, later_requests = (selection.marked(each, chosen) for each in (groups, attacked, later_requests))
     after_requests = requests.tables(groups, later_requests, metrics)
     every = [*groups, *later_requests]
     changes = robustness.tables(spec, every, attacked, metrics)

@@ -54,9 +54,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Group:
-    """The seeds of one row of the table."""
+    """The seeds of one row of the table.
+
+    Attributes:
+        results: what was measured of each
+        choice: of the point of a sweep that was chosen, how
+    """
 
     results: tuple[Result, ...]
+    choice: str | None = None
 
     @property
     def kind(self) -> str:
@@ -69,6 +75,16 @@ class Group:
     @property
     def variant(self) -> str | None:
         return self.results[0].entry.variant
+
+    @property
+    def swept(self) -> str | None:
+        """Of a sweep, the method that was swept."""
+        return self.results[0].entry.swept
+
+    @property
+    def point(self) -> Mapping[str, bool | int | float | str | None]:
+        """Of a sweep, the values of this row."""
+        return self.results[0].entry.point
 
     @property
     def attack(self) -> str | None:
@@ -112,11 +128,11 @@ class Group:
     def notes(self) -> list[str]:
         """What a reader should know of these models, a few words each.
 
-        In this order: flags, with the number of seeds that have each where not all do; the step whose weights were
-        chosen, where validation chose one; how many answers of all seeds are empty or repeat themselves; and what the
-        step logs note, with the number of steps.
+        In this order: how it was chosen, of a sweep's best point; flags, with the number of seeds that have each where
+        not all do; the step whose weights were chosen, where validation chose one; how many answers of all seeds are
+        empty or repeat themselves; and what the step logs note, with the number of steps.
         """
-        return [*self._flags(), *self._bad_answers(), *self._log_notes()]
+        return [*filter(None, [self.choice]), *self._flags(), *self._bad_answers(), *self._log_notes()]
 
     def _flags(self) -> list[str]:
         n = len(self.results)
@@ -145,8 +161,9 @@ class Group:
 
     @property
     def sound(self) -> bool:
-        """Whether no seed collapsed or stayed as it was: only then can a value of the row count as best."""
-        return not any(result.flags & {"collapsed", "unchanged"} for result in self.results)
+        """Whether no seed collapsed, stayed as it was or is over its budget: only then can a value of the row count as
+        best."""
+        return not any(result.flags & {"collapsed", "unchanged", "over-budget"} for result in self.results)
 
 
 def specification(folder: Path) -> ReportSpec:

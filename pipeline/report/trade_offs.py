@@ -79,7 +79,7 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
     if any(len(_points(group, x, y)) > 1 for group in groups):
         caption.append("Small points: seeds; large: their mean.")
     if not all(group.sound for group in groups):
-        caption.append("Hollow: flagged collapsed or unchanged.")
+        caption.append("Hollow: flagged collapsed, unchanged or over-budget.")
     if missing:
         caption.append(f"No value: {', '.join(missing)}.")
     return Figure(f"trade-off-{y.key.replace('_', '-')}", "trade-off", title, " ".join(caption), svg)

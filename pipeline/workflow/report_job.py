@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from megatron_ext.selection import BEST_WITHIN_BUDGET, WithinBudget
 from pipeline.config.experiment import Config
+from pipeline.config.schema import OnTestMetric, Selection
 from pipeline.specs import ModelId, Published, ReportEntry, ReportSpec
 from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of
@@ -53,12 +56,22 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         later_requests=[entry for _, entry in later],
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
+        **_choice(experiment.select),
         examples=experiment.report.examples,
         evidence_texts=experiment.report.evidence_texts,
         config=config.resolved(),
         output=paths.report,
     )
     return job_of(paths, spec, **_files(spec))
+
+
+def _choice(select: Selection | None) -> dict[str, Any]:
+    """How the report marks a point of each sweep."""
+    if isinstance(select, OnTestMetric):
+        return {"chosen_by": "test_metric", "test_metric": select.test_metric}
+    if isinstance(select, WithinBudget):
+        return {"chosen_by": BEST_WITHIN_BUDGET}
+    return {"chosen_by": select if select == "best-on-validation" else None}
 
 
 def _entries(config: Config, paths: Paths) -> list[tuple[ModelId, ReportEntry]]:

@@ -14,30 +14,34 @@ from pipeline.benchmarks import data_family
 from pipeline.config import methods, sweeps
 from pipeline.config.attack_schema import Relearn
 from pipeline.config.benchmark_schema import Benchmark
+from pipeline.config.checks import selection
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.experiment import Run, run_id
 from pipeline.config.located_yaml import Document, Key, check, current, hint, merge
 from pipeline.config.method_schema import Batches, Method, MethodUse
 from pipeline.config.named_files import is_path
+from pipeline.config.schema import Experiment
 from pipeline.data.settings import DataSource, PromptTemplate
 from pipeline.data.templates import TEMPLATES
 
 Runs = list[tuple[Document, Run]]
 
 
-def runs(files: Files, entries: list[Any], swept: Mapping[str, Any] | None = None) -> Runs:
+def runs(files: Files, entries: list[Any], experiment: Experiment | None = None) -> Runs:
     """The methods of an experiment, each with its file, into which the experiment's settings are merged.
 
     Args:
         files: The experiment's document, and the files of methods.
         entries: The experiment's ``methods``.
-        swept: The experiment's ``sweep``, where it is right by itself.
+        experiment: The experiment, where it is right by itself.
 
     Returns:
         All but those that are wrong by themselves, which are reported.
     """
     found: Runs = []
     ids: list[str] = []
+    swept: Mapping[str, Any] = experiment.sweep if experiment else {}
+    select = experiment.select if experiment else None
     defaults = files.document.at("unlearning")
     for i, entry in enumerate(entries):
         try:
@@ -51,17 +55,17 @@ def runs(files: Files, entries: list[Any], swept: Mapping[str, Any] | None = Non
         overrides = current("method", files.document.at("methods", i, "overrides"), files.problems)
         merged = merge(merge(own, defaults.under("training")), overrides)
         name = run_id(str(own.data.get("name")), use.variant)
-        sweep = (swept or {}).get(name)
-        if sweep is None:
-            made = _run(files, merged, use, Run, use.variant)
+        merged = selection.applied(files, merged, select, name in swept)
+        if name in swept:
+            made = _swept(files, merged, overrides, use, name, swept[name])
         else:
-            made = _swept(files, merged, overrides, use, name, sweep)
+            made = _run(files, merged, use, Run, use.variant)
         for run in made:
             if run[1].id in {other.id for _, other in found}:
                 files.problem(("methods", i), f"{run[1].id!r} is there twice; give one of them another 'variant'")
             found.append(run)
         ids.append(name)
-    for name in swept or {}:
+    for name in swept:
         if name not in ids:
             files.problem(("sweep", name), f"unknown method {name!r}{hint(name, ids)}")
     return found

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 from megatron_ext.data.sequences import Sequences
-from megatron_ext.specs import UnlearnSpec, Validation
+from megatron_ext.selection import Validation
+from megatron_ext.specs import UnlearnSpec
 from tests.megatron_ext.training.test_resume import TIMES
 from tests.support import worlds
 from tests.support.distributed import run_ranks
@@ -170,6 +171,23 @@ def test_the_best_weights_are_written_and_named(world: Path) -> None:
     assert found["retain_nll"] == summary(cut)["retain_nll"] != summary(last)["retain_nll"]
     assert trajectory(last) == log
     assert not (best / "resume").exists() and not list(best.glob("**/best-*"))
+
+
+def test_a_run_ends_where_the_budget_is_broken_with_the_best_step_within_it(world: Path) -> None:
+    """Its trajectory is the whole run's up to that step, and its weights are those of the step that forgot most."""
+    changes = {"epochs": 5.0}
+    log = trajectory(run(world, "whole", {"every_steps": 2, "rows": 20}, **changes))
+    shares = [row["retain_probability"] / log[0]["retain_probability"] for row in log]
+    breaks = next(i for i in range(3, 10) if shares[i] < min(shares[1:i]))
+    share = (shares[breaks] + min(shares[1:breaks])) / 2
+    select = {"budget": {"metric": "retain_probability", "at_least": share, "of": "target"}}
+    budget = run(world, "budget", {"every_steps": 2, "rows": 20, "select": select}, **changes)
+    assert trajectory(budget) == log[: breaks + 1]
+    chosen = min(log[1:breaks], key=lambda row: row["forget_probability"])["step"]
+    found = summary(budget)
+    assert (found["select"], found["selected_step"]) == ("best-within-budget", chosen)
+    assert found["steps"] == log[breaks]["step"] and found["flags"] == ["stopped-early"]
+    assert weights(budget) == weights(run(world, "up-to-it", None, **changes, max_steps=chosen))
 
 
 def test_a_rule_that_extrapolates_is_scored_where_it_would_end(world: Path) -> None:

@@ -91,3 +91,46 @@ def test_what_the_file_sweeps_is_not_set_in_vain(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load(file, settings=["methods.blur-npo.rule.gamma=0.3"])
     assert "sweep.blur-npo.rule.gamma[0]" in str(error.value)
+
+
+BUDGET = "select={budget: {metric: retain_probability, at_least: 0.95, of: target}}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "step", "report"),
+    [
+        ("select=last", "last", (None, None)),
+        ("select=best-on-validation", "best-on-validation", ("best-on-validation", None)),
+        (BUDGET, None, ("best-within-budget", None)),
+        ("select={test_metric: forget_quality}", "last", ("test_metric", "forget_quality")),
+    ],
+)
+def test_what_selects_is_told_to_runs_and_report(
+    tmp_path: Path, setting: str, step: str | None, report: tuple[str | None, str | None]
+) -> None:
+    """A run that validates nothing ends in its last step; a test metric chooses no step."""
+    plan = Plan(load("mini", settings=["methods.npo.rule.forget_weight=1.0", GRID, setting]), tmp_path)
+    specs = {name: job.spec for name, job in plan.jobs.items()}
+    told = specs["unlearned/npo/seed-0"].validation.select  # type: ignore[attr-defined] # an unlearning
+    assert told == step if step else told.budget.at_least == 0.95
+    assert specs["unlearned/rmu/seed-0"].validation is None  # type: ignore[attr-defined] # as above
+    spec = specs["report"]
+    assert isinstance(spec, ReportSpec) and (spec.chosen_by, spec.test_metric) == report
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["select=best"], "--set select: unknown value 'best'"),
+        (["select={budget: {metric: forget_quality, at_least: 0.9}}"], "--set select.budget.metric: unknown value"),
+        (["select={budget: {metric: retain_probability, at_least: 2}}"], "--set select.budget.at_least: 2 is not"),
+        (["select={test_metric: forget_qualty}"], "--set select.test_metric: unknown metric 'forget_qualty'; did you"),
+        (["select=last", "unlearning.validation.select=last"], "--set unlearning.validation.select: is given, and so"),
+        (["select=best-on-validation", "unlearning.validation=null"], "--set select: needs 'unlearning.validation'"),
+        (["select=best-on-validation", "sweep.rmu.forget.steering=[1]"], "--set select: 'rmu' builds a part"),
+    ],
+)
+def test_a_mistake_of_selecting_is_said_with_its_key(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("mini", settings=settings)
+    assert [line for line in error.value.problems if line.startswith(message)], error.value.problems

@@ -1,0 +1,51 @@
+"""Which point of a sweep is chosen, and that the tables say how."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.report.conftest import Bench, start
+
+POINTS: dict[
+    str, dict[str, Any]
+] = {  # the first has the best score, the second keeps within the budget, the third the test
+    "gamma-1": {"trajectory": Bench.trajectory(), "selected": 8, "flags": ("over-budget",), "forget_quality": 0.1},
+    "gamma-2": {"trajectory": Bench.trajectory(0.9), "selected": 4, "forget_quality": 0.2},
+    "gamma-3": {"trajectory": Bench.trajectory(0.8), "selected": 8, "flags": ("collapsed",), "forget_quality": 0.9},
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "best", "text"),
+    [
+        ({"chosen_by": "best-on-validation"}, "gamma-1", "selected of 3 points on validation"),
+        ({"chosen_by": "best-within-budget"}, "gamma-2", "selected of 3 points within the budget"),
+        (
+            {"chosen_by": "test_metric", "test_metric": "forget_quality"},
+            "gamma-2",
+            "selected of 3 points on the test metric forget_quality",
+        ),
+        ({}, None, "selected of"),
+    ],
+)
+@pytest.mark.usefixtures("no_figures")
+def test_the_chosen_point_is_marked(tmp_path: Path, choice: dict[str, str], best: str | None, text: str) -> None:
+    """In the page, in Markdown and in the long table; a collapsed point is never chosen."""
+    bench = start(tmp_path)
+    for variant, given in POINTS.items():
+        for seed in (0, 1):
+            bench.add("blur-npo", variant=variant, seed=seed, **given)
+            point = {"rule.gamma": int(variant[-1])}
+            bench.spec["entries"][-1] |= {"swept": "blur-npo", "point": point}
+    bench.spec |= choice
+    folder = bench.write()
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    found = {(row["variant"], row["selected"]) for row in rows if row["swept"] == "blur-npo" and row["selected"]}
+    assert found == ({(best, text)} if best else set())
+    times = 1 if best else 0
+    assert (folder / "table.md").read_text().replace("\\", "").count(text) == times
+    assert text in (folder / "index.html").read_text() or not times
