@@ -25,8 +25,8 @@ CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant",
                "selected", "metric", "value", "published", "published_source")  # fmt: skip
 LEGEND = (
     "Mean ± sample standard deviation where a row has several seeds. Arrows: which way is better, →1 or →0 where "
-    "closest is. Marked: the best mean of a column among the unlearned models of which no seed is flagged "
-    "collapsed, unchanged or over-budget; values that read the same share the mark. A mark says nothing about significance."
+    "closest is. Marked: the best mean of a column among the unlearned models of which no seed is flagged collapsed, "
+    "unchanged or over-budget; values that read the same share the mark. A mark says nothing about significance."
 )
 
 

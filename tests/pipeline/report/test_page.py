@@ -162,7 +162,7 @@ def test_flags_gaps_and_limits_are_said(page):
     assert "Not measured: npo." in page.text  # in the comparison
     assert "Not measured: Cosine of the two gradients; Alignment of the update." in page.text  # in its own panels
     assert "Values below 1e-20 are drawn at it." in page.text
-    assert "Hollow: flagged collapsed or unchanged." in page.text
+    assert "Hollow: flagged collapsed, unchanged or over-budget." in page.text
 
 
 @pytest.mark.slow
