@@ -55,8 +55,8 @@ def _worth(spec: ReportSpec, group: Group, better: Mapping[str, str | None]) -> 
         mean = group.mean(key)
         if mean is None or len(values) < len(group.results):
             return None
-        way = better[key]
-        return not collapsed, True, mean if way == "higher" else -abs(mean - {"one": 1.0}.get(str(way), 0.0))
+        good = {"higher": mean, "lower": -mean, "one": -abs(mean - 1), "zero": -abs(mean)}
+        return not collapsed, True, good[str(better[key])]
     if len(group.trajectories) < len(group.results):
         return None
     if spec.chosen_by == "best-on-validation":

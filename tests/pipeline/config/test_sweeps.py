@@ -87,7 +87,7 @@ def test_what_the_file_sweeps_is_not_set_in_vain(tmp_path: Path) -> None:
     file = tmp_path / "experiments" / "mine.yaml"
     file.parent.mkdir()
     file.write_text(yaml.safe_dump({**document, "sweep": {"blur-npo": {"rule.gamma": [1]}}}))
-    assert load(file, settings=["methods.blur-npo.forget.beta=0.3"]).runs[6].method.forget.beta == 0.3  # type: ignore[union-attr] # NPO's
+    assert load(file, settings=["methods.blur-npo.forget.beta=0.3"]).runs[6].method.forget.beta == 0.3  # type: ignore[attr-defined] # NPO's
     with pytest.raises(ConfigError) as error:
         load(file, settings=["methods.blur-npo.rule.gamma=0.3"])
     assert "sweep.blur-npo.rule.gamma[0]" in str(error.value)
