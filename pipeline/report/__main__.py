@@ -1,9 +1,9 @@
 """Write a report, ``python -m pipeline.report SPEC.yaml``, or print the table of one, ``... --print FOLDER``.
 
 The specification is a ``pipeline.specs.ReportSpec``. Writes into its ``output``: ``table.csv``, ``table.md``,
-``figures/*.svg``, ``examples/*.html``, ``evidence.json``, ``index.html`` and ``summary.json``, and the model card
-``README.md`` into every unlearned checkpoint, each in one rename. Figures and examples of an earlier report that this
-one lacks are removed. Equal inputs give equal bytes, but for the times in ``summary.json``.
+``table.tex``, ``figures/*.svg``, ``examples/*.html``, ``evidence.json``, ``index.html`` and ``summary.json``, and the
+model card ``README.md`` into every unlearned checkpoint, each in one rename. Figures and examples of an earlier report
+that this one lacks are removed. Equal inputs give equal bytes, but for the times in ``summary.json``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_ext.specs import read as read_spec
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import family
 from pipeline.judging.rubric import definitions
-from pipeline.report import evidence, read, requests, robustness, selection, tables
+from pipeline.report import costs, evidence, latex, read, requests, robustness, selection, tables
 from pipeline.specs import ReportSpec
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def write(spec: ReportSpec, clock: Clock) -> None:
 
 def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     """The report's files as text, by their path below the output."""
-    from pipeline.report import curves, examples, page, trade_offs
+    from pipeline.report import curves, examples, page, radar, sweeps, trade_offs
 
     attacked, later_requests = read.attacked(spec), read.later_requests(spec)
     judges = read.judges(groups)
@@ -86,7 +86,9 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     changes = robustness.tables(spec, every, attacked, metrics)
     drawn = [
         *trade_offs.draw(groups, metrics, benchmark.trade_offs(spec.options)),
-        *curves.draw(groups),
+        *radar.draw(groups, metrics),
+        *sweeps.draw(spec, groups, metrics),
+        *curves.draw(groups, attacked),
         *requests.draw(groups, after_requests),
     ]
     shown = evidence.document(spec, groups, attacked, later_requests, metrics)
@@ -96,6 +98,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         later_requests=later_requests,
         metrics=metrics,
         figures=drawn,
+        costs=costs.of(spec, [*groups, *later_requests]),
         timings=read.timings(spec, [*groups, *attacked, *later_requests]),
         changes=changes,
         requests=after_requests,
@@ -108,6 +111,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         "table.md": tables.as_markdown(spec, groups, metrics)
         + robustness.as_markdown(changes)
         + requests.as_markdown(spec, after_requests),
+        "table.tex": latex.render(spec, groups, metrics),
         **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},
         "evidence.json": json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
         **page.render(spec, content),

@@ -94,8 +94,9 @@ class Line:
         return [value for value in (*self.low, *self.high) if math.isfinite(value)]
 
 
-def draw(groups: Sequence[Group]) -> list[Figure]:
-    """The comparisons, then each method's own figures, of what the step logs have values for."""
+def draw(groups: Sequence[Group], attacked: Sequence[Group] = ()) -> list[Figure]:
+    """The comparisons, then each method's own figures, of what the step logs have values for; at the end the loss of
+    every attack that trains."""
     figures: list[Figure] = []
     logged = [(i, group) for i, group in enumerate(groups) if group.runs]
     for key, title in COMPARED.items():
@@ -114,6 +115,21 @@ def draw(groups: Sequence[Group]) -> list[Figure]:
         if group.trajectories:
             lines = [trajectory_of(_name(key), look, group, key) for key, look in zip(TRAJECTORY, LOOKS, strict=True)]
             figures.append(_panel(f"{names[i]}-validation", f"method {i}", VALIDATION, lines, True))
+    return [*figures, *_relearned(groups, attacked)]
+
+
+def _relearned(groups: Sequence[Group], attacked: Sequence[Group]) -> list[Figure]:
+    """The loss on what is learned again, a figure for each attack; after a later request as after the first."""
+    figures = []
+    looks = {(group.method, group.variant): look_of(groups, group) for group in groups}
+    for attack in dict.fromkeys(group.attack for group in attacked):
+        lines = []
+        for group in attacked:
+            logs = [result.losses for result in group.results if result.losses is not None]
+            if group.attack == attack and logs:
+                look = looks[(group.method, group.variant)]
+                lines.append(_line(group.title_with_request, look, logs, "loss"))
+        figures += _compared(f"relearn-{plain_name(str(attack))}", "robustness", f"Loss during {attack}", lines)
     return figures
 
 
@@ -218,7 +234,7 @@ def _states(group: Group) -> dict[str, tuple[str, tuple[str, ...]]]:
     moving: dict[str, tuple[str, tuple[str, ...]]] = {}
     for key in sorted({key for run in group.runs for key in run if key.startswith(STATE)} - {f"{STATE}dual"}):
         if any(len({v for v in run.get(key, ()) if math.isfinite(v)}) > 1 for run in group.runs):
-            moving[f"state-{_plain_name(key.removeprefix(STATE))}"] = (f"State of the rule: {_name(key)}", (key,))
+            moving[f"state-{plain_name(key.removeprefix(STATE))}"] = (f"State of the rule: {_name(key)}", (key,))
     return moving
 
 
@@ -226,7 +242,7 @@ def _name(key: str) -> str:
     return NAMES.get(key, key.removeprefix(STATE))
 
 
-def _plain_name(text: str) -> str:
+def plain_name(text: str) -> str:
     """Letters, digits and dashes of a text, for a file's name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
 
@@ -236,6 +252,6 @@ def _names(groups: Sequence[Group]) -> list[str]:
     names: list[str] = []
     for i, group in enumerate(groups):
         parts = [group.method, group.variant] if group.variant else [group.method]
-        name = _plain_name("-".join(parts)) or str(i)
+        name = plain_name("-".join(parts)) or str(i)
         names.append(f"{name}-{i}" if name in names else name)
     return names

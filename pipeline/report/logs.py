@@ -113,6 +113,17 @@ def _state(place: str, row: Mapping[str, Any]) -> dict[str, float]:
     return {f"{STATE}{key}": _nan_for_null(number_or_null(place, numbers, key, STATE)) for key in numbers}
 
 
+def loss_log(path: Path) -> dict[str, list[float]]:
+    """The columns ``step`` and ``loss`` of a training's ``steps.jsonl``.
+
+    Raises:
+        DataError: the file cannot be read
+        ValueError: a line lacks a number; the message names file, line and key
+    """
+    rows = [(number(place, row, "step"), number(place, row, "loss")) for place, row in numbered_rows(path)]
+    return {"step": [step for step, _ in rows], "loss": [loss for _, loss in rows]}
+
+
 def trajectory(run: Path) -> Trajectory | None:
     """What validation measured in the run in folder ``run``; ``None`` where it was off, and the file is empty."""
     path, summary = run / "trajectory.jsonl", run / "summary.json"

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report import examples, publications, requests, robustness
+from pipeline.report import examples, publications, requests, robustness, sweeps
+from pipeline.report.costs import Cost
 from pipeline.report.curves import COMPARED, PANELS
 from pipeline.report.logs import StepTiming
 from pipeline.report.read import Group, judges
@@ -42,6 +43,7 @@ class Content:
         later_requests: the models after each further request to forget
         metrics: every metric that there may be a value of
         figures: every figure, in the page's order
+        costs: of every unlearned model
         timings: times of every step
         changes: tables of what attacks change
         requests: tables of values after each request to forget
@@ -54,6 +56,7 @@ class Content:
     later_requests: Sequence[Group]
     metrics: Sequence[Metric]
     figures: Sequence[Figure]
+    costs: Sequence[Cost]
     timings: Sequence[StepTiming]
     changes: Sequence[robustness.Table]
     requests: Sequence[requests.Table]
@@ -112,6 +115,8 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
         requests_legend=requests.legend_of(spec),
         evidence=content.evidence,
         figures=content.figures,
+        costs=content.costs,
+        unmapped=sweeps.too_many(content.groups),
         **_tables(spec, content),
         **_curves(content),
         **_times(content.timings),

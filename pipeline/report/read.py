@@ -15,7 +15,7 @@ from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import agree, read_object
 from pipeline.judging.records import JUDGEMENT, JudgementRecord
-from pipeline.report.logs import Note, StepTiming, Trajectory, step_log, texts, timing, trajectory
+from pipeline.report.logs import Note, StepTiming, Trajectory, loss_log, step_log, texts, timing, trajectory
 from pipeline.specs import ReportEntry, ReportSpec
 
 KINDS = ("target", "retrain", "unlearned")
@@ -38,6 +38,7 @@ class Result:
         provenance: by step, the records of where things came from
         judge: the language model that judged its answers
         trajectory: what validation measured during unlearning
+        losses: of an attack that trains, the columns ``step`` and ``loss`` of its step log
     """
 
     entry: ReportEntry
@@ -50,6 +51,7 @@ class Result:
     provenance: Mapping[str, Mapping[str, Any]]
     judge: str | None = None
     trajectory: Trajectory | None = None
+    losses: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -245,12 +247,14 @@ def _result(spec: ReportSpec, entry: ReportEntry) -> Result:
         provenance["evaluate"] |= read_object(entry.evaluation / "provenance.json")
     steps: Mapping[str, Sequence[float]] | None = None
     log_notes: tuple[Note, ...] = ()
-    measured = None
+    measured, losses = None, None
     if entry.run is not None:
         record = read_object(entry.run / "provenance.json")
         step = _kind(spec, entry, record)
         times.insert(0, timing(entry.run / "summary.json", entry.model_id, step))
         provenance = {step: record, **provenance}
+        if step == "relearn" and (entry.run / "steps.jsonl").is_file():
+            losses = loss_log(entry.run / "steps.jsonl")
         if entry.kind == "unlearned" and entry.attack is None:
             steps, log_notes = step_log(entry.run / "steps.jsonl")
             measured = trajectory(entry.run)
@@ -262,7 +266,7 @@ def _result(spec: ReportSpec, entry: ReportEntry) -> Result:
     flags = frozenset(flag for time in times for flag in time.flags)
     summary = entry.evaluation / "summary.json"
     reasons = texts(summary, {"collapsed_because": [], **read_object(summary)}, "collapsed_because")
-    return Result(entry, metrics, flags, reasons, steps, log_notes, tuple(times), provenance, judge, measured)
+    return Result(entry, metrics, flags, reasons, steps, log_notes, tuple(times), provenance, judge, measured, losses)
 
 
 def _kind(spec: ReportSpec, entry: ReportEntry, record: Mapping[str, Any]) -> str:

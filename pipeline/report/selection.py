@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from pipeline.benchmarks.base import Metric
 from pipeline.report.read import Group, Result
+from pipeline.report.tables import badness
 from pipeline.specs import ReportSpec
 
 Worth = tuple[bool, bool, float]  # whether no seed is flagged, whether all are within the budget, and how good it is
@@ -27,10 +28,10 @@ def choices(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric]
     for group in groups:
         if group.swept is not None and spec.chosen_by is not None:
             sweeps.setdefault(group.swept, []).append(group)
-    better = {metric.key: metric.better for metric in metrics}
+    catalogue = {metric.key: metric for metric in metrics}
     said: dict[str, str] = {}
     for points in sweeps.values():
-        found = [(worth, point) for point in points if (worth := _worth(spec, point, better)) is not None]
+        found = [(worth, point) for point in points if (worth := _worth(spec, point, catalogue)) is not None]
         if found:
             worth, best = max(found, key=lambda one: one[0])
             said[_run(best)] = _text(spec, worth, len(points))
@@ -46,7 +47,7 @@ def _run(group: Group) -> str:
     return f"{group.method}-{group.variant or ''}"
 
 
-def _worth(spec: ReportSpec, group: Group, better: Mapping[str, str | None]) -> Worth | None:
+def _worth(spec: ReportSpec, group: Group, catalogue: Mapping[str, Metric]) -> Worth | None:
     """How good a point is; ``None`` where a seed lacks what it is judged by."""
     collapsed = any(result.flags & {"collapsed", "unchanged"} for result in group.results)
     if spec.chosen_by == "test_metric":
@@ -55,8 +56,7 @@ def _worth(spec: ReportSpec, group: Group, better: Mapping[str, str | None]) -> 
         mean = group.mean(key)
         if mean is None or len(values) < len(group.results):
             return None
-        good = {"higher": mean, "lower": -mean, "one": -abs(mean - 1), "zero": -abs(mean)}
-        return not collapsed, True, good[str(better[key])]
+        return not collapsed, True, -badness(catalogue[key], mean)
     if len(group.trajectories) < len(group.results):
         return None
     if spec.chosen_by == "best-on-validation":

@@ -38,7 +38,7 @@ class Cell:
         mean: over the seeds
         spread: standard deviation, "± 0.01", or how many seeds have a value; empty for one seed
         best: whether it is the best of its column
-        published: the numbers of publications, each with its source
+        published: the numbers of publications with the difference to ours, each with its source
     """
 
     mean: str
@@ -93,7 +93,7 @@ def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], 
         column = []
         for group in groups:
             papers = publications.numbers(spec, group, metric.key)
-            shown = tuple((formatted(metric, paper.value, whole), paper.source) for paper in papers)
+            shown = tuple((_beside(metric, group, paper.value, whole), paper.source) for paper in papers)
             mean, spread = _texts(metric, group, whole)
             column.append(Cell(mean, spread, mean in best and _candidate(metric, group), shown))
         columns.append(column)
@@ -164,7 +164,7 @@ def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Met
     notes = LEGEND
     if sources:
         named = "; ".join(f"[{i}] {source}" for i, source in enumerate(sources, 1))
-        notes += f" In parentheses: published numbers ({named})."
+        notes += f" In parentheses: published numbers, and by how much ours is larger ({named})."
         notes = f"{notes} {publications.sentence(publications.without(spec, groups))}".strip()
     return "\n".join([escape(heading), "", *lines, "", escape(notes), ""])
 
@@ -219,17 +219,26 @@ def _candidate(metric: Metric, group: Group) -> bool:
 def _best(metric: Metric, groups: Sequence[Group], whole: bool) -> set[str]:
     """How the best mean reads, in every form where several are equally good (0.9 and 1.1 are as close to 1)."""
     means = [mean for group in groups if _candidate(metric, group) and (mean := group.mean(metric.key)) is not None]
-    least = min((_badness(metric, mean) for mean in means), default=0.0)
-    return {formatted(metric, mean, whole) for mean in means if _badness(metric, mean) == least}
+    least = min((badness(metric, mean) for mean in means), default=0.0)
+    return {formatted(metric, mean, whole) for mean in means if badness(metric, mean) == least}
 
 
-def _badness(metric: Metric, value: float) -> float:
-    """A number that is lower the better the value is."""
+def badness(metric: Metric, value: float) -> float:
+    """A number that is lower the better a value of the metric is."""
     if metric.better == "higher":
         return -value
     if metric.better == "one":
         return abs(value - 1)
     return abs(value) if metric.better == "zero" else value
+
+
+def _beside(metric: Metric, group: Group, published: float, whole: bool) -> str:
+    """A published number, and how much larger ours is than it."""
+    mean, text = group.mean(metric.key), formatted(metric, published, whole)
+    if mean is None:
+        return text
+    difference = formatted(metric, mean - published, whole)
+    return f"{text}, Δ {'' if difference.startswith('-') else '+'}{difference}".replace("Δ -", "Δ −")
 
 
 def _texts(metric: Metric, group: Group, whole: bool) -> tuple[str, str]:

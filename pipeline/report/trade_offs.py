@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pipeline.benchmarks.base import Metric
 from pipeline.report.read import Group
 from pipeline.report.style import HEIGHT, INK, LEGEND_ROW, MANY, WIDTH, Figure, axes_of, legend, look_of, plain
+from pipeline.report.tables import badness
 
 FLOOR = 1e-20  # p-values below it are drawn on it
 SIGNIFICANT = 0.05
+LONG = 26  # characters of a title, with which the legend has one column
 
 
 def draw(groups: Sequence[Group], metrics: Sequence[Metric], trade_offs: Sequence[tuple[str, str]]) -> list[Figure]:
@@ -38,7 +40,8 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
     title = f"{upwards} against {across}"
     low = log and any(value < FLOOR for group in groups for _, value in _points(group, x, y))
     many = sum(group.kind == "unlearned" for group in groups) > MANY
-    below = 0.0 if many else 0.5 + math.ceil(len(groups) / 2) * LEGEND_ROW
+    columns = 1 if many or max(len(group.title) for group in groups) > LONG else 2
+    below = 0.0 if many else 0.5 + math.ceil(len(groups) / columns) * LEGEND_ROW
     size = (max(3.6, (len(groups) + 2) * LEGEND_ROW), 8.0) if many else (HEIGHT + below, WIDTH + 0.4)
     items, missing = [], []
     with axes_of(title, *size) as (axes, save):
@@ -56,6 +59,10 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
             axes.plot(*[[value] for value in mean], **look)
             role = "reference" if group.kind != "unlearned" else "" if group.sound else "flagged"
             items.append((f"{group.title} ({role})" if role else group.title, look))
+        best = front(groups, x, y)
+        if len(best) > 1:
+            ends = [(u, max(v, FLOOR) if log else v) for u, v in best]
+            axes.plot(*zip(*ends, strict=True), color=INK, linewidth=0.9, linestyle=(0, (4, 2, 1, 2)), zorder=1)
         axes.margins(0.09)
         axes.set_xlabel(across)
         if log:
@@ -67,7 +74,7 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
                 axes.yaxis, lambda v: f"≤{v:.0e}" if low and v < 1.01 * FLOOR else f"{v:.0e}" if v < 0.01 else f"{v:g}"
             )
             axes.axhline(SIGNIFICANT, color=INK, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        legend(axes, items, columns=1 if many else 2, right=many)
+        legend(axes, items, columns=columns, right=many)
         svg = save()
     caption = []
     if log:
@@ -80,9 +87,30 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
         caption.append("Small points: seeds; large: their mean.")
     if not all(group.sound for group in groups):
         caption.append("Hollow: flagged collapsed, unchanged or over-budget.")
+    if len(best) > 1:
+        caption.append("Dashed and dotted: the Pareto front, of models that no other one beats in both means.")
     if missing:
         caption.append(f"No value: {', '.join(missing)}.")
     return Figure(f"trade-off-{y.key.replace('_', '-')}", "trade-off", title, " ".join(caption), svg)
+
+
+def front(groups: Sequence[Group], x: Metric, y: Metric) -> list[tuple[float, float]]:
+    """The means of unlearned models that no other one equals in both metrics and beats in one; none where a metric has
+    no better side, or a model is flagged."""
+    if x.better is None or y.better is None:
+        return []
+    found = []
+    for group in groups:
+        points = _points(group, x, y)
+        if group.kind == "unlearned" and group.sound and points:
+            u, v = (statistics.fmean(values) for values in zip(*points, strict=True))
+            found.append((badness(x, u), badness(y, v), u, v))
+    kept = [
+        one
+        for one in found
+        if not any(other[:2] != one[:2] and other[0] <= one[0] and other[1] <= one[1] for other in found)
+    ]
+    return [(u, v) for _, _, u, v in sorted(kept)]
 
 
 def _points(group: Group, x: Metric, y: Metric) -> list[tuple[float, float]]:

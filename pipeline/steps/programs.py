@@ -35,6 +35,8 @@ PLUG_INS = ("megatron_ext.losses", "megatron_ext.updates", "pipeline.benchmarks"
 SPECIFICATIONS = (
     "megatron_ext.schema",
     "megatron_ext.config",
+    "megatron_ext.quantisation",
+    "megatron_ext.selection",
     "megatron_ext.specs",
     "pipeline.specs",
     "pipeline.data.settings",

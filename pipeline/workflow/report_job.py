@@ -132,10 +132,12 @@ def _files(spec: ReportSpec) -> dict[str, Files]:
     """What the report reads, by what it is for."""
     rows = [*spec.entries, *spec.attacked, *spec.later_requests]
     unlearned = [entry for entry in (*spec.entries, *spec.later_requests) if entry.kind == "unlearned"]
+    trains = {attack.name for attack in spec.attacks if attack.kind == "relearn"}
+    relearned = [entry.run / "steps.jsonl" for entry in spec.attacked if entry.run and entry.attack in trains]
     files = {
         "evaluations": [entry.evaluation / name for entry in rows for name in (*RESULTS, *RECORDS)],
         "runs": [entry.run / name for entry in rows if entry.run for name in RECORDS],
-        "logs": [entry.run / name for entry in unlearned if entry.run for name in LOGS],
+        "logs": [*(entry.run / name for entry in unlearned if entry.run for name in LOGS), *relearned],
         "judgements": [
             entry.judgement / name for entry in spec.entries if entry.judgement for name in ("judgement.json", *RECORDS)
         ],

@@ -86,8 +86,8 @@ def _swept(files: Files, merged: Document, overrides: Document, use: MethodUse, 
     found: Runs = []
     made = sweeps.points(files.document.at("sweep", name), sweep)
     wrong = list(sweeps.problems(made))
-    for key, message in wrong:
-        files.problem(("sweep", name, *key), message)
+    for place, message in wrong:
+        files.problem(("sweep", name, *place), message)
     for point in [] if wrong else made:
         for key, place in point.places.items():
             path = tuple(key.split("."))

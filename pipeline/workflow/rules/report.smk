@@ -35,6 +35,7 @@ use rule image_step as write_report with:
             caption="../../../workflow/report/table.rst",
         ),
         f"{ROOT}/report/table.md",
+        f"{ROOT}/report/table.tex",
         f"{ROOT}/report/evidence.json",
         report(
             directory(f"{ROOT}/report/figures"),

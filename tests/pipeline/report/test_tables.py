@@ -184,7 +184,7 @@ def test_published_numbers_stand_beside_ours(bench):
         (r["method"], r["variant"], r["published"], r["published_source"]) for r in records(bench) if r["published"]
     }
     assert found == {("npo", "", "0.58", "Paper, Table 2"), ("target", "", "0.61", "Paper, Table 2")}
-    assert r"(0.580 \[1\])" in markdown(bench) and r"(\[1\] Paper, Table 2)" in markdown(bench)
+    assert r"(0.580, Δ −0.080 \[1\])" in markdown(bench) and r"(\[1\] Paper, Table 2)" in markdown(bench)
     assert "No source gives numbers of NPO strong here." in markdown(bench)
 
 
@@ -199,7 +199,7 @@ def test_several_sources_stand_side_by_side_each_named(bench):
     bench.spec["published"] = [published(), published(value=0.6, source="Other")]
     (row,) = (r for r in records(bench) if r["published"])
     assert (row["published"], row["published_source"]) == ("0.58; 0.6", "Paper, Table 2; Other")
-    assert r"(0.580 \[1\]; 0.600 \[2\])" in markdown(bench)
+    assert r"(0.580, Δ −0.080 \[1\]; 0.600, Δ −0.100 \[2\])" in markdown(bench)
     assert r"(\[1\] Paper, Table 2; \[2\] Other)" in markdown(bench)
     bench.spec["published"] = [published(), published(value=0.6)]
     with pytest.raises(ValueError, match="several numbers for 'npo', metric 'model_utility': Paper, Table 2"):
@@ -209,7 +209,7 @@ def test_several_sources_stand_side_by_side_each_named(bench):
 def test_a_variant_has_the_numbers_that_name_it(bench):
     bench.add("npo", variant="strong", title="NPO strong")
     bench.spec["published"] = [published(value=0.1), published(method="npo-strong", value=0.2)]
-    assert rows(bench)["NPO strong"]["model_utility"].published == (("0.200", "Paper, Table 2"),)
+    assert rows(bench)["NPO strong"]["model_utility"].published == (("0.200, Δ +0.300", "Paper, Table 2"),)
 
 
 def test_a_metric_with_published_numbers_is_in_the_headline_table(bench):
@@ -218,7 +218,7 @@ def test_a_metric_with_published_numbers_is_in_the_headline_table(bench):
     bench.add("npo", retain_truth_ratio=0.5)
     assert "retain_truth_ratio" not in rows(bench)["npo"]
     bench.spec["published"] = [published(metric="retain_truth_ratio", value=0.4)]
-    assert rows(bench)["npo"]["retain_truth_ratio"].published == (("0.400", "Paper, Table 2"),)
+    assert rows(bench)["npo"]["retain_truth_ratio"].published == (("0.400, Δ +0.100", "Paper, Table 2"),)
 
 
 def test_markdown_marks_best_and_escapes(bench):
