@@ -20,8 +20,9 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_ext.model.attention import Attention, with_earlier
 from megatron_ext.model.families import Latent
-from megatron_ext.model.layers import Attention, Norm, with_earlier
+from megatron_ext.model.layers import Norm
 
 NORM_EPSILON = 1e-6  # whatever ``rms_norm_eps`` is, in the model's own code and in transformers
 

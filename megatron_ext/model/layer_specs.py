@@ -14,16 +14,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.model.attention import Attention, CachingAttention
 from megatron_ext.model.experts import mixture_of_experts
 from megatron_ext.model.families import Experts, family_of
 from megatron_ext.model.latent_attention import LatentAttention
-from megatron_ext.model.layers import (
-    Attention,
-    CachingAttention,
-    Norm,
-    NormAndAdd,
-    masked_transformer_engine_attention,
-)
+from megatron_ext.model.layers import Norm, NormAndAdd, masked_transformer_engine_attention
 
 
 def layer_specs(

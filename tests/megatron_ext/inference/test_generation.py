@@ -61,11 +61,13 @@ def test_a_token_costs_one_single_token_pass_after_one_prefill(model, alone, pas
 
 
 def test_a_key_is_rotated_once(model, alone, monkeypatch):
-    from megatron_ext.model import layers
+    from megatron_ext.model import attention
 
-    rotated, rotate = [], layers.apply_rotary_pos_emb
+    rotated, rotate = [], attention.apply_rotary_pos_emb
     monkeypatch.setattr(
-        layers, "apply_rotary_pos_emb", lambda t, *rest, **more: rotated.append(t.size(0)) or rotate(t, *rest, **more)
+        attention,
+        "apply_rotary_pos_emb",
+        lambda t, *rest, **more: rotated.append(t.size(0)) or rotate(t, *rest, **more),
     )
     generate(model, alone, of([[5] * 7, [6] * 5], 4), [], 1000, progress=False)
     layers = model.config.num_layers

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_ext.checkpoint import reading, writing
 from megatron_ext.config import Layout
-from megatron_ext.model import adapting, layers
+from megatron_ext.model import adapting, attention, layers
 from megatron_ext.model import build as factory
 from megatron_ext.model.families import family_of
 from tests.support import tiny
@@ -126,7 +126,7 @@ def test_attention_is_softmax_of_scaled_products(groups, dtype):
     padded = causal.expand(batch, 1, -1, -1).clone()
     padded[1, :, 1:, 0] = True
     for given, mask in ((None, causal.expand(batch, 1, -1, -1)), (padded, padded)):
-        out = layers.attend(query, key, value, given, None)
+        out = attention.attend(query, key, value, given, None)
         k, v = (t.double().repeat_interleave(heads // groups, dim=2) for t in (key, value))
         scores = torch.einsum("qbhd,kbhd->bhqk", query.double(), k) / math.sqrt(size)
         shares = scores.masked_fill(mask, -math.inf).softmax(dim=-1)
@@ -151,8 +151,8 @@ def test_capped_attention_within_a_window(queries):
         for kept in (window, keys):
             shares = scores.masked_fill(mask | (distance >= kept), -math.inf).softmax(dim=-1)
             expected = torch.einsum("bhqk,kbhd->qbhd", shares, v).reshape(queries, batch, -1)
-            limited = layers.within_window(given, queries, keys, kept, query.device)
-            out = layers.attend_openly(query, key, value, limited, 0.3, cap)
+            limited = attention.within_window(given, queries, keys, kept, query.device)
+            out = attention.attend_openly(query, key, value, limited, 0.3, cap)
             torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
 
@@ -161,7 +161,7 @@ def test_one_query_attends_to_all_keys():
     query, key, value = torch.randn(1, 1, 2, 4), torch.randn(5, 1, 2, 4), torch.randn(5, 1, 2, 4)
     q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
     expected = scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).reshape(1, 1, 8)
-    torch.testing.assert_close(layers.attend(query, key, value, None, None), expected)
+    torch.testing.assert_close(attention.attend(query, key, value, None, None), expected)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -176,8 +176,8 @@ def test_heads_as_positions_of_one_query_attend_alike(groups, masked):
         allowed = torch.ones(3, 1, 1, 7, dtype=torch.bool)
         allowed[1, :, :, :5] = False
     for scale in (None, 0.7):
-        expected = layers._attend(q, k, v, allowed, scale)
-        torch.testing.assert_close(layers.attend_once(q, k, v, allowed, scale), expected)
+        expected = attention._attend(q, k, v, allowed, scale)
+        torch.testing.assert_close(attention.attend_once(q, k, v, allowed, scale), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
