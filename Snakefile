@@ -59,6 +59,7 @@ rule all:
 
 include: "pipeline/workflow/rules/common.smk"
 include: "pipeline/workflow/rules/fetch.smk"
+include: "pipeline/workflow/rules/own_answers.smk"
 include: "pipeline/workflow/rules/data.smk"
 include: "pipeline/workflow/rules/train.smk"
 include: "pipeline/workflow/rules/alternatives.smk"

@@ -23,12 +23,7 @@ from megatron_ext.specs import (
     UnlearnSpec,
 )
 from pipeline.benchmarks import AnyLocalSource, AnyOptions
-from pipeline.data.settings import (
-    BadRows,
-    PromptTemplate,
-    RequestOrder,
-    Tokenizer,
-)
+from pipeline.data.settings import BadRows, OwnAnswers, PromptTemplate, RequestOrder, Tokenizer
 from pipeline.judging.settings import JudgeSettings
 
 # A name that becomes a file's: of the folder that it is put into, and never hidden.
@@ -44,14 +39,22 @@ class PrepareSpec(StepSpec):
     forget_split: FileName
     sets: list[FileName] = Field(description="evaluation sets that are written")
     training: bool = Field(True, description="whether training sets are written too")
-    requests: list[FileName] = Field(
-        [], description="other forget splits, whose forget sets are training sets by their names"
-    )
+    requests: list[FileName] = Field([], description="other forget splits: their forget sets are training sets too")
     tokenizer: Tokenizer
     template: PromptTemplate = "plain"
     max_length: int = Field(ge=8, description="tokens of a sequence, prompt and end token included")
     bad_rows: BadRows = Field("error", description="what becomes of rows that are too long or have no answer token")
     cache: Path | None = Field(None, strict=False, description="folder of tokenised splits keyed by content")
+
+
+class OwnAnswersSpec(ModelStepSpec, OwnAnswers):
+    """A model's own answers to general prompts, as rows that data preparation reads."""
+
+    program: Literal["own_answers"] = "own_answers"
+    checkpoint: Path = Field(strict=False)
+    template: PromptTemplate
+    max_length: int = Field(ge=8, description="tokens of a sequence, prompt and end token included")
+    token_budget: int = Field(16384, ge=1, description="positions of the key-value cache of a batch")
 
 
 class FetchSpec(StepSpec):
@@ -287,6 +290,7 @@ AnyStepSpec = Annotated[
     | TrainSpec
     | QuantiseSpec
     | AlternativesSpec
+    | OwnAnswersSpec
     | ReferenceSpec
     | UnlearnSpec
     | EvaluateSpec

@@ -28,12 +28,16 @@ ANSWERS = ("answer", "completion", "response", "output", "target")
 CHATS = ("messages", "conversations", "chat")
 TEXTS = ("text", "content", "document", "body")
 
+OWN = "own-answers"
+OWN_MEANS = " # only what the model says to general prompts is kept and measured, nothing else that it knows"
+
 EPOCHS, STEPS = 5, 20  # passes over what is forgotten; more where few rows make fewer steps than these
 LARGE = 5e8  # parameters from which on steps are in bf16
 
 USAGE = """
 unlearn init --model Qwen/Qwen2.5-1.5B-Instruct --forget forget.jsonl --retain retain.jsonl
 unlearn init --model my-model --forget letters --retain others.csv --method npo --method blur-npo --out first.yaml
+unlearn init --model my-model --forget forget.jsonl --own-answers
 """
 
 EXPERIMENT = """\
@@ -74,8 +78,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, metavar="NAME|FOLDER", help="a Hugging Face folder, or a model's name on the hub")
     files = "JSONL, JSON, CSV or Parquet of questions and answers, chats or texts; a text; or a folder of texts"
     add("--forget", required=True, action="append", type=Path, metavar="FILE", help=f"what to forget: {files}")
+    add("--retain", action="append", type=Path, metavar="FILE", help="what is to be kept, in these forms")
     add(
-        "--retain", required=True, action="append", type=Path, metavar="FILE", help="what is to be kept, in these forms"
+        "--own-answers",
+        nargs="?",
+        const="",
+        metavar="PROMPTS",
+        help="where nothing is at hand that is to be kept: the model's own answers to general prompts, the project's "
+        "or those of a file (docs/data.md says what this means)",
     )
     add("--method", action="append", metavar="NAME", help="a method; may be given several times; default: blur-npo")
     add("--gpus", type=int, metavar="N", help="write a layout that fits so many GPUs")
@@ -92,6 +102,9 @@ def main(given: argparse.Namespace) -> int:
         print(f"{out}: is there already; --out names another file", file=sys.stderr)
         return 2
     try:
+        if not given.retain and given.own_answers is None:
+            message = "what is to be kept is missing. Where nothing is at hand, --own-answers keeps what the model says"
+            raise ConfigError([f"--retain: {message} to general prompts"])
         if given.gpus is not None and given.gpus < 1:
             raise ConfigError([f"--gpus: {given.gpus}; at least 1 is needed"])
         size = size_of(given.gpu_memory) if given.gpu_memory else None
@@ -157,16 +170,21 @@ def text_of(
     entries, split = dict[str, str](), dict[str, list[str]]()
     batch = max(1, min(8, rows))
     for use in ("forget", "retain"):
-        for number, path in enumerate(getattr(given, use), 1):
+        for number, path in enumerate(getattr(given, use) or (), 1):
             label = use if number == 1 else f"{use}-{number}"
             fields = described(path.expanduser())
             entries[label] = json.dumps({"path": _from(out, path.expanduser()), **fields}, ensure_ascii=False)
             split.setdefault(use, []).append(label)
+    if given.own_answers is not None:
+        own = {"prompts": _from(out, Path(given.own_answers).expanduser())} if given.own_answers else {}
+        entries[OWN] = json.dumps({"own_answers": own}, ensure_ascii=False) + OWN_MEANS
+        split.setdefault("retain", []).append(OWN)
+    kept = given.retain[0].name if given.retain else "the model's own answers"
     return EXPERIMENT.format(
         name=name,
         title=json.dumps(f"Forget {given.forget[0].name}", ensure_ascii=False),
         model=json.dumps({"path": _from(out, folder)} if folder.exists() else {"hub": given.model}),
-        data=json.dumps(f"{given.forget[0].name} and {given.retain[0].name}", ensure_ascii=False),
+        data=json.dumps(f"{given.forget[0].name} and {kept}", ensure_ascii=False),
         sets="\n".join(f"      {label}: {entry}" for label, entry in entries.items()),
         split=json.dumps(split),
         methods=", ".join(given.method or ["blur-npo"]),

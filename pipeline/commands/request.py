@@ -160,6 +160,10 @@ def _user_files(
     files = user_files(benchmark, document, split, given.bad_rows, problems)
     if files is None:
         raise ConfigError(problems or [document.problem(("source",), f"has no split {split!r} of files")])
+    asks_target = [name for name in files.splits[split].retain if files.sets[name].own_answers is not None]
+    if asks_target:
+        message = "target answers it in an experiment's own step, which 'unlearn run' starts: give a set of rows here"
+        raise ConfigError([document.problem(("source", "sets", asks_target[0]), message)])
     retrain = given.retain_evaluation is not None or given.as_retrain
     return data.implied_options(files, split, retrain), files
 

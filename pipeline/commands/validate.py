@@ -17,7 +17,7 @@ from pipeline.config.site import Site
 from pipeline.data.errors import printable
 from pipeline.data.settings import FilesSource
 from pipeline.data.templates import Template
-from pipeline.specs import EvaluateSpec
+from pipeline.specs import EvaluateSpec, OwnAnswersSpec
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.snakemake_rules import use_cache
@@ -183,7 +183,7 @@ def _memory(plan: Plan, spec: StepSpec, site: Site | None) -> str:
     config, runtime = plan.config, plan.config.experiment.runtime
     if isinstance(spec, TrainSpec | UnlearnSpec):
         return _bytes(memory.held(spec, config.shape, sizing.on_gpus(runtime.device, site)))
-    if isinstance(spec, AlternativesSpec | ReferenceSpec | EvaluateSpec):
+    if isinstance(spec, AlternativesSpec | OwnAnswersSpec | ReferenceSpec | EvaluateSpec):
         return _bytes(memory.scoring_bytes(config.layout, config.shape, runtime.precision))
     return "-"
 

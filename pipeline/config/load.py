@@ -32,6 +32,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     models.lengths,
     weights.folders,
     models.retrain,
+    data.own_answers,
     data.judge,
     data.requests,
     models.new_tokens,

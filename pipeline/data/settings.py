@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from megatron_ext.schema import Strict
+from megatron_ext.specs import SampledAnswers
 
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="goes into file names")]
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -39,14 +40,27 @@ class FolderSource(Strict):
     path: Path = Field(strict=False)
 
 
+class OwnAnswers(SampledAnswers):
+    """How target answers general prompts, where there is nothing else that is to be kept.
+
+    It is then trained to go on saying what it said. ``prompts``: a text of one prompt a line, or rows of questions.
+    """
+
+    per_row: int = Field(1, ge=1, description="answers to each prompt")
+    max_new_tokens: int = Field(64, ge=1, description="of an answer, at most")
+    prompts: Path | None = Field(None, strict=False, description="a file; default: the project's own prompts")
+    seed: int = Field(0, ge=0, description="of the draws")
+
+
 class UserSet(Strict):
-    """A file or folder of a user's: questions with answers, chats, or plain text.
+    """A file or folder of a user's: questions with answers, chats, or plain text; or what target itself answers.
 
     A file is a table of rows (JSON Lines, JSON, CSV or Parquet) or one text (``.txt``, ``.md``); a folder holds texts,
     of which every one below it is read.
     """
 
-    path: Path = Field(strict=False)
+    path: Path | None = Field(None, strict=False)
+    own_answers: OwnAnswers | None = Field(None, description="in place of a path: target's answers to general prompts")
     question_key: str = Field("question", description="of a row: the question")
     answer_key: str = Field("answer", description="of a row: its answer")
     messages_key: str | None = Field(None, description="of a row: a chat, in place of a question and its answer")
@@ -58,12 +72,18 @@ class UserSet(Strict):
     @property
     def form(self) -> Literal["questions", "messages", "texts"]:
         """What the rows are."""
-        if self.text_key is not None or self.path.suffix.lower() not in TABLES:
+        if self.text_key is not None or (self.path is not None and self.path.suffix.lower() not in TABLES):
             return "texts"
         return "questions" if self.messages_key is None else "messages"
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
+        if self.path is None and self.own_answers is None:
+            raise ValueError("path: is missing")
+        others = ((key, one.default) for key, one in type(self).model_fields.items() if key != "own_answers")
+        changed = next((key for key, default in others if getattr(self, key) != default), None)
+        if self.own_answers is not None and changed is not None:
+            raise ValueError(f"{changed}: does not go with 'own_answers'")
         if self.text_key is not None and self.messages_key is not None:
             raise ValueError("text_key: does not go with 'messages_key'")
         for key in ("paraphrased_key", "perturbed_key"):
@@ -126,16 +146,34 @@ class FilesSource(Strict):
                         raise ValueError(
                             f"splits: {split}.{use}: unknown set {name!r}; allowed: {', '.join(self.sets)}"
                         )
+                    if self.sets[name].own_answers is not None and use != "retain":
+                        raise ValueError(
+                            f"splits: {split}.{use}: {name!r} is what target itself answers: it can be kept only"
+                        )
                     if name in RESERVED and name != use:
                         raise ValueError(f"splits: {split}.{use}: a set called {name!r} can be used as that only")
         return self
 
     def located(self, folder: Callable[[str], Path]) -> Self:
         """The same with absolute paths; ``folder`` says of a set's name where its relative path starts."""
-        sets = {
-            name: one.model_copy(update={"path": Path(os.path.abspath(folder(name) / one.path.expanduser()))})
-            for name, one in self.sets.items()
-        }
+
+        def placed(name: str, path: Path) -> Path:
+            return Path(os.path.abspath(folder(name) / path.expanduser()))
+
+        sets = {}
+        for name, one in self.sets.items():
+            own = one.own_answers
+            if one.path is not None:
+                one = one.model_copy(update={"path": placed(name, one.path)})
+            elif own is not None and own.prompts is not None:
+                own = own.model_copy(update={"prompts": placed(name, own.prompts)})
+                one = one.model_copy(update={"own_answers": own})
+            sets[name] = one
+        return self.model_copy(update={"sets": sets})
+
+    def answered(self, file: Callable[[str], Path]) -> Self:
+        """The same where ``file`` says in which file target's answers of a set are."""
+        sets = {name: one if one.own_answers is None else UserSet(path=file(name)) for name, one in self.sets.items()}
         return self.model_copy(update={"sets": sets})
 
 

@@ -30,6 +30,14 @@ LIMITS = (
 )
 
 
+OWN_ANSWERS = (
+    "There was no set of what is to be kept. In its place the model's own answers to general prompts, sampled before "
+    "unlearning, were trained to stay, and measured. They show whether the model talks as before. They do not show "
+    "what else it knew and has lost, and they are not right because they stayed. Where one of them tells of what was "
+    "to be forgotten, keeping it worked against forgetting."
+)
+
+
 def document(
     spec: ReportSpec,
     groups: Sequence[Group],
@@ -68,7 +76,7 @@ def document(
             for result in made
             if result.entry.kind == "unlearned" and target is not None
         ],
-        "limits": LIMITS,
+        "limits": [*LIMITS, *([OWN_ANSWERS] if _keeps_own_answers(spec) else [])],
     }
 
 
@@ -124,6 +132,12 @@ def _request(spec: ReportSpec, later: Sequence[Group], manifest: Mapping[str, An
 def _digests(files: Any) -> list[str]:
     """Hashes without the names of files, which may name a person."""
     return sorted(files.values()) if isinstance(files, dict) else [files] if files else []
+
+
+def _keeps_own_answers(spec: ReportSpec) -> bool:
+    """Whether a user's set is what the model before unlearning answered itself."""
+    sets = (spec.config.get("source") or {}).get("sets")
+    return isinstance(sets, dict) and any(one.get("own_answers") is not None for one in sets.values())
 
 
 def _forgotten(spec: ReportSpec, split: str) -> list[str]:

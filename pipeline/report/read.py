@@ -20,7 +20,8 @@ from pipeline.specs import ReportEntry, ReportSpec
 
 KINDS = ("target", "retrain", "unlearned")
 # In which kinds of step run.
-ORDER = ("data", "base", "train", "alternatives", "reference", "unlearn", "relearn", "quantise", "evaluate", "judge")
+BEFORE = ("own_answers", "data", "base", "train", "alternatives", "reference")
+ORDER = (*BEFORE, "unlearn", "relearn", "quantise", "evaluate", "judge")
 
 
 @dataclass(frozen=True)

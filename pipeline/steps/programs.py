@@ -24,6 +24,7 @@ PROGRAMS = {
     "train": "megatron_ext.steps.train",
     "quantise": "megatron_ext.steps.quantise",
     "alternatives": "megatron_ext.steps.alternatives",
+    "own_answers": "pipeline.steps.own_answers",
     "reference": "megatron_ext.steps.reference",
     "unlearn": "megatron_ext.steps.unlearn",
     "evaluate": "pipeline.steps.evaluate",

@@ -98,7 +98,9 @@ def binds(site: Site, plan: Plan) -> list[str]:
     if isinstance(plan.config.source, FolderSource):
         folders.append(plan.config.source.path)
     if isinstance(plan.config.source, FilesSource):
-        folders += [one.path if one.path.is_dir() else one.path.parent for one in plan.config.source.sets.values()]
+        sets = plan.config.source.sets.values()
+        given = [one.path if one.own_answers is None else one.own_answers.prompts for one in sets]
+        folders += [path if path.is_dir() else path.parent for path in given if path is not None]
     plain = {str(each): None for folder in folders for each in (os.path.abspath(folder), folder.resolve())}
     mapped: dict[str, None] = {}
     for text in [*os.environ.get("APPTAINER_BIND", "").split(","), *site.binds]:

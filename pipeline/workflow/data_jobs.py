@@ -10,10 +10,10 @@ from pipeline.config.experiment import Config
 from pipeline.config.model_schema import Checkpoint
 from pipeline.config.schema import checkpoints, tokenizer_source
 from pipeline.data.prepared import ReadsUserFiles
-from pipeline.data.settings import FetchedSource, FolderSource, FolderTokenizer, HubSource
+from pipeline.data.settings import FetchedSource, FilesSource, FolderSource, FolderTokenizer, HubSource, LocalSource
 from pipeline.hub import local_files
 from pipeline.specs import FetchDatasetsSpec, FetchDataSpec, FetchSpec, ModelId, PrepareSpec
-from pipeline.workflow.data_sets import data_files, evaluation_sets, trains
+from pipeline.workflow.data_sets import data_files, evaluation_sets, own_answers_names, trains
 from pipeline.workflow.jobs import Files, Job, job_of
 from pipeline.workflow.paths import Paths
 
@@ -65,9 +65,16 @@ def prepare_job(config: Config, paths: Paths) -> Job:
     folder = paths.checkpoint(ModelId(which)) if which else None
     tokenizer = FolderTokenizer(path=folder) if folder else model.tokenizer
     assert tokenizer is not None  # checked with the experiment
+    source: LocalSource
+    if isinstance(config.source, HubSource):
+        source = FetchedSource(path=paths.source)
+    elif isinstance(config.source, FilesSource):
+        source = config.source.answered(paths.own_answers)
+    else:
+        source = config.source
     spec = PrepareSpec(
         family=config.benchmark.family,
-        source=FetchedSource(path=paths.source) if isinstance(config.source, HubSource) else config.source,
+        source=source,
         forget_split=experiment.split,
         sets=evaluation_sets(config),
         training=trains(config),
@@ -80,7 +87,8 @@ def prepare_job(config: Config, paths: Paths) -> Job:
         output=paths.data,
     )
     files = _source_files(config, paths)
-    return job_of(paths, spec, files=files, tokenizer=(folder,) if folder else ())
+    own = tuple(paths.own_answers(name) for name in own_answers_names(config))
+    return job_of(paths, spec, files=files, answers=own, tokenizer=(folder,) if folder else ())
 
 
 def _source_files(config: Config, paths: Paths) -> Files:

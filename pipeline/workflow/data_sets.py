@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.config import experiment
 from pipeline.config.experiment import Config
 from pipeline.data.prepared import Names
+from pipeline.data.settings import FilesSource
 
 
 def topics(config: Config) -> dict[str, tuple[str, str]]:
@@ -32,3 +33,9 @@ def evaluation_sets(config: Config) -> list[str]:
 def data_files(config: Config) -> list[Names]:
     """The files of a hub repository or a folder that preparing the benchmark reads, each with its possible names."""
     return experiment.data_files(config.experiment, config.benchmark, evaluation_sets(config), trains(config))
+
+
+def own_answers_names(config: Config) -> list[str]:
+    """The user's sets that target answers."""
+    sets = config.source.sets if isinstance(config.source, FilesSource) else {}
+    return [name for name, one in sets.items() if one.own_answers is not None]

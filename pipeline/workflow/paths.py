@@ -92,6 +92,10 @@ class Paths:
         """The set of sampled answers of that name."""
         return self.root / "alternatives" / name / "alternatives.npz"
 
+    def own_answers(self, name: str) -> Path:
+        """Target's own answers to the general prompts of a set."""
+        return self.root / "own_answers" / name / "answers.jsonl"
+
     def reference(self, name: str, request: ModelId | None = None) -> Path:
         """Log-probabilities of a tokenised set.
 

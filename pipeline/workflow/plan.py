@@ -23,6 +23,7 @@ from pipeline.workflow.evaluation_jobs import (
     judgement_jobs,
 )
 from pipeline.workflow.jobs import Job
+from pipeline.workflow.own_answers_jobs import own_answers_jobs
 from pipeline.workflow.paths import Paths
 from pipeline.workflow.report_job import report_job
 from pipeline.workflow.request_jobs import later_models, request_jobs
@@ -53,6 +54,7 @@ class Plan:
         config, paths = self.config, self.paths
         made = [
             *fetch_jobs(config, paths),
+            *own_answers_jobs(config, paths),
             prepare_job(config, paths),
             *training_jobs(config, paths),
             *alternatives_jobs(config, paths),
@@ -138,6 +140,11 @@ class Plan:
     def alternatives_names(self) -> list[str]:
         """The folders of sampled answers."""
         return list(sampled_sets(self.config))
+
+    @property
+    def own_answers_names(self) -> list[str]:
+        """The user's sets that target answers."""
+        return data_sets.own_answers_names(self.config)
 
     @property
     def reference_names(self) -> list[str]:

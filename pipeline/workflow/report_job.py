@@ -11,6 +11,7 @@ from megatron_ext.selection import BEST_WITHIN_BUDGET, WithinBudget
 from pipeline.config.experiment import Config
 from pipeline.config.schema import OnTestMetric, Selection
 from pipeline.specs import ModelId, Published, ReportEntry, ReportSpec
+from pipeline.workflow.data_sets import own_answers_names
 from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of
 from pipeline.workflow.paths import BASE, TARGET, Paths
@@ -124,6 +125,7 @@ def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str,
     others = {"data": paths.data, "base": paths.model(BASE)}
     others |= {f"reference/{name}": paths.reference(name).parent for name in references(config)}
     others |= {f"alternatives/{name}": paths.alternatives(name).parent for name in sampled_sets(config)}
+    others |= {f"own_answers/{name}": paths.own_answers(name).parent for name in own_answers_names(config)}
     written = {job.spec.output for job in made}
     return {name: folder for name, folder in others.items() if folder in written}
 

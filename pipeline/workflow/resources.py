@@ -29,12 +29,13 @@ from megatron_ext.specs import AlternativesSpec, QuantiseSpec, ReferenceSpec, Tr
 from pipeline.config import memory, sizing
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes
-from pipeline.specs import EvaluateSpec
+from pipeline.data import general_prompts
+from pipeline.specs import EvaluateSpec, OwnAnswersSpec
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import steps_per_epoch, unlearning_steps
 
-ModelStep = TrainSpec | UnlearnSpec | AlternativesSpec | ReferenceSpec | EvaluateSpec
+ModelStep = TrainSpec | UnlearnSpec | AlternativesSpec | OwnAnswersSpec | ReferenceSpec | EvaluateSpec
 
 START = 300.0  # container, imports and rendezvous, on a file system that others use too
 OTHER = 300.0  # the work of a step without a model
@@ -203,7 +204,7 @@ def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
     return memory.scoring(runtime.layout, shape, runtime.precision, max(length, *budgets(spec))).total
 
 
-def budgets(spec: AlternativesSpec | ReferenceSpec | EvaluateSpec) -> list[int]:
+def budgets(spec: AlternativesSpec | OwnAnswersSpec | ReferenceSpec | EvaluateSpec) -> list[int]:
     """Tokens of a forward pass, of each kind of pass that a step has."""
     return [spec.token_budget, spec.answers_budget] if isinstance(spec, EvaluateSpec) else [spec.token_budget]
 
@@ -239,8 +240,8 @@ def generation_seconds(plan: Plan, spec: ModelStep, gpus: bool) -> float:
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, config.forget_rows)
         answers, new_tokens, budget = cost.answers, cost.new_tokens, spec.answers_budget
-    elif isinstance(spec, AlternativesSpec):
-        answers, new_tokens, budget = spec.per_row * config.forget_rows, spec.max_new_tokens, spec.token_budget
+    elif isinstance(spec, AlternativesSpec | OwnAnswersSpec):
+        answers, new_tokens, budget = _sampled(spec, config.forget_rows), spec.max_new_tokens, spec.token_budget
     longest = config.experiment.data.max_length + new_tokens
     batches = math.ceil(math.ceil(answers / max(1, budget // longest)) / layout.data)
     return batches * new_tokens * (config.shape.layers * DECODE[gpus] + weights / layout.tensor / WEIGHTS[gpus])
@@ -253,8 +254,8 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     whole = config.data.all_rows(config.source, config.experiment.split, rows)
     if isinstance(spec, ReferenceSpec):
         return 2.0 * parameters * length * max(whole, 5 * rows)
-    if isinstance(spec, AlternativesSpec):
-        return 2.0 * parameters * spec.per_row * rows * (length + spec.max_new_tokens)
+    if isinstance(spec, AlternativesSpec | OwnAnswersSpec):
+        return 2.0 * parameters * _sampled(spec, rows) * (length + spec.max_new_tokens)
     if isinstance(spec, EvaluateSpec):
         cost = config.family.cost(spec.options, rows)
         return 2.0 * parameters * (cost.sequences * length + cost.answers * (length + cost.new_tokens))
@@ -274,6 +275,11 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     if spec.validation is not None:
         passes += _measurements(plan, spec) * 2 * spec.validation.rows * length
     return parameters * (idle * each * tokens + 2.0 * passes)
+
+
+def _sampled(spec: AlternativesSpec | OwnAnswersSpec, forget_rows: int) -> int:
+    """Answers that a step samples."""
+    return spec.per_row * (len(general_prompts.read(spec)) if isinstance(spec, OwnAnswersSpec) else forget_rows)
 
 
 def _measurements(plan: Plan, spec: UnlearnSpec) -> int:

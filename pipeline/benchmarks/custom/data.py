@@ -82,7 +82,8 @@ class CustomData:
         return {}
 
     def source_files(self, source: FilesSource, split: str) -> list[Path]:
-        return [file for name in sets.files_by_set(source, split) for file in reading.files_of(source.sets[name])]
+        given = [source.sets[name] for name in sets.files_by_set(source, split)]
+        return [file for one in given if one.own_answers is None for file in reading.files_of(one)]
 
     def implied_options(
         self, source: FilesSource, split: str, retrain: bool, requests: Sequence[str] = ()
@@ -149,6 +150,9 @@ class CustomData:
             *(name for some in chosen.values() for name in some),
             *(n for one in asked.values() for n in one.names),
         ]
+        asks_target = [name for name in names if source.sets[name].own_answers is not None]
+        if asks_target:
+            raise DataError(f"source.sets.{asks_target[0]}: target has not answered yet: an experiment's own step does")
         given = {name: reading.read(source.sets[name]) for name in dict.fromkeys(names)}
         return CustomContent(given, chosen, asked, training and sets.answers_only(source))
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.data import user_files
+from pipeline.data import general_prompts, user_files
 from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row
 from pipeline.data.settings import TABLES, TEXTS, UserSet
@@ -60,6 +60,8 @@ def files_of(one: UserSet) -> list[Path]:
         DataError: there are none, or one is of no kind that is read
     """
     path = one.path
+    if path is None:
+        return general_prompts.files(one.own_answers) if one.own_answers else []
     if path.suffix.lower() in (*TABLES, *TEXTS):
         if not path.is_file():
             raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
@@ -82,6 +84,8 @@ def files_of(one: UserSet) -> list[Path]:
 def read(one: UserSet) -> UserRows:
     """The rows of a set; a file that has not changed is read once.
 
+    Of a set that target answers the rows are its prompts, in place of answers too: good for counting, no more.
+
     Raises:
         DataError: a file or row cannot be read, or there are no rows; the message names file and line or row
     """
@@ -92,6 +96,10 @@ def read(one: UserSet) -> UserRows:
 @lru_cache(maxsize=64)
 def _read(settings: str, files: tuple[tuple[str, int, int], ...]) -> UserRows:
     one = UserSet.model_validate_json(settings)
+    if one.own_answers is not None:
+        prompts = [found for found in general_prompts.read(one.own_answers) for _ in range(one.own_answers.per_row)]
+        asked = tuple(Row(prompt, prompt) for _, prompt in prompts)
+        return UserRows("target's own answers", asked, (), tuple(place for place, _ in prompts), {})
     rows: list[Row] = []
     texts: list[str] = []
     places: list[str] = []

@@ -140,6 +140,15 @@ def published_metrics(checker: Checker, benchmark: Benchmark, benchmark_file: Do
                     )
 
 
+def own_answers(checker: Checker, source: DataSource) -> None:
+    """Whether target is there before data are prepared, where it answers general prompts."""
+    sets = source.sets if isinstance(source, FilesSource) else {}
+    named = [name for name, one in sets.items() if one.own_answers is not None]
+    if named and checker.experiment.training.used:
+        message = f"target cannot answer for the set {named[0]!r}: it must be a model of a folder or of the hub"
+        checker.problem(("training", checker.experiment.training.used[0]), message)
+
+
 def judge(checker: Checker, benchmark: Benchmark, options: Options) -> None:
     """Whether the family's answers with these options can be judged, where the experiment asks for it."""
     if checker.experiment.judge is None:

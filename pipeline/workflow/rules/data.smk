@@ -14,6 +14,7 @@ use rule image_step as prepare with:
             if plan.fetches_data
             else jobs.files(f"data/{BENCHMARK}", "files")
         ),
+        answers=jobs.files(f"data/{BENCHMARK}", "answers"),
         tokenizer=jobs.files(f"data/{BENCHMARK}", "tokenizer"),
         source=jobs.source(f"data/{BENCHMARK}"),
     output:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.config.load import load
+from pipeline.data.general_prompts import PROMPTS as PROMPTS_OF_OURS
 from pipeline.data.settings import FilesSource
 from pipeline.workflow.plan import Plan
 from tests.support.checkpoints import CONFIG, write_checkpoint
@@ -59,6 +60,16 @@ def test_several_files_of_every_form_and_methods(folder: Path) -> None:
     assert config.source.splits["request-1"].forget == ["forget", "forget-2"]
     assert config.source.sets["retain-2"].messages_key == "messages"
     assert config.experiment.name == "first" and [run.id for run in config.runs] == ["npo", "graddiff"]
+
+
+def test_own_answers_are_offered_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only this asks for what the model itself says; without it something to keep must be given."""
+    assert main(["init", "--model", "model", "--forget", "forget.jsonl"]) == 2
+    assert "--retain: what is to be kept is missing" in (said := capsys.readouterr().err) and "--own-answers" in said
+    (folder / "p.txt").write_text("Who are you?\n")
+    for given, rows in ((["--own-answers"], len(PROMPTS_OF_OURS)), (["--own-answers", "p.txt"], 1)):
+        assert main(["init", "--model", "model", "--forget", "forget.jsonl", "--out", f"{rows}.yaml", *given]) == 0
+        assert load(folder / f"{rows}.yaml").options.asked["retain"].rows == rows  # type: ignore[attr-defined]
 
 
 def test_few_rows_make_enough_steps_and_a_folder_is_counted_whole(folder: Path) -> None:

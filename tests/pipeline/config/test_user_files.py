@@ -17,7 +17,10 @@ from pipeline.commands import evaluate
 from pipeline.commands.request import read_request
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
+from pipeline.data.settings import FilesSource
+from pipeline.specs import OwnAnswersSpec, PrepareSpec
 from pipeline.workflow.plan import Plan
+from tests.support.checkpoints import write_checkpoint
 
 EXPERIMENT = yaml.load((CONFIGS / "experiments" / "mini-custom.yaml").read_text(), Loader)
 TRAINED = {"steps": 1, "global_batch": 4, "optimizer": {"learning_rate": 1e-3}}
@@ -80,6 +83,59 @@ def test_files_are_found_from_the_benchmarks_folder_and_read_by_the_plan(
     assert job.reads["files"] == (data / "alice.jsonl", data / "others.csv")
     assert {"forget", "retain", "full", "alice", "others", "idk"} == set(plan.tokenised_sets)
     assert not any("retrain" in name for name in plan.jobs)
+
+
+OWN = {"sets": {"alice": "data/alice.jsonl", "own": {"own_answers": {"prompts": "data/p.txt", "seed": 3}}}}
+
+
+def own(**changes: Any) -> dict[str, Any]:
+    """A source that keeps what target itself answers."""
+    source = {"kind": "files", **OWN, "splits": {"first": {"forget": "alice", "retain": "own"}}}
+    return {"source": {**source, **changes}}
+
+
+def test_what_target_answers_itself_is_kept(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this plans target's own answers: sampled before data are prepared, which then read them as a file."""
+    write_checkpoint(tmp_path / "model")
+    (tmp_path / "benchmarks" / "data" / "p.txt").write_text("What is a hill?\nWho are you?\n")
+    given = {"model": {"path": str(tmp_path / "model")}, "training": {}, "data": {"max_length": 64}}
+    config = load(write(own(), **given))
+    assert config.options.asked["retain"].rows == 2  # type: ignore[attr-defined]  # of the family's own class
+    plan = Plan(config, tmp_path / "results")
+    names, sampled, prepare = list(plan.jobs), plan.jobs["own_answers/own"], plan.jobs["data/mine"]
+    assert names.index("models/target") < names.index(sampled.name) < names.index(prepare.name)
+    assert isinstance(sampled.spec, OwnAnswersSpec) and isinstance(prepare.spec, PrepareSpec)
+    answers = sampled.spec.output / "answers.jsonl"
+    assert sampled.spec.seed == 3 and sampled.reads["prompts"] == (tmp_path / "benchmarks" / "data" / "p.txt",)
+    assert isinstance(prepare.spec.source, FilesSource) and prepare.spec.source.sets["own"].path == answers
+    assert prepare.reads["answers"] == (answers,)
+    assert prepare.reads["files"] == (tmp_path / "benchmarks" / "data" / "alice.jsonl",)
+    assert Plan(load(write(**given)), tmp_path / "results").own_answers_names == []
+    (tmp_path / "benchmarks" / "data" / "p.txt").unlink()
+    (problem,) = problems(write(own(), **given))
+    assert "mine.yaml" in problem and problem.endswith("p.txt: there is no such file")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "training.target: target cannot answer for the set 'own': it must be a model of a folder or of the hub"),
+        (
+            {"splits": {"first": {"forget": "own", "retain": "alice"}}},
+            "first.forget: 'own' is what target itself answers",
+        ),
+        ({"sets": {**OWN["sets"], "own": {"own_answers": {}, "answer_key": "a"}}}, "answer_key: does not go with"),
+        ({"sets": {**OWN["sets"], "own": {}}}, "source.sets.own.path: is missing"),
+    ],
+)
+def test_own_answers_that_cannot_be_are_refused(
+    changes: dict[str, Any], message: str, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "benchmarks" / "data" / "p.txt").write_text("What is a hill?\n")
+    found = problems(write(own(**changes)))
+    assert any(message in one for one in found), found
 
 
 def test_several_requests_in_the_order_of_the_splits(write: Callable[..., Path], tmp_path: Path) -> None:

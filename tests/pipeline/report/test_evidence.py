@@ -88,3 +88,14 @@ def test_what_a_step_wrote_is_recorded_by_hash(tmp_path) -> None:
         (folder / name).write_text(name)
     expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("config.json", "model.safetensors")}
     assert _checkpoint(tmp_path) == expected
+
+
+def test_what_own_answers_mean_is_said_where_they_were_kept(handed: Bench) -> None:
+    """Only this has a report on a model that kept its own answers."""
+    limits = json.loads((handed.output / "evidence.json").read_text())["limits"]
+    sets = {NAME: {"path": "a.jsonl", "own_answers": None}, "own": {"own_answers": {}}}
+    handed.spec["config"]["source"]["sets"] = sets
+    handed.write()
+    with_own = json.loads((handed.output / "evidence.json").read_text())["limits"]
+    assert with_own[:-1] == limits and "the model's own answers to general prompts" in with_own[-1]
+    assert with_own[-1][:60] in (handed.root / "runs" / "npo-seed-0" / "checkpoint" / "README.md").read_text()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_ext.safe_yaml import Loader
-from pipeline.config.load import CONFIGS, load
+from pipeline.config.load import load
 from pipeline.workflow.plan import Plan
+from tests.support.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
 # Snakemake with a hook at the end of a dry run: each job's specification, and its input but for the source files.
@@ -34,8 +34,20 @@ cli.main(sys.argv[2:])
 @pytest.mark.parametrize("experiment", ["mini-robust", "mini-muse-requests", "wmdp-zephyr-7b", "judged"])
 def test_the_rules_read_what_the_plan_says(tmp_path: Path, experiment: str) -> None:
     if experiment == "judged":
-        values = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
-        values |= {"name": "judged", "judge": {"base_url": "https://host/v1", "model": "judge"}}
+        write_checkpoint(tmp_path / "model")
+        (tmp_path / "a.jsonl").write_text('{"question": "Who?", "answer": "Ada."}\n')
+        source = {"kind": "files", "sets": {"a": "a.jsonl", "own": {"own_answers": {}}}}
+        source["splits"] = {"first": {"forget": "a", "retain": "own"}}
+        values = {
+            "name": "judged",
+            "title": "Judged, keeping what the model itself answers",
+            "benchmark": {"name": "mine", "title": "Mine", "family": "custom", "source": source},
+            "model": {"path": "model"},
+            "split": "first",
+            "methods": ["npo"],
+            "data": {"max_length": 64},
+            "judge": {"base_url": "https://host/v1", "model": "judge"},
+        }
         (tmp_path / "judged.yaml").write_text(yaml.safe_dump(values))
         experiment = str(tmp_path / "judged.yaml")
     results = tmp_path / "results"

@@ -202,7 +202,7 @@ def test_jobs_on_a_gpu_run_one_at_a_time(
     assert profile["resources"] == ["accelerator=1"]
     models = {rule for file in (ROOT / "pipeline/workflow/rules").glob("*.smk") for rule in _rules_of(file.read_text())}
     loading = {"train_model", "reference_log_probabilities", "unlearn_target", "evaluate_model"}
-    loading |= {"relearn_model", "quantise_model", "sample_alternatives"}
+    loading |= {"relearn_model", "quantise_model", "sample_alternatives", "sample_own_answers"}
     assert {name for name, body in models if "accelerator=jobs.accelerator" in body} == loading
 
 
