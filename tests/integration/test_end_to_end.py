@@ -89,7 +89,7 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
 
     # The notebook of examples/ reads the run.
     shown = subprocess.run(
-        [sys.executable, ROOT / "examples" / "read_a_run.py"],
+        [sys.executable, "-m", "tests.support.notebook", ROOT / "examples" / "read_a_run.ipynb"],
         env={**os.environ, "RESULTS": str(root), "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

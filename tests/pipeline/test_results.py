@@ -10,6 +10,7 @@ import pytest
 from pipeline import results
 from pipeline.data.errors import DataError
 from tests.pipeline.report.conftest import start
+from tests.support import notebook
 
 
 def test_a_moved_experiment_is_read(tmp_path: Path) -> None:
@@ -43,6 +44,26 @@ def test_a_moved_experiment_is_read(tmp_path: Path) -> None:
     assert [(row["model"], row["attack"], row["value"]) for row in rows] == [
         ("target", None, 1e-16), ("retrain", None, 1.0), (model.id, None, 0.25), (f"{model.id}.int4", "int4", 0.25)
     ]  # fmt: skip
+
+
+def test_the_notebook_reads_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only this runs the notebook on two methods: curves, their metrics side by side, and what both said."""
+    bench = start(tmp_path)
+    said = {"target": "in Turin", "npo": "in Oslo", "ga": "nowhere"}
+    for name in ("npo", "ga"):
+        bench.add(name, seed=0, title=name, examples=[{"set": "forget", "index": 0, "generation": said[name]}])
+    bench.say(tmp_path / "evaluation" / "target", [{"set": "forget", "index": 0, "generation": said["target"]}])
+    bench.output.mkdir()
+    (bench.output / "spec.yaml").write_text(bench.read().model_dump_json())
+    monkeypatch.setenv("RESULTS", str(tmp_path))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    made = notebook.execute(Path(__file__).parents[2] / "examples" / "read_a_run.ipynb")
+    assert [len(axis.lines) for axis in made["figure"].axes] == [2, 2]
+    out = capsys.readouterr().out
+    assert "npo-seed-0" in out and "ga-seed-0" in out and all(text in out for text in said.values())
+    assert any(len(line.split()) == 4 and line.startswith("forget_quality") for line in out.splitlines())
 
 
 def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
