@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile workflow pipeline/workflow/rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-login image image-cpu run test test-fast test-cluster test-gpu gpu-proof \
+.PHONY: help install install-login image image-cpu run reproduce-mini test test-fast test-cluster test-gpu gpu-proof \
 	mutants bench lint docs format clean
 
 help: ## this list
@@ -28,6 +28,9 @@ run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print it
 
 # Which tests run in one process is said in tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+reproduce-mini: $(INSTALLED) ## the experiment of every published table and figure on the mini models; SHARE=HASH: one
+	$(BIN)/python -m tests.support.reproduce_mini $(if $(SHARE),--share $(SHARE))
 
 test: $(INSTALLED) ## all tests
 	$(PYTEST)
@@ -63,7 +66,9 @@ lint: $(INSTALLED) ## style, spelling, docstrings, documentation, workflow and c
 	$(BIN)/codespell
 	$(BIN)/flake8 pipeline megatron_ext
 	$(MAKE) --no-print-directory docs
-	for file in workflow_configs/experiments/*.yaml; do $(BIN)/python -m pipeline validate $$file > /dev/null || exit; done
+	for file in $$(grep -L '^base:' workflow_configs/experiments/*.yaml); do \
+		$(BIN)/python -m pipeline validate $$file > /dev/null || exit; done
+	$(BIN)/python -m tests.support.reproduction_page
 
 # The variable silences an announcement of Material for MkDocs.
 docs: $(INSTALLED) ## the documentation with the reference of the code, as pages in site/

@@ -3,8 +3,8 @@
 ``init`` writes an experiment for your own model and files. ``run`` takes an experiment from its files to its report.
 ``validate`` says what an experiment will run, or everything that is wrong with it. ``plan`` says what it costs on GPUs.
 ``evaluate`` evaluates any Hugging Face model, and ``merge`` makes one of a base model and its adapters. ``metrics``
-computes an evaluation's metrics again. ``compare`` says what differs between two finished experiments. ``sign`` and
-``verify`` are for results that are handed on.
+computes an evaluation's metrics again. ``exchange`` writes and reads open-unlearning's logs. ``compare`` says what
+differs between two finished experiments. ``sign`` and ``verify`` are for results that are handed on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from pipeline.commands import compare, evaluate, init, merge, metrics, plan, run, sign, validate, verify
+from pipeline.commands import compare, evaluate, exchange, init, merge, metrics, plan, run, sign, validate, verify
 
 COMMANDS = {
     "init": (init, "write an experiment for a model and files of what is to be forgotten and kept"),
@@ -26,6 +26,7 @@ COMMANDS = {
     "merge": (merge, "merge a folder of LoRA adapters into its base model"),
     "metrics": (metrics, "compute metrics again from an examples.jsonl"),
     "compare": (compare, "say what differs between two finished experiments, with significance over seeds"),
+    "exchange": (exchange, "write an evaluation as open-unlearning's logs, or read such logs"),
     "sign": (sign, "sign the evidence and the unlearned checkpoints of an experiment's results"),
     "verify": (verify, "check these signatures; exits 1 where a byte has changed"),
 }

@@ -194,9 +194,9 @@ def compute_membership(
     examples: Sequence[Example], options: PrivacyOptions, retrain: Sequence[Example] | None, sets: tuple[str, str]
 ) -> dict[str, float]:
     """The membership attacks and PrivLeak, as ``compute``, of other ``sets``: the members, and the others."""
-    values = {f"mia_{attack}": auc_of(examples, sets, _attack(attack, retrain)) for attack in options.membership}
+    values = {f"mia_{attack}": auc_of(examples, sets, attack_score(attack, retrain)) for attack in options.membership}
     if options.privleak:
-        score = _attack("min_k", None)
+        score = attack_score("min_k", None)
         reference = options.privleak_retrain_auc
         if reference is None:
             with naming_retrain():
@@ -220,7 +220,7 @@ def auc_of(examples: Sequence[Example], sets: tuple[str, str], score: Scored) ->
     return auc(members=found[sets[0]], others=found[sets[1]])
 
 
-def _attack(attack: Attack, retrain: Sequence[Example] | None) -> Scored:
+def attack_score(attack: Attack, retrain: Sequence[Example] | None) -> Scored:
     """The attack's score of an example's answer: lower where it looks like one that was trained on."""
     if attack == "loss":
         return lambda example: avg_loss(example, "answer")

@@ -15,7 +15,7 @@ from pydantic import Field
 from megatron_ext.schema import Strict
 from pipeline.data.cache import sha256
 from pipeline.data.errors import DataError
-from pipeline.data.json_files import Record, Row, read_rows
+from pipeline.data.json_files import Record, Row, read_rows, short
 
 EVALUATION = "evaluation.json"
 EXAMPLES = "examples.jsonl"
@@ -29,7 +29,7 @@ class Settings(Strict):
         decoding: how answers were generated
         precision: number format of the model, ``fp32`` or ``bf16``
         examples: number of examples by evaluated set
-        data_sha256: SHA-256 of each evaluated set's file in the prepared folder
+        data_sha256: SHA-256 of each evaluated set's file in the prepared folder; empty where another tool evaluated
     """
 
     options: dict[str, Any]
@@ -60,6 +60,11 @@ class EvaluationRecord(Record):
     settings: Settings
     provenance: Provenance
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool evaluated: which data it read is not known by their digests."""
+        return not self.settings.data_sha256 and bool(self.settings.examples)
+
 
 def verified_examples(folder: Path, record: EvaluationRecord) -> list[Row]:
     """The examples that lie in ``folder`` beside ``record``.
@@ -83,3 +88,41 @@ def is_complete(folder: Path) -> bool:
         return sha256(folder / EXAMPLES) == EvaluationRecord.read(folder / EVALUATION).provenance.examples_sha256
     except (OSError, DataError):
         return False
+
+
+def check_rows(examples: list[Row], data: Path, path: Path) -> None:
+    """Check that another tool's examples are of the rows that a model is evaluated on here.
+
+    Its logs have no digests of the data. They have the true answers, but for white space that decoding leaves out, and
+    some with the prompt before them.
+
+    Args:
+        examples: those of a log
+        data: folder that the prepare step wrote
+        path: what to call the log in messages
+
+    Raises:
+        DataError: other rows, or none at all
+    """
+    if not examples:
+        raise DataError(f"{path}: a summary has no examples, with which a model could be compared")
+    for name in dict.fromkeys(example["set"] for example in examples):
+        key = "gt" if name == "verbmem" else "answer"
+        rows = read_rows(data / "evaluation" / f"{name}.jsonl")
+        own = [example for example in examples if example["set"] == name]
+        if len(rows) != len(own):
+            raise DataError(f"{path}: {len(own)} examples of set {name!r}, but the data have {len(rows)} rows")
+        answers = {row["index"]: row[key] for row in rows}
+        for example in own:
+            text = example.get(key)
+            wanted = answers.get(example["index"])
+            if wanted is None or (text is not None and not _squeezed(text).endswith(_squeezed(wanted))):
+                raise DataError(
+                    f"{path}: set {name!r}, example {example['index']}: true answer {short(text)}, in the data "
+                    f"{short(wanted)}"
+                )
+
+
+def _squeezed(text: str) -> str:
+    """A text without white space, of which decoding leaves out some."""
+    return "".join(text.split())

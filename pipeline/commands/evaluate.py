@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--benchmark", required=True, help="a file of workflow_configs/benchmarks, by name or path")
     add("--split", help="forget split; may be left out where the benchmark has one")
     add("--data-root", type=Path, metavar="DIR", help="local folder of the benchmark's files, instead of the hub")
-    add("--retain-evaluation", type=Path, metavar="FILE", help="evaluation.json of retrain, or its folder")
+    retain = "evaluation.json of retrain, its folder, or open-unlearning's TOFU_EVAL.json or MUSE_EVAL.json of it"
+    add("--retain-evaluation", type=Path, metavar="FILE", help=retain)
     add("--as-retrain", action="store_true", help="the model is retrain: what others are compared with")
     option = "a setting of the benchmark's family, as YAML"
     add("--option", action="append", default=[], metavar="KEY=VALUE", help=option)
@@ -112,7 +113,7 @@ def _experiment(given: argparse.Namespace, request: Request, model: Path) -> Con
     """
     shape = shape_of(model, request.family.cost(request.options, 1).new_tokens)
     layout = fitting_layout(request.layout, shape, given.device)
-    template, why = (given.template, "as asked") if given.template else template_of(model)
+    template, why = (given.template, "as asked") if given.template else _template(request, model)
     print(printable("\n".join(_summary(request, shape, layout, f"{template}: {why}"))), flush=True)
     put: PromptTemplate = rendered(model) if template == "tokenizer" else template
     # Not validated: it has no methods, which no experiment of a file may be without.
@@ -132,6 +133,14 @@ def _experiment(given: argparse.Namespace, request: Request, model: Path) -> Con
     described = Model(name=GIVEN, title=request.name, template=template, checkpoints=target)
     source, options = request.source, request.options
     return Config(experiment, request.benchmark, described, (), layout, source, options, shape, template=put)
+
+
+def _template(request: Request, model: Path) -> tuple[TemplateName, str]:
+    """As ``template_of``; open-unlearning's models without a chat template were tuned with a form of its own."""
+    template, why = template_of(model)
+    if template == "plain" and (request.checkpoint.hub or "").startswith("open-unlearning/"):
+        return "plain-open-unlearning", f"{why}, and the model is open-unlearning's"
+    return template, why
 
 
 def _summary(request: Request, shape: Shape, layout: Layout, template: str) -> list[str]:

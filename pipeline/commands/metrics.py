@@ -124,7 +124,8 @@ def _of_the_same_data(given: argparse.Namespace, own: EvaluationRecord | None, r
     if own is None or retain is None:
         return
     wanted = {"benchmark": own.benchmark, "split": own.split}
-    wanted |= {f"settings.data_sha256.{name}": digest for name, digest in own.settings.data_sha256.items()}
+    if not retain.is_foreign:
+        wanted |= {f"settings.data_sha256.{name}": digest for name, digest in own.settings.data_sha256.items()}
     try:
         agree(given.retain, retain, wanted, f"{given.examples} is of another evaluation")
     except DataError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Family, Options, data_family, family
+from pipeline.benchmarks.privacy import PrivacyOptions
 from pipeline.commands.options import family_options, parallel_layout
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.data import user_files
@@ -18,10 +19,14 @@ from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, check, hint, read
 from pipeline.config.model_schema import Checkpoint
 from pipeline.config.named_files import placed
+from pipeline.data.errors import DataError
 from pipeline.data.prepared import ReadsUserFiles
 from pipeline.data.settings import DataSource, FilesSource, FolderSource, HubSource
+from pipeline.exchange.reading import ENDS, family_of_log, has_losses, min_k_auc, read_log
 from pipeline.hub import local_files, model_folder
+from pipeline.specs import RETRAIN
 
+LOGS = tuple(name for name in ENDS if name.endswith("_EVAL.json"))  # open-unlearning's, with examples
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -77,12 +82,16 @@ def read_request(given: argparse.Namespace) -> Request:
     implied, files = _user_files(given, benchmark, document, split, problems)
     options = family_options(document.at("options"), given.option, benchmark.family, problems, implied)
     explicit = frozenset(text.partition("=")[0].strip() for text in given.option)
+    if options is not None and retain is not None and retain.is_file():
+        options = _with_log(options, retain, explicit, problems)
     if options is not None and retain is None and not given.as_retrain:
         options = _without_retrain(options, explicit, problems)
     source = files or _source(given, benchmark, problems)
     if problems or layout is None or options is None or split is None or checkpoint is None:
         raise ConfigError(problems)
     name = str(checkpoint.folder or checkpoint.hub)
+    if retain is not None and retain.is_file():
+        retain = _read_log(retain, given.out.absolute() / "retain-evaluation", benchmark, split)
     request = Request(name, checkpoint, benchmark, split, source, options, explicit, layout, retain)
     _require_files(request)
     return request
@@ -111,12 +120,50 @@ def _retain(given: argparse.Namespace, problems: list[str]) -> Path | None:
     if given.as_retrain:
         problems.append("--retain-evaluation: a model that is retrain itself is compared with nothing else")
     path = path.expanduser().absolute()
+    if path.name in LOGS and path.is_file():
+        return path
     folder = path if path.is_dir() else path.parent
     if path.is_file() and path.name not in ("evaluation.json", "examples.jsonl"):
-        problems.append(f"--retain-evaluation: {path.name!r} is not allowed: evaluation.json, or the folder it is in")
+        allowed = f"evaluation.json, the folder it is in, or {', '.join(LOGS)}"
+        problems.append(f"--retain-evaluation: {path.name!r} is not allowed: {allowed}")
     elif not (folder / "evaluation.json").is_file():
         problems.append(f"--retain-evaluation: {folder / 'evaluation.json'} is missing")
     return folder
+
+
+def _with_log(options: Options, log: Path, explicit: frozenset[str], problems: list[str]) -> Options:
+    """Options that compare with open-unlearning's log of retrain, which holds an AUC and no scores of tokens."""
+    if not isinstance(options, PrivacyOptions):
+        return options
+    try:
+        auc, losses = min_k_auc(log), has_losses(log)
+    except DataError as error:
+        problems.append(f"--retain-evaluation: {error}")
+        return options
+    given: dict[str, Any] = {}
+    lacking: dict[str, Any] = {}
+    if options.privleak and options.privleak_retrain_auc is None:
+        given, lacking = ({"privleak_retrain_auc": auc}, {}) if auc is not None else ({}, {"privleak": False})
+    if "reference" in options.membership and not losses:
+        lacking["membership"] = [name for name in options.membership if name != "reference"]
+    asked = sorted(explicit.intersection(lacking))
+    if asked:
+        problems.append(f"--option {', '.join(asked)}: {log} has not what it needs of retrain, mia_min_k or mia_loss")
+    elif lacking:
+        now = ", ".join(f"{key} = {json.dumps(value)}" for key, value in lacking.items())
+        print(f"note: {log} has no mia_min_k, or no mia_loss of answers, so {now}", flush=True)
+    return options.model_copy(update={**given, **lacking})
+
+
+def _read_log(log: Path, output: Path, benchmark: Benchmark, split: str) -> Path:
+    """The folder of retrain's evaluation that is made of one of open-unlearning's logs."""
+    try:
+        if family_of_log(log) != benchmark.family:
+            raise DataError(f"{log}: of {family_of_log(log)!r}, but the benchmark is {benchmark.family!r}")
+        read_log(log, output, model=RETRAIN, benchmark=benchmark.name, split=split)
+    except DataError as error:
+        raise ConfigError([f"--retain-evaluation: {error}"]) from None
+    return output
 
 
 def _benchmark(name: str, problems: list[str]) -> tuple[Benchmark | None, Document | None]:

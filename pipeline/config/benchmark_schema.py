@@ -34,6 +34,7 @@ class Benchmark(Strict):
     source: AnySource
     splits: dict[str, int] = Field({}, description="forget split -> its rows; a source of files says its splits itself")
     published: list[PublishedTable] = []
+    mini: Name | None = Field(None, description="the experiment whose models and data stand in with 'scale: mini'")
 
     @property
     def forget_splits(self) -> list[str]:

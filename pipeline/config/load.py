@@ -13,9 +13,9 @@ from typing import Any
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks import data, methods, models, selection, weights
 from pipeline.config.checks.checker import Checker, Files
-from pipeline.config.command_line import with_settings
+from pipeline.config.composition import composed, file_of
 from pipeline.config.experiment import Config
-from pipeline.config.located_yaml import ConfigError, check, current, hint, read
+from pipeline.config.located_yaml import ConfigError, check, current
 from pipeline.config.model_schema import Model
 from pipeline.config.named_files import CONFIGS, placed
 from pipeline.config.schema import Experiment
@@ -63,9 +63,9 @@ def load(
     Raises:
         ConfigError: Lists everything that is wrong.
     """
-    path = _file(experiment)
+    path = file_of(experiment)
     problems: list[str] = []
-    document = placed("experiment", current("experiment", with_settings(read(path), settings, problems), problems))
+    document = placed("experiment", current("experiment", composed(experiment, settings, problems), problems))
     files = Files(document, list(dict.fromkeys([path.absolute().parent.parent, CONFIGS])), problems)
     parsed = check(Experiment, document, problems)
     if parsed is None:
@@ -90,17 +90,6 @@ def load(
     for function in CHECKS:
         checker.run(function)
     return checker.config()
-
-
-def _file(experiment: str | Path) -> Path:
-    path = Path(experiment).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path
-    named = CONFIGS / "experiments" / f"{experiment}.yaml"
-    if not named.is_file():
-        known = sorted(file.stem for file in named.parent.glob("*.yaml"))
-        raise ConfigError([f"experiment: no file and no known name: {str(experiment)!r}{hint(experiment, known)}"])
-    return named
 
 
 def _check_named(files: Files) -> None:

@@ -34,6 +34,18 @@ def rouge_f1(references: Sequence[str], predictions: Sequence[str], stemmer: boo
     return [scorer.score(r, p)["rougeL"].fmeasure for r, p in zip(references, predictions, strict=True)]
 
 
+def rouge_scores(reference: str, prediction: str) -> dict[str, float]:
+    """The ROUGE scores of one prediction under open-unlearning's names, with the Porter stemmer as there."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scores = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score(target=reference, prediction=prediction)
+    return {
+        "rouge1_recall": scores["rouge1"].recall,
+        "rougeL_f1": scores["rougeL"].fmeasure,
+        "rougeL_recall": scores["rougeL"].recall,
+    }
+
+
 def repeats_itself(text: str) -> bool:
     """Whether fewer than half of the text's 4-grams are distinct.
 

@@ -28,6 +28,7 @@ from pipeline.benchmarks.records import (
     EvaluationRecord,
     Provenance,
     Settings,
+    check_rows,
     verified_examples,
 )
 from pipeline.data.cache import MANIFEST, sha256
@@ -162,10 +163,14 @@ def read_retain_examples(folder: Path, spec: EvaluateSpec, hashes: dict[str, str
         "benchmark": spec.benchmark,
         "split": spec.split,
         "settings.options.family": spec.options.family,
-        **{f"settings.data_sha256.{name}": digest for name, digest in hashes.items()},
     }
+    if not record.is_foreign:
+        wanted |= {f"settings.data_sha256.{name}": digest for name, digest in hashes.items()}
     agree(path, record, wanted, "a model is compared with retrain on the same benchmark, split and data")
-    return verified_examples(folder, record)
+    examples = verified_examples(folder, record)
+    if record.is_foreign:
+        check_rows(examples, spec.data, folder)
+    return examples
 
 
 def _data_hashes(spec: EvaluateSpec, sets: Sequence[str]) -> dict[str, str]:

@@ -60,7 +60,7 @@ def compute(
                     reference = auc_of(retain_examples or [], PRIVLEAK_SETS, score)
             values[key] = priv_leak(auc_of(examples, PRIVLEAK_SETS, score), reference)
     for attack in options.membership:
-        values[f"mia_{attack}"] = auc_of(examples, PRIVLEAK_SETS, _attack(attack, options, retain_examples))
+        values[f"mia_{attack}"] = auc_of(examples, PRIVLEAK_SETS, attack_score(attack, options, retain_examples))
     values |= degenerate_answers.counts(of_set(examples, "knowmem_retain"))
     if options.shorten_few_shot:
         every = [example for name in KNOWMEM for example in of_set(examples, name)]
@@ -108,7 +108,7 @@ def _loss(example: Example, options: MuseOptions) -> float:
     return -math.fsum(log_probs) / len(log_probs)
 
 
-def _attack(attack: Attack, options: MuseOptions, retrain: Sequence[Example] | None) -> Scored:
+def attack_score(attack: Attack, options: MuseOptions, retrain: Sequence[Example] | None) -> Scored:
     """The attack's score of a text: lower where it looks like one that was trained on."""
     if attack == "loss":
         return lambda example: _loss(example, options)

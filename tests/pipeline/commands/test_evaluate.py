@@ -198,6 +198,38 @@ def test_a_model_and_data_of_the_hub_are_fetched_first(
     assert ["forget05_perturbed"] in data.files and ["full"] not in data.files
 
 
+def test_open_unlearnings_models_and_its_logs_of_retrain(
+    model: Path, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A model by its name has the template that it was tuned with, and a log stands in for retrain's evaluation."""
+
+    def run(spec: Any) -> int:
+        if isinstance(spec, FetchSpec):
+            assert spec.hub == "open-unlearning/tofu_phi-1_5_full"
+            shutil.copytree(model, spec.output / "checkpoint")
+        return 0 if isinstance(spec, FetchSpec) else 7
+
+    monkeypatch.setattr(evaluate, "_run", run)
+    log, out = tmp_path / "TOFU_EVAL.json", tmp_path / "out"
+    log.write_text(json.dumps({"mia_min_k": {"agg_value": 0.6}, "forget_Q_A_Prob": {"agg_value": 0.2}}))
+    arguments = command("open-unlearning/tofu_phi-1_5_full", benchmark, out)
+    assert main([*arguments, "--retain-evaluation", str(log)]) == 7
+    said = capsys.readouterr().out
+    assert "template   plain-open-unlearning: " in said and '"privleak_retrain_auc": 0.6' in said
+    assert json.loads((out / "retain-evaluation" / "evaluation.json").read_text())["model"] == "retrain"
+    shutil.rmtree(out)
+    log.write_text(json.dumps({"forget_Q_A_Prob": {"agg_value": 0.2}}))
+    assert main([*arguments, "--retain-evaluation", str(log)]) == 7
+    said = capsys.readouterr().out
+    assert "mia_min_k" in said and '"privleak": false' in said and '"membership": ["loss"]' in said
+    more = ["--retain-evaluation", str(log), "--option", "privleak=true"]
+    assert "--option privleak: " in refused(capsys, *arguments, *more)
+    log.write_text("{}")
+    assert "--retain-evaluation: " in refused(capsys, *arguments, "--retain-evaluation", str(log))
+    muse = log.rename(tmp_path / "MUSE_EVAL.json")
+    assert "benchmark is 'tofu'" in refused(capsys, *arguments, "--retain-evaluation", str(muse))
+
+
 @pytest.mark.parametrize(
     ("template", "wanted"),
     [
