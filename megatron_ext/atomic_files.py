@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
+
 
 def temporary_name(path: Path) -> Path:
     """A hidden name beside ``path`` that nothing has and that nobody can guess."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed, or whose disk failed, have left below ``folder`` under temporary names.
+
+    Nobody else may be writing there.
+    """
+    for path in [path for path in folder.rglob(".*") if TEMPORARY.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def new_folder(path: Path) -> Path:

@@ -18,7 +18,9 @@ import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
+from megatron_ext.atomic_files import remove_leftovers
 from megatron_ext.specs import StepSpec
 from pipeline.config.located_yaml import ConfigError
 from pipeline.data.errors import printable
@@ -45,6 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"--log {given.log}: {error}", file=sys.stderr)
         return 2
+    try:
+        status = _logged(given, attempt, terminal)
+        sys.stdout.flush()
+        return status
+    except OSError as error:  # of the log's own disk, which may not hold the reason
+        attempts.give_up(terminal)
+        print(
+            f"{given.path}: failed, exit status 1: {error}. Log: {attempt.file}, if it could be written", file=terminal
+        )
+        return 1
+
+
+def _logged(given: argparse.Namespace, attempt: attempts.Attempt, terminal: TextIO) -> int:
+    """Run the step with its output in the attempt's log; a line on the terminal where it fails."""
     job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
     print(f"attempt {attempt.number} at {_now()} on {_here()}{job}")
     status = _step(given, attempt.ranks)
@@ -96,6 +112,7 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
+        remove_leftovers(spec.output)
         if several:
             return ranks.srun(given.path, count, given.nodes, spec.threads, given.image, logs)
         return ranks.local(given.path, count, logs) if count > 1 else _alone(spec, given.path)

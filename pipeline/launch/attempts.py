@@ -75,3 +75,9 @@ def redirect(file: Path) -> TextIO:
     if isinstance(sys.stdout, TextIOWrapper):  # lines in the order in which they were written, also after a kill
         sys.stdout.reconfigure(line_buffering=True)
     return before
+
+
+def give_up(terminal: TextIO) -> None:
+    """Send standard output and error to ``terminal`` again, with what the log did not take."""
+    for number in (1, 2):
+        os.dup2(terminal.fileno(), number)

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -132,16 +133,17 @@ class Lease:
         return cls(file, holder, dead, lost)
 
     def release(self) -> None:
-        """Give the lease back."""
+        """Give the lease back; on a disk that fails it stays, and is found to be a dead process's."""
         self._ended.set()
         self._thread.join()
-        if _read(self.file)[0] == self.holder:
-            self.file.unlink(missing_ok=True)
+        with suppress(OSError):
+            if _holder(self.file) == self.holder:
+                self.file.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED):
             try:
-                if _read(self.file)[0] != self.holder:
+                if _holder(self.file) != self.holder:
                     self._lost()
                     return
                 os.utime(self.file)
@@ -219,6 +221,14 @@ def _read(file: Path) -> tuple[Holder | None, float | None]:
         return Holder(**json.loads(text)), age
     except (ValueError, TypeError):
         return None, age
+
+
+def _holder(file: Path) -> Holder | None:
+    """Who holds a lease, without its age, for which a file would have to be made."""
+    try:
+        return Holder(**json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _server_time(file: Path) -> float:

@@ -12,12 +12,11 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.atomic_files import write_json
+from megatron_ext.atomic_files import new_folder, write_json
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import data_family
@@ -59,7 +58,7 @@ def prepare(spec: PrepareSpec, clock: Clock | None = None) -> dict[str, Any]:
     loaded = _load(spec)
     key = _key(spec, loaded)
     # Next to the files it replaces, so that putting them in place is a rename.
-    staging = Path(tempfile.mkdtemp(dir=output, prefix=".prepare."))
+    staging = new_folder(output / "prepare")
     try:
         content = None if spec.cache is None else cache.fetch(spec.cache, key, staging)
         cached = content is not None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.campaign import inputs, kills, network
+from tests.campaign import disk, inputs, kills, network
 
 # What is run, and how many rounds where --count says nothing; ``None``: every case.
 CAMPAIGNS = {
     "inputs": (inputs.run, None),
     "kills": (kills.run, 20),
+    "disk": (disk.run, 60),
     "network": (network.run, None),
 }
 
@@ -18,7 +19,7 @@ CAMPAIGNS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("campaign", choices=CAMPAIGNS)
-    parser.add_argument("--count", type=int, help="how many; default: all cases, or 20 kills")
+    parser.add_argument("--count", type=int, help="how many; default: all cases, 20 kills, 60 faults of the disk")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     given = parser.parse_args()
     run, count = CAMPAIGNS[given.campaign]

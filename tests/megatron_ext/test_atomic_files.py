@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from megatron_ext import atomic_files
-from megatron_ext.atomic_files import new_folder, replacing_file, write_json, write_text
+from megatron_ext.atomic_files import (
+    new_folder,
+    remove_leftovers,
+    replacing_file,
+    temporary_name,
+    write_json,
+    write_text,
+)
 from megatron_ext.data.sequences import save_arrays
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -24,6 +31,17 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_dead_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Names of other kinds, hidden ones too, and what a link leads to, stay."""
+    kept = [tmp_path / name for name in (".running.json", ".step-00000001", "model.0123456789abcdef", "inside/file")]
+    for path in [*kept, temporary_name(kept[0]), temporary_name(kept[3]), new_folder(tmp_path / "made") / "file"]:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    temporary_name(tmp_path / "link").symlink_to(tmp_path / "inside")
+    remove_leftovers(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if not path.is_dir()} == set(kept)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
