@@ -41,7 +41,8 @@ EXPERIMENT = {**kills.EXPERIMENT, "layout": 1, "methods": [METHOD], "evaluation"
 KINDS = {"full": (errno.ENOSPC, 0), "broken": (errno.EIO, 0), "read-only": (errno.EROFS, 0), "slow": (0, 3000)}
 RUNS = "the run"  # besides the steps, by name
 ALWAYS = 2**62
-SECONDS = 240.0  # that a step may take, on a bad disk too
+CARD = "README.md"  # beside a model, which the report writes
+SECONDS = 600.0  # that a step may take, on a bad disk too
 LEFTOVER = re.compile(r"\..*")  # hidden: what is being written, and leases
 OTHERS = ("logs", "report-partial", ".snakemake")  # of a run: nobody reads them back
 
@@ -212,6 +213,7 @@ class World:
     def _belongs(self, name: Path, step: str) -> bool:
         """Whether a file is a result of a step; resume states and a run's logs are nobody's."""
         own = name.is_relative_to(step) if step != RUNS else name.parts[0] not in OTHERS
+        own &= step == RUNS or step == "report" or name.name != CARD
         return own and "resume" not in name.parts and not any(LEFTOVER.fullmatch(part) for part in name.parts)
 
     def _hidden(self, step: str) -> list[Path]:
