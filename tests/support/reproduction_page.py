@@ -25,6 +25,8 @@ PAPERS = {
     "open-unlearning": "open-unlearning (docs/repro.md)",
 }
 GPU, MEMORY = "h100-80", 80  # GiB
+OFFLOADED = "runtime.memory={gradients: bf16, optimizer: offload}"
+LEAN = ["runtime.recompute_activations=true", "runtime.reference_model=offloaded", "unlearning.micro_batch=1"]
 
 
 def experiments(paper: str) -> list[str]:
@@ -59,7 +61,7 @@ def published(config: Config) -> str:
 
 def gpu_hours(name: str, gpus: int) -> str:
     """What an experiment costs on so many GPUs, by ``unlearn plan``: at the first layout that fits, lean if need be."""
-    for more, said in (([], ""), (["runtime.memory={gradients: bf16, optimizer: offload}"], ", offloaded")):
+    for more, said in (([], ""), ([OFFLOADED], ", offloaded"), ([OFFLOADED, *LEAN], ", lean")):
         try:
             plan = Plan(load(name, settings=[f"layout={{auto: {gpus}, memory_gib: {MEMORY}}}", *more]), Path("results"))
         except ConfigError:
