@@ -1,6 +1,7 @@
 """Every example in words: what was asked, the true answer, and what each model said, in pages beside the report's page.
 
-Nothing on them runs. Rows are sorted when they are written, and filtered by buttons that styles alone react to.
+Nothing on them runs. Rows are sorted when they are written; buttons that styles alone react to filter them, and sort
+them otherwise.
 """
 
 from __future__ import annotations
@@ -60,6 +61,14 @@ class Row:
     question: str
     answer: str
     said: tuple[Said, ...]
+
+
+# What the rows of a page can be sorted by, besides the order in which they are written.
+ORDERS: dict[str, Callable[[Row], Any]] = {
+    "data": lambda row: row.index,
+    "asked": lambda row: row.question.casefold(),
+    "changes": lambda row: -sum(said.changed for said in row.said),
+}
 
 
 @dataclass(frozen=True)
@@ -202,7 +211,16 @@ def styles(view: View) -> str:
         for what, letter in (("holds", "h"), ("lost", "l"), ("changed", "c"))
         for model, ending in models.items()
     ]
-    return ",\n".join(hidden) + " { display: none; }\n" if view.models else ""
+    ordered = [f"#{name}:checked ~ .said > * {{ order: var(--{name}); }}" for name in ORDERS]
+    return "\n".join([",\n".join(hidden) + " { display: none; }", *ordered, ""]) if view.models else ""
+
+
+def places(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    """Each row of a page with its styles: where it stands in each of ``ORDERS``."""
+    found = {name: sorted(range(len(rows)), key=lambda i: key(rows[i])) for name, key in ORDERS.items()}
+    stands = {name: {row: place for place, row in enumerate(order)} for name, order in found.items()}
+    for number, row in enumerate(rows):
+        yield row, "; ".join(f"--{name}: {stands[name][number]}" for name in ORDERS)
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -83,6 +83,7 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
     env.filters["seconds"] = _seconds
     env.filters["svg"] = lambda figure: Markup(inline(figure))
     env.filters["marks"] = examples.marks
+    env.filters["places"] = examples.places
     env.globals.update(
         css=Markup((here / "page.css").read_text(encoding="utf-8")),
         light_colours=dict(_variables(COLOURS)),

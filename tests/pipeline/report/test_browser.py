@@ -89,14 +89,19 @@ def test_the_policy_changes_nothing_that_is_shown(browser: str, bench: Bench, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "model", "left"), [("holds", "any", 1), ("lost", "m2", 2), ("changed", "m0", 0)])
+@pytest.mark.parametrize(
+    ("what", "model", "order", "left"),
+    [("holds", "any", "ranked", [2]), ("lost", "m2", "data", [0, 1]), ("all", "any", "changes", [0, 1, 2])],
+)
 def test_buttons_filter_the_examples_without_a_script(
-    browser: str, said: Bench, tmp_path: Path, what: str, model: str, left: int
+    browser: str, said: Bench, tmp_path: Path, what: str, model: str, order: str, left: list[int]
 ) -> None:
-    """Only this presses the buttons; to count what is shown, it takes the policy away and adds a script of its own."""
+    """Only this presses the buttons; to see what is shown and where, it takes the policy away and adds a script."""
     text = POLICY.sub("", (said.write() / "examples" / "01-forget-1.html").read_text(encoding="utf-8"))
-    count = "[...document.querySelectorAll('article')].filter(one => one.offsetParent).length"
-    pressed = "".join(f"document.getElementById('{name}').checked = true;" for name in (what, model))
-    script = f"<script>{pressed} document.title = 'left ' + {count}</script></body>"
+    shown = "[...document.querySelectorAll('article')].filter(one => one.offsetParent)"
+    shown += ".sort((one, other) => one.offsetTop - other.offsetTop).map(one => one.style.getPropertyValue('--data'))"
+    pressed = "".join(f"document.getElementById('{name}').checked = true;" for name in (what, model, order))
+    script = f"<script>{pressed} document.title = 'left ' + {shown}</script></body>"
     (tmp_path / "page.html").write_text(text.replace("</body>", script), encoding="utf-8")
-    assert f"<title>left {left}</title>" in look(browser, tmp_path / "page.html", "--dump-dom")
+    title = f"<title>left {','.join(map(str, left))}</title>"
+    assert title in look(browser, tmp_path / "page.html", "--dump-dom").replace(" ,", ",")
