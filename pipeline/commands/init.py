@@ -117,6 +117,10 @@ def main(given: argparse.Namespace) -> int:
         config = load(out)
     except (ConfigError, DataError) as error:
         out.unlink(missing_ok=True)
+        if not Path(given.model).expanduser().exists():
+            print(
+                f"--model: there is no folder {given.model!r}, so it was taken for a name on the hub", file=sys.stderr
+            )
         print(f"{error}\nnothing was written", file=sys.stderr)
         return 2
     print(f"{out}: {number_of(config.forget_rows, 'row')} to forget. Next: unlearn validate {out}, unlearn run {out}")

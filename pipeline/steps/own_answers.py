@@ -63,8 +63,13 @@ def answer(spec: OwnAnswersSpec, clock: Clock | None = None, open_engine: OpenEn
     lines = ({key: record[key] for key in ("question", "answer")} for record in records)
     write_text(spec.output / FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     cut = sum(len(ids) == request.max_new_tokens for ids, request in zip(found, requests, strict=True))
+    # A cut answer ends with the end token all the same, as the data's other answers do.
+    counts = ((cut, f"cut at {spec.max_new_tokens} tokens or where data.max_length is reached"), (dropped, "dropped"))
+    flags = [f"{number} of {len(found)} own answers {what}" for number, what in counts if number]
+    for flag in flags:
+        print(f"own_answers: warning: {flag}", file=sys.stderr)
     clock.mark("write")
-    clock.write(spec.output, rows=len(records), dropped=dropped, cut=cut, tokens=sum(map(len, found)))
+    clock.write(spec.output, flags, rows=len(records), dropped=dropped, cut=cut, tokens=sum(map(len, found)))
     return len(records)
 
 

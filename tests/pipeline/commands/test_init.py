@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.commands import init
 from pipeline.config.load import load
+from pipeline.config.located_yaml import ConfigError
 from pipeline.data.general_prompts import PROMPTS as PROMPTS_OF_OURS
 from pipeline.data.settings import FilesSource
 from pipeline.workflow.plan import Plan
@@ -70,6 +72,20 @@ def test_own_answers_are_offered_by_name(folder: Path, capsys: pytest.CaptureFix
     for given, rows in ((["--own-answers"], len(PROMPTS_OF_OURS)), (["--own-answers", "p.txt"], 1)):
         assert main(["init", "--model", "model", "--forget", "forget.jsonl", "--out", f"{rows}.yaml", *given]) == 0
         assert load(folder / f"{rows}.yaml").options.asked["retain"].rows == rows  # type: ignore[attr-defined]
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_taken_for_a_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this mistypes a model's folder, which the hub is then asked for."""
+
+    def refuse(path: Path) -> None:
+        raise ConfigError(["model.hub: no such model"])
+
+    monkeypatch.setattr(init, "load", refuse)
+    assert main(["init", "--model", "modle", "--forget", "forget.jsonl", "--own-answers"]) == 2
+    said = capsys.readouterr().err
+    assert "--model: there is no folder 'modle'" in said and "model.hub" in said
 
 
 def test_few_rows_make_enough_steps_and_a_folder_is_counted_whole(folder: Path) -> None:

@@ -65,6 +65,7 @@ def test_every_general_prompt_is_answered(told: dict[str, Any]) -> None:
     assert len(seeds) == 2 and all(request.max_new_tokens <= 64 for request in made.requests)
     summary = json.loads((told["output"] / "summary.json").read_text())
     assert (summary["rows"], summary["dropped"]) == (count, 2 * silent)
+    assert summary["flags"] == [f"{2 * silent} of {2 * len(PROMPTS)} own answers dropped"]
     other = told["output"] / "other"
     assert run({**told, "output": other}, rank=1)[0] is None and not other.exists()
 
