@@ -249,7 +249,7 @@ def test_memory_of_what_is_built_and_trained() -> None:
     jobs, shape = plan("tofu-llama-3.2-1b").jobs, load("tofu-llama-3.2-1b").shape
     spec = jobs["unlearned/rmu/seed-0"].spec
     down = 2048 * 8192
-    built = 8 * shape.layer_parameters + shape.embedding_parameters
+    built = 8 * shape.layer_parameters(0) + shape.embedding_parameters
     trainable_layers = spec.trainable_layers.model_copy(
         update={"layers_to_transform": [5, 6, 7], "target_modules": ["down_proj"]}
     )
@@ -258,7 +258,7 @@ def test_memory_of_what_is_built_and_trained() -> None:
     assert held(spec, shape, gpus=False) == 2 * built + 3 * down * (4 + 12 + 2)
     spread = Layout(tensor=2, pipeline=2, pipeline_split=[8, 8])
     assert trainable_parameters(spread, shape, trainable_layers) == (
-        (4 * shape.layer_parameters + shape.embedding_parameters) // 2 + 4 * 2048,  # norms are on every rank
+        (4 * shape.layer_parameters(0) + shape.embedding_parameters) // 2 + 4 * 2048,  # norms are on every rank
         3 * down // 2,
     )
     whole = jobs["unlearned/npo/seed-0"].spec
