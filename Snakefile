@@ -68,6 +68,7 @@ include: "pipeline/workflow/rules/unlearn.smk"
 include: "pipeline/workflow/rules/evaluate.smk"
 include: "pipeline/workflow/rules/robustness.smk"
 include: "pipeline/workflow/rules/judge.smk"
+include: "pipeline/workflow/rules/release.smk"
 include: "pipeline/workflow/rules/report.smk"
 
 
@@ -76,8 +77,8 @@ onstart:
         steps.hold(plan)
     # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image, Apptainer nor
     # Slurm are.
-    # To fetch, and to ask a judge, none of them is needed.
-    elsewhere = [job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith(("fetch", "judge"))]
+    # To fetch, to ask a judge and to remove files, none of them is needed.
+    elsewhere = [job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith(("fetch", "judge", "release"))]
     if not workflow.touch and any(job.rule.name == "judge_model" for job in workflow.dag.needrun_jobs()):
         steps.require_judge_key(plan)
     if not workflow.touch and any(job.rule.shellcmd for job in elsewhere):

@@ -144,7 +144,7 @@ def jobs(plan: Plan, site: Site | None = None) -> list[str]:
 
 
 def _asked(wanted: resources.Needs, site: Site, step: str) -> list[str]:
-    if step.startswith(("fetch", "judge")):
+    if step.startswith(("fetch", "judge", "release")):
         return ["here", "-", "-"]
     hours, minutes = divmod(wanted.minutes(site), 60)
     return [str(wanted.nodes), _bytes(wanted.memory_mb(site) * 2**20), f"{hours}:{minutes:02d}"]

@@ -26,6 +26,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     models.placed,
     data.published_metrics,
     selection.test_metric,
+    selection.keep,
     models.trained_sets,
     models.sources,
     models.tokenizer,

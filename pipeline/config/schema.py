@@ -130,6 +130,9 @@ class Experiment(Strict):
         description="the step that every run ends in, and the point of each sweep that is marked; default: as each "
         "run's validation says, and none",
     )
+    keep: Literal["all", "selected", "none"] = Field(
+        "all", description="which unlearned models' checkpoints stay when nothing is left to be done with them"
+    )
     layout: Annotated[
         Annotated[int, Tag("plain")] | Annotated[Layout, Tag("mapping")] | Annotated[AutoLayout, Tag("automatic")],
         Discriminator(_layout_kind),

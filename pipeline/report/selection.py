@@ -9,7 +9,7 @@ from dataclasses import replace
 from pipeline.benchmarks.base import Metric
 from pipeline.report.read import Group, Result
 from pipeline.report.tables import badness
-from pipeline.specs import ReportSpec
+from pipeline.specs import ReportEntry, ReportSpec
 
 Worth = tuple[bool, bool, float]  # whether no seed is flagged, whether all are within the budget, and how good it is
 
@@ -44,7 +44,12 @@ def marked(groups: Sequence[Group], chosen: Mapping[str, str]) -> list[Group]:
 
 
 def _run(group: Group) -> str:
-    return f"{group.method}-{group.variant or ''}"
+    return run_of(group.results[0].entry)
+
+
+def run_of(entry: ReportEntry) -> str:
+    """What tells the runs of an experiment apart, whatever the seed."""
+    return f"{entry.method}-{entry.variant or ''}"
 
 
 def _worth(spec: ReportSpec, group: Group, catalogue: Mapping[str, Metric]) -> Worth | None:

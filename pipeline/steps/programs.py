@@ -30,6 +30,7 @@ PROGRAMS = {
     "evaluate": "pipeline.steps.evaluate",
     "judge": "pipeline.steps.judge",
     "report": "pipeline.report.__main__",
+    "release": "pipeline.report.release",
 }
 # Packages whose files are found at run time: a step runs the ones that its specification names.
 PLUG_INS = ("megatron_ext.losses", "megatron_ext.updates", "pipeline.benchmarks")
@@ -40,6 +41,7 @@ SPECIFICATIONS = (
     "megatron_ext.selection",
     "megatron_ext.specs",
     "pipeline.specs",
+    "pipeline.model_id",
     "pipeline.data.settings",
     "pipeline.judging.settings",
 )

@@ -123,6 +123,10 @@ class Paths:
         """The model's answers and metrics."""
         return self.root / "evaluation" / str(model) / self.benchmark
 
+    def kept(self, model: ModelId) -> Path:
+        """What was removed when nothing was left to be done with the model's checkpoint, and when that was."""
+        return self.root / "kept" / str(model)
+
     def judgement(self, model: ModelId) -> Path:
         """What a language model thinks of the model's answers."""
         return self.root / "judge" / str(model) / self.benchmark

@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_ext.specs import ReferenceSpec
 from pipeline.config.experiment import Config
 from pipeline.data.prepared import Names
-from pipeline.specs import ModelId
+from pipeline.specs import ModelId, ReleaseSpec
 from pipeline.workflow import data_sets
 from pipeline.workflow.data_jobs import fetch_jobs, fetches_data, prepare_job, published
 from pipeline.workflow.evaluation_jobs import (
@@ -25,6 +25,7 @@ from pipeline.workflow.evaluation_jobs import (
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.own_answers_jobs import own_answers_jobs
 from pipeline.workflow.paths import Paths
+from pipeline.workflow.release_jobs import release_jobs
 from pipeline.workflow.report_job import report_job
 from pipeline.workflow.request_jobs import later_models, request_jobs
 from pipeline.workflow.robustness_jobs import attacked_models, robustness_jobs
@@ -65,6 +66,7 @@ class Plan:
             *request_jobs(config, paths),
             *judgement_jobs(config, paths),
         ]
+        made += release_jobs(config, paths, made)
         if config.runs:  # a report is about unlearned models
             made.append(report_job(config, paths, made))
         return {job.name: job for job in made}
@@ -120,6 +122,11 @@ class Plan:
         runs = [ModelId(run.id) for run in self.config.runs]
         later = [ModelId(run.run, request=request) for run in runs for request in self.config.requests[1:]]
         return [model.run_folder for model in (*runs, *later)]
+
+    @property
+    def released(self) -> list[str]:
+        """The unlearned models whose checkpoints may be removed."""
+        return [job.spec.output.name for job in self.jobs.values() if isinstance(job.spec, ReleaseSpec)]
 
     @property
     def tokenised_sets(self) -> list[str]:

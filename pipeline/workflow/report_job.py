@@ -10,7 +10,7 @@ from typing import Any
 from megatron_ext.selection import BEST_WITHIN_BUDGET, WithinBudget
 from pipeline.config.experiment import Config
 from pipeline.config.schema import OnTestMetric, Selection
-from pipeline.specs import ModelId, Published, ReportEntry, ReportSpec
+from pipeline.specs import ModelId, Published, ReleaseSpec, ReportEntry, ReportSpec
 from pipeline.workflow.data_sets import own_answers_names
 from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of
@@ -32,7 +32,7 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         made: All other jobs.
     """
     experiment = config.experiment
-    first = _entries(config, paths)
+    first = entries_of(config, paths)
     later = [
         (replace(model, request=request), _moved(paths, model, entry, request=request, number=number))
         for model, entry in first
@@ -57,16 +57,16 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         later_requests=[entry for _, entry in later],
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
-        **_choice(experiment.select),
+        **choice(experiment.select),
         examples=experiment.report.examples,
         evidence_texts=experiment.report.evidence_texts,
         config=config.resolved(),
         output=paths.report,
     )
-    return job_of(paths, spec, **_files(spec))
+    return job_of(paths, spec, **_files(spec, made))
 
 
-def _choice(select: Selection | None) -> dict[str, Any]:
+def choice(select: Selection | None) -> dict[str, Any]:
     """How the report marks a point of each sweep."""
     if isinstance(select, OnTestMetric):
         return {"chosen_by": "test_metric", "test_metric": select.test_metric}
@@ -75,7 +75,7 @@ def _choice(select: Selection | None) -> dict[str, Any]:
     return {"chosen_by": select if select == "best-on-validation" else None}
 
 
-def _entries(config: Config, paths: Paths) -> list[tuple[ModelId, ReportEntry]]:
+def entries_of(config: Config, paths: Paths) -> list[tuple[ModelId, ReportEntry]]:
     """Target, retrain, and what every run and seed made of target."""
     found = []
     for model in compared_models(config):
@@ -130,7 +130,7 @@ def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str,
     return {name: folder for name, folder in others.items() if folder in written}
 
 
-def _files(spec: ReportSpec) -> dict[str, Files]:
+def _files(spec: ReportSpec, made: Sequence[Job]) -> dict[str, Files]:
     """What the report reads, by what it is for."""
     rows = [*spec.entries, *spec.attacked, *spec.later_requests]
     unlearned = [entry for entry in (*spec.entries, *spec.later_requests) if entry.kind == "unlearned"]
@@ -144,6 +144,7 @@ def _files(spec: ReportSpec) -> dict[str, Files]:
             entry.judgement / name for entry in spec.entries if entry.judgement for name in ("judgement.json", *RECORDS)
         ],
         "steps": [folder / "summary.json" for folder in spec.steps.values()],
+        "released": [job.spec.output / "summary.json" for job in made if isinstance(job.spec, ReleaseSpec)],
     }
     return {name: tuple(found) for name, found in files.items()}
 

@@ -41,6 +41,16 @@ def applied(files: Files, merged: Document, select: Selection | None, swept: boo
     return merged
 
 
+def keep(checker: Checker) -> None:
+    """Whether there is something to select where only that is kept."""
+    experiment = checker.experiment
+    if experiment.keep == "selected" and experiment.select in (None, "last"):
+        message = "'selected' needs a 'select' that chooses a point; allowed: best-on-validation, budget, test_metric"
+        checker.problem(("keep",), message)
+    elif experiment.keep == "selected" and not experiment.sweep:
+        checker.problem(("keep",), "'selected' without 'sweep' would keep all; allowed: all, none")
+
+
 def test_metric(checker: Checker, benchmark: Benchmark, options: Options) -> None:
     """Whether the metric that chooses is one of the benchmark's that says which way is better."""
     select = checker.experiment.select

@@ -20,6 +20,7 @@ use rule image_step as write_report with:
             f"{JUDGEMENT}/{{file}}", model=plan.judged, file=["judgement.json", "summary.json", "provenance.json"]
         ),
         others=jobs.files("report", "steps"),
+        released=jobs.files("report", "released"),  # model cards go to the checkpoints that stay
         source=jobs.source("report"),
     output:
         report(

@@ -4,7 +4,8 @@ RUN = f"{ROOT}/unlearned/{{run}}/seed-{{seed}}"
 
 rule unlearn:
     input:
-        expand(f"{RUN}/checkpoint", run=plan.run_folders, seed=plan.config.experiment.seeds),
+        # Not the checkpoints, of which some may have been removed.
+        expand(f"{RUN}/summary.json", run=plan.run_folders, seed=plan.config.experiment.seeds),
 
 
 use rule model_step as unlearn_target with:

@@ -127,6 +127,11 @@ def test_what_selects_is_told_to_runs_and_report(
         (["select={test_metric: forget_qualty}"], "--set select.test_metric: unknown metric 'forget_qualty'; did you"),
         (["select=last", "unlearning.validation.select=last"], "--set unlearning.validation.select: is given, and so"),
         (["select=best-on-validation", "unlearning.validation=null"], "--set select: needs 'unlearning.validation'"),
+        (
+            ["keep=selected", "sweep.npo.forget.beta=[1]"],
+            "--set keep: 'selected' needs a 'select' that",
+        ),
+        (["keep=selected", "select=best-on-validation"], "--set keep: 'selected' without 'sweep' would keep all"),
         (["select=best-on-validation", "sweep.rmu.forget.steering=[1]"], "--set select: 'rmu' builds a part"),
     ],
 )
@@ -134,3 +139,27 @@ def test_a_mistake_of_selecting_is_said_with_its_key(settings: list[str], messag
     with pytest.raises(ConfigError) as error:
         load("mini", settings=settings)
     assert [line for line in error.value.problems if line.startswith(message)], error.value.problems
+
+
+def test_what_is_not_kept_is_released_after_all_that_reads_it(tmp_path: Path) -> None:
+    """Of a sweep where a point is kept, and of every unlearned model where none is; the report comes after."""
+    settings = ["methods=[npo, blur-npo]", "sweep.blur-npo.rule.gamma=[1, 2]", "unlearning.validation.every_epochs=1"]
+    settings.append("select=best-on-validation")
+    assert Plan(load("mini-robust", settings=settings), tmp_path).released == []
+    plan = Plan(load("mini-robust", settings=[*settings, "keep=selected"]), tmp_path)
+    assert plan.released == ["blur-npo-gamma-1-seed-0", "blur-npo-gamma-2-seed-0"]
+    job = plan.jobs["kept/blur-npo-gamma-1-seed-0"]
+    robustness = plan.config.experiment.robustness
+    attacks = [attack.id for attack in (*robustness.relearned, *robustness.quantised)]
+    root, model = plan.paths.root, "blur-npo-gamma-1-seed-0"
+    read = {root / "evaluation" / model / "mini"}
+    read |= {root / "robustness" / model / attack for attack in attacks}
+    read |= {root / "evaluation" / f"{model}.{attack}" / "mini" for attack in attacks}
+    assert attacks and {path.parent for path in job.reads["readers"]} == read
+    folders = job.spec.checkpoints[model]  # type: ignore[attr-defined] # a release
+    assert folders[0] == root / "unlearned" / "blur-npo-gamma-1" / "seed-0" / "checkpoint"
+    assert len(folders) == 1 + len(attacks)
+    assert root / "kept" / model / "summary.json" in plan.jobs["report"].reads["released"]
+    every = Plan(load("mini-robust", settings=["methods=[npo, blur-npo]", "keep=none"]), tmp_path)
+    assert every.released == ["npo-seed-0", "blur-npo-seed-0"]
+    assert list(every.jobs["kept/npo-seed-0"].spec.checkpoints) == ["npo-seed-0"]  # type: ignore[attr-defined] # as above
