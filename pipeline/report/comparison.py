@@ -13,6 +13,7 @@ from pipeline.data.json_files import read_object
 from pipeline.report import read
 from pipeline.report.page import flat
 from pipeline.report.read import Group
+from pipeline.specs import ReportSpec
 
 VERSIONS = ("git", "packages", "python", "image", "host.machine")
 Values = Mapping[str, str]
@@ -55,10 +56,20 @@ def load(folder: Path) -> Results:
     """
     spec = read.specification(folder)
     groups = [*read.load(spec), *read.attacked(spec), *read.later_requests(spec)]
-    record = read_object(spec.entries[0].evaluation / "provenance.json")
     data = EvaluationRecord.read(spec.entries[0].evaluation / EVALUATION).settings.data_sha256
-    versions = {key: value for key, value in flat(record).items() if key.startswith(VERSIONS)}
-    return Results(flat(spec.config), data, versions, {_name(group): group for group in groups})
+    return Results(flat(spec.config), data, _versions(spec), {_name(group): group for group in groups})
+
+
+def _versions(spec: ReportSpec) -> dict[str, str]:
+    """The versions that models were made and evaluated with: of each key every value that some step has recorded."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in (*spec.entries, *spec.attacked, *spec.later_requests):
+        for folder in (entry.run, entry.evaluation):
+            record = folder / "provenance.json" if folder else None
+            for key, value in flat(read_object(record)).items() if record and record.is_file() else ():
+                if key.startswith(VERSIONS):
+                    found.setdefault(key, {})[value] = None
+    return {key: ", ".join(values) for key, values in found.items()}
 
 
 def differing(first: Values, second: Values) -> list[tuple[str, str | None, str | None]]:

@@ -30,10 +30,13 @@ def test_what_differs_is_said_with_its_significance(tmp_path: Path, capsys: pyte
     """Only this compares: three seeds that differ clearly, a setting, a commit; nothing that is the same is named."""
     first = results(tmp_path / "a", 0.001, (0.10, 0.11, 0.12), "c0ffee").root
     results(tmp_path / "b", 0.002, (0.50, 0.52, 0.51), "decaf")
+    row = tmp_path / "b" / "evaluation" / "npo-seed-2" / "provenance.json"
+    dump(row, {"git": {"commit": "decaf"}, "python": "3.12.1"})  # one row of several was made with another version
     second = (tmp_path / "b").rename(tmp_path / "moved")  # results are read where they are now
     assert main(["compare", str(first), str(second)]) == 0
     printed = capsys.readouterr().out
     assert "methods.npo.learning_rate: 0.001 | 0.002" in printed and "git.commit: c0ffee | decaf" in printed
+    assert "python: 3.11.2 | 3.11.2, 3.12.1" in printed
     assert "data: the same" in printed and "forget10" not in printed and "model_utility" not in printed
     (found,) = metrics(load(first), load(second))
     assert (found.model, found.metric, found.first) == ("npo", "forget_probability", (0.10, 0.11, 0.12))
