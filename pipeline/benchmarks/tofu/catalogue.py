@@ -10,7 +10,8 @@ from dataclasses import replace
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Evidence, Metric
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
-from pipeline.benchmarks.tofu.options import REQUEST, TofuOptions, request_set
+from pipeline.benchmarks.tofu.options import TofuOptions
+from pipeline.benchmarks.tofu.request_sets import REQUEST, request_set
 
 TOFU = "TOFU (arXiv 2401.06121)"
 TOFU_CODE = "TOFU's own code (locuslab/tofu, utils.py and config/eval_everything.yaml)"

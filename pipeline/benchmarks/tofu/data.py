@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.benchmarks import refusals
 from pipeline.benchmarks.tofu import synthetic
-from pipeline.benchmarks.tofu.options import request_set
+from pipeline.benchmarks.tofu.request_sets import request_set
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data import sources, user_files
 from pipeline.data.errors import DataError

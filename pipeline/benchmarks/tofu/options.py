@@ -7,14 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.benchmarks.privacy import PrivacyOptions
+from pipeline.benchmarks.tofu.request_sets import request_set
 
-REQUEST = "request_"  # begins the names of further requests' sets
 MOST = 3  # requests: forget01, and what forget05 and forget10 add
-
-
-def request_set(number: int) -> str:
-    """The evaluated set of a further request, by its number from 2."""
-    return f"{REQUEST}{number}"
 
 
 class TofuOptions(PrivacyOptions):
