@@ -83,9 +83,9 @@ def test_a_folder_that_is_not_there_is_said_to_be_taken_for_a_name(
         raise ConfigError(["model.hub: no such model"])
 
     monkeypatch.setattr(init, "load", refuse)
-    assert main(["init", "--model", "modle", "--forget", "forget.jsonl", "--own-answers"]) == 2
+    assert main(["init", "--model", "my-modell-3", "--forget", "forget.jsonl", "--own-answers"]) == 2
     said = capsys.readouterr().err
-    assert "--model: there is no folder 'modle'" in said and "model.hub" in said
+    assert "--model: there is no folder 'my-modell-3'" in said and "model.hub" in said
 
 
 def test_few_rows_make_enough_steps_and_a_folder_is_counted_whole(folder: Path) -> None:
