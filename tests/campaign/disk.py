@@ -44,7 +44,7 @@ ALWAYS = 2**62
 CARD = "README.md"  # beside a model, which the report writes
 SECONDS = 600.0  # that a step may take, on a bad disk too
 STATES = {"resume", "answers"}  # folders of what a step goes on from, which looks at what it finds there
-LEFTOVER = re.compile(r"\..*")  # hidden: what is being written, and leases
+LEFTOVER = re.compile(r"\.(?!snakemake_timestamp$).*")  # hidden: what is being written, and leases
 OTHERS = ("logs", "report-partial", ".snakemake")  # of a run: nobody reads them back
 
 
@@ -215,7 +215,7 @@ class World:
         """Whether a file is a result of a step; resume states and a run's logs are nobody's."""
         own = name.is_relative_to(step) if step != RUNS else name.parts[0] not in OTHERS
         own &= step == RUNS or step == "report" or name.name != CARD
-        return own and not STATES & set(name.parts) and not any(LEFTOVER.fullmatch(part) for part in name.parts)
+        return own and not STATES & set(name.parts) and not any(part.startswith(".") for part in name.parts)
 
     def _hidden(self, step: str) -> list[Path]:
         folder = self.results if step == RUNS else self.results / step
