@@ -1,7 +1,8 @@
 """``unlearn COMMAND``, and the same as ``python -m pipeline COMMAND``: what a person types.
 
 ``init`` writes an experiment for your own model and files. ``run`` takes an experiment from its files to its report.
-``validate`` says what an experiment will run, or everything that is wrong with it. ``plan`` says what it costs on GPUs.
+``validate`` says what an experiment will run, or everything that is wrong with it. ``plan`` says what it costs on GPUs,
+and ``simulate`` what each rank holds and exchanges in a step.
 ``evaluate`` evaluates any Hugging Face model, and ``merge`` makes one of a base model and its adapters. ``metrics``
 computes an evaluation's metrics again. ``exchange`` writes and reads open-unlearning's logs. ``compare`` says what
 differs between two finished experiments. ``sign`` and ``verify`` are for results that are handed on.
@@ -15,13 +16,27 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from pipeline.commands import compare, evaluate, exchange, init, merge, metrics, plan, run, sign, validate, verify
+from pipeline.commands import (
+    compare,
+    evaluate,
+    exchange,
+    init,
+    merge,
+    metrics,
+    plan,
+    run,
+    sign,
+    simulate,
+    validate,
+    verify,
+)
 
 COMMANDS = {
     "init": (init, "write an experiment for a model and files of what is to be forgotten and kept"),
     "run": (run, "run an experiment, with progress; goes on where an earlier run was stopped or killed"),
     "validate": (validate, "check an experiment and print its jobs; exits 2 if it is wrong"),
     "plan": (plan, "say what an experiment costs on GPUs, and recommend a layout; exits 1 if a step does not fit"),
+    "simulate": (simulate, "build every distinct rank in this process and say what it holds and exchanges in a step"),
     "evaluate": (evaluate, "evaluate a Hugging Face model on a benchmark"),
     "merge": (merge, "merge a folder of LoRA adapters into its base model"),
     "metrics": (metrics, "compute metrics again from an examples.jsonl"),

@@ -111,28 +111,33 @@ def start(spec: Runtime, seed: int = 0) -> Iterator[Ranks]:
         kernels.choose(spec)
     _meet(spec, device, world_rank, world_size)
     try:
-        for message in _KNOWN_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
+        hide_known_warnings()
         if device.type == "cpu":
             from megatron_ext.distributed import cpu
 
             cpu.install()
         if spec.kernels == "torch":
             kernels.use_torch_optimizers()
-        yield _model_parallel(spec, device, world_rank, world_size)
+        yield model_parallel(spec, device, world_rank, world_size)
     except BaseException as error:
         # A program that ends with a number has ended in order, on every rank.
         orderly = isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int))
         if not orderly and world_size > 1 and dist.get_backend() == "nccl":
             atexit.register(_end)
         else:
-            _leave()
+            leave()
         raise
     else:
-        _leave()
+        leave()
 
 
-def _leave() -> None:
+def hide_known_warnings() -> None:
+    """Say nothing of what megatron-core and torch always remark."""
+    for message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def leave() -> None:
     """Leave all process groups. After a failure this closes gloo's connections, so that the other ranks' collectives
     fail at once."""
     import torch.distributed as dist
@@ -176,7 +181,7 @@ def _meet(spec: Runtime, device: torch.device, world_rank: int, world_size: int)
         ) from error
 
 
-def _model_parallel(spec: Runtime, device: torch.device, world_rank: int, world_size: int) -> Ranks:
+def model_parallel(spec: Runtime, device: torch.device, world_rank: int, world_size: int) -> Ranks:
     """Split the ranks by the layout; where this process stands in it."""
     import torch
     from megatron.core import parallel_state

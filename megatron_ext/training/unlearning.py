@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +78,9 @@ class UnlearningRun:
         model = reading.load(spec.checkpoint, ranks, spec.trainable_layers, training=spec.runtime)
         if spec.lora is not None:
             reading.add_adapters(model, ranks, spec.lora, spec.seed)
-        reference_model = _reference_model(spec, model, ranks)
+        before = reference_model(spec, model, ranks, lambda: reading.load(spec.checkpoint, ranks))
         micro, tokens = spec.batching.micro_batch, spec.batching.micro_batch_tokens
-        self.trainer = Trainer(model, ranks, spec.optimizer, micro, reference_model, tokens, spec.runtime.memory)
+        self.trainer = Trainer(model, ranks, spec.optimizer, micro, before, tokens, spec.runtime.memory)
         self._before = self.trainer.checksum()
         self._state = spec.rule.start(mean_retain_loss(self._topics))
         self._kept: dict[str, Vector] = {}
@@ -225,15 +225,27 @@ def _record(
     }
 
 
-def _reference_model(spec: UnlearnSpec, model: LanguageModel, ranks: Ranks) -> ReferenceModel | None:
-    """The model before unlearning, where a loss needs more of it than cached numbers."""
+def reference_model(
+    spec: UnlearnSpec, model: LanguageModel, ranks: Ranks, copy: Callable[[], LanguageModel]
+) -> ReferenceModel | None:
+    """The model before unlearning, where a loss needs more of it than cached numbers.
+
+    Args:
+        spec: The run.
+        model: The model that is trained, before its first step.
+        ranks: Where this process stands.
+        copy: Makes a second one, if one is needed.
+
+    Returns:
+        The model, or None.
+    """
     if not any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss)):
         return None
     if model.lora is not None:
         return ReferenceBase(model, ranks)
     if spec.trainable_layers is not None:
         return ReferenceMatrices(model, ranks)
-    return ReferenceCopy(reading.load(spec.checkpoint, ranks), ranks, spec.runtime.reference_model == "offloaded")
+    return ReferenceCopy(copy(), ranks, spec.runtime.reference_model == "offloaded")
 
 
 def _warn_of_overlaps(topics: Sequence[TopicData], ranks: Ranks) -> list[str]:

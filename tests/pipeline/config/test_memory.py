@@ -180,13 +180,13 @@ def every_rank_alone() -> list[list[dict[str, int]]]:
     found: list[list[dict[str, int]]] = [[] for _ in LARGER]
     for rank in range(runtime.layout.ranks):
         dist.init_process_group("fake", rank=rank, world_size=runtime.layout.ranks, store=FakeStore())
-        ranks = process_groups._model_parallel(runtime, torch.device("cpu"), rank, runtime.layout.ranks)
+        ranks = process_groups.model_parallel(runtime, torch.device("cpu"), rank, runtime.layout.ranks)
         for config, counts in zip(LARGER, found, strict=True):
             model = reading.initialise(config, ranks, seed=3, training=runtime)
             trainer = Trainer(model, ranks, Optimizer(learning_rate=1e-4), micro_batch=2)
             optimizer.step(trainer.optimizer, runtime.memory)  # on a gradient of zeros: its state is made
             counts.append(counted(trainer) | {"stage": ranks.pipeline_rank, "tensor": ranks.tensor_rank})
-        process_groups._leave()
+        process_groups.leave()
     return found
 
 
