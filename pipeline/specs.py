@@ -59,13 +59,15 @@ class OwnAnswersSpec(ModelStepSpec, OwnAnswers):
 class FetchSpec(StepSpec):
     """A published checkpoint, from the hub or a local folder, to a Hugging Face folder of this experiment.
 
-    ``expected``: entries that its ``config.json`` must have, because the plan was checked against them.
+    ``adapter``: a folder of LoRA adapters that are merged into it. ``expected``: entries that its ``config.json`` must
+    have, because the plan was checked against them.
     """
 
     program: Literal["fetch"] = "fetch"
     hub: str | None = None
     revision: str | None = None
     folder: Path | None = Field(None, strict=False)
+    adapter: Path | None = Field(None, strict=False)
     expected: dict[str, Any] = {}
 
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
 from megatron_ext.checkpoint import folders
-from megatron_ext.checkpoint.model_files import check_folder, read_object
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
+from megatron_ext.checkpoint.adapter_settings import CONFIG, PREFIX, WEIGHTS, mismatch, misnamed, scale
+from megatron_ext.checkpoint.model_files import check_folder
 
 
 class AdapterFolder:
@@ -36,13 +33,12 @@ class AdapterFolder:
             if not (self.folder / name).is_file():
                 raise FileNotFoundError(f"{self.folder / name} does not exist")
         check_folder(self.folder)
-        self.scale = _scale(self.folder / CONFIG)
+        self.scale = scale(self.folder / CONFIG)
         self._file = safe_open(self.folder / WEIGHTS, framework="pt")
         stored = self._file.keys()
-        wrong = [n for n in stored if not n.startswith(PREFIX) or not n.endswith((".lora_A.weight", ".lora_B.weight"))]
-        if wrong:
-            allowed = f"{PREFIX}<matrix>.lora_A.weight and lora_B.weight"
-            raise ValueError(f"{self.folder / WEIGHTS}: has the tensor {wrong[0]!r:.100}; allowed: {allowed}")
+        problem = misnamed(stored)
+        if problem:
+            raise ValueError(f"{self.folder / WEIGHTS}: {problem}")
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name.removeprefix(PREFIX): tuple(self._file.get_slice(name).get_shape()) for name in stored
         }
@@ -61,48 +57,12 @@ class AdapterFolder:
 
     def check(self, base: Path) -> None:
         """Raise ``ValueError`` where the adapters are not those of matrices of the checkpoint ``base``."""
-        known = _shapes(base)
-        for name, (rank, inputs) in self.shapes.items():
-            if name.endswith("lora_B.weight"):
-                continue
-            matrix, other = name.removesuffix(".lora_A.weight"), name.replace(".lora_A.", ".lora_B.")
-            needed = known.get(f"{matrix}.weight")
-            given = self.shapes.get(other, ())
-            if needed is None or needed != (*given[:1], inputs) or given[1:] != (rank,):
-                shape = "no such tensor" if needed is None else list(needed)
-                raise ValueError(
-                    f"{self}: {name} {[rank, inputs]}, lora_B {list(given)}: {base} has {matrix}.weight: {shape}"
-                )
-        lonely = [n for n in self.shapes if n.replace(".lora_B.", ".lora_A.") not in self.shapes]
-        if lonely:
-            raise ValueError(f"{self}: {lonely[0]} has no lora_A beside it")
+        problem = mismatch(self.shapes, _shapes(base))
+        if problem:
+            raise ValueError(f"{self}: {problem.format(base=base)}")
 
     def __str__(self) -> str:
         return str(self.folder)
-
-
-# What makes of adapters more than a sum of two matrices' products and a weight, or of one rank several.
-REFUSED = (
-    *("fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "lora_bias"),
-    *("alora_invocation_tokens", "target_parameters", "trainable_token_indices", "arrow_config", "kasa_config"),
-    "monteclora_config",
-)
-INITIAL = (None, True, False, "gaussian", "orthogonal", "eva")  # others change the base model's weights
-
-
-def _scale(path: Path) -> float:
-    config = read_object(path)
-    kinds = [key for key in config if key.startswith("use_") and key != "use_rslora"]
-    allowed: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none", None), "init_lora_weights": INITIAL}
-    allowed |= {key: (None, False, [], {}) for key in (*REFUSED, *kinds)}
-    for key, values in allowed.items():
-        if config.get(key) not in values:
-            shown = ", ".join(map(repr, values))
-            raise ValueError(f"{path}: {key}: {config.get(key)!r:.100}; allowed: {shown}")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise ValueError(f"{path}: r: {rank!r:.50}, lora_alpha: {alpha!r:.50}; allowed: a rank and a number")
-    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -57,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER|NAME", help="a Hugging Face folder, or a model's name on the hub")
+    about = "LoRA adapters that belong to the model, as peft writes them"
+    add("--adapter", type=Path, metavar="FOLDER", help=about)
     add("--revision", help="commit, tag or branch of a model on the hub")
     add("--benchmark", required=True, help="a file of workflow_configs/benchmarks, by name or path")
     add("--split", help="forget split; may be left out where the benchmark has one")
@@ -85,8 +87,8 @@ def main(given: argparse.Namespace) -> int:
     """
     try:
         request = read_request(given)
-        paths = EvaluationPaths(given.out.absolute(), request.benchmark.name, model_folder=request.checkpoint.folder)
-        if request.checkpoint.hub is not None:
+        paths = EvaluationPaths(given.out.absolute(), request.benchmark.name, model_folder=request.folder)
+        if request.folder is None:
             status = _run(fetch_model_job(paths, TARGET, request.checkpoint).spec)
             if status:
                 return status

@@ -23,7 +23,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.prepared import ReadsUserFiles
 from pipeline.data.settings import DataSource, FilesSource, FolderSource, HubSource
 from pipeline.exchange.reading import ENDS, family_of_log, has_losses, min_k_auc, read_log
-from pipeline.hub import local_files, model_folder
+from pipeline.hub import adapter, local_files, model_folder
 from pipeline.specs import RETRAIN
 
 LOGS = tuple(name for name in ENDS if name.endswith("_EVAL.json"))  # open-unlearning's, with examples
@@ -55,6 +55,11 @@ class Request:
     explicit: frozenset[str]
     layout: Layout
     retain: Path | None
+
+    @property
+    def folder(self) -> Path | None:
+        """The model's own folder; None where it is fetched, or merged with adapters, first."""
+        return None if self.checkpoint.adapter else self.checkpoint.folder
 
     @property
     def family(self) -> Family:
@@ -90,6 +95,7 @@ def read_request(given: argparse.Namespace) -> Request:
     if problems or layout is None or options is None or split is None or checkpoint is None:
         raise ConfigError(problems)
     name = str(checkpoint.folder or checkpoint.hub)
+    name += f" with {checkpoint.adapter}" if checkpoint.adapter else ""
     if retain is not None and retain.is_file():
         retain = _read_log(retain, given.out.absolute() / "retain-evaluation", benchmark, split)
     request = Request(name, checkpoint, benchmark, split, source, options, explicit, layout, retain)
@@ -99,17 +105,21 @@ def read_request(given: argparse.Namespace) -> Request:
 
 def _checkpoint(given: argparse.Namespace, problems: list[str]) -> Checkpoint | None:
     folder = Path(given.model).expanduser()
+    beside = given.adapter.expanduser().absolute() if given.adapter else None
+    fault = adapter.fault(beside, folder if folder.exists() else None) if beside else None
+    if fault:
+        problems.append(f"--adapter: {str(given.adapter)!r}: {fault}")
     if folder.exists():
         if given.revision is not None:
             problems.append(f"--revision: {given.model} is a folder; only a model on the hub has revisions")
         fault = model_folder.fault(folder)
         if fault:
             problems.append(f"--model: {str(folder)!r}: {fault}")
-        return Checkpoint(folder=folder.absolute())
+        return Checkpoint(folder=folder.absolute(), adapter=beside)
     if not HUB_NAME.fullmatch(given.model):
         problems.append(f"--model: there is no folder {given.model!r}, and it is not a name on the hub (owner/name)")
         return None
-    return Checkpoint(hub=given.model, revision=given.revision)
+    return Checkpoint(hub=given.model, revision=given.revision, adapter=beside)
 
 
 def _retain(given: argparse.Namespace, problems: list[str]) -> Path | None:

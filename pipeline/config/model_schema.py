@@ -74,11 +74,13 @@ Choice = Annotated[
 
 
 class Checkpoint(Strict):
-    """A published model: a hub repository, or a local folder (a relative one starts at the file's own)."""
+    """A published model: a hub repository, or a local folder (a relative one starts at the file's own), alone or with
+    LoRA adapters that are merged into it."""
 
     hub: str | None = None
     revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")
     folder: Path | None = Field(None, strict=False)
+    adapter: Path | None = Field(None, strict=False, description="folder of adapters, as peft writes it")
 
     @model_validator(mode="after")
     def _one(self) -> Checkpoint:
@@ -122,6 +124,7 @@ class GivenModel(Strict):
     hub: str | None = None
     revision: str | None = Field(None, description="commit, tag or branch of the repository; default: its main branch")
     path: Path | None = Field(None, strict=False)
+    adapter: Path | None = Field(None, strict=False, description="folder of adapters, as peft writes it")
     name: Name | None = Field(None, description="default: by the repository or folder")
     title: Line | None = None
     template: Choice | None = Field(None, description="default: the tokenizer's chat template, else plain")
@@ -138,7 +141,7 @@ class GivenModel(Strict):
     @property
     def checkpoint(self) -> Checkpoint:
         """Where it is."""
-        return Checkpoint(hub=self.hub, revision=self.revision, folder=self.path)
+        return Checkpoint(hub=self.hub, revision=self.revision, folder=self.path, adapter=self.adapter)
 
     def whole(self, template: Literal["tokenizer", "plain"], trained: bool) -> Model:
         """The model entry that it stands for.

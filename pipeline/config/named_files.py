@@ -12,10 +12,12 @@ ENDINGS = (".yaml", ".yml")  # what names a file by its path
 # By kind of file: the keys whose values are paths of files and folders; ``*`` stands for any key.
 PATHS: dict[str, tuple[str, ...]] = {
     "experiment": (
-        *("model.path", "benchmark.source.path"),
+        *("model.path", "model.adapter", "benchmark.source.path"),
         *("benchmark.options.include_path", "evaluation.options.include_path"),
     ),
-    "model": ("checkpoints.base.folder", "checkpoints.target.folder", "checkpoints.retrain.*.folder"),
+    "model": tuple(
+        f"checkpoints.{which}.{what}" for which in ("base", "target", "retrain.*") for what in ("folder", "adapter")
+    ),
     "benchmark": ("source.path", "options.include_path"),
 }
 

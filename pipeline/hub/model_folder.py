@@ -130,8 +130,8 @@ def _described(folder: Path) -> None:
     adapter = [name for name in ADAPTER if (folder / name).is_file()]
     if adapter:
         raise Incomplete(
-            f"is a LoRA adapter ({adapter[0]}), not a model: merge it into its base model first ('unlearn merge'), and "
-            "name the merged folder"
+            f"is a LoRA adapter ({adapter[0]}), not a model: name its base model and this folder as its 'adapter', or "
+            "the folder that 'unlearn merge' makes of both"
         )
     if not (folder / "config.json").is_file():
         raise Incomplete("has no config.json")

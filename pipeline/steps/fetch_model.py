@@ -1,6 +1,7 @@
 """Bring a published checkpoint into the experiment: ``python -m pipeline.steps.fetch_model SPEC.yaml``.
 
-Files already in the hub's local cache are not loaded again, and with ``HF_HUB_OFFLINE=1`` nothing is asked for. Writes
+Files already in the hub's local cache are not loaded again, and with ``HF_HUB_OFFLINE=1`` nothing is asked for. Where
+adapters are given they are merged into it. Writes
 ``checkpoint/`` and ``summary.json``.
 """
 
@@ -32,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ) from error
     _check(spec, source)
     clock.mark("work")
-    size = place({file.name: file for file in local_files.model_files(source)}, spec.output / "checkpoint")
+    checkpoint = spec.output / "checkpoint"
+    if spec.adapter is None:
+        size = place({file.name: file for file in local_files.model_files(source)}, checkpoint)
+    else:
+        size = _merged(source, spec.adapter, checkpoint)
     clock.mark("write")
     clock.write(spec.output, revision=revision, bytes=size)
 
@@ -43,6 +48,17 @@ def _source(spec: FetchSpec) -> tuple[Path, str | None]:
         return snapshot(spec.hub, spec.revision, local_files.WANTED, "model", local_files.UNWANTED)
     assert spec.folder is not None  # a specification has exactly one of the two
     return spec.folder, None
+
+
+def _merged(base: Path, adapter: Path, checkpoint: Path) -> int:
+    """Merge adapters into their base model; how many bytes that makes."""
+    from megatron_ext.checkpoint import adapter_folder  # imports torch
+
+    try:
+        adapter_folder.merge(base, adapter, checkpoint)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"adapter: {error}") from error
+    return sum(file.stat().st_size for file in checkpoint.iterdir())
 
 
 def _check(spec: FetchSpec, source: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.checkpoint.adapter_settings import CONFIG, WEIGHTS
 from pipeline.config.experiment import Config
 from pipeline.config.model_schema import Checkpoint
 from pipeline.config.schema import checkpoints, tokenizer_source
@@ -55,7 +56,8 @@ def fetch_model_job(
     """
     spec = FetchSpec(**checkpoint.model_dump(), expected=dict(expected or {}), output=paths.model(model))
     files = local_files.model_files(checkpoint.folder) if checkpoint.folder else ()
-    return job_of(paths, spec, files=tuple(files))
+    beside = [checkpoint.adapter / name for name in (CONFIG, WEIGHTS)] if checkpoint.adapter else []
+    return job_of(paths, spec, files=(*files, *beside))
 
 
 def prepare_job(config: Config, paths: Paths) -> Job:

@@ -11,7 +11,7 @@ from pipeline.config.located_yaml import Document, Key
 from pipeline.config.model_schema import Checkpoint, GivenModel, Model
 from pipeline.config.schema import checkpoints
 from pipeline.config.sizing import Shape
-from pipeline.hub import local_files, model_folder
+from pipeline.hub import adapter, local_files, model_folder
 from pipeline.hub.description import HubError, describe
 
 # What a plan is checked against: the config.json that is fetched later must have the same.
@@ -58,6 +58,12 @@ def described(checker: Checker, checkpoint: Checkpoint, document: Document, key:
 
 def folders(checker: Checker, model: Model, model_file: Document, shape: Shape) -> None:
     """Whether local checkpoints are all there, with weights as large as their config says."""
+    for which, checkpoint in _adapted(checker, model):
+        key = (*key_of(checker, which, checkpoint)[:-1], "adapter")
+        assert checkpoint.adapter is not None
+        fault = adapter.fault(checkpoint.adapter, checkpoint.folder)
+        if fault:
+            checker.problems.append(model_file.problem(key, f"{str(checkpoint.adapter)!r}: {fault}"))
     for which, checkpoint in checkpoints(model, checker.experiment.training, checker.retrain_split).items():
         if checkpoint.folder is None:
             continue
@@ -66,6 +72,12 @@ def folders(checker: Checker, model: Model, model_file: Document, shape: Shape) 
         fault = misfit(folder, shape) if folder else None
         if fault:
             checker.problems.append(model_file.problem(key, f"{str(checkpoint.folder)!r}: {fault}"))
+
+
+def _adapted(checker: Checker, model: Model) -> list[tuple[str, Checkpoint]]:
+    """The checkpoints that adapters are merged into."""
+    used = checkpoints(model, checker.experiment.training, checker.retrain_split)
+    return [(which, checkpoint) for which, checkpoint in used.items() if checkpoint.adapter]
 
 
 def misfit(folder: Path, planned: Shape) -> str | None:

@@ -16,7 +16,7 @@ from pipeline.config.located_yaml import ConfigError
 from pipeline.data.settings import TemplateParts
 from pipeline.hub import description
 from pipeline.workflow.plan import Plan
-from tests.support.checkpoints import CONFIG, write_checkpoint
+from tests.support.checkpoints import CONFIG, write_checkpoint, write_safetensors
 
 CHAT = (
     "<s>{% for m in messages %}{% if m.role == 'user' %}user:{{ m.content }}|{% else %}model:{{ m.content }}</s>"
@@ -57,6 +57,24 @@ def problems(path: Path) -> list[str]:
     with pytest.raises(ConfigError) as error:
         load(path)
     return error.value.problems
+
+
+def test_adapters_lie_beside_their_base_model(write: Callable[..., Path], tmp_path: Path) -> None:
+    """They are merged when the model is fetched, which happens again when a file of either is another one."""
+    base, adapter = write_checkpoint(tmp_path / "base"), tmp_path / "peft"
+    adapter.mkdir()
+    (found,) = problems(write({"path": "base", "adapter": "peft"}))
+    assert "model.adapter: " in found and "has no adapter_config.json" in found
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    tensors = {name.format("A"): (2, 32), name.format("B"): (30, 2)}
+    write_safetensors(adapter / "adapter_model.safetensors", tensors)
+    (found,) = problems(write({"path": "base", "adapter": "peft"}))
+    assert f"model.adapter: '{adapter}': model.layers.0.self_attn.q_proj.lora_A.weight [2, 32]" in found
+    write_safetensors(adapter / "adapter_model.safetensors", {**tensors, name.format("B"): (32, 2)})
+    job = Plan(load(write({"path": "base", "adapter": "peft"})), tmp_path).jobs["models/target"]
+    assert (job.spec.folder, job.spec.adapter) == (base, adapter)  # type: ignore[attr-defined] # a FetchSpec's
+    assert {adapter / "adapter_config.json", adapter / "adapter_model.safetensors"} <= set(job.inputs)
 
 
 def test_a_folder_is_a_whole_entry(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.hub import adapter
 from pipeline.launch.specification import as_yaml
 from pipeline.specs import FetchSpec
 from pipeline.steps import fetch_model
@@ -49,6 +50,33 @@ def test_only_weights_config_and_tokenizer_are_taken(source: Path, tmp_path: Pat
     assert summary["flags"] == [] and summary["bytes"] == len(json.dumps(CONFIG)) + len(weights) + 2
     run(spec, tmp_path)  # again, over what is there
     assert {path.name for path in output.iterdir()} == {"checkpoint", "summary.json"}
+
+
+def test_adapters_are_merged_into_their_base_model(source: Path, tmp_path: Path) -> None:
+    """The checkpoint is the base with their product added, and its files are those of the base."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    before = {"a.weight": torch.randn(4, 3), "b": torch.randn(2)}
+    save_file(before, source / "model.safetensors", {"format": "pt"})
+    folder, first, second = tmp_path / "adapter", torch.randn(2, 3), torch.randn(4, 2)
+    folder.mkdir()
+    names = {"base_model.model.a.lora_A.weight": first, "base_model.model.a.lora_B.weight": second}
+    save_file(names, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6}))
+    assert adapter.fault(folder, source) is None
+    output = run(FetchSpec(folder=source, adapter=folder, output=tmp_path / "out"), tmp_path) / "checkpoint"
+    after = load_file(output / "model.safetensors")
+    torch.testing.assert_close(after["a.weight"], before["a.weight"] + 3 * second @ first)
+    assert after["b"].equal(before["b"])
+    assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    write_safetensors(folder / "adapter_model.safetensors", {name: (2, 5) for name in names})
+    assert "a.weight: [4, 3]" in str(adapter.fault(folder, source))
+    with pytest.raises(SystemExit, match=r"adapter: .*a\.lora_A\.weight \[2, 5\]"):
+        run(FetchSpec(folder=source, adapter=folder, output=tmp_path / "other"), tmp_path)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "use_dora": True}))
+    assert "use_dora: True" in str(adapter.fault(folder, None))
+    assert adapter.fault(source, None) == "has no adapter_config.json"
 
 
 def test_an_architecture_that_was_not_planned_is_refused(source: Path, tmp_path: Path) -> None:
