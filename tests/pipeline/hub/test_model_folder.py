@@ -71,7 +71,7 @@ def indexed(tensor: str, file: str) -> Callable[[Path], None]:
         (cut_in_header, "model.safetensors that is no safetensors file, or not all of one (50 bytes)"),
         (pointer("model.safetensors"), "a pointer in place of model.safetensors: load it with 'git lfs pull'"),
         (pointer("tokenizer.json"), "a pointer in place of tokenizer.json"),
-        (adapter, "is a LoRA adapter (adapter_config.json), not a model: merge it"),
+        (adapter, "is a LoRA adapter (adapter_config.json), not a model: name its base"),
         (configured(quantization_config={"quant_method": "fp8"}), "quantised weights (quantization_config: fp8)"),
         (fp8, "quantised weights, model.layers.0.mlp.up_proj.weight (F8_E4M3)"),
         (pickled, "has no *.safetensors file; pytorch_model.bin is not read: convert it"),
