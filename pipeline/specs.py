@@ -57,11 +57,8 @@ class OwnAnswersSpec(ModelStepSpec, OwnAnswers):
 
 
 class FetchSpec(StepSpec):
-    """A published checkpoint, from the hub or a local folder, to a Hugging Face folder of this experiment.
-
-    ``adapter``: a folder of LoRA adapters that are merged into it. ``expected``: entries that its ``config.json`` must
-    have, because the plan was checked against them.
-    """
+    """A published checkpoint, from the hub or a local folder, with ``adapter`` merged into it, to a folder of this
+    experiment. ``expected``: entries that its ``config.json`` must have, because the plan was checked against them."""
 
     program: Literal["fetch"] = "fetch"
     hub: str | None = None
