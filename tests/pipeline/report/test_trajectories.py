@@ -46,7 +46,7 @@ def test_the_table_names_a_step_that_was_selected(bench):
     assert "selected steps 8, 4 |" in (bench.write() / "table.md").read_text()
 
 
-def test_without_validation_the_page_says_nothing_of_it(bench):
+def test_a_page_without_a_trajectory_does_not_speak_of_it(bench):
     bench.add("npo")
     folder = bench.write()
     assert "alidation" not in (folder / "index.html").read_text()
