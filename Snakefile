@@ -78,7 +78,9 @@ onstart:
     # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image, Apptainer nor
     # Slurm are.
     # To fetch, to ask a judge and to remove files, none of them is needed.
-    elsewhere = [job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith(("fetch", "judge", "release"))]
+    elsewhere = [
+        job for job in workflow.dag.needrun_jobs() if not job.rule.name.startswith(("fetch", "judge", "release"))
+    ]
     if not workflow.touch and any(job.rule.name == "judge_model" for job in workflow.dag.needrun_jobs()):
         steps.require_judge_key(plan)
     if not workflow.touch and any(job.rule.shellcmd for job in elsewhere):
