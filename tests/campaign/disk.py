@@ -183,8 +183,9 @@ class World:
         if fault.kind == "slow":
             return f"status {ended.status}: {ended.printed[-300:]}"
         lines, error = "\n".join(explained(step, None, [self.log(step)])), os.strerror(KINDS[fault.kind][0])
-        # Where the log itself could not be written, the launcher says so on the terminal.
-        words = ended.printed if step == RUNS or f"{error}" in ended.printed else lines
+        # Where the log itself could not be written, the launcher says so on the terminal, beside what the log lacks.
+        told = re.search(r"(?:failed, exit status \d+|--log [^:\n]+): .*", ended.printed)
+        words = ended.printed if step == RUNS else told[0] if told and error in told[0] else lines
         if "Traceback" in words or error not in words:
             return f"status {ended.status}, {error!r} is not told: {lines} {ended.printed[-1500:]}"
         return None
