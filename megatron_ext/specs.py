@@ -24,12 +24,12 @@ from megatron_ext.config import (
     TrainableLayers,
     Training,
 )
-from megatron_ext.lora import Lora
-from megatron_ext.quantisation import Quantisation
-from megatron_ext.renamed_keys import renamed
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.config.lora import Lora
+from megatron_ext.config.quantisation import Quantisation
+from megatron_ext.config.selection import Validation
 from megatron_ext.schema import Strict
-from megatron_ext.selection import Validation
+from megatron_ext.schema.renamed_keys import renamed
+from megatron_ext.schema.safe_yaml import Loader
 
 
 def _works_with(optimizer: Optimizer, runtime: Runtime) -> None:

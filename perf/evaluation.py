@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from megatron_ext.distributed import process_groups
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from perf.common import SIZES, Losses, Options, in_turns, result, run
 from pipeline.benchmarks.tofu.evaluate import FAMILY
 from pipeline.benchmarks.tofu.options import TofuOptions

@@ -16,7 +16,7 @@ import yaml
 
 from megatron_ext.distributed import process_groups
 from megatron_ext.inference.generation import GenerateRequest, generate
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from perf.common import SIZES, Losses, Options, in_turns, result, run, sequences
 from perf.evaluation import SMALL
 

@@ -21,9 +21,9 @@ from megatron_ext.specs import (
     UnlearnSpec,
 )
 from pipeline.benchmarks import AnyLocalSource, AnyOptions
+from pipeline.benchmarks.evaluated_model import ModelId
 from pipeline.data.settings import BadRows, OwnAnswers, PromptTemplate, RequestOrder, Tokenizer
 from pipeline.judging.settings import JudgeSettings
-from pipeline.model_id import ModelId
 
 # A name that becomes a file's: of the folder that it is put into, and never hidden.
 FileName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=200)]

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_ext.checkpoint.mapping import Entry, entries
 from megatron_ext.checkpoint.splits import Part, Shapes, interleaved, replicated, row
 from megatron_ext.config import Layout, TrainableLayers
-from megatron_ext.lora import Lora
+from megatron_ext.config.lora import Lora
 from megatron_ext.model.families import family_of
 
 

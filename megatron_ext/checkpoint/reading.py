@@ -12,8 +12,8 @@ from megatron_ext.checkpoint import adapter_mapping, mapping, splits
 from megatron_ext.checkpoint.model_files import check_folder, read_object
 from megatron_ext.checkpoint.tensor_sources import InitialAdapters, InitialValues, SafetensorsFolder, Source
 from megatron_ext.config import Runtime, TrainableLayers
+from megatron_ext.config.lora import Lora
 from megatron_ext.distributed.process_groups import Ranks
-from megatron_ext.lora import Lora
 from megatron_ext.model import adapters
 from megatron_ext.model.build import LanguageModel, build
 

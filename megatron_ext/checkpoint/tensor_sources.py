@@ -15,7 +15,7 @@ from megatron_ext.checkpoint.adapter_mapping import adapter_shapes
 from megatron_ext.checkpoint.folders import weight_files
 from megatron_ext.checkpoint.mapping import tensor_shapes
 from megatron_ext.config import TrainableLayers
-from megatron_ext.lora import Lora
+from megatron_ext.config.lora import Lora
 from megatron_ext.model.families import family_of
 
 READABLE = ("F64", "F32", "F16", "BF16")

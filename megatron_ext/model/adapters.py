@@ -27,7 +27,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
-from megatron_ext.lora import ATTENTION, FUSED, MATRICES, Lora
+from megatron_ext.config.lora import ATTENTION, FUSED, MATRICES, Lora
 from megatron_ext.model.build import LanguageModel
 from megatron_ext.model.families import family_of
 

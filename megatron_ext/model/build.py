@@ -16,9 +16,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_ext.config import Layout, Runtime, TrainableLayers, pipeline_split
+from megatron_ext.config.lora import Lora
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
-from megatron_ext.lora import Lora
 from megatron_ext.model.adapting import adapt
 from megatron_ext.model.families import Family, family_of, lacking, rope_parameters
 from megatron_ext.model.layer_specs import layer_specs

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.checkpoint.folders import STORED, copy_checkpoint, overwrite, replacing, weight_files
-from megatron_ext.quantisation import BLOCKS, Quantisation
+from megatron_ext.config.quantisation import BLOCKS, Quantisation
 from megatron_ext.specs import QuantiseSpec, read
 from megatron_ext.summary import Clock
 

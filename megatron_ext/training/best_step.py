@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ext import selection
+from megatron_ext.config import selection
 
 
 class BestStep:

@@ -26,9 +26,9 @@ from megatron.core.optimizer.cpu_offloading.hybrid_optimizer import HybridDevice
 from torch import Tensor
 
 from megatron_ext.config import Optimizer
+from megatron_ext.config.lean_memory import MemorySettings
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
-from megatron_ext.lean_memory import MemorySettings
 from megatron_ext.model.build import LanguageModel
 
 _types = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from megatron_ext.config import Optimizer
+from megatron_ext.config.lean_memory import MemorySettings
 from megatron_ext.distributed.process_groups import Ranks
-from megatron_ext.lean_memory import MemorySettings
 from megatron_ext.model.build import LanguageModel
 from megatron_ext.training import optimizer as optimizers
 from megatron_ext.training.accumulator import GradientAccumulator, NonFinite

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from megatron_ext.checkpoint import peft_folder, reading, tensor_sources, writing
 from megatron_ext.checkpoint.adapter_folder import AdapterFolder
+from megatron_ext.config.selection import Validation
 from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.data.sampling import TopicRoundRobin
 from megatron_ext.distributed.collectives import from_first_rank, sum_over_data_ranks
 from megatron_ext.inference import pipeline_forward
 from megatron_ext.model.loss_inputs import LossInputs
-from megatron_ext.selection import Validation
 from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training.accumulator import NonFinite
 from megatron_ext.training.best_step import BestStep

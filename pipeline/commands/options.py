@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from megatron_ext.config import Layout
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.benchmarks import Options, family
 from pipeline.config.located_yaml import Document, Key, Mark, explain, hint, merge
 

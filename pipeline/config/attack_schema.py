@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from megatron_ext.config import Training
-from megatron_ext.quantisation import Quantisation, Scheme
+from megatron_ext.config.quantisation import Quantisation, Scheme
 from megatron_ext.schema import Strict
 from pipeline.config.method_schema import Batches
 from pipeline.config.model_schema import Name, kind

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.config.located_yaml import Document, Key, Mark, hint, merge
 from pipeline.config.named_files import is_path
 

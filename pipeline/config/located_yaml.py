@@ -13,8 +13,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from megatron_ext.renamed_keys import renamed
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.renamed_keys import renamed
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.data.errors import printable
 
 Key = tuple[str | int, ...]
@@ -174,7 +174,7 @@ def merge(base: Document, over: Document) -> Document:
 def current(kind: str, document: Document, problems: list[str]) -> Document:
     """A document under its keys' new names; each old one in it is added to ``problems``, with the new one.
 
-    ``kind``: what it holds, one of ``megatron_ext.renamed_keys.KEYS``.
+    ``kind``: what it holds, one of ``megatron_ext.schema.renamed_keys.KEYS``.
     """
     data, keys, found = renamed(kind, document.data)
     problems += [document.problem(key, message) for key, message in found]

@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass, replace
 
 from megatron_ext.config import Batching, Layout, Runtime, TrainableLayers, even_split
-from megatron_ext.lora import Lora
+from megatron_ext.config.lora import Lora
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config.sizing import Shape
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from megatron_ext.config import Layout, RuntimeSettings
+from megatron_ext.config.selection import WithinBudget
 from megatron_ext.schema import Line, Strict
-from megatron_ext.selection import WithinBudget
 from pipeline.config.attack_schema import Robustness
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.method_schema import MethodUse, ModelTraining

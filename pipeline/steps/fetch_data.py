@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from megatron_ext.atomic_files import write_json
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from megatron_ext.specs import read
 from megatron_ext.summary import Clock
 from pipeline.data.cache import MANIFEST, sha256

@@ -37,11 +37,11 @@ PLUG_INS = ("megatron_ext.losses", "megatron_ext.updates", "pipeline.benchmarks"
 SPECIFICATIONS = (
     "megatron_ext.schema",
     "megatron_ext.config",
-    "megatron_ext.quantisation",
-    "megatron_ext.selection",
+    "megatron_ext.config.quantisation",
+    "megatron_ext.config.selection",
     "megatron_ext.specs",
     "pipeline.specs",
-    "pipeline.model_id",
+    "pipeline.benchmarks.evaluated_model",
     "pipeline.data.settings",
     "pipeline.judging.settings",
 )

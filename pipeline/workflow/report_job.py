@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.selection import BEST_WITHIN_BUDGET, WithinBudget
+from megatron_ext.config.selection import BEST_WITHIN_BUDGET, WithinBudget
 from pipeline.config.experiment import Config
 from pipeline.config.schema import OnTestMetric, Selection
 from pipeline.specs import ModelId, Published, ReleaseSpec, ReportEntry, ReportSpec

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.__main__ import main
 from pipeline.config.load import CONFIGS
 from tests.support.checkpoints import CONFIG, write_checkpoint

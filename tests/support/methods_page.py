@@ -19,8 +19,8 @@ from pydantic_core import PydanticUndefined
 from megatron_ext.losses import LOSSES
 from megatron_ext.methods import needed_files
 from megatron_ext.model import families
-from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
+from megatron_ext.schema.safe_yaml import Loader
 from megatron_ext.updates import RULES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_ext.checkpoint import adapter_folder, peft_folder, reading
 from megatron_ext.config import TrainableLayers
-from megatron_ext.lora import Lora
+from megatron_ext.config.lora import Lora
 from megatron_ext.model import adapters
 from tests.support import tiny
 

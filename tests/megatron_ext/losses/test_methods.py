@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from megatron_ext.config import Runtime, TrainableLayers
-from megatron_ext.lora import Lora
+from megatron_ext.config.lora import Lora
 from megatron_ext.losses import LOSSES
 from megatron_ext.methods import needed_files
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from megatron_ext.specs import UnlearnSpec
 from megatron_ext.updates import RULES
 from tests.support import formula_steps, formulas, worlds

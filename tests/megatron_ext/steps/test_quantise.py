@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from megatron_ext.quantisation import Quantisation
+from megatron_ext.config.quantisation import Quantisation
 from megatron_ext.specs import QuantiseSpec
 from megatron_ext.steps import quantise
 

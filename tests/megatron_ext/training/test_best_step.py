@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_ext.selection import Budget, WithinBudget
+from megatron_ext.config.selection import Budget, WithinBudget
 from megatron_ext.training.best_step import BestStep
 
 ROWS = [

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from megatron_ext.config import Layout, Optimizer, Runtime
-from megatron_ext.lean_memory import MemorySettings
+from megatron_ext.config.lean_memory import MemorySettings
 from megatron_ext.specs import TrainSpec
 from megatron_ext.training.optimizer import inner_optimizers
 from megatron_ext.updates.blur import Blur

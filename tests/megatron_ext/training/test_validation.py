@@ -15,8 +15,8 @@ import yaml
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
+from megatron_ext.config.selection import Validation
 from megatron_ext.data.sequences import Sequences
-from megatron_ext.selection import Validation
 from megatron_ext.specs import UnlearnSpec
 from tests.megatron_ext.training.test_resume import TIMES
 from tests.support import worlds

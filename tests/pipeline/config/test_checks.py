@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.__main__ import main as validate
 from pipeline.benchmarks import data_family
 from pipeline.commands.validate import notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.config.load import CONFIGS
 
 

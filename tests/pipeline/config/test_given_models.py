@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.data.settings import TemplateParts

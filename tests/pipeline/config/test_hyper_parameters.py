@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from megatron_ext.config import TrainableLayers
 from megatron_ext.losses import LOSSES
-from megatron_ext.safe_yaml import Loader
 from megatron_ext.schema import Strict
+from megatron_ext.schema.safe_yaml import Loader
 from megatron_ext.specs import Unlearning
 from megatron_ext.updates import RULES
 from pipeline.config.load import CONFIGS, load

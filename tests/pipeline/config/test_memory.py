@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_ext.config import Batching, Optimizer, Runtime
-from megatron_ext.lora import Lora
+from megatron_ext.config.lora import Lora
 from megatron_ext.updates import Rule
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.gru import GRU

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ext.renamed_keys import KEYS, renamed
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.renamed_keys import KEYS, renamed
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError, current, read
 from pipeline.launch.specification import specification

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.config import sweeps
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.commands import evaluate
 from pipeline.commands.request import read_request
 from pipeline.config.load import CONFIGS, load

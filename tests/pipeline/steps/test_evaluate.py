@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from megatron_ext.inference.scoring import Score, ScoreRequest
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.__main__ import main as program
 from pipeline.benchmarks import megatron_lm as engine
 from pipeline.benchmarks.tofu.evaluate import FAMILY

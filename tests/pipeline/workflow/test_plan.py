@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from megatron_ext.config import Batching, Layout, Runtime
 from megatron_ext.data.sampling import ForgetRetainSampler, TopicRoundRobin
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource

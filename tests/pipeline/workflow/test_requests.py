@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from megatron_ext.specs import ModelSource, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline.config.experiment import Config, data_files
 from pipeline.config.load import CONFIGS, load

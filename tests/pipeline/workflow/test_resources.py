@@ -12,7 +12,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
-from megatron_ext.safe_yaml import Loader
+from megatron_ext.schema.safe_yaml import Loader
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes

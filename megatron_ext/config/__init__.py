@@ -1,5 +1,7 @@
 """Settings that several programs share: layout, runtime, optimizer, schedule, batching, trainable layers.
 
+Settings of one subject (adapters, lean memory, rounding, which step a run ends in) have a file each.
+
 This module imports neither torch nor megatron-core, so that planning can read it on a machine that has neither.
 """
 
@@ -10,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megatron_ext.lean_memory import MemorySettings
+from megatron_ext.config.lean_memory import MemorySettings
 from megatron_ext.schema import Strict
 
 
