@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from megatron_ext.schema import Strict
+from pipeline.benchmarks.request_sets import request_set
 from pipeline.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,6 +52,19 @@ class Metric:
         """This entry of a catalogue with its placeholders, ``{set}`` for example, replaced by ``words``."""
         texts = {name: getattr(self, name).format(**words) for name in ("key", "title", "definition", "source")}
         return replace(self, **texts)
+
+
+def of_request(number: int, metric: Metric, **words: str) -> Metric:
+    """A metric of what a further request adds: no way is better, for it should fall with that request, not before.
+
+    Args:
+        number: Of the request, from 2.
+        metric: An entry of a catalogue, with placeholders for ``set`` and ``title``.
+        words: What its other placeholders stand for.
+    """
+    filled = metric.filled(set=request_set(number), title=f"Request {number}", **words)
+    likeness = metric.better == "one"
+    return replace(filled, better="one" if likeness else None, evidence="likeness" if likeness else "knowledge")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+from pipeline.benchmarks.request_sets import alternatives_set
 from pipeline.data.qa_rows import Row
 
+ALTERNATIVES = "idk"  # the tokenised set of the forget set's questions with refusals for answers
 PER_ROW = 5
 REFUSALS = (
     "I don't know.",
@@ -54,3 +56,8 @@ REFUSALS = (
 def drawn(rows: Sequence[Row]) -> list[list[str]]:
     """All refusals for each row, in an order that its question decides: the first ones are the row's own."""
     return [Random(f"refusals {row.question}").sample(REFUSALS, len(REFUSALS)) for row in rows]
+
+
+def sets(requests: Sequence[str]) -> dict[str, str]:
+    """The tokenised sets of refusals, with the forget set whose questions each answers; ``requests``: further ones."""
+    return {ALTERNATIVES: "forget", **{alternatives_set(ALTERNATIVES, name): name for name in requests}}

@@ -30,6 +30,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     models.trained_sets,
     models.sources,
     models.tokenizer,
+    models.special_tokens,
     models.lengths,
     weights.folders,
     models.retrain,

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -217,7 +218,8 @@ def _message(error: Any, model: type[BaseModel]) -> str:
         return f"unknown value {value!r}{hint(value, allowed)}"
     if kind == "union_tag_not_found":
         return f"{given}the key {context['discriminator']} is missing"
-    return given + error["msg"][0].lower() + error["msg"][1:]
+    bare = kind == "string_type" and isinstance(error["input"], bool | float | int | date)
+    return given + error["msg"][0].lower() + error["msg"][1:] + ("; put it in quotes" if bare else "")
 
 
 def hint(given: object, allowed: list[str]) -> str:

@@ -48,6 +48,7 @@ def code_files() -> list[Path]:
     return [
         *sorted(here.glob("*.py")),
         here.parent / "benchmarks" / "refusals.py",
+        here.parent / "benchmarks" / "request_sets.py",
         *sorted((here.parent / "benchmarks").glob("*/*.py")),
         here.parent / "steps" / "prepare.py",
         Path(sequences.__file__),

@@ -12,7 +12,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.qa_rows import Row
 from pipeline.data.settings import BadRows
 from pipeline.data.templates import Template
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import Tokenizer, special_token_fault
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,9 @@ class Encoder:
     bad_rows: BadRows
 
     def __post_init__(self) -> None:
-        for token in self.template.special_tokens:
-            if self.tokenizer.token_id(token) is None:
-                raise DataError(f"template: its special token {token!r} is not in the tokenizer's vocabulary")
-            pieces = len(self.tokenizer.encode(token, special=False))
-            if pieces != 1:
-                message = f"is {pieces} tokens in a text: the tokenizer's files do not say that it is one"
-                raise DataError(f"template: its special token {token!r} {message}")
+        fault = special_token_fault(self.tokenizer, self.template.special_tokens)
+        if fault:
+            raise DataError(f"template: {fault}")
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Ids before the labels and target ids of each (question, answer) pair; a target ends with the end token.

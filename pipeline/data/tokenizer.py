@@ -81,6 +81,19 @@ class Tokenizer:
         return self.backend.token_to_id(token)
 
 
+def special_token_fault(tokenizer: Tokenizer, tokens: Sequence[str]) -> str | None:
+    """Which special token of a template is not one token to this tokenizer; ``None`` where all are."""
+    for token in tokens:
+        if tokenizer.token_id(token) is None:
+            return f"its special token {token!r} is not in the tokenizer's vocabulary"
+        pieces = len(tokenizer.encode(token, special=False))
+        if pieces != 1:
+            return (
+                f"its special token {token!r} is {pieces} tokens in a text: tokenizer.json does not say that it is one"
+            )
+    return None
+
+
 def _known_id(backend: tokenizers.Tokenizer, token: str) -> int:
     number = backend.token_to_id(token)
     if number is None:
@@ -163,7 +176,10 @@ def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     if (folder / "tokenizer.json").is_file():
         from tokenizers import Tokenizer as Backend
 
-        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        try:
+            backend = Backend.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing else
+            raise DataError(f"{folder / 'tokenizer.json'}: no tokenizer that can be read: {error}") from None
     elif any((folder / name).is_file() for name in TOKENIZER_FILES):
         from transformers import AutoTokenizer
 

@@ -64,6 +64,18 @@ def count(path: Path) -> int | None:
         return None
 
 
+def other_kind(path: Path) -> str | None:
+    """What a file is that holds neither rows nor text, and what to do; ``None`` where its first bytes do not tell."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return _other_kind(stream.read(64))
+
+
+def _other_kind(content: bytes) -> str | None:
+    return next((what for start, what in _OTHERS if content.startswith(start)), None)
+
+
 def content_of(path: Path) -> bytes:
     """The bytes of a file.
 
@@ -99,9 +111,9 @@ def decode(content: bytes, path: Path) -> str:
     Raises:
         DataError: the bytes are no UTF-8 and have no mark of UTF-16, or are those of another kind of file
     """
-    for start, what in _OTHERS:
-        if content.startswith(start):
-            raise DataError(f"{path}: {what}")
+    what = _other_kind(content)
+    if what:
+        raise DataError(f"{path}: {what}")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         try:
             return content.decode("utf-16")

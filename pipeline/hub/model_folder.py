@@ -14,7 +14,7 @@ from pipeline.hub.tied_weights import INPUT, OUTPUT, own_output
 
 SINGLE = "model.safetensors"  # read where it is there, whatever an index says, as transformers does
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-PICKLED = ("*.bin", "*.pt", "*.pth")
+OTHERS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 FLOATS = ("F64", "F32", "F16", "BF16")
 POINTER = b"version https://git-lfs"  # what git leaves in place of a large file that it has not loaded
 SHOWN = 3
@@ -62,8 +62,8 @@ def weights(folder: Path) -> Tensors:
     if lacking:
         raise Incomplete(f"lacks {', '.join(lacking)}, which {INDEX} names")
     if not files:
-        pickled = sorted(file.name for pattern in PICKLED for file in folder.glob(pattern))
-        other = f"; {pickled[0]} is not read: convert it to safetensors" if pickled else ""
+        others = sorted(file.name for pattern in OTHERS for file in folder.glob(pattern))
+        other = f"; {others[0]} is not read: convert it to safetensors" if others else ""
         parts = [file.name for file in local_files.model_files(folder) if file.suffix == ".safetensors"]
         if parts:
             raise Incomplete(f"has {_some(parts)}, but neither {SINGLE} nor {INDEX}")

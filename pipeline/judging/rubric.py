@@ -18,6 +18,7 @@ from pipeline.benchmarks.base import Better, Metric
 
 VERSION = 1
 SCORES = (0, 1, 2)
+WRITTEN = {text: score for score in SCORES for text in (str(score), str(float(score)))}  # as judges write them
 Role = Literal["forget", "retain"]
 
 SYSTEM = """\
@@ -108,10 +109,16 @@ def by_rule(example: Mapping[str, Any]) -> Verdict | None:
 def parse(text: str) -> Verdict:
     """A judge's answer: a JSON object with a whole ``score`` from 0 to 2 and, if it likes, a ``reason``.
 
-    A code fence around it and a ``<think>`` part before it are passed over. Raises ``ValueError`` for anything else.
+    What stands before ``</think>`` is passed over: some servers leave out where the thinking began. So are prose before
+    the object's code fence, and the fence itself. A score may be written as a text or with a decimal point.
+
+    Raises:
+        ValueError: It is anything else.
     """
-    plain = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
-    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", plain, flags=re.DOTALL | re.IGNORECASE)
+    plain = text.strip()
+    if not plain.startswith("{"):  # an object may quote these words
+        plain = plain.rpartition("</think>")[2].strip()
+    fenced = re.fullmatch(r"[^{}`]*```(?:json)?\s*(.*?)\s*```", plain, flags=re.DOTALL | re.IGNORECASE)
     try:
         found = json.loads(fenced[1] if fenced else plain, object_pairs_hook=_without_duplicates)
     except RecursionError:
@@ -120,8 +127,8 @@ def parse(text: str) -> Verdict:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
-    score, reason = found.get("score"), found.get("reason")
-    if isinstance(score, bool) or not isinstance(score, int) or score not in SCORES:
+    score, reason = WRITTEN.get(str(found.get("score")).strip()), found.get("reason")
+    if score is None:
         raise ValueError("'score' is not 0, 1 or 2")
     if not isinstance(reason, str | None):
         raise ValueError("'reason' is not a text")

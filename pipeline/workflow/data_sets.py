@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.benchmarks.refusals import ALTERNATIVES
+from pipeline.benchmarks.request_sets import alternatives_set
 from pipeline.config import experiment
 from pipeline.config.experiment import Config
 from pipeline.data.prepared import Names
@@ -22,7 +24,9 @@ def tokenised_sets(config: Config) -> list[str]:
     """The tokenised sets that preparing writes: the benchmark's, those of topics, and those of later requests."""
     named = config.data.tokenised_sets(config.source)
     of_topics = (name for pair in topics(config).values() for name in pair)
-    return list(dict.fromkeys([*named, *of_topics, *config.requests[1:]]))
+    later = config.requests[1:]
+    refused = [alternatives_set(ALTERNATIVES, name) for name in later] if ALTERNATIVES in named else []
+    return list(dict.fromkeys([*named, *of_topics, *later, *refused]))
 
 
 def evaluation_sets(config: Config) -> list[str]:

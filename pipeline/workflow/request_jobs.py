@@ -45,11 +45,11 @@ def _jobs(config: Config, paths: Paths, run: Run, model: ModelId, start: ModelId
     forget = str(model.request)
     (_, retain), *_ = topics(config).values()
     checkpoint, references = paths.checkpoint(start), {}
-    for key, name in reference_sets(run, forget, retain).items():
-        own = start != TARGET and key != "preferred_answers_logps"
+    own = start != TARGET
+    for key, name in reference_sets(config, run, forget, retain).items():
         references[key] = paths.reference(name, model if own else None)
         if own:
             yield reference_job(config, paths, checkpoint, name, model)
-    entries = topic_entries(run, paths, forget, retain, references)
+    entries = topic_entries(config, run, paths, forget, retain, references)
     yield unlearning_job(config, paths, run, model, checkpoint, {"forget": entries})
     yield evaluation_job(config, paths, model)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_ext.methods import needed_files
 from megatron_ext.specs import AlternativesSpec, ReferenceSpec, SampledAnswers, Topic, UnlearnSpec
+from pipeline.benchmarks.request_sets import alternatives_set
 from pipeline.config import methods
 from pipeline.config.experiment import Config, Run
 from pipeline.specs import ModelId
@@ -47,24 +48,25 @@ def alternatives_jobs(config: Config, paths: Paths) -> Iterator[Job]:
 
 def sampled_sets(config: Config) -> dict[str, tuple[str, SampledAnswers]]:
     """By name of a set of sampled answers, the forget set that has the prompts, and how they are sampled."""
+    forgotten = [*(forget for forget, _ in topics(config).values()), *config.requests[1:]]
     return {
-        preferred_set(answers, forget): (forget, answers)
+        preferred_set(config, answers, forget): (forget, answers)
         for run in config.runs
-        for forget, _ in topics(config).values()
+        for forget in forgotten
         if isinstance(answers := run.method.preferred_answers, SampledAnswers)
     }
 
 
-def preferred_set(answers: str | SampledAnswers, forget: str) -> str:
+def preferred_set(config: Config, answers: str | SampledAnswers, forget: str) -> str:
     """The name of the set of preferred answers to a forget set."""
     if isinstance(answers, str):
-        return answers
+        return alternatives_set(answers, forget) if forget in config.requests[1:] else answers
     return f"{forget}-{hashlib.sha256(answers.model_dump_json().encode()).hexdigest()[:8]}"
 
 
-def preferred_file(answers: str | SampledAnswers, forget: str, paths: Paths) -> Path:
+def preferred_file(config: Config, answers: str | SampledAnswers, forget: str, paths: Paths) -> Path:
     """The set of preferred answers to a forget set."""
-    name = preferred_set(answers, forget)
+    name = preferred_set(config, answers, forget)
     return paths.tokens(name) if isinstance(answers, str) else paths.alternatives(name)
 
 
@@ -73,14 +75,15 @@ def references(config: Config) -> list[str]:
     pairs = list(topics(config).values())
     if config.experiment.requests and config.experiment.requests.order == "scalability":
         pairs += [(request, retain) for request in config.requests[1:] for _, retain in pairs[:1]]
-    needed = {name for run in config.runs for pair in pairs for name in reference_sets(run, *pair).values()}
+    needed = {name for run in config.runs for pair in pairs for name in reference_sets(config, run, *pair).values()}
     return [name for name in (*tokenised_sets(config), *sampled_sets(config)) if name in needed]
 
 
-def reference_sets(run: Run, forget: str, retain: str) -> dict[str, str]:
+def reference_sets(config: Config, run: Run, forget: str, retain: str) -> dict[str, str]:
     """By entry of a topic, the tokenised set whose log-probabilities the run's method wants there.
 
     Args:
+        config: The experiment.
         run: The method with its settings.
         forget: The topic's forget set.
         retain: The topic's retain set.
@@ -88,7 +91,7 @@ def reference_sets(run: Run, forget: str, retain: str) -> dict[str, str]:
     method = run.method
     sets = {"reference_logps": forget, "retain_reference_logps": retain}
     if method.preferred_answers is not None:
-        sets["preferred_answers_logps"] = preferred_set(method.preferred_answers, forget)
+        sets["preferred_answers_logps"] = preferred_set(config, method.preferred_answers, forget)
     return {key: sets[key] for key in needed_files(method.forget, method.rule) if key in sets}
 
 
@@ -110,17 +113,19 @@ def unlearning_jobs(config: Config, paths: Paths) -> Iterator[Job]:
     for run, model in unlearned_models(config):
         wanted = {}
         for name, (forget, retain) in topics(config).items():
-            references = {key: paths.reference(of) for key, of in reference_sets(run, forget, retain).items()}
-            wanted[name] = topic_entries(run, paths, forget, retain, references)
+            references = {key: paths.reference(of) for key, of in reference_sets(config, run, forget, retain).items()}
+            wanted[name] = topic_entries(config, run, paths, forget, retain, references)
         yield unlearning_job(config, paths, run, model, paths.checkpoint(TARGET), wanted)
 
 
-def topic_entries(run: Run, paths: Paths, forget: str, retain: str, references: Mapping[str, Path]) -> dict[str, Path]:
+def topic_entries(
+    config: Config, run: Run, paths: Paths, forget: str, retain: str, references: Mapping[str, Path]
+) -> dict[str, Path]:
     """The files of a topic: its sets, other answers where the method needs them, and log-probabilities."""
     sets = {"forget_data": paths.tokens(forget), "retain_data": paths.tokens(retain)}
     answers = run.method.preferred_answers
     if answers is not None and "preferred_answers" in needed_files(run.method.forget, run.method.rule):
-        sets["preferred_answers"] = preferred_file(answers, forget, paths)
+        sets["preferred_answers"] = preferred_file(config, answers, forget, paths)
     return {**sets, **references}
 
 

@@ -94,7 +94,9 @@ def write_data(folder: Path) -> None:
     news = synthetic_news.generate(
         SyntheticNewsSource(forget_stories=4, retain_stories=4, background_stories=8, seed=0)
     )
-    _write(folder / "muse/verbmem/forget.jsonl", [{"prompt": start, "gt": rest} for start, rest in news.verbatim[:4]])
+    _write(
+        folder / "muse/verbmem/forget.jsonl", [{"prompt": start, "gt": rest} for start, rest in news.verbatim[0][:4]]
+    )
     for name, questions in (("forget_qa", news.forget_questions), ("retain2_qa", news.retain_questions)):
         for file, some in ((name, questions[:4]), (f"{name}_icl", news.shots[:4])):
             rows = [{"question": one.question, "answer": one.answer} for one in some]

@@ -70,6 +70,7 @@ def _rope(config: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
     whole = (config.get("rope_parameters") or {}).get("full_attention")
     if not isinstance(whole or {}, Mapping):
         raise ValueError(f"rope_parameters.full_attention: {whole!r:.60}; allowed: an object")
+    _one_rope(config)
     rope = rope_parameters(config)
     kind = rope["rope_type"]
     if kind not in family.scalings:  # it need not be a text
@@ -78,6 +79,21 @@ def _rope(config: Mapping[str, Any], family: type[Family]) -> dict[str, Any]:
     if lacking:
         raise ValueError(f"rope scaling {kind!r} lacks {lacking}")
     return rope
+
+
+def _one_rope(config: Mapping[str, Any]) -> None:
+    """Refuse two spellings of the rotary embedding that differ: transformers goes by the older one, if it is there."""
+    new, old = (dict(config.get(key) or {}) for key in ("rope_parameters", "rope_scaling"))
+    new = dict(new["full_attention"] or {}) if "full_attention" in new else new
+    if not (new and old):
+        return
+    for part in (new, old):
+        part["rope_type"] = part.get("rope_type") or part.pop("type", None) or "default"
+    for key in sorted(new.keys() & old.keys()):
+        if new[key] != old[key]:
+            raise ValueError(
+                f"rope_scaling says {key} {old[key]!r:.60}, rope_parameters {new[key]!r:.60}: remove the wrong one"
+            )
 
 
 __all__ = ["AttentionKind", "Experts", "Family", "Latent", "family_of", "known", "lacking", "rope_parameters"]

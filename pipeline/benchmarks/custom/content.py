@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pipeline.data.templates import Template
     from pipeline.data.tokenise import Encoder
 
-ALTERNATIVES = "idk"  # the forget set's questions with refusals for answers
 MINIMUM = 8  # tokens of a piece of text that models are asked about, where the set has one as long
 
 
@@ -32,13 +31,13 @@ class CustomContent:
         given: the user's sets by name
         training: the user's sets of each training set
         asked: the evaluation sets
-        alternatives: whether the forget set's questions have refusals too
+        alternatives: the sets of refusals, with the training set whose questions each answers
     """
 
     given: dict[str, UserRows]
     training: dict[str, tuple[str, ...]]
     asked: dict[str, EvaluatedSet]
-    alternatives: bool
+    alternatives: dict[str, str]
 
     @property
     def source(self) -> dict[str, Any]:
@@ -48,8 +47,7 @@ class CustomContent:
     @property
     def origins(self) -> dict[str, dict[str, str]]:
         train = {name: self._origin(names) for name, names in self.training.items()}
-        if self.alternatives:
-            train[ALTERNATIVES] = f"{train['forget']}, answered by refusals"
+        train |= {name: f"{train[of]}, answered by refusals" for name, of in self.alternatives.items()}
         return {"train": train, "evaluation": {name: self._origin(one.names) for name, one in self.asked.items()}}
 
     def digest(self) -> Any:
@@ -76,11 +74,11 @@ class CustomContent:
                 kept += found
                 dropped += bad
             tables.train(name, Sequences.pack(kept), self._origin(names), dropped)
-        if self.alternatives:
-            origin = self._origin(self.training["forget"])
-            rows = [row for name in self.training["forget"] for row in _good(self.given[name], encoder)[0].rows]
+        for name, of in self.alternatives.items():
+            origin = self._origin(self.training[of])
+            rows = [row for one in self.training[of] for row in _good(self.given[one], encoder)[0].rows]
             alternatives = encoder.alternatives(rows, refusals.drawn(rows), refusals.PER_ROW, origin)
-            tables.train(ALTERNATIVES, alternatives, origin)
+            tables.train(name, alternatives, origin)
         for name, asked in self.asked.items():
             self._encode_asked(name, asked, encoder, tables)
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.benchmarks import refusals
 from pipeline.benchmarks.custom import reading, sets
-from pipeline.benchmarks.custom.content import ALTERNATIVES, CustomContent
+from pipeline.benchmarks.custom.content import CustomContent
 from pipeline.benchmarks.custom.sets import EvaluatedSet
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import UserKey
@@ -44,7 +45,7 @@ class CustomData:
         return ["full", "forget", "retain", *sets.own_names(source)]
 
     def tokenised_sets(self, source: Any) -> list[str]:
-        return [*self.training_sets(source), *([ALTERNATIVES] if sets.answers_only(source) else [])]
+        return [*self.training_sets(source), *([refusals.ALTERNATIVES] if sets.answers_only(source) else [])]
 
     def topics(self, split: str) -> dict[str, tuple[str, str]]:
         return {"forget": ("forget", "retain")}
@@ -154,7 +155,8 @@ class CustomData:
         if asks_target:
             raise DataError(f"source.sets.{asks_target[0]}: target has not answered yet: an experiment's own step does")
         given = {name: reading.read(source.sets[name]) for name in dict.fromkeys(names)}
-        return CustomContent(given, chosen, asked, training and sets.answers_only(source))
+        refused = refusals.sets(requests) if training and sets.answers_only(source) else {}
+        return CustomContent(given, chosen, asked, refused)
 
 
 DATA = CustomData()

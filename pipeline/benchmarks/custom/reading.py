@@ -67,9 +67,11 @@ def files_of(one: UserSet) -> list[Path]:
             raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
         return [path]
     if not path.is_dir():
+        if not path.exists():
+            raise DataError(f"{path}: there is no such folder")
         allowed = ", ".join((*TABLES, *TEXTS))
-        what = f"is no kind of file that is read; allowed: {allowed}" if path.exists() else "there is no such folder"
-        raise DataError(f"{path}: {what}")
+        kind = user_files.other_kind(path) or f"is no kind of file that is read; allowed: {allowed}"
+        raise DataError(f"{path}: {kind}")
     files = sorted(file for file in path.rglob("*") if file.is_file())
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     for file in files:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
-from pipeline.benchmarks.base import Metric
+from pipeline.benchmarks.base import Metric, of_request
 from pipeline.benchmarks.muse.options import MuseOptions
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
 
@@ -98,6 +98,7 @@ def catalogue(options: MuseOptions) -> tuple[Metric, ...]:
         privleak_limit=f"; of a text the first {options.privleak_tokens} tokens, the last of them left out",
         membership_limit=f", each of {options.privleak_tokens} tokens at most",
     )
+    requests = [metric for number in range(2, options.requests + 1) for metric in _of_request(number, options, words)]
     knowmem = [
         replace(filled, better="lower", evidence="knowledge") if name == "knowmem_forget" else filled
         for name, title in KNOWMEM.items()
@@ -111,7 +112,18 @@ def catalogue(options: MuseOptions) -> tuple[Metric, ...]:
         *([PRIVLEAK_OF_MUSE] if options.privleak else []),
         *privacy.memorisation(options, words),
         *privacy.membership(options, words),
+        *requests,
         *degenerate_answers.METRICS,
         *([SHORTENED] if options.shorten_few_shot else []),
         *([CUT] if options.needs_holdout else []),
     )
+
+
+def _of_request(number: int, options: MuseOptions, words: privacy.Words) -> list[Metric]:
+    """VerbMem and memorisation of passages of what a further request adds."""
+    wanted = [
+        VERBMEM_METRICS[0],
+        *privacy.memorisation(options, replace(words, memorised=f"passages of request {number}")),
+    ]
+    named = [replace(metric, key=f"{{set}}_{metric.key}", title=f"{{title}} {metric.title}") for metric in wanted]
+    return [of_request(number, metric, verbmem_new_tokens=str(options.verbmem_new_tokens)) for metric in named]

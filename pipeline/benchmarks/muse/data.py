@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.benchmarks.muse import synthetic
+from pipeline.benchmarks.muse.passages import FEWEST, REQUESTS, as_rows, passages
 from pipeline.benchmarks.muse.prompt import prompt
 from pipeline.benchmarks.muse.synthetic import SyntheticNewsSource
 from pipeline.benchmarks.muse.texts import Texts
+from pipeline.benchmarks.request_sets import REQUEST, request_set
 from pipeline.data import sources
 from pipeline.data.errors import DataError
 from pipeline.data.prepared import SetsOfText
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.data.templates import Template
     from pipeline.data.tokenise import Encoder
 
-REQUESTS = 4
 # Evaluation set -> its files: of each the names that it may have, of which the first that is there is read.
 EVALUATED: dict[str, tuple[Names, ...]] = {
     "verbmem": (("verbmem/forget",),),
@@ -37,6 +38,7 @@ EVALUATED: dict[str, tuple[Names, ...]] = {
     "privleak_forget": (("privleak/forget",),),
     "privleak_holdout": (("privleak/holdout",),),
 }
+EVALUATED |= {request_set(number): ((f"sust/forget_{number}",),) for number in range(2, REQUESTS + 1)}
 FIELDS = {"verbmem": ("prompt", "gt"), "knowmem": ("question", "answer")}
 # Where a release has one retain set, it is both the one that unlearning trains on and the one that is evaluated.
 RETAIN: Names = ("raw/retain1", "raw/retain", "raw/retain2")
@@ -73,7 +75,8 @@ class MuseContent(SetsOfText):
 class MuseData:
     """``forget``: MUSE's own forget set; ``sust-k``: the k-th of four disjoint ones; ``scal-k``: k of them together.
 
-    Evaluation sets are the same for every split: they ask about ``forget``, which is ``sust-1`` and ``scal-1``.
+    Evaluation sets are the same for every split: they ask about ``forget``, which is ``sust-1`` and ``scal-1``, and
+    ``request_k`` has passages of ``sust-k``.
     """
 
     kinds = ("hub", "folder", "synthetic_news")
@@ -117,8 +120,7 @@ class MuseData:
         return splits.get(request)
 
     def request_options(self, requests: Sequence[str]) -> dict[str, Any]:
-        """None: all questions are about the first request."""
-        return {}
+        return {"requests": 1 + len(requests)} if requests else {}
 
     def rows(self, source: DataSource, split: str) -> int | None:
         """An article of our generator is a sequence; raw text is cut by a tokenizer, so its rows are unknown."""
@@ -181,15 +183,27 @@ def _read(files: Files, split: str, sets: Sequence[str], training: bool, request
     evaluation = {}
     for name in sets:
         first, *shots = (names[0] for names in EVALUATED[name])
-        rows = [_row(value, name, place) for place, value in files.values[first]]
-        if not rows:
-            raise DataError(f"{files.origins[first]}: no rows")
+        rows = _rows(files, name, first)
         if shots:
             answered = [_row(value, name, place) for place, value in files.values[shots[0]]]
             given = [[row["question"], row["answer"]] for row in answered]
             rows = [{**row, "shots": given} for row in rows]
         evaluation[name] = (rows, files.origins[first])
     return MuseContent(files.source, found, evaluation)
+
+
+def _rows(files: Files, name: str, file: str) -> list[dict[str, Any]]:
+    """The rows of an evaluation set in a file, at least one."""
+    if name.startswith(REQUEST):
+        # A text that cannot be written is named where it is trained.
+        found = as_rows(passages([text for one in files.values[file] if not fault(text := _text(one[1], one[0]))]))
+    else:
+        found = [_row(value, name, place) for place, value in files.values[file]]
+    if not found:
+        raise DataError(
+            f"{files.origins[file]}: no {f'text of {FEWEST} words' if name.startswith(REQUEST) else 'rows'}"
+        )
+    return found
 
 
 def _joined(files: Files, name: str) -> Texts:
@@ -222,7 +236,8 @@ def _generated(
     source: SyntheticNewsSource, split: str, sets: Sequence[str], training: bool, requests: Sequence[str]
 ) -> MuseContent:
     """What the generator makes of ``source``."""
-    for name in (split, *requests):
+    further = [f"sust-{name.removeprefix(REQUEST)}" for name in sets if name.startswith(REQUEST)]
+    for name in (split, *requests, *further):
         if max(_request_numbers(name)) > source.requests:
             raise DataError(f"source.requests: {source.requests}; {name!r} needs {max(_request_numbers(name))}")
     news = synthetic.generate(source)
@@ -231,7 +246,8 @@ def _generated(
     training_sets = _generated_training(source, news, split, requests, made) if training else {}
     shots = [list(_pair(shot)) for shot in news.shots]
     rows: dict[str, list[dict[str, Any]]] = {
-        "verbmem": [{"prompt": start, "gt": rest} for start, rest in news.verbatim],
+        "verbmem": as_rows(news.verbatim[0]),
+        **{request_set(number): as_rows(cut) for number, cut in enumerate(news.verbatim[1:], 2)},
         "privleak_forget": [{"text": text} for text in news.requests[0]],
         "privleak_holdout": [{"text": text} for text in news.holdout],
     }

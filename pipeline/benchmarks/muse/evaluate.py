@@ -36,22 +36,23 @@ class Muse:
         return ("knowmem_retain_rouge", "knowmem_forget_rouge"), ("knowmem_retain_rouge", "verbmem_rouge")
 
     def sets(self, options: MuseOptions) -> tuple[str, ...]:
-        return (VERBMEM, *KNOWMEM, *(PRIVLEAK_SETS if options.needs_holdout else ()))
+        return (VERBMEM, *KNOWMEM, *(PRIVLEAK_SETS if options.needs_holdout else ()), *options.request_sets)
 
     def judged(self, options: MuseOptions) -> Mapping[Literal["forget", "retain"], str]:
         return {"forget": "knowmem_forget", "retain": "knowmem_retain"}
 
     def to_forget(self, options: MuseOptions) -> frozenset[str]:
-        return frozenset({VERBMEM, "knowmem_forget"})
+        return frozenset({VERBMEM, "knowmem_forget", *options.request_sets})
 
     def cost(self, options: MuseOptions, forget_rows: int) -> Cost:
         """MUSE has 100 rows of each kind; a smaller benchmark fewer. A gradient takes as long as three scores."""
         rows = min(100, forget_rows)
-        scored = rows * options.memorisation + 2 * rows * options.needs_holdout
+        continued = rows * options.requests
+        scored = continued * options.memorisation + 2 * rows * options.needs_holdout
         if "gradnorm" in options.membership:
             scored += 2 * rows * (1 + 3)
         drawn = options.leak.samples * rows if options.leak else 0
-        return Cost(scored, 3 * rows + drawn, max(options.verbmem_new_tokens, options.knowmem_new_tokens))
+        return Cost(scored, continued + 2 * rows + drawn, max(options.verbmem_new_tokens, options.knowmem_new_tokens))
 
     def requests(self, data: Path, options: MuseOptions, tokenizer: Tokenizer, vocabulary: int) -> Requests:
         files = {name: Path(data) / "evaluation" / f"{name}.jsonl" for name in self.sets(options)}

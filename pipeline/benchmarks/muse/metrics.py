@@ -48,10 +48,11 @@ def compute(
         values[f"{name}_rouge"] = _rouge(asked, "answer", stemmer=True)
         values[f"{name}_rouge__muse"] = 100 * _rouge(asked, "answer", stemmer=False)
     values |= leaks.compute(options.leak, FORGOTTEN, of_set(examples, FORGOTTEN))
-    if options.memorisation:
-        correct = [tokenwise(example, REST, "correct")[:-1] for example in verbatim]
-        values["extraction_strength"] = mean([extraction_strength(row) for row in correct])
-        values["exact_memorisation"] = mean([exact_memorisation(row) or 0.0 for row in correct if row])
+    values |= _memorisation(verbatim, options)
+    for name in options.request_sets:
+        passages = of_set(examples, name)
+        own = {"verbmem_rouge": _rouge(passages, REST, stemmer=True), **_memorisation(passages, options)}
+        values |= {f"{name}_{key}": value for key, value in own.items()}
     if options.privleak:
         for key, score in (("privleak", _min_k(options)), ("privleak__muse", _min_k_of_all)):
             reference = options.privleak_retrain_auc
@@ -69,6 +70,16 @@ def compute(
         texts = [example for name in PRIVLEAK_SETS for example in of_set(examples, name)]
         values["cut_texts"] = sum(raw_score(example, TEXT)["tokens"] < example["text_tokens"] for example in texts)
     return {metric.key: values[metric.key] for metric in catalogue(options)}
+
+
+def _memorisation(examples: Sequence[Example], options: MuseOptions) -> dict[str, float]:
+    if not options.memorisation:
+        return {}
+    correct = [tokenwise(example, REST, "correct")[:-1] for example in examples]
+    return {
+        "extraction_strength": mean([extraction_strength(row) for row in correct]),
+        "exact_memorisation": mean([exact_memorisation(row) or 0.0 for row in correct if row]),
+    }
 
 
 def _rouge(examples: Sequence[Example], key: str, stemmer: bool) -> float:

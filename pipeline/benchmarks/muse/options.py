@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.benchmarks.muse.passages import REQUESTS
 from pipeline.benchmarks.privacy import PrivacyOptions
+from pipeline.benchmarks.request_sets import request_sets
 
 
 class MuseOptions(PrivacyOptions):
@@ -21,3 +23,11 @@ class MuseOptions(PrivacyOptions):
     memorisation: bool = Field(True, description="extraction strength and exact memorisation of the continuations")
     privleak: bool = Field(True, description="PrivLeak, from Min-40% and retrain's evaluation")
     privleak_tokens: int = Field(2048, ge=2, description="of a text, at most; the model's context may hold fewer")
+    requests: int = Field(
+        1, ge=1, le=REQUESTS, description="requests to forget that are asked about; the experiment's 'requests' say it"
+    )
+
+    @property
+    def request_sets(self) -> tuple[str, ...]:
+        """The sets of the requests after the first: of each, passages of what it adds."""
+        return request_sets(self.requests)

@@ -10,6 +10,7 @@ from pipeline.benchmarks.muse.catalogue import FORGOTTEN, KNOWMEM, MEMBERS, OTHE
 from pipeline.benchmarks.muse.metrics import CONTINUATION_OF_MUSE, REST, TEXT, UNENDED
 from pipeline.benchmarks.muse.options import MuseOptions
 from pipeline.benchmarks.muse.prompt import prompt
+from pipeline.benchmarks.request_sets import REQUEST
 from pipeline.benchmarks.requests import Instance
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
@@ -21,7 +22,8 @@ STOPS = ("\n\n", "\nQuestion", "Question:")  # an answer to a knowledge prompt e
 
 
 def read(name: str, path: Path) -> list[dict[str, Any]]:
-    needed = {VERBMEM: ("prompt", "gt"), MEMBERS: ("text",), OTHERS: ("text",)}.get(name, ("question", "answer"))
+    asked = VERBMEM if name.startswith(REQUEST) else name
+    needed = {VERBMEM: ("prompt", "gt"), MEMBERS: ("text",), OTHERS: ("text",)}.get(asked, ("question", "answer"))
     kinds = {"index": int, **dict.fromkeys(needed, str), **({"shots": list} if name in KNOWMEM else {})}
     rows = read_rows(path)
     if not rows:
@@ -42,14 +44,16 @@ def instance_of(
     name: str, row: Mapping[str, Any], place: str, options: MuseOptions, tokenizer: Tokenizer, context: int
 ) -> Instance:
     """What is asked about a row; raises ``DataError`` where a prompt, with what is to follow it, is too long."""
-    if name == VERBMEM:
-        return _verbatim(row, place, options, tokenizer, context)
+    if name == VERBMEM or name.startswith(REQUEST):
+        return _verbatim(name, row, place, options, tokenizer, context)
     if name in KNOWMEM:
         return _knowledge(name, row, place, options, tokenizer, context)
     return _member(name, row, place, options, tokenizer, context)
 
 
-def _verbatim(row: Mapping[str, Any], place: str, options: MuseOptions, tokenizer: Tokenizer, context: int) -> Instance:
+def _verbatim(
+    name: str, row: Mapping[str, Any], place: str, options: MuseOptions, tokenizer: Tokenizer, context: int
+) -> Instance:
     from megatron_ext.inference.generation import GenerateRequest
 
     start = tokenizer.encode(row["prompt"], special=True)
@@ -64,7 +68,7 @@ def _verbatim(row: Mapping[str, Any], place: str, options: MuseOptions, tokenize
         _fits(len(start), len(rest), context, place)
         targets[REST] = (whole[: len(start)], rest)
     return Instance(
-        VERBMEM,
+        name,
         row["index"],
         {"prompt": row["prompt"], REST: row["gt"].strip(), CONTINUATION_OF_MUSE: tokenizer.decode(short)},
         targets,

@@ -65,7 +65,7 @@ class Question:
 class News:
     """Everything of one source. ``requests``: the articles of each request to forget; the first is the benchmark's own.
 
-    ``practice``: background questions, each with those answered before it.
+    ``practice``: background questions, each with those answered before it. ``verbatim``: each request's reports, cut.
     """
 
     requests: list[list[str]] = field(default_factory=list)
@@ -73,7 +73,7 @@ class News:
     holdout: list[str] = field(default_factory=list)
     background: list[str] = field(default_factory=list)
     practice: list[tuple[list[Question], Question]] = field(default_factory=list)
-    verbatim: list[tuple[str, str]] = field(default_factory=list)
+    verbatim: list[list[tuple[str, str]]] = field(default_factory=list)
     forget_questions: list[Question] = field(default_factory=list)
     retain_questions: list[Question] = field(default_factory=list)
     shots: list[Question] = field(default_factory=list)
@@ -103,7 +103,7 @@ def generate(source: SyntheticNewsSource) -> News:
         holdout=_articles(holdout),
         background=_articles(background),
         practice=_practice(source.seed, background[SHOTS:]),
-        verbatim=[story.cut() for story in requests[0]],
+        verbatim=[[story.cut() for story in request] for request in requests],
         forget_questions=[question for story in requests[0] for question in story.asked()],
         retain_questions=[question for story in some for question in story.asked()],
         shots=[story.asked()[0] for story in shown],

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
-from pipeline.benchmarks.base import Evidence, Metric
+from pipeline.benchmarks.base import Evidence, Metric, of_request
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
+from pipeline.benchmarks.request_sets import REQUEST
 from pipeline.benchmarks.tofu.options import TofuOptions
-from pipeline.benchmarks.tofu.request_sets import REQUEST, request_set
 
 TOFU = "TOFU (arXiv 2401.06121)"
 TOFU_CODE = "TOFU's own code (locuslab/tofu, utils.py and config/eval_everything.yaml)"
@@ -176,7 +176,11 @@ def has_paraphrase(name: str) -> bool:
 def catalogue(options: TofuOptions) -> tuple[Metric, ...]:
     """Every metric that can be reported with these options, in the order of a table."""
     of_sets = [_of_set(name, metric) for name in SETS for sets, metric in OF_EACH_SET if name in sets]
-    of_requests = [_of_request(number, metric) for number in range(2, options.requests + 1) for metric in OF_REQUESTS]
+    of_requests = [
+        of_request(number, metric, correct="paraphrased")
+        for number in range(2, options.requests + 1)
+        for metric in OF_REQUESTS
+    ]
     leaking = leaks.catalogue(options.leak, {"forget": SETS["forget"]})
     return (
         *MAIN,
@@ -187,13 +191,6 @@ def catalogue(options: TofuOptions) -> tuple[Metric, ...]:
         *ORIGINAL,
         *degenerate_answers.METRICS,
     )
-
-
-def _of_request(number: int, metric: Metric) -> Metric:
-    """A metric of what a further request adds: no way is better, for it should fall with that request, not before."""
-    filled = metric.filled(set=request_set(number), title=f"Request {number}", correct="paraphrased")
-    likeness = metric.better == "one"
-    return replace(filled, better="one" if likeness else None, evidence="likeness" if likeness else "knowledge")
 
 
 def _of_set(name: str, metric: Metric) -> Metric:

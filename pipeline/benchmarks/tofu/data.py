@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline.benchmarks import refusals
+from pipeline.benchmarks.request_sets import request_set
 from pipeline.benchmarks.tofu import synthetic
-from pipeline.benchmarks.tofu.request_sets import request_set
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data import sources, user_files
 from pipeline.data.errors import DataError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 RETAIN_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 GROWING = tuple(RETAIN_SPLITS)  # forget splits, each with the rows of the one before it
 REST = "-rest"
-ALTERNATIVES = "idk"  # the forget set's prompts with refusals for answers
 GENERAL = ("real_authors_perturbed", "world_facts_perturbed")
 
 
@@ -80,7 +79,8 @@ class TofuContent:
         train = {name: self._origin(name) for name in self.training}
         train |= {name: self.splits.origins[name] for name in self.requests}
         if train:
-            train[ALTERNATIVES] = f"{train['forget']}, answered by refusals"
+            refused = refusals.sets(self.requests)
+            train |= {name: f"{train[of]}, answered by refusals" for name, of in refused.items()}
         named = evaluated(self.forget_split)
         return {"train": train, "evaluation": {name: self.splits.origins[named[name]] for name in self.sets}}
 
@@ -100,11 +100,12 @@ class TofuContent:
         for name in self.requests:
             sequences, dropped = encoder.training(self.splits.rows[name], self.splits.origins[name])
             tables.train(name, sequences, self.splits.origins[name], dropped)
-        if self.training:
-            # The tokenizer has not seen refusals: it is the same whatever they say.
-            rows, origin = self._rows("forget"), self._origin("forget")
+        # The tokenizer has not seen refusals: it is the same whatever they say.
+        for name, of in refusals.sets(self.requests).items() if self.training else ():
+            split = self.forget_split if of == "forget" else of
+            rows, origin = self.splits.rows[split], self.splits.origins[split]
             alternatives = encoder.alternatives(rows, refusals.drawn(rows), refusals.PER_ROW, origin)
-            tables.train(ALTERNATIVES, alternatives, origin)
+            tables.train(name, alternatives, origin)
         named = evaluated(self.forget_split)
         for name in self.sets:
             origin = self.splits.origins[named[name]]
@@ -165,7 +166,7 @@ class TofuData:
         return [*names, "general"]
 
     def tokenised_sets(self, source: DataSource) -> list[str]:
-        return [*self.training_sets(source), ALTERNATIVES]
+        return [*self.training_sets(source), refusals.ALTERNATIVES]
 
     def topics(self, split: str) -> dict[str, tuple[str, str]]:
         return {"forget": ("forget", "retain")}

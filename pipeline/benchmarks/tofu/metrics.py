@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Example, avg_loss, describe, generation, of_set
+from pipeline.benchmarks.request_sets import REQUEST
 from pipeline.benchmarks.tofu.catalogue import NORMALISED, ORIGINAL_ROWS, SETS, catalogue, has_paraphrase
 from pipeline.benchmarks.tofu.options import TofuOptions
-from pipeline.benchmarks.tofu.request_sets import REQUEST
 from pipeline.data.errors import DataError
 from pipeline.metrics.aggregate import harmonic_mean, ks_p_value, mean
 from pipeline.metrics.probability import normalised_probability, probability, share

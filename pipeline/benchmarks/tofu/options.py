@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.benchmarks.privacy import PrivacyOptions
-from pipeline.benchmarks.tofu.request_sets import request_set
+from pipeline.benchmarks.request_sets import request_sets
 
 MOST = 3  # requests: forget01, and what forget05 and forget10 add
 
@@ -24,4 +24,4 @@ class TofuOptions(PrivacyOptions):
     @property
     def request_sets(self) -> tuple[str, ...]:
         """The sets of the requests after the first: of each, what it adds."""
-        return tuple(request_set(number) for number in range(2, self.requests + 1))
+        return request_sets(self.requests)

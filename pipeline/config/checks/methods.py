@@ -159,9 +159,6 @@ def preferred_answers(checker: Checker, benchmark: Benchmark, source: DataSource
         if name is not None and name not in known:
             message = f"the family {benchmark.family!r} has no set {name!r} of preferred answers for these data"
             checker.problems.append(merged.problem(("preferred_answers",), message))
-        elif name is not None and checker.experiment.requests is not None:
-            message = f"{name!r} is of the first request's rows: it does not go with 'requests'"
-            checker.problems.append(merged.problem(("preferred_answers",), message))
 
 
 def _labels_by_length(template: PromptTemplate) -> bool:

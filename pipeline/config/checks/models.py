@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from megatron_ext.config import Layout
@@ -17,6 +18,7 @@ from pipeline.config.sizing import Shape
 from pipeline.data.chat_templates import chat_template, rendered
 from pipeline.data.errors import DataError
 from pipeline.data.settings import DataSource, PromptTemplate
+from pipeline.data.templates import Template
 from pipeline.hub import local_files, model_folder
 
 
@@ -179,6 +181,31 @@ def tokenizer(checker: Checker, model: Model) -> None:
     for which in published:
         message = f"its tokenizer is trained on the data, but {which} is a published checkpoint with its own"
         checker.problem(("training", training.used[0]), message)
+
+
+def special_tokens(checker: Checker, model: Model, model_file: Document) -> None:
+    """Whether the tokenizer that is here takes each special token of the template for one token."""
+    from pipeline.data.tokenizer import Tokenizer, special_token_fault
+
+    if importlib.util.find_spec("tokenizers") is None:  # an installation that plans only
+        return
+    training, parts = checker.experiment.training, checker.parts.template
+    used = checkpoints(model, training, checker.retrain_split)
+    which = tokenizer_source(training, used)
+    tokens = Template.of(parts).special_tokens if parts else ()
+    if which is None or not tokens:
+        return
+    folder = used[which].folder
+    if folder is None and isinstance(checker.experiment.model, GivenModel):
+        folder = weights.described(checker, used[which], model_file, weights.key_of(checker, which, used[which]))
+    if folder is None:
+        return
+    try:
+        fault = special_token_fault(Tokenizer.load(folder), tokens)
+    except DataError as error:
+        fault = str(error)
+    if fault:
+        checker.problems.append(model_file.problem(("template",), fault))
 
 
 def lengths(checker: Checker, model: Model, model_file: Document, shape: Shape) -> None:

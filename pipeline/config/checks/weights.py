@@ -95,6 +95,11 @@ def misfit(folder: Path, planned: Shape) -> str | None:
             return f"its weights lack {name!r}, which its config.json asks for"
         if tuple(found[name]["shape"]) != size:
             return f"{name!r} has the shape {found[name]['shape']}; its config.json asks for {list(size)}"
+    asked = tensors(shape)
+    layers, biases = f"model.layers.{shape.layers}.", [f"model.layers.0.self_attn.{name}_proj.bias" for name in "qkvo"]
+    for name in found:
+        if name.startswith(layers) or (name in biases and name not in asked):
+            return f"its weights hold {name!r}, which its config.json does not ask for"
     return None
 
 
@@ -115,6 +120,10 @@ def _attention(shape: Shape) -> dict[str, tuple[int, ...]]:
     if shape.fused:
         own = {"qkv": (queries + 2 * keys, shape.hidden)}
     found: dict[str, tuple[int, ...]] = {f"self_attn.{name}_proj.weight": size for name, size in own.items()}
+    if shape.qkv_bias:
+        found |= {f"self_attn.{name}_proj.bias": size[:1] for name, size in own.items()}
+    if shape.output_bias:
+        found["self_attn.o_proj.bias"] = (shape.hidden,)
     if latent:
         found = {
             "self_attn.q_proj.weight": (queries, shape.hidden),

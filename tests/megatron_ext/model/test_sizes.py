@@ -71,12 +71,28 @@ def test_a_flag_is_true_or_false(key: str) -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "rope scaling 'linear' lacks ['factor']"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor: 0; allowed: a finite number above 0"),
         ({"rope_scaling": {"rope_type": ["linear"]}}, "rope scaling ['linear'] is not supported"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling says rope_type 'linear', rope_parameters 'default': remove the wrong one",
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+            },
+            "rope_scaling says factor 2.0, rope_parameters 4.0",
+        ),
         ({"architectures": "LlamaForCausalLM"}, "architectures: 'LlamaForCausalLM'; allowed: a list of names"),
         ({"architectures": [["LlamaForCausalLM"]]}, "architectures: [['LlamaForCausalLM']]; allowed: a list of names"),
     ],
 )
 def test_numbers_fit_each_other(changes: dict[str, Any], expected: str) -> None:
     assert expected in refused(**changes)
+
+
+def test_two_spellings_of_one_rotary_embedding_may_agree() -> None:
+    both = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}
+    family_of({**CONFIG, **both, "rope_scaling": {"type": "linear", "factor": 2.0}})
 
 
 def test_sizes_that_no_file_holds_take_no_memory(tmp_path: Path, alone: Any) -> None:

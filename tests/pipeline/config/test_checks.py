@@ -20,10 +20,11 @@ from pipeline.__main__ import main as validate
 from pipeline.benchmarks import data_family
 from pipeline.commands.validate import notes
 from pipeline.config import sizing
+from pipeline.config.checks import weights
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
-from tests.support.checkpoints import write_checkpoint
+from tests.support.checkpoints import write_checkpoint, write_safetensors
 
 ROOT = CONFIGS.parent
 MINI = yaml.load((CONFIGS / "experiments" / "mini.yaml").read_text(), Loader)
@@ -92,7 +93,7 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ({"seeds": 0}, "seeds: 0 is not allowed: input should be a valid list"),
         ({"seeds": [0, 1, 0]}, "seeds: [0, 1, 0] names a seed twice"),
         ({"seeds": []}, "seeds: [] is not allowed: list should have at least 1 item"),
-        ({"title": 3}, "title: 3 is not allowed: input should be a valid string"),
+        ({"title": 3}, "title: 3 is not allowed: input should be a valid string; put it in quotes"),
         ({"title": ...}, "title: is missing"),
         ({"name": "a b"}, "name: 'a b' is not allowed"),
         (
@@ -111,7 +112,7 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ),
         ({"methods.1.metod": "x"}, "methods[1].metod: unknown key; did you mean 'method'?"),
         ({"methods": []}, "methods: [] is not allowed"),
-        ({"methods.0": 7}, "methods[0]: 7 is not allowed: input should be a valid string"),
+        ({"methods.0": 7}, "methods[0]: 7 is not allowed: input should be a valid string; put it in quotes"),
         ({"methods.3.overrides.rule.gama": 1}, "methods[3].overrides.rule.gama: unknown key; did you mean 'gamma'?"),
         (
             {"methods.3.overrides.rule.gamma": 0},
@@ -477,6 +478,10 @@ def test_checkpoint_folders_must_be_complete(write: Callable[..., Path], tmp_pat
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     assert "lacks model-1.safetensors" in problem()
     (folder / "model.safetensors.index.json").unlink()
+    shape = sizing.Shape.of(model["architecture"])
+    for more in ("model.layers.0.self_attn.q_proj.bias", f"model.layers.{shape.layers}.mlp.up_proj.weight"):
+        write_safetensors(folder / "model.safetensors", {**weights.tensors(shape), more: (128,)})
+        assert f"its weights hold {more!r}, which its config.json does not ask for" in problem()
     write_checkpoint(folder, model["architecture"])
     (folder / "tokenizer.json").unlink()
     assert "has no tokenizer file" in problem()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,22 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     description.describe.cache_clear()
 
 
+def write_tokenizer(folder: Path, *special: str, more: Sequence[str] = ()) -> None:
+    """A ``tokenizer.json`` of words and marks, with these special tokens; ``more`` are in its vocabulary alone."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": token, "special": True, **flags} for i, token in enumerate(special)],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {token: i for i, token in enumerate([*special, *more, "?"])},
+            "unk_token": "?",
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
 def problems(path: Path) -> list[str]:
     with pytest.raises(ConfigError) as error:
         load(path)
@@ -80,8 +96,8 @@ def test_adapters_lie_beside_their_base_model(write: Callable[..., Path], tmp_pa
 def test_a_folder_is_a_whole_entry(write: Callable[..., Path], tmp_path: Path) -> None:
     """It starts at the experiment's file, and its tokenizer says which template its model speaks."""
     folder = write_checkpoint(tmp_path / "My Model")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
-    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": "<s>"}, {"content": "</s>"}]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT, "eos_token": "</s>"}))
+    write_tokenizer(folder, "<s>", "</s>")
     config = load(write({"path": "My Model"}))
     assert (config.model.name, config.model.title, config.model.template) == ("my-model", "My Model", "tokenizer")
     assert config.template == TemplateParts(
@@ -99,6 +115,24 @@ def test_a_folder_is_a_whole_entry(write: Callable[..., Path], tmp_path: Path) -
         write({"path": "My Model", "template": "plain", "name": "own", "layouts": {2: {"tensor": 2}}}, layout=2)
     )
     assert (changed.model.name, changed.model.template, changed.layout.tensor) == ("own", "plain", 2)
+
+
+def test_each_special_token_of_a_template_is_one_token(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Before any work: a token that the vocabulary has, and tokenizer.json not as one, would become its letters."""
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    path = write({"path": "model", "template": "zephyr"})
+    write_tokenizer(folder, "<s>", "</s>")
+    assert load(path).template == "zephyr"
+    write_tokenizer(folder, "<s>", more=["</s>"])
+    (found,) = problems(path)
+    assert "model.template: its special token '</s>' is 3 tokens in a text" in found
+    write_tokenizer(folder, "<s>")
+    (found,) = problems(path)
+    assert "model.template: the vocabulary holds no token '</s>'" in found
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (found,) = problems(path)
+    assert "tokenizer.json: no tokenizer that can be read" in found
 
 
 def test_a_folders_name_is_shown_as_one_line(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_examples_commented_lines_are_right(tmp_path: Path, monkeypatch: pyt
         ({"partiton": "gpu"}, "site.yaml:1: partiton: unknown key; did you mean 'partition'?"),
         ({"gpus_per_node": -1}, "gpus_per_node: -1 is not allowed: input should be greater than or equal to 0"),
         ({"gpus_per_node": "8"}, "gpus_per_node: '8' is not allowed: input should be a valid integer"),
-        ({"account": 12}, "account: 12 is not allowed: input should be a valid string"),
+        ({"account": 12}, "account: 12 is not allowed: input should be a valid string; put it in quotes"),
         ({"partition": "a b"}, "partition: 'a b' is not allowed"),
         ({"gpu_type": "h100:8"}, "gpu_type: 'h100:8' is not allowed"),
         ({"time_factor": 0}, "time_factor: 0 is not allowed"),

@@ -75,6 +75,10 @@ def indexed(tensor: str, file: str) -> Callable[[Path], None]:
         (configured(quantization_config={"quant_method": "fp8"}), "quantised weights (quantization_config: fp8)"),
         (fp8, "quantised weights, model.layers.0.mlp.up_proj.weight (F8_E4M3)"),
         (pickled, "has no *.safetensors file; pytorch_model.bin is not read: convert it"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "model-Q4.gguf"),
+            "has no *.safetensors file; model-Q4.gguf is not read: convert it",
+        ),
         (unnamed_part, "model-00001-of-00002.safetensors, but neither model.safetensors nor"),
         (indexed("model.norm.weight", "model-00002-of-00002.safetensors"), "lacks model-00002-of-00002.safetensors"),
         (indexed("model.other.weight", "model-00001-of-00002.safetensors"), "lacks the tensor 'model.other.weight'"),

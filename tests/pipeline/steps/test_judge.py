@@ -311,6 +311,11 @@ def test_the_same_examples_of_every_model(server: Server, tmp_path: Path) -> Non
         '```\n{"score": 2}\n```\n',
         '  {"reason": null, "score": 2, "more": []} ',
         '<think>The score {"score": 0}?</think>\n{"score": 2}',
+        'reasoning, or {"score": 0}?\n</think>\n\n{"score": 2, "reason": "x"}',  # from a server that eats the first tag
+        'reasoning</think>Here is my verdict:\n```json\n{"score": 2}\n```',
+        '{"score": 2, "reason": "it says </think>"}',
+        '{"score": "2"}',
+        '{"score": 2.0}',
     ],
 )
 def test_verdicts_that_can_be_read(text: str) -> None:
@@ -328,9 +333,10 @@ def test_verdicts_that_can_be_read(text: str) -> None:
         '[{"score": 2}]',
         '{"score": 3}',
         '{"score": -1}',
-        '{"score": "2"}',
-        '{"score": 2.0}',
+        '{"score": "two"}',
+        '{"score": 2.5}',
         '{"score": true}',
+        '{"score": 0}\n```json\n{"score": 2}\n```',
         '{"Score": 2}',
         '{"score": 1, "score": 2}',
         '{"score": 2, "reason": 1}',

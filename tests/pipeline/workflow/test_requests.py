@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megatron_ext.schema.safe_yaml import Loader
-from megatron_ext.specs import ModelSource, ReferenceSpec, TrainSpec, UnlearnSpec
+from megatron_ext.specs import AlternativesSpec, ModelSource, ReferenceSpec, TrainSpec, UnlearnSpec
 from pipeline.config.experiment import Config, data_files
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
@@ -101,6 +101,9 @@ def test_all_requests_are_evaluated_on_the_same_data(tmp_path: Path) -> None:
     found = plan(tmp_path)
     specs = [job.spec for job in found.jobs.values() if isinstance(job.spec, EvaluateSpec)]
     assert len(specs) == 2 + 2 * 4 and len({(spec.data, spec.split) for spec in specs}) == 1
+    assert all(spec.options.requests == 4 for spec in specs)
+    prepare = next(job.spec for job in found.jobs.values() if isinstance(job.spec, PrepareSpec))
+    assert {"request_2", "request_3", "request_4"} < set(prepare.sets)
     assert {spec.retain_evaluation for spec in specs if spec.model_id != "retrain"} == {
         ROOT / "evaluation" / "retrain" / "mini-muse-requests"
     }
@@ -146,6 +149,30 @@ def mapping(name: str, **changes: Any) -> dict[str, Any]:
     """A shipped benchmark as an experiment holds it, with changes."""
     content: dict[str, Any] = yaml.load((CONFIGS / "benchmarks" / f"{name}.yaml").read_text(), Loader)
     return content | {"published": []} | changes
+
+
+@pytest.mark.parametrize("order", ["sustainability", "scalability"])
+def test_each_request_has_preferred_answers_of_its_own(order: str, tmp_path: Path) -> None:
+    """Only this plans refusals and sampled answers for further requests, and their log-probabilities."""
+    benchmark = mapping("mini", splits={"forget01": 20})
+    methods, wanted = ["idk-dpo", "altpo"], {"order": order, "count": 2}
+    found = plan(tmp_path, "mini", benchmark=benchmark, split="forget01", requests=wanted, methods=methods)
+    later, idk = found.config.requests[1], f"idk.{found.config.requests[1]}"
+    assert {"idk", idk} < set(found.tokenised_sets) and len(found.alternatives_names) == 2
+    sampled = [found.jobs[f"alternatives/{name}"].spec for name in found.alternatives_names]
+    assert [(spec.data.stem, spec.checkpoint) for spec in sampled if isinstance(spec, AlternativesSpec)] == [
+        (name, Path("out/mini/models/target/checkpoint")) for name in ("forget", later)
+    ]
+    start = "models/target" if order == "scalability" else "unlearned/{}/seed-0"
+    answers = {"idk-dpo": found.paths.tokens(idk), "altpo": sampled[1].output / "alternatives.npz"}
+    specs = unlearned(found)
+    for method, file in answers.items():
+        (topic,) = specs[f"unlearned/{method}.{later}/seed-0"].topics
+        assert topic.preferred_answers == file
+        assert specs[f"unlearned/{method}/seed-0"].topics[0].preferred_answers != file
+        made = [job.spec for job in found.jobs.values() if isinstance(job.spec, ReferenceSpec)]
+        (own,) = (spec for spec in made if spec.output / "reference.npz" == topic.preferred_answers_logps)
+        assert (own.data, own.checkpoint) == (file, Path("out/mini", start.format(method), "checkpoint"))
 
 
 @pytest.mark.parametrize(

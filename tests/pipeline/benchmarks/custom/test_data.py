@@ -135,6 +135,7 @@ def test_a_chat_that_is_more_than_a_question_and_its_answer(tmp_path: Path, mess
         ("a.json", "[]", "a.json: no rows"),
         ("a.csv", "question,answer\n", "a.csv: no rows"),
         ("a.docx", "x", "a.docx: is no kind of file that is read; allowed: .jsonl"),
+        ("a.xlsx", "PK\3\4", "a.xlsx: is a zip archive, as spreadsheets and office documents are: export it as CSV"),
         ("notes/a.pdf", "x", "a.pdf: is neither .txt nor .md"),
         ("notes/.hidden", "x", "notes: holds no file that ends in .txt or .md"),
     ],

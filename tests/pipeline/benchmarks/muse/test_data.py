@@ -10,8 +10,10 @@ import pytest
 
 from megatron_ext.data.sequences import Sequences
 from pipeline.benchmarks.muse.data import DATA, EVALUATED
+from pipeline.benchmarks.muse.passages import MOST, as_rows, passages
 from pipeline.benchmarks.muse.prompt import prompt
 from pipeline.benchmarks.muse.synthetic import SyntheticNewsSource
+from pipeline.benchmarks.request_sets import REQUEST
 from pipeline.data.chunking import chunks
 from pipeline.data.errors import DataError
 from pipeline.data.settings import BpeTokenizer, FolderSource, FolderTokenizer
@@ -20,7 +22,7 @@ from pipeline.data.tokenizer import Tokenizer, train
 from pipeline.specs import PrepareSpec
 from pipeline.steps.prepare import prepare
 
-SETS = list(EVALUATED)
+SETS = [name for name in EVALUATED if not name.startswith(REQUEST)]
 QA = [{"question": "Who?", "answer": "Ada"}]
 FILES: dict[str, Any] = {
     "raw/forget": ["The first text. " * 9, "Another one."],
@@ -197,6 +199,8 @@ def test_folds_beside_the_forget_set(folder: Path) -> None:
     write(folder, "sust/forget_2", ["The second request."])
     content = DATA.load(FolderSource(path=folder), "forget", SETS, training=True, requests=["sust-2"])
     assert content.training["sust-2"].texts == ["The second request."]
+    with pytest.raises(DataError, match=r"sust/forget_2\.json: no text of 8 words"):
+        DATA.load(FolderSource(path=folder), "forget", ["request_2"], training=False)
     assert DATA.requests(FolderSource(path=folder), "forget", "scalability") == ("forget", "scal-2", "scal-3", "scal-4")
     with pytest.raises(DataError, match=r"requests: 'sust-5' is not one of forget, scal-1"):
         DATA.load(NEWS, "forget", SETS, training=True, requests=["sust-5"])
@@ -204,10 +208,30 @@ def test_folds_beside_the_forget_set(folder: Path) -> None:
         DATA.load(NEWS, "forget", SETS, training=True, requests=["scal-4"])
 
 
+def test_further_requests_are_asked_about_by_passages_of_their_texts(folder: Path) -> None:
+    """Only this looks at the rows of MUSE's further requests: VerbMem's of the generator, passages of a file."""
+    rows = DATA.load(NEWS, "forget", ["verbmem", "request_2", "request_3"], training=False).evaluation
+    reports = DATA.load(NEWS, "forget", [], training=True, requests=["sust-3"]).training["sust-3"].texts[:3]
+    assert [f"{row['prompt']} {row['gt']}" for row in rows["request_3"][0]] == reports
+    assert [len(found) for found, _ in rows.values()] == [3, 3, 3]
+    words = [f"w{i}" for i in range(800)]
+    texts = ["too short to be asked about", " ".join(words), "one two\n\nthree four five\nsix seven eight nine ten"]
+    write(folder, "sust/forget_2", texts)
+    found = DATA.load(FolderSource(path=folder), "forget", ["request_2"], training=False).evaluation["request_2"]
+    long, rest, short = found[0]
+    assert (long["prompt"].split(), long["gt"].split()) == (words[:650], words[650:735])
+    assert (rest["prompt"].split(), rest["gt"].split()) == (words[735:768], words[768:])
+    assert short == {"prompt": "one two\n\nthree four five\nsix", "gt": "seven eight nine ten"}
+    many = [f"{i} b c d e f g h" for i in range(250)]
+    assert [row["prompt"] for row in as_rows(passages(many))] == [f"{i * 5 // 2} b c d" for i in range(MOST)]
+
+
 def test_a_fold_that_is_not_made() -> None:
     assert DATA.rows(NEWS, "sust-4") == 0
     with pytest.raises(DataError, match=r"source\.requests: 3; 'sust-4' needs 4"):
         DATA.load(NEWS, "sust-4", SETS, training=True)
+    with pytest.raises(DataError, match=r"source\.requests: 3; 'sust-4' needs 4"):
+        DATA.load(NEWS, "forget", ["request_4"], training=False)
 
 
 def test_generated_sets(tmp_path: Path) -> None:

@@ -145,6 +145,24 @@ def test_every_metric_by_hand() -> None:
     assert FAMILY.compute_metrics(lines, EVERYTHING, retrain) == found
 
 
+def test_what_a_further_request_adds_is_measured_by_itself() -> None:
+    """Only this has a later request's set: its values are VerbMem's on the same rows; no way is better."""
+    examples = made()
+    options = EVERYTHING.model_copy(update={"requests": 2})
+    asked = [{**one, "set": "request_2"} for one in examples if one["set"] == "verbmem"]
+    assert FAMILY.sets(options)[-1] == "request_2" and "request_2" in FAMILY.to_forget(options)
+    found = FAMILY.compute_metrics([*examples, *asked], options, made(shift=0.7))
+    keys = ("verbmem_rouge", "extraction_strength", "exact_memorisation")
+    assert {key: value for key, value in found.items() if "request_2" in key} == {
+        f"request_2_{key}": found[key] for key in keys
+    }
+    metrics = {metric.key: metric for metric in FAMILY.metrics(options) if "request_2" in metric.key}
+    assert {(metric.better, metric.evidence) for metric in metrics.values()} == {(None, "knowledge")}
+    assert metrics["request_2_exact_memorisation"].title == "Request 2 Exact memorisation"
+    assert "passages of request 2" in metrics["request_2_exact_memorisation"].definition
+    assert [metric.headline for metric in metrics.values()] == [True, False, False]
+
+
 def test_only_what_is_asked_for_is_reported() -> None:
     keys = [metric.key for metric in FAMILY.metrics(PLAIN)]
     assert list(FAMILY.compute_metrics(made()[:5], PLAIN)) == keys
@@ -334,6 +352,11 @@ def test_what_is_asked(tmp_path: Path) -> None:
     assert (forget["labelled"], holdout["labelled"], holdout["text_tokens"]) == ("It was so.", "It was other", 17)
     found = FAMILY.compute_metrics(examples, options, examples)
     assert (found["cut_texts"], found["extraction_strength"]) == (0, 1.0)
+    later = {**ROWS, "request_2": ROWS["verbmem"]}
+    _, [verbatim, *_, last] = asked(
+        tmp_path, options.model_copy(update={"requests": 2}), change=lambda r: r.update(later)
+    )
+    assert last == {**verbatim, "set": "request_2"}
 
 
 def test_a_text_that_the_context_does_not_hold_is_cut_and_counted(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def news() -> News:
 def test_counts(news: News) -> None:
     assert [len(request) for request in news.requests] == [20 * ARTICLES, 20 * ARTICLES]
     assert (len(news.retain), len(news.holdout), len(news.background)) == (40 * 3, 20 * 3, 80 * 3)
-    assert len(news.practice) == (80 - SHOTS) * 5 and len(news.verbatim) == 20 and len(news.shots) == SHOTS
+    assert len(news.practice) == (80 - SHOTS) * 5 and len(news.shots) == SHOTS
+    assert [len(cut) for cut in news.verbatim] == [20, 20]
     assert (len(news.forget_questions), len(news.retain_questions)) == (20 * ASKED, RETAIN_ASKED * ASKED)
 
 
@@ -39,8 +40,8 @@ def test_same_settings_give_the_same_texts_and_another_seed_gives_others(news: N
 
 def test_more_folds_change_nothing_else(news: News) -> None:
     one = made()
-    assert one.requests == news.requests[:1]
-    for part in ("retain", "holdout", "background", "practice", "verbatim", "forget_questions", "retain_questions"):
+    assert one.requests == news.requests[:1] and one.verbatim == news.verbatim[:1]
+    for part in ("retain", "holdout", "background", "practice", "forget_questions", "retain_questions"):
         assert getattr(one, part) == getattr(news, part)
 
 
@@ -82,8 +83,9 @@ def test_practice_has_none_to_all_shots(news: News) -> None:
 
 
 def test_verbatim_texts_are_reports_cut_in_two(news: News) -> None:
-    for (start, rest), report in zip(news.verbatim, news.requests[0][:20], strict=True):
-        assert f"{start} {rest}" == report and len(rest) > len(start)
+    for cut, request in zip(news.verbatim, news.requests, strict=True):
+        for (start, rest), report in zip(cut, request[:20], strict=True):
+            assert f"{start} {rest}" == report and len(rest) > len(start)
 
 
 def test_more_stories_than_names() -> None:

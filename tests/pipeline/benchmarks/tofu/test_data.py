@@ -122,6 +122,7 @@ def test_requests_are_what_larger_splits_add(tmp_path: Path) -> None:
         ).read_text()
     )
     assert [manifest["train"][name]["rows"] for name in ("forget", *later, "retain")] == [2, 2, 4, 72]
+    assert [manifest["train"][name]["rows"] for name in ("idk", *(f"idk.{name}" for name in later))] == [10, 10, 20]
     assert manifest["evaluation"]["request_3"]["rows"] == 4
     with pytest.raises(DataError, match=r"requests: 'forget05-rest' is not one of forget10-rest, forget10 after"):
         DATA.load(source, "forget05", PLAIN, training=True, requests=["forget05-rest"])
