@@ -126,7 +126,7 @@ class ReferenceSpec(ModelStepSpec):
     program: Literal["reference"] = "reference"
     checkpoint: Path = Field(strict=False)
     data: Path = Field(strict=False)
-    token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
+    token_budget: int = Field(16384, ge=1, description="tokens of one forward pass")
     output: Path = Field(strict=False, description="folder that receives reference.npz and summary.json")
 
 

@@ -103,7 +103,7 @@ class EvaluateSpec(ModelStepSpec):
     retain_evaluation: Path | None = Field(
         None, strict=False, description="folder of retrain's evaluation; what compares with it needs it"
     )
-    token_budget: int = Field(16384, ge=1, description="tokens, padding included, of one forward pass")
+    token_budget: int = Field(16384, ge=1, description="tokens of one forward pass")
     generation_token_budget: int | None = Field(
         None, ge=1, description="positions of the key-value cache of a batch of answers; default: token_budget"
     )

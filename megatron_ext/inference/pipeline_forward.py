@@ -20,6 +20,7 @@ from tqdm import tqdm
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel
 from megatron_ext.model.families import family_of
+from megatron_ext.model.packing import Packing
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class PipelineForward:
         self._sent: tuple[Any, Tensor] | None = None
 
     def forward(
-        self, ids: Tensor, attention_mask: Tensor | None = None, context: StaticInferenceContext | None = None
+        self, ids: Tensor, attention_mask: Tensor | Packing | None = None, context: StaticInferenceContext | None = None
     ) -> Tensor | None:
         """Run this stage on one batch.
 
@@ -109,7 +110,7 @@ class PipelineForward:
         Args:
             ids: int64 ``[B, S]``.
             attention_mask: bool, broadcastable to ``[B, heads, S, keys]``, true where attention is forbidden; None for
-                causal attention.
+                causal attention; or where the tokens of several texts stand in one row.
             context: The key-value cache of a generation.
 
         Returns:

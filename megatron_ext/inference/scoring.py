@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,9 @@ def score(
 ) -> list[Score]:
     """``sum_t log p(target[t] | prompt, target[:t])`` of each request.
 
-    Log-probabilities are fp32, their sum fp64. Equal requests are computed once. Texts that differ in their last token
-    alone, as the letters that answer a question do, are read once. Logits exist only where they predict a target token.
+    Log-probabilities are fp32, their sum fp64. Equal requests are computed once. What texts begin with alike, as
+    answers of one question do and questions after the same examples, is read once in each batch. There is no padding.
+    Logits exist only where they predict a target token.
 
     Every rank calls this with the same requests. Collectives: those of the forward passes, then a broadcast over the
     pipeline and an all-reduce over data-parallel ranks, of two fp64 numbers for each distinct request and of four fp32
@@ -90,8 +91,8 @@ def score(
         model: This rank's stage of the model.
         ranks: Where this process stands.
         requests: What to score.
-        token_budget: Tokens of a forward pass, padding included, but always one sequence; on a CPU fewer where their
-            hidden states are large.
+        token_budget: Tokens of a forward pass, but always one sequence; on a CPU fewer where their hidden states are
+            large. Attention is computed for as many at a time, those that are shared counted for each text.
         progress: Whether the first rank shows a progress bar.
         answers: What is known already; it grows batch by batch.
 
@@ -151,26 +152,27 @@ class _Scoring:
     ) -> dict[int, list[Any]]:
         """Every missing request's row; ``keep`` is given this rank's, batch by batch."""
         from megatron_ext.distributed.collectives import sum_over_data_ranks
-        from megatron_ext.inference import pipeline_forward
+        from megatron_ext.inference import pipeline_forward, shared_prefixes
 
         model, ranks = self._model, self._ranks
         read: dict[tuple[int, ...], list[int]] = {}  # texts, and the requests that are answered by reading them
         for i in self._missing:
             read.setdefault((*self._requests[i].prompt, *self._requests[i].target[:-1]), []).append(i)
-        texts = list(read)
         if ranks.on_cpu:
             token_budget = min(token_budget, max(1, CPU_HIDDEN // model.config.hidden_size))
-        planned = pipeline_forward.plan(list(map(len, texts)), token_budget, ranks)
-        batches = [[texts[k] for k in batch] for batch in planned]
+        batches = shared_prefixes.plan(list(read), token_budget, ranks)
         stages = pipeline_forward.PipelineForward(model, ranks)
         with pipeline_forward.evaluating(model):
             for batch in pipeline_forward.rank_batches(batches, ranks, "scoring", progress):
-                hidden_SBH = stages.forward(_inputs(batch).to(ranks.device))
-                if hidden_SBH is not None:
+                ids, packing, stretches = shared_prefixes.packed(batch, token_budget, ranks.device)
+                hidden_S1H = stages.forward(ids, packing)
+                if hidden_S1H is not None:
                     asked = [
-                        _Asked(place, i, self._requests[i]) for place, text in enumerate(batch) for i in read[text]
+                        _Asked(stretch.path, i, self._requests[i])
+                        for stretch, text in zip(stretches, batch, strict=True)
+                        for i in read[text]
                     ]
-                    self._note(_numbers(model, ranks, hidden_SBH, asked), asked)
+                    self._note(_numbers(model, ranks, hidden_S1H.squeeze(1), asked), asked)
                     keep(self._rows([each.number for each in asked]))
             stages.finish()
             for tensor in (self._sums_2R, self._tokenwise):
@@ -192,9 +194,9 @@ class _Scoring:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A request, its number, and the place of the text that answers it among those of a batch."""
+    """A request, its number, and where the tokens of the text that answers it are in a batch's row."""
 
-    place: int
+    path: Sequence[int]
     number: int
     request: ScoreRequest
 
@@ -227,27 +229,26 @@ def _digits(numbers: Tensor) -> list[list[float]]:
     return [[float(f"{value:.9g}") for value in row] for row in numbers.tolist()]
 
 
-def _numbers(model: LanguageModel, ranks: Ranks, hidden_SBH: Tensor, asked: Sequence[_Asked]) -> _Answers:
+def _numbers(model: LanguageModel, ranks: Ranks, hidden_TH: Tensor, asked: Sequence[_Asked]) -> _Answers:
     """Log-probabilities of every target's tokens, ``N`` in all, from the hidden states of a batch."""
     import torch
 
     from megatron_ext.distributed.vocab_parallel import VocabularyShards
 
-    device, requests = hidden_SBH.device, [each.request for each in asked]
+    device, requests = hidden_TH.device, [each.request for each in asked]
     lengths = [len(request.target) for request in requests]
     counts_R = torch.tensor(lengths)
     request_N = torch.repeat_interleave(torch.arange(len(requests)), counts_R)
-    position_N = torch.cat([len(request.prompt) - 1 + torch.arange(len(request.target)) for request in requests])
-    text_N = torch.repeat_interleave(torch.tensor([each.place for each in asked]), counts_R)
-    place_N = (position_N * hidden_SBH.size(1) + text_N).to(device)
+    # The first token of a target is predicted by the last one of its prompt.
+    place_N = torch.tensor([place for each in asked for place in each.path[len(each.request.prompt) - 1 :]])
+    place_N = place_N.to(device)
     target_N = torch.tensor([token for request in requests for token in request.target], device=device)
     detailed = any(request.tokenwise for request in requests)
-    flat_hidden = hidden_SBH.reshape(-1, hidden_SBH.size(-1))
     shards = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
     log_probs, correct, moments = [], [], []
     size = _positions_at_a_time(model, ranks)
     for places, targets in zip(place_N.split(size), target_N.split(size), strict=True):
-        logits_NV = model.logits(flat_hidden[places])
+        logits_NV = model.logits(hidden_TH[places])
         log_probs.append(shards.target_log_probs(logits_NV, targets))
         correct.append(shards.argmax(logits_NV) == targets)
         if detailed:
@@ -267,10 +268,3 @@ def _positions_at_a_time(model: LanguageModel, ranks: Ranks) -> int:
     """Of how many positions logits exist at the same time."""
     most = min(LOGITS, CPU_LOGITS) if ranks.on_cpu else LOGITS
     return max(1, most * ranks.layout.tensor // model.vocab_size)
-
-
-def _inputs(texts: Iterable[Sequence[int]]) -> Tensor:
-    """What is read: int64 ``[B, S]``, padded on the right, which causal attention does not see."""
-    import torch
-
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True)

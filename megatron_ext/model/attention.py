@@ -13,6 +13,8 @@ from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from megatron_ext.model.packing import Packing
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float | None) -> Tensor:
     """Scaled dot-product attention by torch's fused kernels.
@@ -158,9 +160,16 @@ class Attention(DotProductAttention):
     window: int | None = None
     cap: float | None = None
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | Packing | None, **_: Any
+    ) -> Tensor:
+        if isinstance(attention_mask, Packing):
+            return attention_mask.attend(query, key, value, self.window, self._attend)
         if self.window is not None and key.size(0) > self.window:
             attention_mask = within_window(attention_mask, query.size(0), key.size(0), self.window, query.device)
+        return self._attend(query, key, value, attention_mask)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
         sinks = self.softmax_offset
         if self.cap is not None or sinks is not None:
             return attend_openly(query, key, value, attention_mask, self.softmax_scale, self.cap, sinks)
@@ -182,6 +191,25 @@ class CachingAttention(SelfAttention):
     local_rotary: Callable[[int], Tensor] | None = None
     query_scale: Tensor | None = None
 
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | Packing | None,
+        *rest: Any,
+        rotary_pos_emb: Tensor | None = None,
+        **named: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As megatron-core's, with angles of the layer's own, and of each token's place in its text."""
+        if rotary_pos_emb is not None:
+            if self.local_rotary is not None:
+                rotary_pos_emb = self.local_rotary(rotary_pos_emb.size(0))
+            if isinstance(attention_mask, Packing):
+                rotary_pos_emb = rotary_pos_emb[attention_mask.positions_T]
+        found: tuple[Tensor, Tensor | None] = super().forward(
+            hidden_states, attention_mask, *rest, rotary_pos_emb=rotary_pos_emb, **named
+        )
+        return found
+
     def _adjust_key_value_for_inference(
         self,
         inference_context: Any,
@@ -194,8 +222,6 @@ class CachingAttention(SelfAttention):
     ) -> Any:
         if self.query_scale is not None:
             query = query * self.query_scale
-        if self.local_rotary is not None and rotary_pos_emb is not None:
-            rotary_pos_emb = (self.local_rotary(rotary_pos_emb[0].size(0)),) * 2
         if inference_context is None:
             return super()._adjust_key_value_for_inference(
                 inference_context, query, key, value, rotary_pos_emb, *rest, **named

@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron_ext.model.attention import Attention, with_earlier
 from megatron_ext.model.families import Latent
 from megatron_ext.model.layers import Norm
+from megatron_ext.model.packing import Packing
 
 NORM_EPSILON = 1e-6  # whatever ``rms_norm_eps`` is, in the model's own code and in transformers
 
@@ -85,7 +86,7 @@ class LatentAttention(torch.nn.Module):
     def forward(
         self,
         hidden_SBH: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Packing | None,
         inference_context: Any = None,
         rotary_pos_emb: Tensor | None = None,
         **_: Any,
@@ -94,7 +95,7 @@ class LatentAttention(torch.nn.Module):
 
         Args:
             hidden_SBH: Under sequence parallelism this rank's positions.
-            attention_mask: As in ``attend``.
+            attention_mask: As in ``attend``, or what stands for it where texts are packed.
             inference_context: A generation's.
             rotary_pos_emb: Angles ``[positions, 1, 1, rotary]``, of all positions from the first.
 
@@ -113,7 +114,10 @@ class LatentAttention(torch.nn.Module):
         key, value = both.split([sizes.plain, sizes.value], dim=-1)
         start = inference_context.sequence_len_offset if inference_context is not None else 0
         assert rotary_pos_emb is not None
-        angles = rotary_pos_emb[start : start + query.size(0)]
+        if isinstance(attention_mask, Packing):
+            angles = rotary_pos_emb[attention_mask.positions_T]
+        else:
+            angles = rotary_pos_emb[start : start + query.size(0)]
         plain, turned = query.split([sizes.plain, sizes.rotary], dim=-1)
         query = torch.cat([plain, self._rotated(turned, angles, self.query_scale)], dim=-1)
         shared = self._rotated(rotated.unsqueeze(2), angles).expand(-1, -1, self.heads, -1)

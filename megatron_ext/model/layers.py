@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ext.model.attention import attend
+from megatron_ext.model.packing import Packing
 
 
 class Norm:
@@ -60,15 +61,27 @@ class NormAndAdd(torch.nn.Module):
 def masked_transformer_engine_attention() -> type:
     """Transformer Engine's attention, which under the mask types that megatron-core gives it (causal, or none past the
     prefill) ignores the mask itself; where there is one, as in batches padded on the left, torch's attention heeds it.
+    So it does where texts are packed.
     """
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     class MaskedAttention(TEDotProductAttention):
         def forward(
-            self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+            self,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | Packing | None,
+            *args: Any,
+            **kwargs: Any,
         ) -> Tensor:
             if attention_mask is None:
                 return super().forward(query, key, value, None, *args, **kwargs)
+            if isinstance(attention_mask, Packing):
+                return attention_mask.attend(query, key, value, None, self._attend)
+            return self._attend(query, key, value, attention_mask)
+
+        def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
             return attend(query, key, value, attention_mask, self.config.softmax_scale)
 
     return MaskedAttention

@@ -17,10 +17,16 @@ STORY = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317
 
 
 def requests() -> list[tuple[list[int], list[int]]]:
-    """Prompts and targets of many lengths, from one token to the whole context, one of them twice."""
+    """Prompts and targets of many lengths, from one token to the whole context, one of them twice; and several answers
+    of questions that follow the same tokens, one of which begins as another does."""
     draw = random.Random(0)
     pairs = [(_ids(draw, draw.randint(1, 20)), _ids(draw, draw.randint(1, 20))) for _ in range(20)]
-    return [*pairs, (_ids(draw, 1), _ids(draw, 63)), (_ids(draw, 63), _ids(draw, 1)), pairs[3]]
+    pairs += [(_ids(draw, 1), _ids(draw, 63)), (_ids(draw, 63), _ids(draw, 1)), pairs[3]]
+    for start in (_ids(draw, 15), pairs[0][0]):
+        for question in (start, start + _ids(draw, 6), start + _ids(draw, 9)):
+            answers = [_ids(draw, length) for length in (1, 7, 4, 12)]
+            pairs += [(question, answer) for answer in (*answers, answers[1] + _ids(draw, 3))]
+    return pairs
 
 
 def prompts() -> list[list[int]]:

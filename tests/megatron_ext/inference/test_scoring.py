@@ -21,6 +21,15 @@ def logits_made(model, monkeypatch):
     return rows
 
 
+@pytest.fixture
+def read(model):
+    """Tokens of each forward pass."""
+    tokens = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].numel()))
+    yield tokens
+    handle.remove()
+
+
 @pytest.mark.parametrize("name", cases.MODELS)
 @pytest.mark.parametrize("token_budget", [1, 200, 100_000])
 def test_scores_are_those_of_transformers_in_request_order(name, token_budget, inference, alone):
@@ -71,18 +80,41 @@ def test_logits_exist_only_where_they_predict_a_target_token_of_a_distinct_reque
     assert first == third
 
 
-def test_what_differs_in_its_last_token_alone_is_read_once(model, alone, monkeypatch):
-    read, inputs = [], scoring._inputs
-    monkeypatch.setattr(scoring, "_inputs", lambda texts: read.append(len(texts)) or inputs(texts))
+def test_what_differs_in_its_last_token_alone_is_read_once(model, alone, read):
     requests = [ScoreRequest([5, 6, 7], [i], tokenwise=i == 9) for i in (8, 9, 10, 11)]
-    requests += [ScoreRequest([5], [6, 7, 8]), ScoreRequest([5, 6], [7])]
+    requests += [ScoreRequest([9], [6, 7, 8]), ScoreRequest([9, 6], [7])]
     together = score(model, alone, requests, 1000, progress=False)
-    assert read == [2]
+    assert read == [6]
     for ours, request in zip(together, requests, strict=True):
         (apart,) = score(model, alone, [request], 1000, progress=False)
         assert ours.log_prob == pytest.approx(apart.log_prob, abs=1e-5) and ours.greedy == apart.greedy
         assert (ours.tokenwise is None) == (not request.tokenwise)
     assert together[1].tokenwise.log_probs == pytest.approx([together[1].log_prob], abs=1e-6)
+
+
+def test_four_choices_of_a_question_after_examples_read_question_and_examples_once(model, alone, read):
+    """Five-shot questions cost a quarter of what reading every choice costs, and less where they share examples."""
+    examples, asked = [7] * 30, 4
+    questions = [[*examples, 10 + number, *[8] * 9] for number in range(asked)]
+    requests = [ScoreRequest(question, [20 + choice, 30, 31]) for question in questions for choice in range(4)]
+    score(model, alone, requests, 1000, progress=False)
+    assert read == [30 + asked * (10 + 4 * 2)]
+    assert sum(read) < sum(len(r.prompt) + len(r.target) - 1 for r in requests) / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma2-tied", "mixtral-untied", "gptoss-untied", "deepseek-untied"])
+def test_shared_beginnings_are_read_by_every_kind_of_attention(name, tmp_path, alone):
+    """Capped products, windows, sinks, latent attention and experts: packed texts score as each text by itself."""
+    tiny.write(tmp_path, [name])
+    model = reading.load(tmp_path / "fp32" / name, alone)
+    requests = [ScoreRequest(*pair, tokenwise=True) for pair in cases.requests()]
+    found = score(model, alone, requests, 200, progress=False)
+    for ours, request in zip(found, requests, strict=True):
+        text = torch.tensor([[*request.prompt, *request.target[:-1]]])
+        logits = tiny.logits(model, alone, text)[0, len(request.prompt) - 1 :]
+        wanted = logits.log_softmax(-1).gather(-1, torch.tensor(request.target).unsqueeze(-1)).squeeze(-1)
+        assert ours.tokenwise.log_probs == pytest.approx(wanted.tolist(), rel=0, abs=1e-4)
 
 
 def test_logits_of_many_positions_are_made_in_pieces(model, alone, logits_made, monkeypatch):

@@ -1,0 +1,152 @@
+"""Texts of a forward pass in one row of tokens, without padding: linear layers see tokens, attention sees texts.
+
+What texts begin with alike may be there once. A model is given a ``Packing`` in the place of an attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """Stretches of ``R`` texts whose attention is computed at a time, padded on the right.
+
+    Attributes:
+        queries_RQ: int64, places of the stretches' tokens in the row of tokens.
+        keys_RK: int64, places of each text's tokens, from its first to the last of the stretch.
+        positions_RQ: int64, the place of each query in its text, 0 for padding; None where every stretch begins with
+            its text, so that attention is causal.
+    """
+
+    queries_RQ: Tensor
+    keys_RK: Tensor
+    positions_RQ: Tensor | None
+
+    def forbidden(self, window: int | None) -> Tensor | None:
+        """What queries must not attend to.
+
+        Args:
+            window: How many of the newest positions a position sees; None for all.
+
+        Returns:
+            bool ``[R, 1, Q, K]``; None for causal attention.
+        """
+        length = self.keys_RK.size(1)
+        if self.positions_RQ is None and (window is None or length <= window):
+            return None
+        key_K = torch.arange(length, device=self.keys_RK.device)
+        query_R1Q1 = (key_K.unsqueeze(0) if self.positions_RQ is None else self.positions_RQ)[:, None, :, None]
+        later = key_K > query_R1Q1
+        return later if window is None else later | (key_K <= query_R1Q1 - window)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the ``T`` tokens of a row stand in their texts.
+
+    Attributes:
+        positions_T: int64, the place of each token in its text.
+        parts: Whose stretches hold every token once.
+        order_T: int64, where the parts' queries, one part's ``[R * Q]`` after the other's, have each token.
+    """
+
+    positions_T: Tensor
+    parts: Sequence[Part]
+    order_T: Tensor
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        window: int | None,
+        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        """Attention of every token to its text.
+
+        Args:
+            query: ``[T, 1, heads, d]``, rotated by ``positions_T``.
+            key: ``[T, 1, groups, d]``, as well.
+            value: ``[T, 1, groups, e]``.
+            window: As for ``Part.forbidden``.
+            attend: As ``megatron_ext.model.attention.attend``, without a scale.
+
+        Returns:
+            ``[T, 1, heads * e]``.
+        """
+        found = []
+        for part in self.parts:
+            q, k, v = (
+                tensor.squeeze(1)[places].transpose(0, 1)
+                for tensor, places in ((query, part.queries_RQ), (key, part.keys_RK), (value, part.keys_RK))
+            )
+            out_QRE = attend(q, k, v, part.forbidden(window))
+            found.append(out_QRE.transpose(0, 1).flatten(0, 1))
+        return torch.cat(found)[self.order_T].unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A text's tokens from ``start`` on, which the row has for this text; those before it has for an earlier one.
+
+    Attributes:
+        path: Places of all of the text's tokens in the row.
+        start: How many of them are an earlier text's.
+    """
+
+    path: Sequence[int]
+    start: int
+
+
+# A part's stretches are padded to its longest one; its shortest text has at least this share of its longest's tokens.
+ALIKE = 0.8
+
+
+def pack(stretches: Sequence[Stretch], key_budget: int, device: torch.device) -> Packing:
+    """The packing of texts whose stretches hold each token of a row once.
+
+    Args:
+        stretches: One of each text.
+        key_budget: Bound on the keys of a part, padding included, which always has one text.
+        device: Where the tensors go.
+    """
+    positions, order = ([0] * sum(len(each.path) - each.start for each in stretches) for _ in range(2))
+    parts, end = [], 0
+    ordered = sorted(stretches, key=lambda each: (each.start > 0, -len(each.path), each.start, each.path[-1]))
+    while ordered:
+        first = ordered[0]
+        most = max(1, key_budget // len(first.path))
+        here = [
+            each
+            for each in ordered[:most]
+            if (each.start > 0) == (first.start > 0) and len(each.path) >= ALIKE * len(first.path)
+        ]
+        ordered = ordered[len(here) :]
+        width = max(len(each.path) - each.start for each in here)
+        for row, each in enumerate(here):
+            for position in range(each.start, len(each.path)):
+                positions[each.path[position]] = position
+                order[each.path[position]] = end + row * width + position - each.start
+        end += len(here) * width
+        parts.append(_part(here, width, device))
+    positions_T, order_T = (torch.tensor(numbers, device=device) for numbers in (positions, order))
+    return Packing(positions_T, parts, order_T)
+
+
+def _part(stretches: Sequence[Stretch], width: int, device: torch.device) -> Part:
+    def padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
+        return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows], device=device)
+
+    longest = max(len(each.path) for each in stretches)
+    # Padding is any token: no query that counts sees it.
+    filler = stretches[0].path[0]
+    queries = padded([each.path[each.start :] for each in stretches], width, filler)
+    keys = padded([each.path for each in stretches], longest, filler)
+    if stretches[0].start == 0:
+        return Part(queries, keys, None)
+    return Part(queries, keys, padded([range(each.start, len(each.path)) for each in stretches], width, 0))
