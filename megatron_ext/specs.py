@@ -204,6 +204,9 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
     trainable_layers: TrainableLayers | None = None
     batching: Batching
     seed: int = Field(0, ge=0)
+    saved_epochs: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="epochs, in order, whose checkpoints are written too: epochs/epoch-<number>"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> UnlearnSpec:
@@ -220,6 +223,8 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
                 )
         if problems := self.method_problems():
             raise ValueError("; ".join(problems))
+        if self.saved_epochs != sorted(set(self.saved_epochs)):
+            raise ValueError(f"saved_epochs: {self.saved_epochs} must be in order, each once")
         _works_with(self.optimizer, self.runtime)
         return self
 
@@ -261,6 +266,11 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
             forget_loss=self.forget_loss.name,
             retain_loss=None if self.retain_loss is None else self.retain_loss.name,
         )
+
+
+def epoch_folder(epoch: int) -> str:
+    """The name of the checkpoint of an epoch, counted from 1, in the folder ``epochs`` of a run."""
+    return f"epoch-{epoch}"
 
 
 def read(path: Path, kind: type[S]) -> S:

@@ -155,6 +155,7 @@ class ReportEntry(Strict):
         None, description="what was done to the model, one of the report's attacks; null: nothing"
     )
     request: int | None = Field(None, ge=2, description="which request to forget it was asked last; null: the first")
+    epoch: int | None = Field(None, ge=1, description="after which epoch of its run the model was saved; null: its end")
     evaluation: Path = Field(strict=False, description="folder with evaluation.json and examples.jsonl")
     run: Path | None = Field(None, strict=False, description="folder with summary.json, provenance.json and logs")
     judgement: Path | None = Field(None, strict=False, description="folder with judgement.json, where there is one")
@@ -200,6 +201,9 @@ class ReportSpec(StepSpec):
     requests: RequestOrder | None = None
     later_requests: list[ReportEntry] = Field(
         [], description="the entries' methods after each further request to forget"
+    )
+    by_epoch: list[ReportEntry] = Field(
+        [], description="the entries' runs after each evaluated epoch, the one that they end in among them"
     )
     steps: dict[str, Annotated[Path, Field(strict=False)]] = Field(
         default_factory=dict, description="name -> folder of other steps whose times are listed: data, base, reference"

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
-    """Write checkpoint/, steps.jsonl, trajectory.jsonl (empty without validation) and summary.json.
+    """Write checkpoint/, epochs/ where it is asked for, steps.jsonl, trajectory.jsonl (empty without validation) and
+    summary.json.
 
     Collective over all ranks.
 
@@ -42,10 +43,13 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
     run = UnlearningRun(spec, ranks)
     clock.mark("startup")
 
-    def validate(steps: int) -> None:
+    def measure(steps: int) -> None:
         clock.mark("work")
-        run.validate(steps)
-        clock.mark("work", "validation")
+        if spec.validation is not None:
+            run.validate(steps)
+            clock.mark("work", "validation")
+        run.save_epoch(steps)
+        clock.mark("write")
 
     with loop.stoppable(run.trainer):
         loop.run(
@@ -55,7 +59,7 @@ def unlearn(spec: UnlearnSpec, ranks: Ranks, clock: Clock) -> None:
             spec.checkpoint_every,
             run.step,
             title=f"unlearn {spec.output.name}",
-            validate=validate if spec.validation is not None else None,
+            validate=measure if spec.validation is not None or spec.saved_epochs else None,
             ended=run.ended,
             checkpoint_minutes=spec.checkpoint_minutes,
         )

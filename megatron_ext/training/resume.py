@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ class Resume:
         trainer: Trainer,
         rule_state: dict[str, float] | None = None,
         rule_vectors: dict[str, Vector] | None = None,
-        companion: Companion | None = None,
+        companions: Sequence[Companion] = (),
     ) -> None:
         """Describe the run; nothing is read yet.
 
@@ -64,9 +64,9 @@ class Resume:
             trainer: Whose model and optimizer are saved.
             rule_state: The update rule's own numbers, which restoring changes in place.
             rule_vectors: The vectors that the rule keeps, this rank's pieces of them; as ``rule_state``.
-            companion: Keeps further files in ``folder_of(output)``.
+            companions: Each keeps further files in ``folder_of(output)``.
         """
-        self.folder, self.companion = folder_of(output), companion
+        self.folder, self.companions = folder_of(output), companions
         self.rule_state = {} if rule_state is None else rule_state
         self.rule_vectors = {} if rule_vectors is None else rule_vectors
         self.trainer, self.ranks = trainer, trainer.ranks
@@ -83,8 +83,8 @@ class Resume:
             self.rule_state.update(state["rule_state"])
             self._load(self.folder / state["folder"] / self._file())
         self.log.open(steps)
-        if self.companion is not None:
-            self.companion.restore(steps)
+        for companion in self.companions:
+            companion.restore(steps)
         return steps
 
     def _choose(self) -> dict[str, Any] | None:
@@ -113,8 +113,8 @@ class Resume:
             tensors |= {name: torch.tensor(group["step"]) for name, group in self._groups() if "step" in group}
             save_file(tensors, partial / self._file())
             _sync(partial / self._file())
-        if self.companion is not None:
-            self.companion.flush()
+        for companion in self.companions:
+            companion.flush()
         barrier(self.ranks)
         if self.ranks.world_rank == 0:
             self.log.flush()
@@ -128,8 +128,8 @@ class Resume:
                 if older != final:
                     shutil.rmtree(older)
         barrier(self.ranks)
-        if self.companion is not None:
-            self.companion.saved()
+        for companion in self.companions:
+            companion.saved()
 
     def kept(self) -> str:
         """A sentence on the newest state there is."""

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_ext.atomic_files import write_text
@@ -22,6 +23,7 @@ from megatron_ext.model.build import LanguageModel
 from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training import validation
 from megatron_ext.training.collapse import CollapseCheck
+from megatron_ext.training.epoch_checkpoints import EpochCheckpoints
 from megatron_ext.training.loop import StepOutcome
 from megatron_ext.training.reference_model import ReferenceBase, ReferenceCopy, ReferenceMatrices, ReferenceModel
 from megatron_ext.training.resume import Resume
@@ -87,12 +89,14 @@ class UnlearningRun:
         self._validator: Validator | None = None
         if spec.validation is not None:
             self._validator = Validator(spec, spec.validation, self.trainer, self._topics, self._order)
+        self._epochs = EpochCheckpoints(spec, self.trainer, self._order, self._save)
         identity = {
             "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
             "data": [topic.digests() for topic in self._topics],
             "model": fingerprint,
         }
-        self.resume = Resume(spec.output, identity, self.trainer, self._state, self._kept, self._validator)
+        companions = [self._epochs, *([self._validator] if self._validator else [])]
+        self.resume = Resume(spec.output, identity, self.trainer, self._state, self._kept, companions)
         self._check: CollapseCheck | None = None  # part of a model gives no probabilities
         if spec.trainable_layers is None:
             self._check = CollapseCheck(self.trainer.accumulator, self._topics[0], spec.batching.global_batch)
@@ -132,6 +136,10 @@ class UnlearningRun:
         if self._validator is not None:
             self._validator.measure(steps)
 
+    def save_epoch(self, steps: int) -> None:
+        """Write the checkpoint of an epoch, if one that is wanted ends after ``steps`` steps."""
+        self._epochs.after(steps)
+
     def ended(self) -> bool:
         """Whether the run ends before its last step, because its budget is broken."""
         return self._validator is not None and self._validator.best.broke is not None
@@ -166,26 +174,34 @@ class UnlearningRun:
         return nll
 
     def write(self) -> None:
-        """Write checkpoint, adapters if there are some, trajectory and step log; the run's states are deleted.
+        """Write checkpoint, adapters if there are some, checkpoints of epochs, trajectory and step log; the run's
+        states are deleted.
 
         Raises:
             NonFinite: The weights are not finite; nothing was written.
         """
-        spec, ranks, model = self._spec, self._ranks, self.trainer.model
+        spec, ranks = self._spec, self._ranks
         self.trainer.refuse_broken_weights()
-        if spec.lora is not None:
-            peft_folder.save(model, ranks, spec.output / "adapter", spec.checkpoint)
-            peft_folder.merge(spec.checkpoint, spec.output / "adapter", spec.output / "checkpoint", ranks)
-        elif spec.trainable_layers is None:
-            writing.save(model, ranks, spec.output / "checkpoint", spec.checkpoint)
-        else:
-            patching.save_changed(model, ranks, spec.output / "checkpoint", spec.checkpoint)
+        self._save(spec.output / "checkpoint", spec.output / "adapter")
+        self._epochs.publish()
         trajectory = self._validator.text() if self._validator is not None else ""
         if ranks.world_rank == 0:
             write_text(spec.output / validation.FILE, trajectory)
             if spec.lora is None:  # of an earlier run with other settings
                 shutil.rmtree(spec.output / "adapter", ignore_errors=True)
         self.resume.finish(spec.output / "steps.jsonl")
+
+    def _save(self, folder: Path, adapter: Path | None = None) -> None:
+        """Write the model as a checkpoint, and its adapters where it has some."""
+        spec, ranks, model = self._spec, self._ranks, self.trainer.model
+        if spec.lora is not None:
+            adapter = adapter or self.resume.folder / "adapter"
+            peft_folder.save(model, ranks, adapter, spec.checkpoint)
+            peft_folder.merge(spec.checkpoint, adapter, folder, ranks)
+        elif spec.trainable_layers is None:
+            writing.save(model, ranks, folder, spec.checkpoint)
+        else:
+            patching.save_changed(model, ranks, folder, spec.checkpoint)
 
     def facts(self, selected: Selected, retain_nll: float | None) -> dict[str, Any]:
         """What ``summary.json`` says beside times and flags; on world rank 0, after ``write``."""
@@ -199,6 +215,7 @@ class UnlearningRun:
             "notes": notes[:SHOWN],
             "retain_nll": retain_nll,
             "rule_state": dict(self._state),
+            **({"saved_epochs": {str(k): v for k, v in self._epochs.steps.items()}} if self._epochs.steps else {}),
         }
 
 

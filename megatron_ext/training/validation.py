@@ -11,8 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from megatron_ext.model.loss_inputs import LossInputs
 from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training.accumulator import NonFinite
 from megatron_ext.training.best_step import BestStep
+from megatron_ext.training.epoch_checkpoints import as_written
 from megatron_ext.training.resume import StepLog, folder_of
 from megatron_ext.training.topics import TopicData
 from megatron_ext.training.trainer import Trainer
@@ -93,9 +93,8 @@ class Validator:
             topics: The run's topics.
             order: How they take turns.
         """
-        self._spec = validation
+        self._spec, self._run = validation, spec
         self._trainer, self._ranks, self._order = trainer, trainer.ranks, order
-        self._origin, self._extrapolation = spec.checkpoint, spec.rule.extrapolation
         self._points = self._spec.points(order.steps, order.steps_per_epoch)
         self._folder = folder_of(spec.output)
         self._log = StepLog(self._folder / FILE, active=self._ranks.world_rank == 0)
@@ -144,7 +143,7 @@ class Validator:
         if steps not in self._points:
             return
         begin = time.perf_counter()
-        with self._as_written():
+        with as_written(self._trainer, self._run):
             row = {"step": steps, "epoch": self._order.epoch(steps - 1) if steps else 0.0, **self._numbers()}
             before = self.best.before or row
             row["score"] = score(row["forget_probability"], row["retain_probability"], before["retain_probability"])
@@ -169,7 +168,7 @@ class Validator:
     def _keep(self, folder: Path) -> None:
         """Write the weights, of which adapters are all that is trained where there are some."""
         if self._trainer.model.lora is not None:
-            peft_folder.save(self._trainer.model, self._ranks, folder, self._origin)
+            peft_folder.save(self._trainer.model, self._ranks, folder, self._run.checkpoint)
         else:
             writing.save(self._trainer.model, self._ranks, folder)
 
@@ -201,24 +200,6 @@ class Validator:
         for folder in self._folder.glob("best-*"):
             if folder not in needed:
                 shutil.rmtree(folder)
-
-    @contextmanager
-    def _as_written(self) -> Iterator[None]:
-        """The model with the weights that the run would end in now; costs a copy of them where its rule extrapolates,
-        and nothing elsewhere."""
-        if self._extrapolation == 1.0:
-            yield
-            return
-        model = self._trainer.model
-        trained = [p for p in model.parameters() if p.requires_grad]
-        kept = [p.detach().clone() for p in trained]
-        reading.extrapolate(model, self._ranks, self._origin, self._extrapolation)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for p, value in zip(trained, kept, strict=True):
-                    p.copy_(value)
 
     def _numbers(self) -> dict[str, float]:
         """Means over the sampled forget rows and over the sampled retain rows."""

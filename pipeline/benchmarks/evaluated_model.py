@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -15,12 +16,14 @@ class ModelId:
         seed: The seed of unlearning; ``None`` for a model that was not unlearned.
         attack: What was done to the model afterwards, one of the experiment's attacks.
         request: The forget split of the request that the model was asked last; ``None`` for the first.
+        epoch: Of a run whose epochs are evaluated, after which one it was saved; ``None``: what the run ended in.
     """
 
     run: str
     seed: int | None = None
     attack: str | None = None
     request: str | None = None
+    epoch: int | None = None
 
     @property
     def run_folder(self) -> str:
@@ -34,7 +37,8 @@ class ModelId:
 
     def __str__(self) -> str:
         seed = "" if self.seed is None else f"-seed-{self.seed}"
-        return f"{self.run_folder}{seed}" + (f".{self.attack}" if self.attack else "")
+        epoch = "" if self.epoch is None else f".epoch-{self.epoch}"
+        return f"{self.run_folder}{seed}{epoch}" + (f".{self.attack}" if self.attack else "")
 
     @classmethod
     def parse(cls, text: str, attacks: Iterable[str] = (), requests: Iterable[str] = ()) -> ModelId:
@@ -46,10 +50,10 @@ class ModelId:
             requests: Forget splits of the requests after the first, for the same reason.
         """
         text, attack = _without_ending(text, attacks)
-        run, _, seed = text.rpartition("-seed-")
-        unlearned = bool(run) and seed.isdecimal()
-        run, request = _without_ending(run if unlearned else text, requests)
-        return cls(run, int(seed) if unlearned else None, attack, request)
+        found = re.fullmatch(r"(.+)-seed-([0-9]+)(?:\.epoch-([0-9]+))?", text, re.DOTALL)
+        run, seed, epoch = found.groups() if found else (text, None, None)
+        run, request = _without_ending(run, requests)
+        return cls(run, int(seed) if seed else None, attack, request, int(epoch) if epoch else None)
 
 
 def _without_ending(text: str, names: Iterable[str]) -> tuple[str, str | None]:

@@ -27,6 +27,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     data.published_metrics,
     selection.test_metric,
     selection.keep,
+    selection.evaluate_every,
     models.trained_sets,
     models.sources,
     models.tokenizer,

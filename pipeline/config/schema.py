@@ -110,6 +110,12 @@ Selection = Annotated[
 ]
 
 
+class EvaluateEvery(Strict):
+    """After how many epochs of unlearning each method's model is evaluated too; a run ends in none of these for it."""
+
+    epochs: int = Field(ge=1)
+
+
 class Experiment(Strict):
     name: Name
     title: Line
@@ -129,6 +135,9 @@ class Experiment(Strict):
         None,
         description="the step that every run ends in, and the point of each sweep that is marked; default: as each "
         "run's validation says, and none",
+    )
+    evaluate_every: EvaluateEvery | None = Field(
+        None, description="has the benchmark's metrics of every method's epochs; default: of what its run ends in alone"
     )
     keep: Literal["all", "selected", "none"] = Field(
         "all", description="which unlearned models' checkpoints stay when nothing is left to be done with them"

@@ -73,9 +73,11 @@ def write(spec: ReportSpec, clock: Clock) -> None:
 
 def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     """The report's files as text, by their path below the output."""
-    from pipeline.report import curves, examples, page, radar, sweeps, trade_offs
+    from pipeline.report import curves, epochs, examples, page, radar, sweeps, trade_offs
 
-    attacked, later_requests = read.attacked(spec), read.later_requests(spec)
+    attacked, later_requests, by_epoch = read.attacked(spec), read.later_requests(spec), read.by_epoch(spec)
+    ends = {entry.model_id for entry in spec.entries}  # a run's last epoch may be what it ended in
+    saved = [group for group in by_epoch if group.results[0].entry.model_id not in ends]
     judges = read.judges(groups)
     benchmark = family(spec.options.family)
     metrics = (*benchmark.metrics(spec.options), *(definitions(judges) if judges else ()))
@@ -89,6 +91,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         *radar.draw(groups, metrics),
         *sweeps.draw(spec, groups, metrics),
         *curves.draw(groups, attacked),
+        *epochs.draw(groups, by_epoch, metrics),
         *requests.draw(groups, after_requests),
     ]
     shown = evidence.document(spec, groups, attacked, later_requests, metrics)
@@ -96,10 +99,11 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         groups=groups,
         attacked=attacked,
         later_requests=later_requests,
+        saved=saved,
         metrics=metrics,
         figures=drawn,
         costs=costs.of(spec, [*groups, *later_requests]),
-        timings=read.timings(spec, [*groups, *attacked, *later_requests]),
+        timings=read.timings(spec, [*groups, *attacked, *later_requests, *saved]),
         changes=changes,
         requests=after_requests,
         evidence=shown,
@@ -107,7 +111,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     )
     ratios = robustness.with_ratios(spec, every, attacked, metrics)
     return {
-        "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests], metrics),
+        "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests, *by_epoch], metrics),
         "table.md": tables.as_markdown(spec, groups, metrics)
         + robustness.as_markdown(changes)
         + requests.as_markdown(spec, after_requests),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
 from pipeline.data.json_files import read_object
-from pipeline.report import read
+from pipeline.report import finished, read
 from pipeline.report.page import flat
 from pipeline.report.read import Group
 from pipeline.specs import ReportSpec
@@ -54,7 +54,7 @@ def load(folder: Path) -> Results:
     Raises:
         DataError: there is no report, or a file is not what a step writes
     """
-    spec = read.specification(folder)
+    spec = finished.specification(folder)
     groups = [*read.load(spec), *read.attacked(spec), *read.later_requests(spec)]
     data = EvaluationRecord.read(spec.entries[0].evaluation / EVALUATION).settings.data_sha256
     return Results(flat(spec.config), data, _versions(spec), {_name(group): group for group in groups})

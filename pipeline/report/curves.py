@@ -71,6 +71,7 @@ class Line:
         seeds: number of seeds
         gaps: whether a seed has no finite value somewhere
         selected: the steps whose weights were written
+        axis: what the steps are
     """
 
     label: str
@@ -82,6 +83,7 @@ class Line:
     seeds: int
     gaps: bool
     selected: Sequence[float] = ()
+    axis: str = "optimizer step"
 
     @property
     def corners(self) -> list[tuple[float, float]]:
@@ -101,10 +103,10 @@ def draw(groups: Sequence[Group], attacked: Sequence[Group] = ()) -> list[Figure
     logged = [(i, group) for i, group in enumerate(groups) if group.runs]
     for key, title in COMPARED.items():
         lines = [line_of(group.title, look_of(groups, group), group, key) for _, group in logged]
-        figures += _compared(f"compare-{key.replace('_', '-')}", "compare", title, lines)
+        figures += compared(f"compare-{key.replace('_', '-')}", "compare", title, lines)
     for key, title in TRAJECTORY.items():
         lines = [trajectory_of(group.title, look_of(groups, group), group, key) for _, group in logged]
-        figures += _compared(f"validation-{key.replace('_', '-')}", "validation", title, lines)
+        figures += compared(f"validation-{key.replace('_', '-')}", "validation", title, lines)
     names = _names(groups)
     for i, group in logged:
         for panel, (title, keys) in {**PANELS, **OWN, **_states(group)}.items():
@@ -129,11 +131,11 @@ def _relearned(groups: Sequence[Group], attacked: Sequence[Group]) -> list[Figur
             if group.attack == attack and logs:
                 look = looks[(group.method, group.variant)]
                 lines.append(_line(group.title_with_request, look, logs, "loss"))
-        figures += _compared(f"relearn-{plain_name(str(attack))}", "robustness", f"Loss during {attack}", lines)
+        figures += compared(f"relearn-{plain_name(str(attack))}", "robustness", f"Loss during {attack}", lines)
     return figures
 
 
-def _compared(name: str, section: str, title: str, lines: Sequence[Line]) -> list[Figure]:
+def compared(name: str, section: str, title: str, lines: Sequence[Line]) -> list[Figure]:
     """One panel, or several on the same scales where there are many lines."""
     seen = [line for line in lines if line.finite]
     if not seen:
@@ -176,7 +178,7 @@ def _panel(
             chosen = [line.mean[line.steps.index(step)] for step in line.selected]
             ring: dict[str, Any] = {"linestyle": "", "marker": "o", "fillstyle": "none", "markersize": 9}
             axes.plot(line.selected, chosen, **ring, color=line.look.colour)
-        axes.set_xlabel("optimizer step")
+        axes.set_xlabel(seen[0].axis)
         if scaled_for:
             axes.update_datalim([point for line in room for point in line.corners])
             axes.autoscale_view()
@@ -186,7 +188,7 @@ def _panel(
     absent = [line.label for line in lines if line not in seen]
     gaps = [line.label for line in seen if line.gaps]
     if any(line.selected for line in seen):
-        caption.append("Circled: the steps whose weights were written.")
+        caption.append(f"Circled: the {seen[0].axis.rpartition(' ')[2]}s whose weights were written.")
     if absent:
         caption.append(f"Not measured: {', '.join(absent)}.")
     if gaps:

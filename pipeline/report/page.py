@@ -41,6 +41,7 @@ class Content:
         groups: the evaluated models, a group for the seeds of each
         attacked: the same models after each attack
         later_requests: the models after each further request to forget
+        saved: the models after each evaluated epoch but those that a run ended in
         metrics: every metric that there may be a value of
         figures: every figure, in the page's order
         costs: of every unlearned model
@@ -54,6 +55,7 @@ class Content:
     groups: Sequence[Group]
     attacked: Sequence[Group]
     later_requests: Sequence[Group]
+    saved: Sequence[Group]
     metrics: Sequence[Metric]
     figures: Sequence[Figure]
     costs: Sequence[Cost]
@@ -104,7 +106,7 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
             view=content.examples,
         ),
     )
-    shared, own = provenance([*content.groups, *content.attacked, *content.later_requests])
+    shared, own = provenance([*content.groups, *content.attacked, *content.later_requests, *content.saved])
     text = env.get_template("page.html.j2").render(
         title=f"{spec.experiment}: unlearning report",
         examples=view,
@@ -158,6 +160,7 @@ def _curves(content: Content) -> dict[str, Any]:
         "comparisons": comparisons,
         "in_parts": any(len(found) > 1 for _, found in comparisons),
         "validations": [figure for figure in figures if figure.section == "validation"],
+        "epochs": [figure for figure in figures if figure.section == "epochs"],
         "undrawn": _undrawn(figures, "compare", COMPARED.values()),
         "unmeasured": [
             _undrawn(figures, f"method {i}", panels) for i, group in enumerate(content.groups) if group.runs

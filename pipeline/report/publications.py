@@ -12,7 +12,7 @@ from pipeline.specs import Published, ReportSpec
 def numbers(spec: ReportSpec, group: Group, key: str) -> list[Published]:
     """What sources publish for a metric of this model, split and run, in the specification's order.
 
-    A variant has only what names it; an attacked model and one after further requests have none.
+    A variant has only what names it; an attacked model, one after further requests and an epoch have none.
 
     Args:
         spec: What to report.
@@ -22,7 +22,7 @@ def numbers(spec: ReportSpec, group: Group, key: str) -> list[Published]:
     Raises:
         ValueError: A source has several numbers for it.
     """
-    if group.attack is not None or group.request > 1:
+    if group.attack is not None or group.request > 1 or group.epoch:
         return []
     run = group.method if group.variant is None else f"{group.method}-{group.variant}"
     found = [

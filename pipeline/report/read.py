@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ext.specs import read as read_spec
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
-from pipeline.data.errors import DataError
 from pipeline.data.json_files import agree, read_object
 from pipeline.judging.records import JUDGEMENT, JudgementRecord
 from pipeline.report.logs import Note, StepTiming, Trajectory, loss_log, step_log, texts, timing, trajectory
@@ -99,6 +97,11 @@ class Group:
         return self.results[0].entry.request or 1
 
     @property
+    def epoch(self) -> int:
+        """After which epoch it was saved; 0 for what no epoch is known of, such as target."""
+        return self.results[0].entry.epoch or 0
+
+    @property
     def title(self) -> str:
         title = self.results[0].entry.title
         return title if not self.variant or self.variant in title else f"{title} ({self.variant})"
@@ -169,33 +172,6 @@ class Group:
         return not any(result.flags & {"collapsed", "unchanged", "over-budget"} for result in self.results)
 
 
-def specification(folder: Path) -> ReportSpec:
-    """What the report of a finished experiment was made of; the experiment's folder may have been moved.
-
-    Raises:
-        DataError: there is no report in it
-    """
-    path = folder / "report" / "spec.yaml"
-    if not path.is_file():
-        raise DataError(f"{path}: is missing: name an experiment's folder of results that has a report")
-    return _moved(read_spec(path, ReportSpec), folder)
-
-
-def _moved(spec: ReportSpec, folder: Path) -> ReportSpec:
-    """The specification with the folders below the experiment's own where they are now."""
-    old = spec.output.parent
-
-    def place(path: Path | None) -> Path | None:
-        return folder / path.relative_to(old) if path is not None and path.is_relative_to(old) else path
-
-    def entry(one: ReportEntry) -> ReportEntry:
-        changed: dict[str, Any] = {key: place(getattr(one, key)) for key in ("evaluation", "run", "judgement")}
-        return one.model_copy(update=changed)
-
-    rows = {key: [entry(one) for one in getattr(spec, key)] for key in ("entries", "attacked", "later_requests")}
-    return spec.model_copy(update={**rows, "output": folder / "report"})
-
-
 def load(spec: ReportSpec) -> list[Group]:
     """Every entry's files, grouped over seeds: target, retrain, then methods in the order of the specification.
 
@@ -216,10 +192,15 @@ def later_requests(spec: ReportSpec) -> list[Group]:
     return _groups(spec, spec.later_requests)
 
 
+def by_epoch(spec: ReportSpec) -> list[Group]:
+    """As ``load``, for the models after each evaluated epoch."""
+    return _groups(spec, spec.by_epoch)
+
+
 def _groups(spec: ReportSpec, entries: Sequence[ReportEntry]) -> list[Group]:
     groups: dict[tuple[str | int | None, ...], list[Result]] = {}
     for entry in sorted(entries, key=lambda entry: KINDS.index(entry.kind)):
-        key = (entry.kind, entry.method, entry.variant, entry.attack, entry.request)
+        key = (entry.kind, entry.method, entry.variant, entry.attack, entry.request, entry.epoch)
         groups.setdefault(key, []).append(_result(spec, entry))
     return [Group(tuple(found)) for found in groups.values()]
 

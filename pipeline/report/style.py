@@ -50,8 +50,8 @@ class Figure:
 
     Attributes:
         name: name of its file, without suffix
-        section: where the page shows it: "trade-off", "requests", "compare", "validation", or "method 0" and so on for
-            a group's own curves
+        section: where the page shows it: "trade-off", "requests", "compare", "validation", "epochs", or "method 0" and
+            so on for a group's own curves
         title: its title
         caption: what a reader must know, in whole sentences
         svg: the figure itself

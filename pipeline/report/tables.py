@@ -21,8 +21,8 @@ ARROWS = {"higher": "↑", "lower": "↓", "one": "→1", "zero": "→0", None: 
 NONE = "–"
 # How a text may begin that a spreadsheet runs; the last four are the first four in full width.
 FORMULA = tuple("=+-@\t\n\uff1d\uff0b\uff0d\uff20")
-CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant", "seed", "attack", "request", "swept",
-               "selected", "metric", "value", "published", "published_source")  # fmt: skip
+CSV_COLUMNS = ("experiment", "benchmark", "split", "model", "method", "variant", "seed", "attack", "request", "epoch",
+               "swept", "selected", "metric", "value", "published", "published_source")  # fmt: skip
 LEGEND = (
     "Mean ± sample standard deviation where a row has several seeds. Arrows: which way is better, →1 or →0 where "
     "closest is. Marked: the best mean of a column among the unlearned models of which no seed is flagged collapsed, "
@@ -125,9 +125,17 @@ def as_csv(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
                 run = (spec.experiment, spec.benchmark, spec.split, spec.model)
                 seed = "" if result.entry.seed is None else result.entry.seed
                 request = group.request if group.request > 1 else ""
-                who = (group.method, group.variant or "", seed, group.attack or "", request, group.swept or "")
+                who = (group.method, group.variant or "", seed, group.attack or "", request, group.epoch or "")
                 shown = ("; ".join(repr(p.value) for p in papers), "; ".join(p.source for p in papers))
-                cells = (*run, *who, group.choice or "", key, "" if value is None else repr(float(value)), *shown)
+                cells = (
+                    *run,
+                    *who,
+                    group.swept or "",
+                    group.choice or "",
+                    key,
+                    "" if value is None else repr(float(value)),
+                    *shown,
+                )
                 lines.writerow([_inert(cell) if isinstance(cell, str) else cell for cell in cells])
     return out.getvalue()
 

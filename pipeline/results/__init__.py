@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord, verified_examples
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
-from pipeline.report import read
+from pipeline.report import finished
 from pipeline.specs import ReportEntry
 
 
@@ -134,7 +134,7 @@ def load(folder: str | Path) -> Results:
         DataError: There is no report in it, or a file is not what a step writes.
     """
     folder = Path(folder)
-    spec = read.specification(folder)
+    spec = finished.specification(folder)
     entries = [*spec.entries, *spec.attacked, *spec.later_requests]
     return Results(folder, spec.experiment, spec.benchmark, spec.split, spec.config, tuple(_models(entries)))
 

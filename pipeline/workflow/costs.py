@@ -54,7 +54,8 @@ class Cost:
         operations: Floating-point operations over all ranks.
         moved: Bytes that the busiest rank sends to others.
         seconds: Of the whole step.
-        disk: Bytes of what is written: a checkpoint, and two resume states of all ranks where there are any.
+        disk: Bytes of what is written: a checkpoint, those of saved epochs, and two resume states of all ranks where
+            there are any.
     """
 
     name: str
@@ -120,8 +121,9 @@ def _cost(plan: Plan, name: str, spec: ModelStep, gpu: Gpu, node: int) -> Cost:
         steps = _optimizer_steps(plan, spec)
         seconds += steps * 2 * own.host / (gpu.host_gb_s * 1e9)  # an offloaded optimizer reads and writes all of it
         state, count = _state_bytes(spec, own), resources.states_written(spec, steps, seconds)
-        files += weights + state * count
-        kept = weights + 2 * state * bool(spec.checkpoint_every or spec.checkpoint_minutes)
+        written = weights * (1 + (len(spec.saved_epochs) if isinstance(spec, UnlearnSpec) else 0))
+        files += written + state * count
+        kept = written + 2 * state * bool(spec.checkpoint_every or spec.checkpoint_minutes)
     return Cost(name, own, recomputed, operations, moved, seconds + files / (gpu.disk_gb_s * 1e9), kept)
 
 

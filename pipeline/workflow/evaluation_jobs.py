@@ -12,7 +12,7 @@ from pipeline.workflow.data_sets import evaluation_sets
 from pipeline.workflow.jobs import Job, job_of
 from pipeline.workflow.paths import RETRAIN, TARGET, Paths
 from pipeline.workflow.training_jobs import runtime
-from pipeline.workflow.unlearning_jobs import unlearned_models
+from pipeline.workflow.unlearning_jobs import models_by_epoch, unlearned_models
 
 
 def compared_models(config: Config) -> list[ModelId]:
@@ -27,8 +27,8 @@ def first_models(config: Config) -> list[ModelId]:
 
 
 def evaluation_jobs(config: Config, paths: Paths) -> Iterator[Job]:
-    """An evaluation of each of ``first_models``."""
-    for model in first_models(config):
+    """An evaluation of each of ``first_models``, and of the epochs on the way to them."""
+    for model in (*first_models(config), *models_by_epoch(config)):
         yield evaluation_job(config, paths, model)
 
 
@@ -54,7 +54,8 @@ def evaluation_job(config: Config, paths: Paths, model: ModelId) -> Job:
     return job_of(
         paths,
         spec,
-        checkpoint=(checkpoint,),
+        # The checkpoints of epochs are one output of the run: a file of a folder is none that Snakemake could ask for.
+        checkpoint=(checkpoint if model.epoch is None else paths.epochs(model),),
         tokenizer=(paths.data / "tokenizer",),
         sets=tuple(paths.evaluation_set(name) for name in evaluation_sets(config)),
         retrain=(retrain / "evaluation.json", retrain / "examples.jsonl") if retrain else (),

@@ -52,7 +52,9 @@ def specification(plan: Plan, failed: Mapping[Path, list[str]]) -> ReportSpec | 
     if job is None or not isinstance(job.spec, ReportSpec):
         return None
     whole = job.spec
-    rows = [*whole.entries, *whole.attacked, *whole.later_requests]
+    ends = {entry.model_id for entry in whole.entries}  # in which runs that end in their last epoch are evaluated there
+    saved = [entry for entry in whole.by_epoch if entry.model_id not in ends]
+    rows = [*whole.entries, *whole.attacked, *whole.later_requests, *saved]
     there = {entry.model_id for entry in rows if all(path.exists() for path in files_of(entry))}
     entries = [entry for entry in whole.entries if entry.model_id in there]
     if not entries or len(there) == len(rows):
@@ -64,6 +66,7 @@ def specification(plan: Plan, failed: Mapping[Path, list[str]]) -> ReportSpec | 
             "entries": entries,
             "attacked": [one for one in whole.attacked if one.model_id in there and _before(one) in shown],
             "later_requests": [one for one in later if _first(one, entries)],
+            "by_epoch": [one for one in whole.by_epoch if one.model_id in there and _first(one, entries)],
             "steps": {name: folder for name, folder in whole.steps.items() if (folder / "summary.json").exists()},
             "failed": [_row(plan, entry, failed) for entry in rows if entry.model_id not in there],
             "output": plan.paths.root / FOLDER,
@@ -77,7 +80,7 @@ def _before(entry: ReportEntry) -> str:
 
 
 def _first(entry: ReportEntry, entries: list[ReportEntry]) -> bool:
-    """Whether the same method and seed has a row of the first request."""
+    """Whether the same method and seed has a row of its own."""
     return any((one.method, one.variant, one.seed) == (entry.method, entry.variant, entry.seed) for one in entries)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from megatron_ext.specs import epoch_folder
 from pipeline.specs import ModelId
 
 # What means something to a shell, to Snakemake's patterns or to its format strings. Snakemake puts paths into all of
@@ -117,7 +118,13 @@ class Paths:
 
     def checkpoint(self, model: ModelId) -> Path:
         """The model's weights and tokenizer, a Hugging Face folder."""
+        if model.epoch is not None:
+            return self.epochs(model) / epoch_folder(model.epoch)
         return self.model(model) / "checkpoint"
+
+    def epochs(self, model: ModelId) -> Path:
+        """The checkpoints that the run of a model wrote of its epochs."""
+        return self.model(model) / "epochs"
 
     def evaluation(self, model: ModelId) -> Path:
         """The model's answers and metrics."""

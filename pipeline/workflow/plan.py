@@ -30,7 +30,13 @@ from pipeline.workflow.report_job import report_job
 from pipeline.workflow.request_jobs import later_models, request_jobs
 from pipeline.workflow.robustness_jobs import attacked_models, robustness_jobs
 from pipeline.workflow.training_jobs import has_base, training_jobs
-from pipeline.workflow.unlearning_jobs import alternatives_jobs, reference_jobs, sampled_sets, unlearning_jobs
+from pipeline.workflow.unlearning_jobs import (
+    alternatives_jobs,
+    models_by_epoch,
+    reference_jobs,
+    sampled_sets,
+    unlearning_jobs,
+)
 
 
 class Plan:
@@ -109,7 +115,7 @@ class Plan:
     @property
     def evaluated(self) -> list[ModelId]:
         """Every model that is evaluated."""
-        return [*first_models(self.config), *self.attacked, *later_models(self.config)]
+        return [*first_models(self.config), *models_by_epoch(self.config), *self.attacked, *later_models(self.config)]
 
     @property
     def judged(self) -> list[ModelId]:

@@ -12,7 +12,7 @@ from pipeline.workflow.paths import Paths
 from pipeline.workflow.report_job import choice, entries_of
 from pipeline.workflow.request_jobs import later_models
 from pipeline.workflow.robustness_jobs import attacked_models
-from pipeline.workflow.unlearning_jobs import unlearned_models
+from pipeline.workflow.unlearning_jobs import models_by_epoch, unlearned_models
 
 Folders = dict[str, list[Path]]
 
@@ -47,12 +47,14 @@ def release_jobs(config: Config, paths: Paths, made: Sequence[Job]) -> Iterator[
 
 
 def _checkpoints(config: Config, paths: Paths, models: Sequence[ModelId]) -> Folders:
-    """By unlearned model, its checkpoint, those after later requests, and those of attacks on all of them."""
+    """By unlearned model, its checkpoint, those after later requests and of attacks on all of them, and its epochs'."""
     every = [*models, *later_models(config), *attacked_models(config)]
-    return {
-        str(model): [paths.checkpoint(one) for one in every if (one.run, one.seed) == (model.run, model.seed)]
-        for model in models
-    }
+    by_epoch = {(model.run, model.seed) for model in models_by_epoch(config)}
+    found = {}
+    for model in models:
+        own = [paths.checkpoint(one) for one in every if (one.run, one.seed) == (model.run, model.seed)]
+        found[str(model)] = [*own, *([paths.epochs(model)] if (model.run, model.seed) in by_epoch else [])]
+    return found
 
 
 def _readers(checkpoints: Folders, made: Sequence[Job]) -> Folders:

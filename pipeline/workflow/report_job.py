@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of
 from pipeline.workflow.paths import BASE, TARGET, Paths
 from pipeline.workflow.robustness_jobs import attacks, described_attacks
-from pipeline.workflow.unlearning_jobs import references, sampled_sets, unlearned_models
+from pipeline.workflow.unlearning_jobs import references, sampled_sets, saved_epochs, unlearned_models
 
 RECORDS = ("summary.json", "provenance.json")
 RESULTS = ("evaluation.json", "examples.jsonl")
@@ -55,6 +56,7 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         attacked=attacked,
         requests=experiment.requests.order if experiment.requests else None,
         later_requests=[entry for _, entry in later],
+        by_epoch=_by_epoch(config, paths, first),
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
         **choice(experiment.select),
@@ -120,6 +122,18 @@ def _moved(
     )
 
 
+def _by_epoch(config: Config, paths: Paths, first: Sequence[tuple[ModelId, ReportEntry]]) -> list[ReportEntry]:
+    """The rows of every run's evaluated epochs; a run that ends in its last epoch has been evaluated there already."""
+    known, found = {model: entry for model, entry in first}, []
+    for run, model in unlearned_models(config) if config.experiment.evaluate_every else []:
+        saved, last = saved_epochs(config, run), math.ceil(run.method.training.epochs)
+        for epoch in dict.fromkeys([*saved, last]):
+            there = replace(model, epoch=epoch) if epoch in saved else model
+            places = {"evaluation": paths.evaluation(there), "run": None}
+            found.append(known[model].model_copy(update={"model_id": str(there), "epoch": epoch, **places}))
+    return found
+
+
 def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str, Path]:
     """The folders of steps whose times are listed beside those of the rows."""
     others = {"data": paths.data, "base": paths.model(BASE)}
@@ -132,12 +146,12 @@ def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str,
 
 def _files(spec: ReportSpec, made: Sequence[Job]) -> dict[str, Files]:
     """What the report reads, by what it is for."""
-    rows = [*spec.entries, *spec.attacked, *spec.later_requests]
+    rows = [*spec.entries, *spec.attacked, *spec.later_requests, *spec.by_epoch]
     unlearned = [entry for entry in (*spec.entries, *spec.later_requests) if entry.kind == "unlearned"]
     trains = {attack.name for attack in spec.attacks if attack.kind == "relearn"}
     relearned = [entry.run / "steps.jsonl" for entry in spec.attacked if entry.run and entry.attack in trains]
     files = {
-        "evaluations": [entry.evaluation / name for entry in rows for name in (*RESULTS, *RECORDS)],
+        "evaluations": dict.fromkeys(entry.evaluation / name for entry in rows for name in (*RESULTS, *RECORDS)),
         "runs": [entry.run / name for entry in rows if entry.run for name in RECORDS],
         "logs": [*(entry.run / name for entry in unlearned if entry.run for name in LOGS), *relearned],
         "judgements": [

@@ -222,6 +222,8 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
     if isinstance(spec, UnlearnSpec) and spec.validation and spec.validation.select != "last":
         # The best weights may be written at every measurement, and are read once.
         seconds += (_measurements(plan, spec) + 1) * weights / DISK
+    if isinstance(spec, UnlearnSpec):
+        seconds += len(spec.saved_epochs) * weights / DISK
     return seconds + generation_seconds(plan, spec, gpus)
 
 

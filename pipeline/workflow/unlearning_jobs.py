@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_ext.methods import needed_files
@@ -152,6 +153,7 @@ def unlearning_job(
         checkpoint=checkpoint,
         topics=[Topic(name=name, **entries) for name, entries in wanted.items()],
         seed=model.seed,
+        saved_epochs=saved_epochs(config, run),
         output=paths.model(model),
         **methods.settings(run.method, runtime(config)),
     )
@@ -159,6 +161,23 @@ def unlearning_job(
     data = tuple(path for key, path in files if not key.endswith("_logps"))
     references = tuple(path for key, path in files if key.endswith("_logps"))
     return job_of(paths, spec, checkpoint=(checkpoint,), data=data, references=references)
+
+
+def saved_epochs(config: Config, run: Run) -> list[int]:
+    """The epochs whose models are evaluated beside what the run ends in, which is its last epoch if none is chosen."""
+    every, training = config.experiment.evaluate_every, run.method.training
+    if every is None:
+        return []
+    last = math.ceil(training.epochs)
+    chosen = training.validation is not None and training.validation.select != "last"
+    return [*range(every.epochs, last, every.epochs), *([last] if chosen else [])]
+
+
+def models_by_epoch(config: Config) -> list[ModelId]:
+    """The saved epochs of every run and seed."""
+    return [
+        replace(model, epoch=epoch) for run, model in unlearned_models(config) for epoch in saved_epochs(config, run)
+    ]
 
 
 def unlearning_steps(config: Config, spec: UnlearnSpec) -> int:

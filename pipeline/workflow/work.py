@@ -19,7 +19,8 @@ def describe(plan: Plan, job: Job) -> str:
         case UnlearnSpec() as spec:
             about = "" if plan.config.forget_rows_are_exact else "about "
             steps = unlearning_steps(plan.config, spec)
-            return f"{spec.epochs:g} epochs, {about}{steps} steps of {spec.batching.global_batch}"
+            saved = f", {len(spec.saved_epochs)} epochs saved" if spec.saved_epochs else ""
+            return f"{spec.epochs:g} epochs, {about}{steps} steps of {spec.batching.global_batch}{saved}"
         case FetchSpec():
             return "published checkpoint"
         case FetchDataSpec():

@@ -46,6 +46,7 @@ training:
     data: {retain: 0.5, general: 0.5}
 methods:
   - {method: blur-npo, overrides: {rule: {gamma: 0.5}}}
+evaluate_every: {epochs: 2}
 unlearning: {epochs: 3, global_batch: 4, warmup_epochs: 0, optimizer: {learning_rate: 1e-4}}
 evaluation: {options: {max_new_tokens: 8}}
 """
@@ -71,7 +72,7 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
 
     jobs, printed = run(tmp_path, "all")
 
-    assert len(jobs) == 9
+    assert len(jobs) == 10
     root = tmp_path / "results" / "tiny"
     with (root / "report" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from megatron_ext.selection import WithinBudget
 from pipeline.benchmarks import Options, family
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.checker import Checker, Files
+from pipeline.config.experiment import Run
 from pipeline.config.located_yaml import Document, hint, merge
 from pipeline.config.schema import OnTestMetric, Selection
 
@@ -49,6 +51,26 @@ def keep(checker: Checker) -> None:
         checker.problem(("keep",), message)
     elif experiment.keep == "selected" and not experiment.sweep:
         checker.problem(("keep",), "'selected' without 'sweep' would keep all; allowed: all, none")
+
+
+def evaluate_every(checker: Checker, runs: list[tuple[Document, Run]]) -> None:
+    """Whether every run has the epochs that are to be evaluated, however it goes."""
+    experiment = checker.experiment
+    if experiment.evaluate_every is None:
+        return
+    every, place = experiment.evaluate_every.epochs, ("evaluate_every",)
+    if experiment.requests is not None:
+        checker.problem(place, "with 'requests'; allowed: one request to forget")
+    for _, run in runs:
+        training, why = run.method.training, ""
+        if training.validation is not None and isinstance(training.validation.select, WithinBudget):
+            why = "a run that breaks its budget ends early; allowed: select: last, best-on-validation, test_metric"
+        elif training.max_steps is not None:
+            why = f"{training.max_steps} steps at most, which may end a run before its epochs; allowed: max_steps: null"
+        elif every >= training.epochs:
+            why = f"{every} with {training.epochs:g} epochs of unlearning; allowed: fewer"
+        if why:
+            checker.problem((*place, "epochs"), f"{run.id!r}: {why}")
 
 
 def test_metric(checker: Checker, benchmark: Benchmark, options: Options) -> None:

@@ -9,7 +9,7 @@ rule evaluate:
 
 use rule model_step as evaluate_model with:
     input:
-        checkpoint=lambda wildcards: plan.paths.checkpoint(jobs.model(wildcards.model)),
+        checkpoint=jobs.files(f"evaluation/{{model}}/{BENCHMARK}", "checkpoint"),
         tokenizer=f"{DATA}/tokenizer",
         sets=expand(f"{DATA}/evaluation/{{name}}.jsonl", name=plan.evaluation_sets),
         retrain=jobs.files(f"evaluation/{{model}}/{BENCHMARK}", "retrain"),  # retrain's evaluation, where it is compared

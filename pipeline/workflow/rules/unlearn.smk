@@ -16,6 +16,7 @@ use rule model_step as unlearn_target with:
         source=jobs.source("unlearned/{run}/seed-{seed}"),
     output:
         directory(f"{RUN}/checkpoint"),
+        [directory(f"{RUN}/epochs")] if plan.config.experiment.evaluate_every else [],
         f"{RUN}/steps.jsonl",
         f"{RUN}/trajectory.jsonl",
         f"{RUN}/summary.json",

@@ -43,7 +43,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_run_goes_on_from_a_state_of_adapters_to_the_same_bits(
     world: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"checkpoint_every": STATE, "validation": {"every_steps": 2, "select": "best-on-validation"}}
+    validation = {"every_steps": 2, "select": "best-on-validation"}
+    changes = {"checkpoint_every": STATE, "validation": validation, "saved_epochs": [1]}
     whole, cut = (spec(world, name, **changes) for name in ("whole", "cut"))
     unlearn.unlearn(whole, alone, Clock())
     loaded: list[Path] = []
@@ -62,8 +63,12 @@ def test_a_run_goes_on_from_a_state_of_adapters_to_the_same_bits(
             raise KeyboardInterrupt
         return run.step(i)
 
+    def measure(steps: int) -> None:
+        run.validate(steps)
+        run.save_epoch(steps)
+
     with pytest.raises(KeyboardInterrupt):
-        loop.run(run.trainer, run.resume, run.steps, STATE, step, "cut", run.validate)
+        loop.run(run.trainer, run.resume, run.steps, STATE, step, "cut", measure)
     (state,) = (cut.output / "resume").glob("step-*/*.safetensors")
     (best, *_) = (cut.output / "resume").glob("best-*")
     assert sorted(file.name for file in best.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]

@@ -77,8 +77,8 @@ def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / "checkpoint" / "model.safetensors").read_bytes()
+def weights(folder: Path, checkpoint: str = "checkpoint") -> bytes:
+    return (folder / checkpoint / "model.safetensors").read_bytes()
 
 
 def plain(checkpoint: Path, sets: list[tuple[Path, list[int]]]) -> tuple[float, float, float]:
@@ -143,8 +143,15 @@ def test_numbers_are_the_formulas_of_two_topics_samples_before_and_after(world: 
 
 
 def test_steps_are_those_of_a_run_without_validation(world: Path) -> None:
-    without, with_it = run(world, "without", None), run(world, "with", {"every_steps": 1, "rows": ROWS})
-    assert weights(with_it) == weights(without)
+    """And of one that saves epochs, whose checkpoints are those of runs that end there."""
+    without, with_it = (
+        run(world, "without", None),
+        run(world, "with", {"every_steps": 1, "rows": ROWS}, saved_epochs=[1, 3]),
+    )
+    assert weights(with_it) == weights(without) == weights(with_it, "epochs/epoch-3")
+    assert weights(with_it, "epochs/epoch-1") == weights(run(world, "an-epoch", None, max_steps=4))
+    assert (with_it / "epochs/epoch-1/tokenizer.json").exists() == (without / "checkpoint/tokenizer.json").exists()
+    assert summary(with_it)["saved_epochs"] == {"1": 4, "3": 12} and not (without / "epochs").exists()
     assert len(trajectory(with_it)) == 13
     assert (without / "trajectory.jsonl").read_text() == ""
     last = {"select": "last", "selected_step": 12, "selected_because": "the last step"}
@@ -195,7 +202,8 @@ def test_a_rule_that_extrapolates_is_scored_where_it_would_end(world: Path) -> N
     rule = {"forget_loss": {"name": "nll"}, "rule": {"name": "task-vector", "alpha": 2.0}}
     changes = {**rule, "epochs": 2.0, "optimizer": {"learning_rate": 0.003}}
     validation = {"every_steps": 2, "rows": 30}
-    runs = {n: run(world, f"vector-{n}", validation, **changes, max_steps=n) for n in (2, 4, 6, 8)}
+    runs = {n: run(world, f"vector-{n}", validation, **changes, max_steps=n, saved_epochs=[1]) for n in (2, 4, 6, 8)}
+    assert weights(runs[8], "epochs/epoch-1") == weights(runs[4]) != weights(runs[8])
     log = trajectory(runs[8])
     for n, folder in runs.items():
         assert trajectory(folder) == log[: n // 2 + 1]
@@ -268,8 +276,9 @@ def unlearn_and_die(spec: str, step: int) -> None:
 
 
 def test_a_killed_run_ends_in_the_same_best_weights(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Killed before the first state, then where the best so far is not that of the newest state."""
-    validation, changes = {**BEST, "every_steps": 1}, {"epochs": 5.0, "checkpoint_every": 4}
+    """Killed before the first state, then where the best so far is not that of the newest state. So do its epochs."""
+    validation = {**BEST, "every_steps": 1}
+    changes = {"epochs": 5.0, "checkpoint_every": 4, "saved_epochs": [1, 4]}
     whole = run(world, "whole", validation, **changes)
     log, cut = trajectory(whole), make(world, "cut", validation, **changes)
     output = world / "cut"
@@ -292,6 +301,9 @@ def test_a_killed_run_ends_in_the_same_best_weights(world: Path, capfd: pytest.C
     run(world, "cut", validation, **changes)
     assert f"going on after step {later[1] // 4 * 4}" in capfd.readouterr().out
     assert weights(output) == weights(whole)
+    assert [weights(output, f"epochs/epoch-{n}") for n in (1, 4)] == [
+        weights(whole, f"epochs/epoch-{n}") for n in (1, 4)
+    ]
     assert trajectory(output) == log
     assert summary(output)["selected_step"] == summary(whole)["selected_step"] == best(20)
     assert not (output / "resume").exists()

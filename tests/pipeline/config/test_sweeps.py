@@ -133,6 +133,13 @@ def test_what_selects_is_told_to_runs_and_report(
         ),
         (["keep=selected", "select=best-on-validation"], "--set keep: 'selected' without 'sweep' would keep all"),
         (["select=best-on-validation", "sweep.rmu.forget.steering=[1]"], "--set select: 'rmu' builds a part"),
+        (["evaluate_every.epochs=10"], "--set evaluate_every.epochs: 'ga': 10 with 10 epochs of unlearning"),
+        (["evaluate_every.epochs=1", "unlearning.max_steps=9"], "--set evaluate_every.epochs: 'ga': 9 steps at most"),
+        (["evaluate_every.epochs=1", BUDGET], "--set evaluate_every.epochs: 'ga': a run that breaks its budget"),
+        (
+            ["evaluate_every.epochs=1", "requests={order: sustainability, count: 2}"],
+            "--set evaluate_every.epochs: with 'requests'",
+        ),
     ],
 )
 def test_a_mistake_of_selecting_is_said_with_its_key(settings: list[str], message: str) -> None:
@@ -160,6 +167,10 @@ def test_what_is_not_kept_is_released_after_all_that_reads_it(tmp_path: Path) ->
     assert folders[0] == root / "unlearned" / "blur-npo-gamma-1" / "seed-0" / "checkpoint"
     assert len(folders) == 1 + len(attacks)
     assert root / "kept" / model / "summary.json" in plan.jobs["report"].reads["released"]
-    every = Plan(load("mini-robust", settings=["methods=[npo, blur-npo]", "keep=none"]), tmp_path)
+    settings = ["methods=[npo, blur-npo]", "keep=none", "evaluate_every.epochs=5"]
+    every = Plan(load("mini-robust", settings=settings), tmp_path)
     assert every.released == ["npo-seed-0", "blur-npo-seed-0"]
-    assert list(every.jobs["kept/npo-seed-0"].spec.checkpoints) == ["npo-seed-0"]  # type: ignore[attr-defined] # as above
+    released = every.jobs["kept/npo-seed-0"]
+    (folders,) = released.spec.checkpoints.values()  # type: ignore[attr-defined] # as above
+    assert folders[-1] == root / "unlearned/npo/seed-0/epochs", "the checkpoints of its epochs, once they are evaluated"
+    assert root / "evaluation/npo-seed-0.epoch-5/mini/summary.json" in released.reads["readers"]
