@@ -101,6 +101,11 @@ class TrainSpec(ModelStepSpec, Shares, Training):
         {}, description="tokenised file -> share of its rows, drawn by the seed, that is used; default: every row"
     )
     batching: Batching
+    shared: Path | None = Field(
+        None,
+        strict=False,
+        description="folder of trained models, by what decides their weights; default: none",
+    )
     output: Path = Field(strict=False, description="folder that receives checkpoint/, steps.jsonl and summary.json")
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from megatron_ext.summary import Clock
 
 if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
+    from megatron_ext.model.build import LanguageModel
     from megatron_ext.training.loop import StepOutcome
     from megatron_ext.training.trainer import Trainer
 
@@ -35,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
 def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
     """Write checkpoint/, steps.jsonl and summary.json into the output folder. Collective over all ranks.
 
+    With ``spec.shared``, a model that was trained there before is copied, and else trained and kept for others.
+
     Args:
         spec: The run.
         ranks: Where this process stands.
@@ -44,21 +48,18 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
         ValueError: Naming the file and the row, for a sequence that the model cannot read.
     """
     # After process_groups.start(), which settles device and warnings before megatron-core is imported.
-    from megatron_ext.checkpoint import reading, writing
-    from megatron_ext.checkpoint.fingerprint import model_fingerprint
+    from megatron_ext.checkpoint import shared_models, writing
+    from megatron_ext.distributed.collectives import from_first_rank
     from megatron_ext.model.families import family_of
     from megatron_ext.training import loop
     from megatron_ext.training.resume import Resume
     from megatron_ext.training.trainer import Trainer
 
     parts = _parts(spec)
-    if spec.model.checkpoint is not None:
-        model = reading.load(spec.model.checkpoint, ranks, training=spec.runtime)
-        origin = model_fingerprint(spec.model.checkpoint)
-    else:
-        assert spec.model.config is not None
-        model = reading.initialise(spec.model.config, ranks, spec.seed, training=spec.runtime)
-        origin = "initialised"
+    kept_as = "" if spec.shared is None else from_first_rank(lambda: _shared_name(spec, parts), ranks)
+    if kept_as and _copied(spec, kept_as, ranks, clock):
+        return
+    model, origin = _model(spec, ranks)
     for name, part in parts.items():
         part.check(name, model.hf_config["vocab_size"], family_of(model.hf_config).context(model.hf_config))
     batching = spec.batching
@@ -71,7 +72,7 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
         memory=spec.runtime.memory,
     )
     identity = {
-        "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True}),
+        "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True, "shared": True}),
         "data": [part.sha256() for part in parts.values()],
         "model": origin,
     }
@@ -89,7 +90,60 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
         resume.finish(spec.output / "steps.jsonl")
         clock.mark("write")
     if ranks.world_rank == 0:
-        clock.write(spec.output, steps=spec.steps)
+        summary = clock.write(spec.output, steps=spec.steps)
+        if spec.shared is not None:
+            facts = {"steps": spec.steps, "trained_seconds": summary["work_seconds"]}
+            shared_models.store(spec.shared, kept_as, spec.output, facts)
+
+
+def _model(spec: TrainSpec, ranks: Ranks) -> tuple[LanguageModel, str]:
+    """The model before training, and what tells it from others."""
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.checkpoint.fingerprint import model_fingerprint
+
+    if spec.model.checkpoint is not None:
+        model = reading.load(spec.model.checkpoint, ranks, training=spec.runtime)
+        return model, model_fingerprint(spec.model.checkpoint)
+    assert spec.model.config is not None
+    return reading.initialise(spec.model.config, ranks, spec.seed, training=spec.runtime), "initialised"
+
+
+def _shared_name(spec: TrainSpec, parts: dict[str, Sequences]) -> str:
+    """What the model of this run is called among trained models: its folders decide nothing, their contents do."""
+    from megatron_ext.checkpoint import shared_models
+    from megatron_ext.checkpoint.fingerprint import model_fingerprint
+
+    elsewhere = {"model": {"checkpoint", "tokenizer"}, "runtime": {"timeout_seconds"}}
+    settings = spec.model_dump(
+        mode="json", exclude={**elsewhere, "data": True, "parts": True, "output": True, "shared": True}
+    )
+    origin = spec.model.checkpoint
+    return shared_models.key(
+        settings=settings,
+        data=[[Path(path).name, part.sha256(), spec.data[path]] for path, part in parts.items()],
+        origin=None if origin is None else model_fingerprint(origin),
+        tokenizer=shared_models.tokenizer_digests(spec.model.tokenizer or origin),
+    )
+
+
+def _copied(spec: TrainSpec, name: str, ranks: Ranks, clock: Clock) -> bool:
+    """Copy the model of that name and write summary.json, if there is one. Collective over all ranks."""
+    from megatron_ext.checkpoint import shared_models
+    from megatron_ext.distributed.collectives import from_first_rank
+    from megatron_ext.training.resume import folder_of
+
+    def copy() -> bool:
+        assert spec.shared is not None
+        clock.mark("startup")
+        facts = shared_models.fetch(spec.shared, name, spec.output)
+        if facts is not None:
+            print(f"copied from {spec.shared / name}", flush=True)
+            shutil.rmtree(folder_of(spec.output), ignore_errors=True)
+            clock.mark("write")
+            clock.write(spec.output, **facts, shared=name)
+        return facts is not None
+
+    return from_first_rank(copy, ranks)
 
 
 def _parts(spec: TrainSpec) -> dict[str, Sequences]:

@@ -28,6 +28,9 @@ class TrainingPlan(Strict):
     base: ModelTraining | None = None
     target: ModelTraining | None = None
     retrain: ModelTraining | None = None
+    shared: bool = Field(
+        False, description="keep trained models in the results' cache, where experiments with equal settings find them"
+    )
 
     @property
     def sections(self) -> dict[str, ModelTraining]:

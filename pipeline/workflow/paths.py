@@ -77,6 +77,11 @@ class Paths:
         return self.root / "data" / self.benchmark
 
     @property
+    def trained(self) -> Path | None:
+        """Trained models that experiments share; ``None`` where nothing is kept for others."""
+        return None if self.cache is None else self.cache / "models"
+
+    @property
     def report(self) -> Path:
         """The report on the whole experiment."""
         return self.root / "report"

@@ -40,7 +40,8 @@ def training_jobs(config: Config, paths: Paths) -> Iterator[Job]:
             start = paths.data / "tokenizer"
             source = ModelSource(config=config.model.architecture, tokenizer=start)
         data = {paths.tokens(name): share for name, share in section.data.items()}
-        spec = train_spec(config, paths.model(ModelId(which)), source, section, data)
+        shared = paths.trained if trained.shared else None
+        spec = train_spec(config, paths.model(ModelId(which)), source, section, data, shared=shared)
         yield job_of(paths, spec, start=(start,), data=tuple(data))
 
 

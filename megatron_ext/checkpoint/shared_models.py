@@ -1,0 +1,115 @@
+"""Trained models that several experiments share.
+
+What has been trained once, by the same code, on the same data and with the same settings, is copied in place of being
+trained again. Equal runs give equal bits, so nothing else changes. Imports neither torch nor megatron-core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import megatron_ext
+from megatron_ext.atomic_files import new_folder
+from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
+
+FILES = "files.json"  # of an entry: the SHA-256 of each file, and when it was trained
+PACKAGES = ("torch", "megatron-core", "numpy")
+
+
+def key(**parts: Any) -> str:
+    """The name of a model: a digest of JSON values that decide its weights, of this package's code, and of the versions
+    of the packages that compute them."""
+    parts["code"] = _code()
+    parts["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def tokenizer_digests(folder: Path | None) -> dict[str, str]:
+    """SHA-256 of each of the files that go from a folder into a trained model's; none where there is no folder."""
+    if folder is None:
+        return {}
+    files = (folder / name for name in (*TOKENIZER_FILES, "generation_config.json"))
+    return {file.name: _sha256(file) for file in files if file.is_file()}
+
+
+def fetch(shared: Path, name: str, output: Path) -> dict[str, Any] | None:
+    """Copy a model and its step log into a run's output.
+
+    Args:
+        shared: The folder of models.
+        name: The model's ``key``.
+        output: Gets ``checkpoint/`` and ``steps.jsonl``.
+
+    Returns:
+        The facts that it was stored with; ``None`` where there is none, or it is not as it was stored, which is said
+        on standard error, and the entry removed.
+    """
+    entry = shared / name
+    if not entry.is_dir() or entry.is_symlink():
+        return None
+    partial = new_folder(output / "checkpoint")
+    try:
+        record = json.loads((entry / FILES).read_text(encoding="utf-8"))
+        for file, digest in record["files"].items():
+            source = entry / file
+            if Path(file).name != file or source.is_symlink() or not source.is_file():
+                raise ValueError(f"{file!r} is no file of its own")
+            shutil.copyfile(source, partial / file)
+            if _sha256(partial / file) != digest:
+                raise ValueError(f"{file} is not the file that was stored")
+        facts: dict[str, Any] = dict(record["facts"])
+        os.replace(partial / "steps.jsonl", output / "steps.jsonl")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"shared model {entry} is damaged ({error}): training it again", file=sys.stderr)
+        shutil.rmtree(partial)
+        shutil.rmtree(entry)
+        return None
+    shutil.rmtree(output / "checkpoint", ignore_errors=True)
+    os.replace(partial, output / "checkpoint")
+    return facts
+
+
+def store(shared: Path, name: str, output: Path, facts: dict[str, Any]) -> None:
+    """Keep a run's model and step log for others, in one rename; one that is there already stays.
+
+    Args:
+        shared: The folder of models.
+        name: The model's ``key``.
+        output: Holds ``checkpoint/`` and ``steps.jsonl``.
+        facts: What ``fetch`` gives back.
+    """
+    entry = shared / name
+    if entry.exists():
+        return
+    partial = new_folder(entry)
+    try:
+        for file in (*sorted((output / "checkpoint").iterdir()), output / "steps.jsonl"):
+            shutil.copyfile(file, partial / file.name)
+        record = {"facts": facts, "files": {file.name: _sha256(file) for file in sorted(partial.iterdir())}}
+        (partial / FILES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.rename(partial, entry)
+    except OSError:
+        if not entry.is_dir():  # else another run has stored its equal model since
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _code() -> str:
+    """SHA-256 of this package's sources, so that code that has changed never meets a model of the code before."""
+    root, total = Path(megatron_ext.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        total.update(f"{file.relative_to(root).as_posix()}\n{_sha256(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
