@@ -65,5 +65,5 @@ def test_curves_go_from_target_over_epochs_with_the_chosen_one_circled(
         ("0", "2"): 0.6,
         ("1", "2"): 0.6,
     }
-    assert "0.750" not in (folder / "table.md").read_text()
+    assert "0.800" not in (folder / "table.md").read_text()
     assert [group.epoch for group in read.by_epoch(bench.read())] == [1, 2]
