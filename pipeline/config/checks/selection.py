@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_ext.selection import WithinBudget
+from megatron_ext.config.selection import WithinBudget
 from pipeline.benchmarks import Options, family
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.checker import Checker, Files

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_ext.specs import UnlearnSpec
+from pipeline.benchmarks.evaluated_model import ModelId
 from pipeline.config.load import load
-from pipeline.model_id import ModelId
 from pipeline.specs import EvaluateSpec, ReportSpec
 from pipeline.workflow import costs, resources
 from pipeline.workflow.plan import Plan
