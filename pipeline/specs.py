@@ -202,6 +202,9 @@ class ReportSpec(StepSpec):
     later_requests: list[ReportEntry] = Field(
         [], description="the entries' methods after each further request to forget"
     )
+    repeats: list[ReportEntry] = Field(
+        [], description="target and retrain of further seeds, as they are and after each attack"
+    )
     by_epoch: list[ReportEntry] = Field(
         [], description="the entries' runs after each evaluated epoch, the one that they end in among them"
     )

@@ -30,6 +30,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     selection.evaluate_every,
     models.trained_sets,
     models.sources,
+    models.repeats,
     models.tokenizer,
     models.special_tokens,
     models.lengths,

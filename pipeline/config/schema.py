@@ -32,6 +32,10 @@ class TrainingPlan(Strict):
         False, description="keep trained models in the results' cache, where experiments with equal settings find them"
     )
 
+    repeats: int = Field(
+        1, ge=1, description="models of target and of retrain, with seeds of their own, that metrics are to tell apart"
+    )
+
     @property
     def sections(self) -> dict[str, ModelTraining]:
         """What is given, by model."""

@@ -20,7 +20,7 @@ from megatron_ext.specs import read as read_spec
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import family
 from pipeline.judging.rubric import definitions
-from pipeline.report import costs, evidence, latex, read, requests, robustness, selection, tables
+from pipeline.report import costs, evidence, latex, meta_evaluation, read, requests, robustness, selection, tables
 from pipeline.specs import ReportSpec
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         *epochs.draw(groups, by_epoch, metrics),
         *requests.draw(groups, after_requests),
     ]
+    apart = meta_evaluation.table(spec, [*groups, *attacked, *read.repeats(spec)], metrics)
     shown = evidence.document(spec, groups, attacked, later_requests, metrics)
     content = page.Content(
         groups=groups,
@@ -105,6 +106,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         costs=costs.of(spec, [*groups, *later_requests]),
         timings=read.timings(spec, [*groups, *attacked, *later_requests, *saved]),
         changes=changes,
+        apart=apart,
         requests=after_requests,
         evidence=shown,
         examples=examples.collect(spec, every),
@@ -114,6 +116,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests, *by_epoch], metrics),
         "table.md": tables.as_markdown(spec, groups, metrics)
         + robustness.as_markdown(changes)
+        + meta_evaluation.as_markdown(apart)
         + requests.as_markdown(spec, after_requests),
         "table.tex": latex.render(spec, groups, metrics),
         **{f"figures/{figure.name}.svg": figure.svg for figure in drawn},

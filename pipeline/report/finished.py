@@ -33,7 +33,6 @@ def _moved(spec: ReportSpec, folder: Path) -> ReportSpec:
         changed: dict[str, Any] = {key: place(getattr(one, key)) for key in ("evaluation", "run", "judgement")}
         return one.model_copy(update=changed)
 
-    rows = {
-        key: [entry(one) for one in getattr(spec, key)] for key in ("entries", "attacked", "later_requests", "by_epoch")
-    }
+    lists = ("entries", "attacked", "later_requests", "by_epoch", "repeats")
+    rows = {key: [entry(one) for one in getattr(spec, key)] for key in lists}
     return spec.model_copy(update={**rows, "output": folder / "report"})

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.benchmarks.base import Metric
-from pipeline.report import examples, publications, requests, robustness, sweeps
+from pipeline.report import examples, meta_evaluation, publications, requests, robustness, sweeps
 from pipeline.report.costs import Cost
 from pipeline.report.curves import COMPARED, PANELS
 from pipeline.report.logs import StepTiming
@@ -47,6 +47,7 @@ class Content:
         costs: of every unlearned model
         timings: times of every step
         changes: tables of what attacks change
+        apart: how far each metric tells models that knew from those that did not
         requests: tables of values after each request to forget
         evidence: what ``evidence.json`` holds
         examples: what every model said
@@ -61,6 +62,7 @@ class Content:
     costs: Sequence[Cost]
     timings: Sequence[StepTiming]
     changes: Sequence[robustness.Table]
+    apart: meta_evaluation.Table | None
     requests: Sequence[requests.Table]
     evidence: Mapping[str, Any]
     examples: examples.View
@@ -114,6 +116,7 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
         groups=content.groups,
         facts=_facts(spec, content.groups),
         changes=content.changes,
+        apart=content.apart,
         requests=content.requests,
         requests_legend=requests.legend_of(spec),
         evidence=content.evidence,

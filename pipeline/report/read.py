@@ -197,6 +197,11 @@ def by_epoch(spec: ReportSpec) -> list[Group]:
     return _groups(spec, spec.by_epoch)
 
 
+def repeats(spec: ReportSpec) -> list[Group]:
+    """As ``load``, for target and retrain of further seeds, before and after each attack."""
+    return _groups(spec, spec.repeats)
+
+
 def _groups(spec: ReportSpec, entries: Sequence[ReportEntry]) -> list[Group]:
     groups: dict[tuple[str | int | None, ...], list[Result]] = {}
     for entry in sorted(entries, key=lambda entry: KINDS.index(entry.kind)):

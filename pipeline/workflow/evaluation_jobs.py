@@ -11,7 +11,7 @@ from pipeline.workflow.data_jobs import published
 from pipeline.workflow.data_sets import evaluation_sets
 from pipeline.workflow.jobs import Job, job_of
 from pipeline.workflow.paths import RETRAIN, TARGET, Paths
-from pipeline.workflow.training_jobs import runtime
+from pipeline.workflow.training_jobs import repeated_models, runtime
 from pipeline.workflow.unlearning_jobs import models_by_epoch, unlearned_models
 
 
@@ -23,7 +23,8 @@ def compared_models(config: Config) -> list[ModelId]:
 
 def first_models(config: Config) -> list[ModelId]:
     """What is evaluated before any attack and any later request; retrain first, with which the others are compared."""
-    return [*reversed(compared_models(config)), *(model for _, model in unlearned_models(config))]
+    unlearned = [model for _, model in unlearned_models(config)]
+    return [*reversed(compared_models(config)), *repeated_models(config), *unlearned]
 
 
 def evaluation_jobs(config: Config, paths: Paths) -> Iterator[Job]:

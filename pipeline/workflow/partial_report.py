@@ -54,7 +54,7 @@ def specification(plan: Plan, failed: Mapping[Path, list[str]]) -> ReportSpec | 
     whole = job.spec
     ends = {entry.model_id for entry in whole.entries}  # in which runs that end in their last epoch are evaluated there
     saved = [entry for entry in whole.by_epoch if entry.model_id not in ends]
-    rows = [*whole.entries, *whole.attacked, *whole.later_requests, *saved]
+    rows = [*whole.entries, *whole.attacked, *whole.later_requests, *saved, *whole.repeats]
     there = {entry.model_id for entry in rows if all(path.exists() for path in files_of(entry))}
     entries = [entry for entry in whole.entries if entry.model_id in there]
     if not entries or len(there) == len(rows):
@@ -66,6 +66,7 @@ def specification(plan: Plan, failed: Mapping[Path, list[str]]) -> ReportSpec | 
             "entries": entries,
             "attacked": [one for one in whole.attacked if one.model_id in there and _before(one) in shown],
             "later_requests": [one for one in later if _first(one, entries)],
+            "repeats": [one for one in whole.repeats if one.model_id in there],
             "by_epoch": [one for one in whole.by_epoch if one.model_id in there and _first(one, entries)],
             "steps": {name: folder for name, folder in whole.steps.items() if (folder / "summary.json").exists()},
             "failed": [_row(plan, entry, failed) for entry in rows if entry.model_id not in there],

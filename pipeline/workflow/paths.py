@@ -117,6 +117,8 @@ class Paths:
         """The folder of the step that made the model."""
         if model.attack is not None:
             return self.root / "robustness" / str(model.before) / model.attack
+        if model.run in (TARGET.run, RETRAIN.run):
+            return self.root / "models" / str(model)
         if model.seed is not None:
             return self.root / "unlearned" / model.run_folder / f"seed-{model.seed}"
         return self.root / "models" / model.run

@@ -29,7 +29,7 @@ from pipeline.workflow.release_jobs import release_jobs
 from pipeline.workflow.report_job import report_job
 from pipeline.workflow.request_jobs import later_models, request_jobs
 from pipeline.workflow.robustness_jobs import attacked_models, robustness_jobs
-from pipeline.workflow.training_jobs import has_base, training_jobs
+from pipeline.workflow.training_jobs import has_base, repeated_models, training_jobs
 from pipeline.workflow.unlearning_jobs import (
     alternatives_jobs,
     models_by_epoch,
@@ -80,7 +80,7 @@ class Plan:
     @property
     def trained(self) -> list[str]:
         """Models that are trained here; a training that nothing uses is not among them."""
-        return self.config.experiment.training.used
+        return [*self.config.experiment.training.used, *map(str, repeated_models(self.config))]
 
     @property
     def has_base(self) -> bool:

@@ -17,6 +17,7 @@ from pipeline.workflow.evaluation_jobs import compared_models, judged_models
 from pipeline.workflow.jobs import Files, Job, job_of
 from pipeline.workflow.paths import BASE, TARGET, Paths
 from pipeline.workflow.robustness_jobs import attacks, described_attacks
+from pipeline.workflow.training_jobs import repeated_models
 from pipeline.workflow.unlearning_jobs import references, sampled_sets, saved_epochs, unlearned_models
 
 RECORDS = ("summary.json", "provenance.json")
@@ -57,6 +58,7 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         requests=experiment.requests.order if experiment.requests else None,
         later_requests=[entry for _, entry in later],
         by_epoch=_by_epoch(config, paths, first),
+        repeats=_repeats(config, paths),
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
         **choice(experiment.select),
@@ -122,6 +124,22 @@ def _moved(
     )
 
 
+def _repeats(config: Config, paths: Paths) -> list[ReportEntry]:
+    """The rows of target and retrain of further seeds, each before and after every attack."""
+    models = [replace(m, attack=attack) for m in repeated_models(config) for attack in (None, *attacks(config))]
+    return [
+        ReportEntry(
+            model_id=str(model),
+            kind="target" if model.run == TARGET.run else "retrain",
+            title=model.run.capitalize(),
+            seed=model.seed,
+            attack=model.attack,
+            evaluation=paths.evaluation(model),
+        )
+        for model in models
+    ]
+
+
 def _by_epoch(config: Config, paths: Paths, first: Sequence[tuple[ModelId, ReportEntry]]) -> list[ReportEntry]:
     """The rows of every run's evaluated epochs; a run that ends in its last epoch has been evaluated there already."""
     known, found = {model: entry for model, entry in first}, []
@@ -146,7 +164,7 @@ def _other_steps(config: Config, paths: Paths, made: Sequence[Job]) -> dict[str,
 
 def _files(spec: ReportSpec, made: Sequence[Job]) -> dict[str, Files]:
     """What the report reads, by what it is for."""
-    rows = [*spec.entries, *spec.attacked, *spec.later_requests, *spec.by_epoch]
+    rows = [*spec.entries, *spec.attacked, *spec.later_requests, *spec.by_epoch, *spec.repeats]
     unlearned = [entry for entry in (*spec.entries, *spec.later_requests) if entry.kind == "unlearned"]
     trains = {attack.name for attack in spec.attacks if attack.kind == "relearn"}
     relearned = [entry.run / "steps.jsonl" for entry in spec.attacked if entry.run and entry.attack in trains]

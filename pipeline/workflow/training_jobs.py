@@ -28,8 +28,15 @@ def has_base(config: Config) -> bool:
     return "base" in config.experiment.training.used or "base" in published(config)
 
 
+def repeated_models(config: Config) -> list[ModelId]:
+    """Target and retrain with further seeds; the first ones, which unlearning starts from, have none in their names."""
+    training = config.experiment.training
+    return [ModelId(which, k) for which in ("retrain", "target") for k in range(1, training.repeats)]
+
+
 def training_jobs(config: Config, paths: Paths) -> Iterator[Job]:
-    """A job for each model that is trained here: from the base model where there is one, else from random weights."""
+    """A job for each model that is trained here, and for each of its repetitions: from the base model where there is
+    one, else from random weights."""
     trained = config.experiment.training
     for which in trained.used:
         section: ModelTraining = getattr(trained, which)
@@ -41,8 +48,10 @@ def training_jobs(config: Config, paths: Paths) -> Iterator[Job]:
             source = ModelSource(config=config.model.architecture, tokenizer=start)
         data = {paths.tokens(name): share for name, share in section.data.items()}
         shared = paths.trained if trained.shared else None
-        spec = train_spec(config, paths.model(ModelId(which)), source, section, data, shared=shared)
-        yield job_of(paths, spec, start=(start,), data=tuple(data))
+        for model in [ModelId(which), *(one for one in repeated_models(config) if one.run == which)]:
+            own = section.model_copy(update={"seed": section.seed + (model.seed or 0)})
+            spec = train_spec(config, paths.model(model), source, own, data, shared=shared)
+            yield job_of(paths, spec, start=(start,), data=tuple(data))
 
 
 def train_spec(

@@ -172,6 +172,14 @@ def sources(checker: Checker, model: Model) -> None:
         checker.problem(("model",), f"{model.name!r} has no 'architecture' or no 'tokenizer' to be made from")
 
 
+def repeats(checker: Checker) -> None:
+    """Whether the models that are trained several times are trained here."""
+    training = checker.experiment.training
+    missing = [which for which in ("target", "retrain") if which not in training.sections]
+    if training.repeats > 1 and missing:
+        checker.problem(("training", "repeats"), f"{training.repeats} without training.{missing[0]}; allowed: 1")
+
+
 def tokenizer(checker: Checker, model: Model) -> None:
     """Whether all models have one tokenizer."""
     training = checker.experiment.training
