@@ -26,7 +26,7 @@ from megatron_ext.training.collapse import CollapseCheck
 from megatron_ext.training.epoch_checkpoints import EpochCheckpoints
 from megatron_ext.training.loop import StepOutcome
 from megatron_ext.training.reference_model import ReferenceBase, ReferenceCopy, ReferenceMatrices, ReferenceModel
-from megatron_ext.training.resume import Resume
+from megatron_ext.training.resume import Companion, Resume
 from megatron_ext.training.schedule import learning_rate
 from megatron_ext.training.step import Step
 from megatron_ext.training.topics import TopicData, mean_retain_loss
@@ -95,7 +95,7 @@ class UnlearningRun:
             "data": [topic.digests() for topic in self._topics],
             "model": fingerprint,
         }
-        companions = [self._epochs, *([self._validator] if self._validator else [])]
+        companions: list[Companion] = [self._epochs, *([self._validator] if self._validator else [])]
         self.resume = Resume(spec.output, identity, self.trainer, self._state, self._kept, companions)
         self._check: CollapseCheck | None = None  # part of a model gives no probabilities
         if spec.trainable_layers is None:
