@@ -79,6 +79,7 @@ def test_a_run_goes_on_from_a_state_of_adapters_to_the_same_bits(
 
     unlearn.unlearn(cut, alone, Clock())
 
-    assert set(files(whole.output)) == {"checkpoint/model.safetensors", "adapter/adapter_model.safetensors"}
+    written = {"checkpoint/model.safetensors", "adapter/adapter_model.safetensors", "epochs/epoch-1/model.safetensors"}
+    assert set(files(whole.output)) == written
     assert files(cut.output) == files(whole.output)
     assert files(cut.output / "checkpoint") != files(cut.checkpoint)
