@@ -83,17 +83,21 @@ clean: ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch goes in first and alone, so that pip takes the CPU build where one is configured. The stamps come last: an
-# installation that was cut short is done again.
-$(INSTALLED): pyproject.toml constraints.txt
+# Each package comes from a file whose SHA-256 is in constraints-hashed.txt; HASHES=no believes pip's indexes, for a site that
+# builds its own files of the same versions. The stamps come last: an installation that was cut short is done again.
+PACKAGES = $(BIN)/python containers/packages --quiet $(if $(filter no,$(HASHES)),--without-hashes)
+PROJECT = $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+
+$(INSTALLED): pyproject.toml constraints-hashed.txt
 	$(CREATE_VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[steps,dev,docs,sign]'
+	$(PACKAGES) work
+	$(PROJECT)
 	touch $@ $(VENV)/.installed-login
 
-$(VENV)/.installed-login: pyproject.toml constraints.txt
+$(VENV)/.installed-login: pyproject.toml constraints-hashed.txt
 	$(CREATE_VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PACKAGES) core
+	$(PROJECT)
 	touch $@
 
 define CREATE_VENV

@@ -56,9 +56,9 @@ def tree(tmp_path: Path) -> Path:
     """The files that an image is made from, small."""
     root = tmp_path / "clone"
     (root / "containers").mkdir(parents=True)
-    for name in ("build", "install", "check", "unlearn-cpu.def", "unlearn-gpu.def"):
+    for name in ("build", "install", "packages", "check", "unlearn-cpu.def", "unlearn-gpu.def"):
         shutil.copy(FOLDER / name, root / "containers" / name)
-    for name in ("constraints.txt", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("constraints.txt", "constraints-hashed.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
     for name in (
         "pipeline/__init__.py",
@@ -124,8 +124,10 @@ def test_equal_content_has_an_equal_name_wherever_it_lies(tree: Path, tmp_path: 
     [
         "containers/unlearn-cpu.def",
         "containers/install",
+        "containers/packages",
         "containers/check",
         "constraints.txt",
+        "constraints-hashed.txt",
         "pipeline/__init__.py",
         "pipeline/report/page.html.j2",
         "pipeline/workflow/rules/a.smk",

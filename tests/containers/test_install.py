@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -42,17 +44,22 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("machine")
     for name in ("wheels", "base", "source/containers", "source/pipeline"):
         (root / name).mkdir(parents=True)
-    wheel(root / "wheels", "torch", "2.13.0")
+    hashed = [
+        wheel(root / "wheels", "torch", "2.13.0+cpu"),
+        wheel(root / "wheels", "megatron-core", "0.16.1", ["torch>=2.6", "tqdm"]),
+        wheel(root / "wheels", "tqdm", "4.70.1"),
+    ]
     wheel(root / "wheels", "torch", "2.14.0")
-    wheel(root / "wheels", "megatron-core", "0.16.1", ["torch>=2.6", "tqdm"])
     wheel(root / "wheels", "megatron-core", "0.17.0", ["torch>=2.6", "tqdm"])
-    wheel(root / "wheels", "tqdm", "4.70.1")
     with zipfile.ZipFile(wheel(root, "torch", "2.10.0a0+b4e4ee81d3.nv25.12")) as archive:
         archive.extractall(root / "base")
     (root / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {root / 'wheels'}\n")
     source = root / "source"
     (source / "constraints.txt").write_text(CONSTRAINTS)
+    entries = "".join(entry(file) for file in hashed)
+    (source / "constraints-hashed.txt").write_text(f"# part: steps\n{entries}# part: work\nabsent==1 \\\n")
     (source / "containers/check").write_text("# the image's test\n")
+    shutil.copy(FOLDER / "packages", source / "containers")
     (source / "pipeline/__init__.py").write_text("where = __file__\n")
     (source / "backend.py").write_text(BACKEND.format(tests=str(Path(__file__).parent)))
     (source / "pyproject.toml").write_text(
@@ -60,6 +67,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '[project]\nname = "megatron-unlearning"\ndynamic = ["version", "dependencies", "optional-dependencies"]\n'
     )
     return root
+
+
+def entry(file: Path) -> str:
+    """What ``constraints-hashed.txt`` says of a wheel."""
+    name, version, *_ = file.name.split("-")
+    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
 
 
 def run(machine: Path, into: Path, *words: str, base: bool) -> subprocess.CompletedProcess[str]:
@@ -85,23 +98,30 @@ def ask(into: Path, machine: Path | None, code: str) -> object:
 VERSION = "__import__('importlib.metadata').metadata.version('{}')"
 
 
-def test_an_empty_base(machine: Path, tmp_path: Path) -> None:
-    """The CPU image's part: everything in exact versions, compiled, the project not editable, and no pip."""
+@pytest.fixture(scope="module")
+def installed(machine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is made on an empty base."""
+    into = tmp_path_factory.mktemp("installed")
     before = sorted((machine / "source").rglob("*"))
-    done = run(machine, tmp_path, base=False)
+    done = run(machine, into, base=False)
     assert done.returncode == 0, done.stderr
-    for name, version in (("torch", "2.13.0"), ("megatron-core", "0.16.1"), ("tqdm", "4.70.1")):
-        assert ask(tmp_path, None, VERSION.format(name)) == version
-    site = next((tmp_path / "venv/lib").glob("python3.*")) / "site-packages"
-    assert ask(tmp_path, None, "__import__('pipeline').where") == str(site / "pipeline/__init__.py")
+    assert sorted((machine / "source").rglob("*")) == before, "installing wrote into the sources"
+    return into
+
+
+def test_an_empty_base(installed: Path) -> None:
+    """The CPU image's part: everything in exact versions, compiled, the project not editable, and no pip."""
+    for name, version in (("torch", "2.13.0+cpu"), ("megatron-core", "0.16.1"), ("tqdm", "4.70.1")):
+        assert ask(installed, None, VERSION.format(name)) == version
+    site = next((installed / "venv/lib").glob("python3.*")) / "site-packages"
+    assert ask(installed, None, "__import__('pipeline').where") == str(site / "pipeline/__init__.py")
     assert not (site / "pip").exists()
     for module in ("pipeline", "torch", "megatron_core"):
         assert list((site / module / "__pycache__").glob("__init__.*.pyc")), f"{module} is not compiled"
-    assert (tmp_path / "constraints.txt").read_text() == CONSTRAINTS.replace("\n\n", "\n")
-    assert (tmp_path / "check").read_text() == "# the image's test\n"
-    assert sorted((machine / "source").rglob("*")) == before, "installing wrote into the sources"
+    assert (installed / "constraints.txt").read_text() == CONSTRAINTS.replace("\n\n", "\n")
+    assert (installed / "check").read_text() == "# the image's test\n"
     # The environment is closed: what the base system has is not seen.
-    config = dict(line.split(" = ") for line in (tmp_path / "venv/pyvenv.cfg").read_text().splitlines())
+    config = dict(line.split(" = ") for line in (installed / "venv/pyvenv.cfg").read_text().splitlines())
     assert config["include-system-site-packages"] == "false"
 
 
@@ -128,12 +148,12 @@ def test_without_keep_pip_would_replace_it(machine: Path, tmp_path: Path) -> Non
     assert (site / "torch").is_dir()
 
 
-def test_a_package_that_got_in_after_all_is_an_error(machine: Path, tmp_path: Path) -> None:
+def test_a_package_that_got_in_after_all_is_an_error(installed: Path) -> None:
     """Found by looking, too: pip is not trusted to have obeyed."""
-    assert run(machine, tmp_path, base=False).returncode == 0
-    python = tmp_path / "venv/bin/python"
-    assert not install.stays(python, "torch", "2.13.0", tmp_path / "venv"), "the environment's own"
-    assert not install.stays(python, "torch", "2.10.0", tmp_path / "venv")
+    environment = installed / "venv"
+    python = environment / "bin/python"
+    assert not install.stays(python, "torch", "2.13.0+cpu", environment), "the environment's own"
+    assert not install.stays(python, "torch", "2.10.0", environment)
 
 
 def test_what_is_to_be_kept_must_be_there(machine: Path, tmp_path: Path) -> None:
@@ -147,7 +167,31 @@ def test_what_pip_cannot_do_is_an_error(machine: Path, tmp_path: Path) -> None:
     (machine / "empty.conf").write_text("[global]\nno-index = true\n")
     done = run(machine, tmp_path, "--pip-config", str(machine / "empty.conf"), base=False)
     assert done.returncode == 1
-    assert "install: pip exits 1" in done.stderr and "Traceback" not in done.stderr
+    assert "packages: pip exits 1" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_with_another_hash_is_not_installed(machine: Path, tmp_path: Path) -> None:
+    """An index that gives other contents under the same name and version, which exact versions alone would take."""
+    copy = shutil.copytree(machine, tmp_path / "machine")
+    (copy / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {copy / 'wheels'}\n")
+    wheel(copy / "wheels", "tqdm", "4.70.1", files={"tqdm/__init__.py": "version = 'another'\n"})
+    done = run(copy, tmp_path / "into", base=False)
+    assert done.returncode == 1
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
+    assert not list((tmp_path / "into/venv/lib").glob("python3.*/site-packages/tqdm"))
+
+
+def test_another_build_of_torch_is_named(machine: Path, tmp_path: Path) -> None:
+    """Without a build for CPUs, the index's own comes without a hash, with what it needs, and a line says so."""
+    copy = shutil.copytree(machine, tmp_path / "machine")
+    (copy / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {copy / 'wheels'}\n")
+    next((copy / "wheels").glob("torch-2.13.0*")).unlink()
+    wheel(copy / "wheels", "torch", "2.13.0", ["nvidia-all"])
+    wheel(copy / "wheels", "nvidia-all", "13.0")
+    done = run(copy, tmp_path / "into", base=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch: no build for CPUs with a known SHA-256" in done.stdout
+    assert ask(tmp_path / "into", None, VERSION.format("nvidia-all")) == "13.0"
 
 
 def test_constraints_take_the_kept_versions() -> None:
