@@ -9,6 +9,7 @@ becomes this program's. At the end ``provenance.json`` is written beside what th
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import signal
@@ -186,4 +187,9 @@ def _now() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == 0:
+        # Python looks for cycles in all that torch and megatron-core have defined when it ends, for a second. After a
+        # failure it may: what the error's frames hold is closed then.
+        gc.freeze()
+    sys.exit(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from megatron_ext.config import Layout, Runtime
-from megatron_ext.distributed import process_groups
+from megatron_ext.distributed import cpu, process_groups
 from megatron_ext.training import loop
 from tests.support.distributed import environments, start
 
@@ -39,6 +40,21 @@ def test_a_rank_takes_the_gpu_of_its_local_rank(
 ) -> None:
     show(monkeypatch, local, visible, on_node)
     assert process_groups._device("cuda") == torch.device("cuda", expected)
+
+
+def test_the_collector_rests_while_modules_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is what it was afterwards."""
+    seen = []
+    monkeypatch.setattr(cpu, "install", lambda: seen.append(gc.isenabled()))
+    with process_groups.start(Runtime(device="cpu")):
+        seen.append(gc.isenabled())
+    gc.disable()
+    try:
+        with process_groups.start(Runtime(device="cpu")):
+            seen.append(gc.isenabled())
+    finally:
+        gc.enable()
+    assert seen == [False, True, False, False]
 
 
 @pytest.mark.parametrize("on_node", [None, "1"])
