@@ -67,6 +67,8 @@ def evaluate_every(checker: Checker, runs: list[tuple[Document, Run]]) -> None:
             why = "a run that breaks its budget ends early; allowed: select: last, best-on-validation, test_metric"
         elif training.max_steps is not None:
             why = f"{training.max_steps} steps at most, which may end a run before its epochs; allowed: max_steps: null"
+        elif training.epochs % 1:
+            why = f"{training.epochs:g} epochs of unlearning; allowed: a whole number"
         elif every >= training.epochs:
             why = f"{every} with {training.epochs:g} epochs of unlearning; allowed: fewer"
         if why:

@@ -134,6 +134,7 @@ def test_what_selects_is_told_to_runs_and_report(
         (["keep=selected", "select=best-on-validation"], "--set keep: 'selected' without 'sweep' would keep all"),
         (["select=best-on-validation", "sweep.rmu.forget.steering=[1]"], "--set select: 'rmu' builds a part"),
         (["evaluate_every.epochs=10"], "--set evaluate_every.epochs: 'ga': 10 with 10 epochs of unlearning"),
+        (["evaluate_every.epochs=1", "unlearning.epochs=2.5"], "--set evaluate_every.epochs: 'ga': 2.5 epochs"),
         (["evaluate_every.epochs=1", "unlearning.max_steps=9"], "--set evaluate_every.epochs: 'ga': 9 steps at most"),
         (["evaluate_every.epochs=1", BUDGET], "--set evaluate_every.epochs: 'ga': a run that breaks its budget"),
         (
