@@ -120,7 +120,7 @@ def megatron_engine(
                 return score(model, ranks, requests, budgets[0], answers=known)
 
             def find_continuations(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
-                ends, stopped = [tokenizer.eos_id], stopped_by(tokenizer)
+                ends, stopped = sorted(tokenizer.end_ids), stopped_by(tokenizer)
                 return generate(model, ranks, requests, ends, budgets[1], stopped, answers=known)
 
             def gradient_norms(self, requests: Sequence[ScoreRequest]) -> list[float]:

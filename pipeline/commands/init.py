@@ -14,7 +14,7 @@ from megatron_ext.atomic_files import write_text
 from pipeline.commands.plan import named, size_of
 from pipeline.config.auto_layout import NODE
 from pipeline.config.load import load
-from pipeline.config.located_yaml import ConfigError
+from pipeline.config.located_yaml import ConfigError, short
 from pipeline.config.sizing import number_of
 from pipeline.data import user_files
 from pipeline.data.errors import DataError
@@ -121,7 +121,9 @@ def main(given: argparse.Namespace) -> int:
             print(
                 f"--model: there is no folder {given.model!r}, so it was taken for a name on the hub", file=sys.stderr
             )
-        print(f"{error}\nnothing was written", file=sys.stderr)
+        # The lines of a file that is not there help nobody.
+        text = re.sub(rf"^{re.escape(short(out))}:[0-9]+: ", "", str(error), flags=re.MULTILINE)
+        print(f"{text}\nnothing was written", file=sys.stderr)
         return 2
     print(f"{out}: {number_of(config.forget_rows, 'row')} to forget. Next: unlearn validate {out}, unlearn run {out}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def main(given: argparse.Namespace) -> int:
     try:
         folders, signing = signed_folders(given.results), library("signing")
         if not given.key.is_file():
-            raise ConfigError([f"--key: {given.key} is missing"])
+            make = f"openssl ecparam -name prime256v1 -genkey -noout -out {shlex.quote(str(given.key))}"
+            raise ConfigError([f"--key: {given.key} is missing; this makes one: {make}"])
         if wrong := differing(given.results):
             raise ConfigError([*wrong, "nothing was signed: run the experiment's report again"])
         try:

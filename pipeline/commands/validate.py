@@ -19,6 +19,7 @@ from pipeline.data.settings import FilesSource
 from pipeline.data.templates import Template
 from pipeline.specs import EvaluateSpec, OwnAnswersSpec
 from pipeline.workflow import resources
+from pipeline.workflow.paths import refused_inputs
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.snakemake_rules import use_cache
 from pipeline.workflow.work import describe
@@ -84,6 +85,7 @@ def planned(given: argparse.Namespace, cluster: bool) -> tuple[Plan, Site | None
     site = here if cluster else None
     plan = Plan(load(given.experiment, given.data_root, site, given.set), given.results)
     lacking = resources.problems(plan, site, sites.named(file)) if site else []
+    lacking += refused_inputs((path for job in plan.jobs.values() for path in job.inputs), cluster)
     if lacking:
         raise ConfigError(lacking)
     return plan, site

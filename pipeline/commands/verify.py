@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def main(given: argparse.Namespace) -> int:
     try:
         folders, verifying = signed_folders(given.results), library("verifying")
         if not given.key.is_file():
-            raise ConfigError([f"--key: {given.key} is missing"])
+            raise ConfigError([f"--key: {given.key} is missing: it is the public key of the one that signed"])
         try:
             config = verifying.Config().use_elliptic_key_verifier(public_key=given.key)
         except (TypeError, ValueError) as error:
@@ -47,8 +48,17 @@ def main(given: argparse.Namespace) -> int:
                 raise ValueError(f"{file} is missing")
             config.verify(folder, file)
         except Exception as error:  # the library's: of its own, of cryptography, of JSON
-            wrong.append(f"{folder}: {str(error).strip() or type(error).__name__}")
+            wrong.append(f"{folder}: {_told(error)}")
         else:
             print(f"{folder}: as signed")
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
     return 1 if wrong else 0
+
+
+def _told(error: Exception) -> str:
+    """What the library says, without the bytes of digests."""
+    text = str(error).strip() or type(error).__name__
+    changed = re.findall(r"Hash mismatch for \\?'([^'\\]*)", text)
+    others = re.findall(r"((?:Extra|Missing) files)(?: found)? in model [^:]*: ([^'\"\\]*)", text)
+    found = [f"changed since it was signed: {', '.join(changed)}"] * bool(changed)
+    return "; ".join([*found, *(f"{kind.lower()}: {names}" for kind, names in others)]) or text

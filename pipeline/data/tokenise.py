@@ -37,7 +37,9 @@ class Encoder:
             raise DataError(f"template: {fault}")
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Ids before the labels and target ids of each (question, answer) pair; a target ends with the end token.
+        """Ids before the labels and target ids of each (question, answer) pair.
+
+        A target ends with one end token: the template's, where it closes answers with one, else the tokenizer's.
 
         With ``template.labels_by_length`` the ids before the labels are the start of the whole text, of the prompt's
         length; otherwise they are the prompt's own.
@@ -45,7 +47,7 @@ class Encoder:
         Halves of characters, which no tokenizer takes, are encoded as question marks; ``fault`` finds them.
         """
         texts = [(_written(question), _written(answer)) for question, answer in texts]
-        special = self.template.adds_bos
+        special, closing = self.template.adds_bos, self.tokenizer.closing(self.template)
         prompts = self.tokenizer.encode_batch([self.template.prompt(q) for q, _ in texts], special)
         wholes = self.tokenizer.encode_batch([self.template.text(q, a) for q, a in texts], special)
         pairs = []
@@ -58,7 +60,7 @@ class Encoder:
                 # started after it would leave the answer's first characters unlearned and unscored, and the prompt
                 # that is scored would differ from the one that is generated from: so the answer is encoded by itself.
                 target = self.alone(self.template.completion(answer))
-            if not target or target[-1] != self.tokenizer.eos_id:
+            if not target or target[-1] not in (self.tokenizer.eos_id, closing):
                 target.append(self.tokenizer.eos_id)
             pairs.append((prompt, target))
         return pairs

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 PAD = "<pad>"
+GENERATION = "generation_config.json"
 
 
 class SpecialTokens(NamedTuple):
@@ -36,6 +37,7 @@ class Tokenizer:
     Attributes:
         bos_id: id of the start token; ``None`` where the vocabulary has none
         eos_id: id of the end token
+        end_ids: ids that end an answer: the end token's, and those that ``ends_with`` has added
         vocab_size: the highest id plus one
         sha256: digest of the folder's tokenizer files
     """
@@ -44,6 +46,7 @@ class Tokenizer:
         self.backend, self.names = backend, names
         self.bos_id: int | None = None if names.bos is None else _known_id(backend, names.bos)
         self.eos_id: int = _known_id(backend, names.eos)
+        self.end_ids: frozenset[int] = frozenset({self.eos_id})
         self._start = [self.bos_id] if adds_bos and self.bos_id is not None else []
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.sha256 = sha256
@@ -62,6 +65,20 @@ class Tokenizer:
             start = backend.encode("a", add_special_tokens=True).ids[:1]
             adds_bos = names.bos is not None and start == [backend.token_to_id(names.bos)]
         return cls(backend, names, adds_bos, digest(folder))
+
+    def ends_with(self, checkpoint: Path, template: Template) -> None:
+        """Have answers end at every end token of a model's config and generation config, and at the template's, too.
+
+        Raises:
+            DataError: one of these files names something else than a token, or several
+        """
+        ids = {self.eos_id, *_stated_ends(checkpoint / "config.json"), *_stated_ends(checkpoint / GENERATION)}
+        closing = self.closing(template)
+        self.end_ids = frozenset(ids if closing is None else {*ids, closing})
+
+    def closing(self, template: Template) -> int | None:
+        """The id of the token that ends the template's answers, where it has one that is one token here."""
+        return self.token_id(template.eos) if template.after_answer.endswith(template.eos) else None
 
     def encode(self, text: str, special: bool) -> list[int]:
         """Ids of ``text``; ``special`` puts the start token first where this tokenizer uses one, and adds no other."""
@@ -206,6 +223,16 @@ def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     if tokens["eos"] is None:
         raise DataError(f"{folder}: neither tokenizer_config.json nor config.json names an end token")
     return backend, SpecialTokens(tokens["bos"], tokens["eos"])
+
+
+def _stated_ends(path: Path) -> list[int]:
+    """The end tokens that a config of a model states; none where there is no such file."""
+    given = _json(path).get("eos_token_id")
+    found = given if isinstance(given, list) else [] if given is None else [given]
+    for number in found:
+        if type(number) is not int or not 0 <= number < 2**32:
+            raise DataError(f"{path}: eos_token_id: {given!r:.60}; allowed: the number of a token, or a list of them")
+    return found
 
 
 def _id(folder: Path, kind: str, number: Any) -> int:

@@ -45,6 +45,7 @@ def answer(spec: OwnAnswersSpec, clock: Clock | None = None, open_engine: OpenEn
     clock = clock or Clock()
     tokenizer = Tokenizer.load(spec.checkpoint)
     encoder = Encoder(tokenizer, Template.of(spec.template), spec.max_length, "drop")
+    tokenizer.ends_with(spec.checkpoint, encoder.template)
     prompts = general_prompts.read(spec)
     requests = _requests(spec, encoder, prompts)
     budgets = spec.token_budget, spec.token_budget

@@ -14,6 +14,7 @@ from pipeline.specs import ModelId
 # What means something to a shell, to Snakemake's patterns or to its format strings. Snakemake puts paths into all of
 # them, and its Slurm plugin into a command line between double quotes, where a shell looks for the second ones.
 REFUSED = "$`\"'\\{}*?[]<>|;&!"
+WILDCARDS = "{}"  # of Snakemake, which looks for them in every input
 QUOTED = "$`\\"
 IMAGE = re.compile(r"[\w./+@-]+", re.ASCII)  # Snakemake does not quote an image's path at all
 
@@ -41,9 +42,10 @@ def refusal(what: str, path: object, refused: str = REFUSED) -> str | None:
     return f"{what}: {text!r} begins with '-'" if text.startswith("-") else None
 
 
-def refused_inputs(inputs: Iterable[Path]) -> list[str]:
-    """What Snakemake's Slurm plugin cannot say of jobs' inputs, as it says them: a line for each of the first ones."""
-    found = (refusal("input of a job", path, QUOTED) for path in dict.fromkeys(inputs))
+def refused_inputs(inputs: Iterable[Path], cluster: bool) -> list[str]:
+    """Which of jobs' inputs Snakemake, or on a ``cluster`` its Slurm plugin, cannot name: a line each."""
+    refused = WILDCARDS + QUOTED * cluster
+    found = (refusal("input of a job", path, refused) for path in dict.fromkeys(inputs))
     return list(islice(filter(None, found), 5))
 
 

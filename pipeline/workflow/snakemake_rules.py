@@ -71,7 +71,7 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
         plan = Plan(config, Path(str(options.get("results", "results"))))
         if cluster:
             problems += resources.problems(plan, here, site.named(file))
-            problems += paths.refused_inputs(path for job in plan.jobs.values() for path in job.inputs)
+        problems += paths.refused_inputs((path for job in plan.jobs.values() for path in job.inputs), cluster)
     except ConfigError as error:
         problems += error.problems
     if problems or plan is None:
@@ -179,6 +179,9 @@ def require_gpus(plan: Plan) -> None:
         _stop([f"runtime.device: 'cuda', but this machine shows no GPU ({why})"])
 
 
+NO_IMAGE = "none"
+
+
 class Rules:
     """Functions for the rules. ``pattern`` is a job's folder below the experiment's, with wildcards in braces.
 
@@ -192,7 +195,8 @@ class Rules:
 
     def __init__(self, plan: Plan, here: Site, image: Path, in_image: bool = False, cluster: bool = False):
         self.plan, self.site, self.cluster = plan, here, cluster
-        self.container, self.in_image = str(image), in_image
+        # Snakemake checks the name of an image that nothing runs in, too: no white space of the clone's path is in it.
+        self.container, self.in_image = str(image) if in_image else NO_IMAGE, in_image
         self._several = plan.config.layout.ranks > 1
         self._needs = cache(lambda name: resources.needs(plan, here, plan.jobs[name]))
 

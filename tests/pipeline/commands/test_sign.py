@@ -54,13 +54,14 @@ def test_a_changed_byte_is_found(results: Path, keys: tuple[str, str], capsys: p
         file.write_bytes(whole[:-1] + (b" " if file.suffix == ".json" else b"x") + whole[-1:])
         capsys.readouterr()
         assert main(["verify", str(results), "--key", public]) == 1, file
-        assert str(file.parent) in capsys.readouterr().err
+        assert f"{file.parent}: changed since it was signed: {file.name}\n" in capsys.readouterr().err
         file.write_bytes(whole)
     checkpoint = results / "unlearned" / "npo" / "seed-0" / "checkpoint"
     (checkpoint / ".snakemake_timestamp").unlink()  # as in a copy that is handed on
     assert main(["verify", str(results), "--key", public]) == 0
     (checkpoint / "more.txt").write_text("a file more")
     assert main(["verify", str(results), "--key", public]) == 1
+    assert f"{checkpoint}: extra files: " in (said := capsys.readouterr().err) and "more.txt" in said
 
 
 def test_another_key_and_weights_of_another_run_are_refused(results: Path, keys: tuple[str, str], capsys) -> None:

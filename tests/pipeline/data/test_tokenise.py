@@ -53,6 +53,31 @@ def test_prompts_are_prefixes_and_labels_are_the_answer_and_one_end_token(encode
         assert list(ids).count(tokenizer.bos_id) == count
 
 
+def test_a_template_that_closes_answers_with_another_token_than_the_tokenizers(tmp_path: Path) -> None:
+    """A base model's tokenizer under a chat template: labels end once, and answers at any end token that is stated."""
+    template = TEMPLATES["llama-3"]
+    trained = tokenizers.train(["Who? Ada."], 300, template, tmp_path)
+    closing, end, other = trained.eos_id, trained.token_id("<|begin_of_text|>"), trained.token_id("A")
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|begin_of_text|>"}')
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.eos_id, tokenizer.end_ids, tokenizer.closing(TEMPLATES["plain"])) == (end, {end}, None)
+    ((_, target),) = Encoder(tokenizer, template, 300, "error").pairs([("Who?", "Ada.")])
+    assert target[-1] == closing and target.count(closing) == 1 and end not in target
+    ((_, target),) = Encoder(tokenizer, TEMPLATES["plain"], 300, "error").pairs([("Who?", "Ada.")])
+    assert target[-1] == end and closing not in target
+    tokenizer.ends_with(tmp_path, TEMPLATES["plain"])
+    assert tokenizer.end_ids == {end}
+    tokenizer.ends_with(tmp_path, template)
+    assert tokenizer.end_ids == {end, closing}
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": other}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, closing]}))
+    tokenizer.ends_with(tmp_path, TEMPLATES["plain"])
+    assert tokenizer.end_ids == {end, closing, other}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(DataError, match=r"generation_config\.json: eos_token_id: \['</s>'\]; allowed: the number"):
+        tokenizer.ends_with(tmp_path, template)
+
+
 def test_a_special_token_that_a_tokenizer_cuts_into_pieces_is_refused(tmp_path: Path) -> None:
     """It is in the vocabulary, but not among the tokens that are taken out of a text before that is cut."""
     tokenizers.train(["Ada."], 300, TEMPLATES["zephyr"], tmp_path)

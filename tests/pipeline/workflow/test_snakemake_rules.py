@@ -53,7 +53,7 @@ def would_run(folder: Path, *arguments: str) -> set[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which mini has run: every output exists, and Snakemake's records say how it was made."""
-    folder = tmp_path_factory.mktemp("project")
+    folder = tmp_path_factory.mktemp("my project")  # white space in a clone's path is allowed
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, folder / name)
@@ -254,8 +254,12 @@ def test_what_a_job_is_told_again_is_no_command(option: dict[str, Any], capsys: 
 
 def test_an_input_is_no_command_on_the_login_node(tmp_path: Path) -> None:
     """Only this has a data file whose name a shell would run: its author names it, not the one who runs it."""
-    wrong = refused_inputs([tmp_path / "a b'c(1) ü.txt", tmp_path / "my $(touch F)" / "full.json", tmp_path / "`id`"])
+    given = [tmp_path / "a b'c(1) ü.txt", tmp_path / "my $(touch F)" / "full.json", tmp_path / "`id`"]
+    wrong = refused_inputs(given, cluster=True)
     assert len(wrong) == 2 and all(line.startswith("input of a job: ") for line in wrong)
+    assert refused_inputs(given, cluster=False) == []
+    (braces,) = refused_inputs([tmp_path / "{mine}" / "a.jsonl"], cluster=False)  # Snakemake's wildcards
+    assert "has '{', '}'" in braces
 
 
 def test_paths_that_people_have_are_allowed(tmp_path: Path) -> None:
