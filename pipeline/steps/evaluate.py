@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from megatron_ext.atomic_files import write_text
 from megatron_ext.model.families import family_of
 from megatron_ext.specs import read
@@ -36,7 +34,7 @@ from pipeline.benchmarks.records import (
 from pipeline.data.cache import MANIFEST, sha256
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import Row, agree, read_object
-from pipeline.data.settings import PromptTemplate
+from pipeline.data.settings import TemplateParts
 from pipeline.data.templates import Template
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.specs import RETRAIN, EvaluateSpec
@@ -115,8 +113,9 @@ def read_inputs(spec: EvaluateSpec) -> Inputs:
     """
     hashes = _data_hashes(spec, family(spec.options.family).sets(spec.options))
     tokenizer = Tokenizer.load(spec.data / "tokenizer")
-    template = TypeAdapter(PromptTemplate).validate_python(read_object(spec.data / MANIFEST).get("template", "plain"))
-    tokenizer.ends_with(spec.checkpoint, Template.of(template))
+    named = read_object(spec.data / MANIFEST).get("template", "plain")
+    parts = TemplateParts.model_validate(named) if isinstance(named, dict) else named
+    tokenizer.ends_with(spec.checkpoint, Template.of(parts))
     retain = None if spec.retain_evaluation is None else read_retain_examples(spec.retain_evaluation, spec, hashes)
     if retain is None and spec.model_id != RETRAIN and spec.options.needs_retrain:
         raise DataError(f"retain_evaluation: is missing: {spec.options.needs_retrain}")
