@@ -53,7 +53,7 @@ def would_run(folder: Path, *arguments: str) -> set[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project in which mini has run: every output exists, and Snakemake's records say how it was made."""
-    folder = tmp_path_factory.mktemp("my project")  # white space in a clone's path is allowed
+    folder = tmp_path_factory.mktemp("project")
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, folder / name)
