@@ -7,8 +7,8 @@ INSTALLED := $(VENV)/.installed
 SNAKEFILES := Snakefile workflow pipeline/workflow/rules
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-login image image-cpu run reproduce-mini test test-fast test-cluster test-gpu gpu-proof \
-	mutants bench lint docs format clean
+.PHONY: help install install-login image image-cpu run reproduce-mini test test-fast test-long test-cluster test-gpu \
+	gpu-proof mutants bench lint docs format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -37,6 +37,10 @@ test: $(INSTALLED) ## all tests
 
 test-fast: $(INSTALLED) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
+
+# In one process: each starts ranks or programs of its own.
+test-long: $(INSTALLED) ## every method on every model family, benchmarks and the proof for GPUs at small shapes (5 minutes)
+	$(BIN)/python -m pytest tests/families tests/perf -m long -n0
 
 test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (23 minutes)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs

@@ -1,4 +1,4 @@
-"""Every metric of every benchmark family, at every layout, equals a plain transformers implementation within 1e-4."""
+"""Every metric of every benchmark family, split every way, equals a plain transformers implementation within 1e-4."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def expected_in(
                 expected[case, f"{model}-retrain"], other = implementation(retrain, data, options)
             expected[case, model], _ = implementation(own, data, options, other)
         assert min(own.gap, retrain.gap) > NEAR_TIE, "a greedy choice is a matter of rounding: choose other rows"
-    worlds = {1: ["TP1"], 2: ["TP2", "PP2", "DP2"], 4: ["TP2xPP2"]}
+    worlds = {1: ["TP1"], 2: ["DP2"], 4: ["TP2xPP2"]}
     for ranks, layouts in worlds.items():
         run_ranks(cases.at_layouts, ranks, folder, layouts, checkpoints, timeout=300)
     return folder, expected

@@ -18,7 +18,6 @@ from tests.support.distributed import run_ranks
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {},
-    "tp2-sp": {"tensor": 2, "sequence_parallel": True},
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
     "pp2-dp2": {"pipeline": 2, "data": 2},  # tied embeddings, in a bucket of their own, over sharded gradients
 }

@@ -10,7 +10,7 @@ import pytest
 from perf import gpu_proof
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_proof_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Its tests pass where GPU and CPU are one, each section of the benchmark gives its results."""
     assert gpu_proof.main(["--prepare", "--tiny", "--folder", str(tmp_path)]) == 0

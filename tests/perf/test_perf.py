@@ -26,7 +26,7 @@ def printed(name: str, arguments: list[str]) -> str:
     return lines.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted({name for name, _, _ in program.PLAN}))
 def test_a_benchmark_runs(name: str) -> None:
     arguments = ["--size", "tiny", "--steps", "2"]

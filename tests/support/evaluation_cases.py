@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# What each kind of split does alone to requests is ``tests/megatron_ext/inference``'s.
 LAYOUTS: dict[str, dict[str, int]] = {
     "TP1": {},
-    "TP2": {"tensor": 2},
-    "PP2": {"pipeline": 2},
     "TP2xPP2": {"tensor": 2, "pipeline": 2},
     "DP2": {"data": 2},
 }

@@ -45,13 +45,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 FEW_LOGITS = 4 * worlds.VOCABULARY  # at one layout, those of eight positions: every loss is then read in parts
 
-# Every method runs on one process; on shards of the vocabulary, every loss and every rule; elsewhere, what differs in
-# how it reads what the layout cuts: the model by stages or positions, the data by rows, the gradients by shards.
+# Every method runs on one process; elsewhere, what differs in how it reads what the layout cuts: the model by stages or
+# positions, the data by rows, the gradients by shards. Split by tensors or stages alone, the variants: all method files
+# run there on every model family, against one process, in tests/families.
 FEW = {
-    "pp2": [
-        *("adaptive-rmu", "blur-tied", "graddiff-kl", "npo-sam", "ofmu", "rmu-topics"),
-        *("blur-lora-tied", "graddiff-kl-lora", "rmu-lora"),
+    "tp2": [
+        *("adaptive-rmu-labelled", "blur-tied", "me-sam-tied", "pcgrad-tensor-tied", "pdu-epoch", "rmu-topics"),
+        *("blur-lora-tied", "graddiff-kl-lora", "npo-sam-lora"),
     ],
+    "pp2": ["blur-tied", "rmu-topics", "blur-lora-tied", "graddiff-kl-lora", "rmu-lora"],
     "dp2": ["ce-u", "ihl", "ngdiff", "npo-tied", "pdu-open-unlearning", "rmu-topics", "blur-lora-tied"],
     "tp2-sequence": [
         *("adaptive-rmu", "graddiff-kl", "npo-sam", "undial"),
@@ -197,20 +199,7 @@ CASES |= {name: Case.of(METHODS[file], changes) for name, (file, changes) in VAR
 
 
 def cases(layout: str) -> list[str]:
-    adapted = ["blur-lora-tied", "graddiff-kl-lora", "npo-sam-lora"]
-    return {"one": list(CASES), "tp2": [*_every_part(), *adapted], **FEW}[layout]
-
-
-def _every_part() -> list[str]:
-    """Methods with each forget loss, retain loss and rule, and with tied embeddings."""
-    chosen: list[str] = []
-    seen: set[tuple[str, str]] = set()
-    for name in dict.fromkeys(["blur-tied", "rmu-topics", "pcgrad-tensor-tied", *CASES]):
-        parts = {(key, part["name"]) for key, part in zip(PARTS, CASES[name].parts, strict=True) if part}
-        if not parts <= seen:
-            chosen.append(name)
-            seen |= parts
-    return chosen
+    return {"one": list(CASES), **FEW}[layout]
 
 
 def measured(name: str, layout: str) -> bool:

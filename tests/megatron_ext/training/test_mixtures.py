@@ -77,14 +77,12 @@ GEMMA3 = {
 }
 PHI = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "partial_rotary_factor": 0.75, "head_dim": 16}
 DENSE = [(GEMMA2, 0), (GEMMA3, 0), (PHI, 0)]
-# By number of ranks: every case with whole experts on either of two ranks, and with experts on two pairs of ranks,
-# split in each; a few with sequence parallelism and stages.
+# By number of ranks: every case with experts on two pairs of ranks, split in each; a few with sequence parallelism and
+# stages. At plain layouts of two ranks every method runs on every family, in ``tests/families``.
 LAYOUTS: dict[int, list[dict[str, Any]]] = {
     2: [
-        {"tensor": 2, "expert": 2},
         {"tensor": 2, "expert": 2, "sequence_parallel": True},
         {"tensor": 2, "sequence_parallel": True},
-        {"pipeline": 2},
     ],
     4: [{"tensor": 4, "expert": 2}, {"tensor": 2, "expert": 2, "pipeline": 2}],
 }
