@@ -139,10 +139,24 @@ def _described(folder: Path) -> None:
     if config is None:
         raise Incomplete("has a config.json that is not a JSON object")
     _one_kind(config)
+    _ends(folder)
     quantisation = config.get("quantization_config")
     if quantisation:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
         raise Incomplete(f"holds quantised weights (quantization_config: {method}): {UNQUANTISED}")
+
+
+def _ends(folder: Path) -> None:
+    """Refuse end tokens that are no numbers of tokens, in the config or in that of generation."""
+    for name in ("config.json", "generation_config.json"):
+        try:
+            stated = read_object(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        except (OSError, ValueError) as error:
+            raise Incomplete(f"cannot be taken: {error}") from None
+        numbers = stated if isinstance(stated, list) else [] if stated is None else [stated]
+        if any(type(number) is not int or not 0 <= number < 2**32 for number in numbers):
+            allowed = "the number of a token, or a list of them"
+            raise Incomplete(f"has a {name} with eos_token_id {stated!r:.60}; allowed: {allowed}")
 
 
 def _one_kind(config: Mapping[str, Any]) -> None:

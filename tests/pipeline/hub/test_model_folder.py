@@ -72,6 +72,11 @@ def indexed(tensor: str, file: str) -> Callable[[Path], None]:
         (pointer("model.safetensors"), "a pointer in place of model.safetensors: load it with 'git lfs pull'"),
         (pointer("tokenizer.json"), "a pointer in place of tokenizer.json"),
         (adapter, "is a LoRA adapter (adapter_config.json), not a model: name its base"),
+        (configured(eos_token_id="</s>"), "config.json with eos_token_id '</s>'; allowed: the number of a token"),
+        (
+            lambda folder: (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2.5]}'),
+            "generation_config.json with eos_token_id [1, 2.5]; allowed",
+        ),
         (configured(quantization_config={"quant_method": "fp8"}), "quantised weights (quantization_config: fp8)"),
         (fp8, "quantised weights, model.layers.0.mlp.up_proj.weight (F8_E4M3)"),
         (pickled, "has no *.safetensors file; pytorch_model.bin is not read: convert it"),
