@@ -252,6 +252,13 @@ def test_what_a_job_is_told_again_is_no_command(option: dict[str, Any], capsys: 
     assert f"--config {next(iter(option))}: " in capsys.readouterr().err
 
 
+def test_a_clone_may_lie_in_a_folder_with_white_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Snakemake refuses an image with white space in its name, also where nothing runs in one."""
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    assert " " not in _rules(monkeypatch, folder, "device: cpu", "").container
+
+
 def test_an_input_is_no_command_on_the_login_node(tmp_path: Path) -> None:
     """Only this has a data file whose name a shell would run: its author names it, not the one who runs it."""
     given = [tmp_path / "a b'c(1) ü.txt", tmp_path / "my $(touch F)" / "full.json", tmp_path / "`id`"]
