@@ -25,6 +25,8 @@ PLAN = [
     ("transformers_loop", "10M", 5),
     ("transformers_loop", "100M", 3),
     ("evaluation", "2M", 3),
+    ("endless", "2M", 3),
+    ("choices", "2M", 3),
     ("generation", "2M", 3),
 ]
 

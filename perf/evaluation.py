@@ -56,7 +56,7 @@ class Scale:
     generated: SyntheticSource
 
 
-def _scale(size: str) -> Scale:
+def scale_of(size: str) -> Scale:
     if size == "tiny":
         config = {**SIZES["tiny"].config, "vocab_size": 512, "num_hidden_layers": 2}
         return Scale(config, 8, SyntheticSource(authors=10, questions_per_author=2, background_authors=0))
@@ -66,22 +66,51 @@ def _scale(size: str) -> Scale:
 
 @dataclass
 class Work:
-    """What a variant has done: seconds on the clock, tokens generated, log-probabilities of the last part."""
+    """What a variant has done: seconds on the clock, tokens generated, answers, log-probabilities of the last part."""
 
     wall: float = 0.0
     generated: int = 0
+    answers: list[list[int]] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], tokenizer: Tokenizer | None) -> None:
+        assert tokenizer is not None
+        self.generated += len(ids)
+        self.answers.append(ids)
+        tokenizer.decode(ids)
 
 
 Evaluate = Callable[[Sequence["Instance"], Work], None]
 
 
 def measure(given: Options) -> list[dict[str, Any]]:
-    scale = _scale(given.size)
+    scale = scale_of(given.size)
+    rows, every, tokenizer = asked(scale, given.size)
+    found, walls = compare("evaluation", BOUND, given, scale, every, tokenizer)
+    lengths = [_length(item) for item in every if item.generate is not None]
+    found["notes"] = [
+        f"{rows}: {sum(len(item.targets) for item in every)} sequences scored, {len(lengths)} answers of "
+        f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most",
+        f"wall, the untimed first part included: {walls}",
+    ]
+    return [found]
+
+
+def asked(scale: Scale, size: str) -> tuple[str, Sequence[Instance], Tokenizer]:
+    """Which rows there are, what is asked of them, and their tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = _prepare(Path(folder), scale, given.size)
+        rows = _prepare(Path(folder), scale, size)
         tokenizer = Tokenizer.load(Path(folder) / "tokenizer")
-        every = FAMILY.instances(Path(folder), TofuOptions(max_new_tokens=scale.new_tokens), tokenizer)
+        return rows, FAMILY.instances(Path(folder), TofuOptions(max_new_tokens=scale.new_tokens), tokenizer), tokenizer
+
+
+def compare(
+    name: str, bound: float, given: Options, scale: Scale, every: Sequence[Instance], tokenizer: Tokenizer | None
+) -> tuple[dict[str, Any], str]:
+    """A benchmark's result, and in words seconds on the clock and how many answers are the same.
+
+    A tokenizer is needed where something is generated. Random weights may have two tokens that are as likely.
+    """
     parts = [every[part :: given.steps] for part in range(given.steps)]
     done = {"ours": Work(), "open-unlearning's way": Work()}
     with process_groups.start(given.runtime) as ranks:
@@ -93,26 +122,22 @@ def measure(given: Options) -> list[dict[str, Any]]:
                 work.log_probs = []
                 variants[name](parts[i], work)
                 work.wall += time.perf_counter() - start
-                return [math.fsum(work.log_probs) / len(work.log_probs), work.generated]
+                return [math.fsum(work.log_probs) / max(1, len(work.log_probs)), work.generated]
 
             return step
 
         seconds = in_turns({name: variant(name) for name in variants}, given)
-    found = result("evaluation", given, seconds, BOUND)
     walls = ", ".join(f"{name} {work.wall:.1f} s" for name, work in done.items())
-    lengths = [_length(item) for item in every if item.generate is not None]
-    found["notes"] = [
-        f"{rows}: {sum(len(item.targets) for item in every)} sequences scored, {len(lengths)} answers of "
-        f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most",
-        f"wall, the untimed first part included: {walls}",
-    ]
-    return [found]
+    ours, theirs = (work.answers for work in done.values())
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    return result(name, given, seconds, bound), f"{walls}; {same} of {len(ours)} answers the same"
 
 
 def _length(item: Instance) -> int:
-    """Tokens of an item's answer: as many as the true one has, end token included."""
+    """Tokens of an item's answer: as many as the true one has, end token included; all that may be, without one."""
     assert item.generate is not None
-    return min(len(item.targets["answer"][1]), item.generate.max_new_tokens)
+    most = item.generate.max_new_tokens
+    return min(len(item.targets["answer"][1]), most) if item.targets else most
 
 
 def _prepare(folder: Path, scale: Scale, size: str) -> str:
@@ -133,7 +158,7 @@ def _prepare(folder: Path, scale: Scale, size: str) -> str:
     return "TOFU's rows" if real else "generated rows"
 
 
-def _ours(scale: Scale, ranks: Ranks, tokenizer: Tokenizer) -> Evaluate:
+def _ours(scale: Scale, ranks: Ranks, tokenizer: Tokenizer | None) -> Evaluate:
     from megatron_ext.checkpoint import reading, tensor_sources
     from megatron_ext.inference.generation import GenerateRequest, generate
     from megatron_ext.inference.scoring import ScoreRequest, score
@@ -154,13 +179,12 @@ def _ours(scale: Scale, ranks: Ranks, tokenizer: Tokenizer) -> Evaluate:
             if item.generate is not None
         ]
         for ids in generate(model, ranks, prompts, (), TOKEN_BUDGET, ended, progress=False):
-            work.generated += len(ids)
-            tokenizer.decode(ids)
+            work.add(ids, tokenizer)
 
     return evaluate
 
 
-def _theirs(scale: Scale, tokenizer: Tokenizer) -> Evaluate:
+def _theirs(scale: Scale, tokenizer: Tokenizer | None) -> Evaluate:
     import torch
     import transformers
     from torch.nn.functional import cross_entropy
@@ -208,7 +232,7 @@ def _theirs(scale: Scale, tokenizer: Tokenizer) -> Evaluate:
                     do_sample=False,
                     use_cache=True,
                     eos_token_id=None,
-                    pad_token_id=tokenizer.eos_id,
+                    pad_token_id=0,
                     stopping_criteria=[Ended(longest, torch.tensor([length for _, length in some]))],
                 )[:, longest:].tolist()
             yield from (row[:length] for row, (_, length) in zip(rows, some, strict=True))
@@ -219,9 +243,8 @@ def _theirs(scale: Scale, tokenizer: Tokenizer) -> Evaluate:
             own = [item for item in items if item.set == name]
             for key in dict.fromkeys(key for item in own for key in item.targets):
                 work.log_probs += score([item.targets[key] for item in own if key in item.targets])
-            for ids in generate(own):
-                work.generated += len(ids)
-                tokenizer.decode(ids)
+            for ids in generate([item for item in own if item.generate is not None]):
+                work.add(ids, tokenizer)
 
     return evaluate
 

@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from megatron.core.inference.contexts import StaticInferenceContext
-    from torch import Tensor
+from megatron_ext.inference.generate_request import GenerateRequest, Stopped
 
+if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
     from megatron_ext.inference.pipeline_forward import PipelineForward
     from megatron_ext.inference.response_cache import ResponseCache
-    from megatron_ext.inference.sampling import Sampling
     from megatron_ext.model.build import LanguageModel
 
-
-# Of a batch's rows; below it the ended ones leave, which costs about half a step.
-ALIVE = 7 / 8
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """A prompt to continue.
-
-    Attributes:
-        prompt: Token ids.
-        max_new_tokens: Bound on the continuation.
-        stops: Texts of which the first to appear ends the continuation.
-        sampling: How new tokens are drawn; None for the most likely ones.
-    """
-
-    prompt: list[int]
-    max_new_tokens: int
-    stops: tuple[str, ...] = ()
-    sampling: Sampling | None = None
+__all__ = ["GenerateRequest", "Stopped", "generate", "samples"]
 
 
 def samples(request: GenerateRequest, n: int) -> list[GenerateRequest]:
@@ -61,10 +39,6 @@ def samples(request: GenerateRequest, n: int) -> list[GenerateRequest]:
     return [dataclasses.replace(request, sampling=one) for one in ways]
 
 
-# Whether the text of new ids holds one of the stops; megatron_ext knows no tokenizer. Called when ids have one more.
-Stopped = Callable[[list[int], tuple[str, ...]], bool]
-
-
 def generate(
     model: LanguageModel,
     ranks: Ranks,
@@ -78,11 +52,16 @@ def generate(
     """Decoding: the most likely next token, again and again, after each prompt, or one that is drawn.
 
     Among equal logits the lowest id wins. What is drawn follows from the request alone (``sampling``). Equal requests
-    are computed once. A batch is prompts of similar length, padded on the left to its longest. Rows that have ended
-    leave it once they are an eighth.
+    are computed once. A batch is prompts of similar length; what several begin with alike is read once. Rows that have
+    ended leave it once they are an eighth.
 
-    Every rank calls this with the same arguments. Collectives, besides those of the forward passes: for each token of a
-    batch an all-gather of two numbers a row over tensor-parallel ranks (and of the logits of rows that sample) and a
+    Where a greedy answer repeats what its prompt or itself has said, the tokens that followed there are guessed, and
+    read with the last one in one pass (Saxena 2023, prompt lookup decoding). A guess stays only if it is the most
+    likely token where it stands, so that the tokens are those of one pass for each; but between two logits that differ
+    by rounding alone either may win, as with other batches.
+
+    Every rank calls this with the same arguments. Collectives, besides those of the forward passes: for each of them an
+    all-gather of two numbers a token over tensor-parallel ranks (and of the logits of rows that sample) and a
     broadcast of one over the pipeline; at the end an all-reduce of the ids over data-parallel ranks.
 
     Args:
@@ -162,6 +141,7 @@ def _in_batches(
 
     from megatron_ext.distributed.collectives import sum_over_data_ranks
     from megatron_ext.inference import pipeline_forward
+    from megatron_ext.inference.answering import Answering
     from megatron_ext.model.families import family_of
 
     model, ranks = stages.model, stages.ranks
@@ -173,117 +153,11 @@ def _in_batches(
     with pipeline_forward.evaluating(model):
         batches = pipeline_forward.plan(lengths, token_budget, ranks)
         for batch in pipeline_forward.rank_batches(batches, ranks, "generating", progress):
-            rows = _generate(stages, [requests[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
+            answering = Answering([requests[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
+            rows = answering.run(stages)
             for i, row in zip(batch, rows, strict=True):
                 new[i, : len(row)] = torch.tensor(row, dtype=torch.int64) + 1
             keep(dict(zip(batch, rows, strict=True)))
         stages.finish()
         sum_over_data_ranks(new, ranks)
     return [[token - 1 for token in row if token] for row in new.tolist()]
-
-
-def _generate(
-    stages: PipelineForward,
-    requests: list[GenerateRequest],
-    limits: list[int],
-    end_ids: set[int],
-    stopped: Stopped | None,
-) -> list[list[int]]:
-    """New ids of each request of one batch, on every stage: one prefill, then one-token passes."""
-    import torch
-    from megatron.core.inference.contexts import StaticInferenceContext
-
-    device, prompts = stages.ranks.device, [request.prompt for request in requests]
-    new: list[list[int]] = [[] for _ in prompts]
-    alive = [limit > 0 for limit in limits]
-    if not any(alive):
-        return new
-    longest, steps = max(map(len, prompts)), max(limits)
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    rows = list(range(len(prompts)))  # of the batch as it stands: which prompt each row continues
-    cache = StaticInferenceContext(len(prompts), longest + steps - 1)
-
-    while True:
-        hidden = stages.forward(ids, _mask(padding, cache.sequence_len_offset, ids.size(1)), cache)
-        cache.increment_sequence_len_offset(ids.size(1))
-        cache.enable_decode_mode()
-        if hidden is None:
-            chosen = torch.empty(len(rows), dtype=torch.int64, device=device)
-        else:
-            chosen = _choose(stages, hidden[-1], requests, rows, [len(new[row]) for row in rows])
-        stages.from_last(chosen)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            if not alive[row]:
-                continue
-            if token in end_ids:
-                alive[row] = False
-            else:
-                new[row].append(token)
-                alive[row] = len(new[row]) < limits[row]
-                if stopped is not None and requests[row].stops and stopped(new[row], requests[row].stops):
-                    alive[row] = False
-        kept = [place for place, row in enumerate(rows) if alive[row]]
-        if not kept:
-            return new
-        if len(kept) <= ALIVE * len(rows):
-            index = torch.tensor(kept, device=device)
-            _keep_rows(cache, index)
-            rows, padding, chosen = [rows[place] for place in kept], padding[index], chosen[index]
-        ids = chosen.unsqueeze(1)
-
-
-def _choose(
-    stages: PipelineForward, hidden_NH: Tensor, requests: list[GenerateRequest], rows: list[int], places: list[int]
-) -> Tensor:
-    """The next token of each row, int64 ``[N]``, on the last stage.
-
-    Args:
-        stages: This rank's part of the model.
-        hidden_NH: Hidden states at the rows' last positions.
-        requests: What is continued.
-        rows: Which request each row continues.
-        places: How many new tokens each row has.
-    """
-    from megatron_ext.distributed.vocab_parallel import VocabularyShards
-    from megatron_ext.inference.sampling import draw
-
-    shards = VocabularyShards(stages.ranks.tensor_group, stages.model.hf_config["vocab_size"])
-    logits_NV = stages.model.logits(hidden_NH)
-    chosen_N = shards.argmax(logits_NV)
-    ways = {place: way for place, row in enumerate(rows) if (way := requests[row].sampling) is not None}
-    if ways:
-        drawn, prompts = list(ways), [requests[rows[place]].prompt for place in ways]
-        new = [places[place] for place in ways]
-        chosen_N[drawn] = draw(logits_NV[drawn], shards, list(ways.values()), prompts, new)
-    return chosen_N
-
-
-def _mask(padding: Tensor, start: int, length: int) -> Tensor | None:
-    """What the queries at positions ``start ... start + length - 1`` must not attend to.
-
-    A padding position attends to itself, because attention to nothing is not a number.
-
-    Args:
-        padding: int64 ``[B]``, how many positions on each row's left are padding.
-        start: The first query's position.
-        length: How many queries there are.
-
-    Returns:
-        bool ``[B, 1, length, keys]``; None where no row has padding: plain causal attention.
-    """
-    import torch
-
-    if not padding.any():
-        return None
-    keys = torch.arange(start + length, device=padding.device)
-    queries = keys[start:].unsqueeze(1)
-    forbidden = (keys > queries) | (keys < padding.view(-1, 1, 1, 1))
-    return forbidden & (keys != queries)
-
-
-def _keep_rows(cache: StaticInferenceContext, index: Tensor) -> None:
-    """Drop the batch rows that are not in ``index`` from the cache: ``[B, groups, positions, d]`` for each layer."""
-    cache.max_batch_size = len(index)
-    for layer, tensors in cache.key_value_memory_dict.items():
-        cache.key_value_memory_dict[layer] = tuple(tensor.index_select(0, index) for tensor in tensors)

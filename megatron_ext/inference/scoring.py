@@ -246,7 +246,7 @@ def _numbers(model: LanguageModel, ranks: Ranks, hidden_TH: Tensor, asked: Seque
     detailed = any(request.tokenwise for request in requests)
     shards = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
     log_probs, correct, moments = [], [], []
-    size = _positions_at_a_time(model, ranks)
+    size = positions_at_a_time(model, ranks)
     for places, targets in zip(place_N.split(size), target_N.split(size), strict=True):
         logits_NV = model.logits(hidden_TH[places])
         log_probs.append(shards.target_log_probs(logits_NV, targets))
@@ -264,7 +264,7 @@ def _numbers(model: LanguageModel, ranks: Ranks, hidden_TH: Tensor, asked: Seque
     return _Answers(sums_2R, [part if request.tokenwise else None for request, part in parts])
 
 
-def _positions_at_a_time(model: LanguageModel, ranks: Ranks) -> int:
+def positions_at_a_time(model: LanguageModel, ranks: Ranks) -> int:
     """Of how many positions logits exist at the same time."""
     most = min(LOGITS, CPU_LOGITS) if ranks.on_cpu else LOGITS
     return max(1, most * ranks.layout.tensor // model.vocab_size)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
-from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from megatron_ext.model.continuation import Continuation
 from megatron_ext.model.packing import Packing
 
 
@@ -161,9 +161,14 @@ class Attention(DotProductAttention):
     cap: float | None = None
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | Packing | None, **_: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | Packing | Continuation | None,
+        **_: Any,
     ) -> Tensor:
-        if isinstance(attention_mask, Packing):
+        if isinstance(attention_mask, Packing | Continuation):
             return attention_mask.attend(query, key, value, self.window, self._attend)
         if self.window is not None and key.size(0) > self.window:
             attention_mask = within_window(attention_mask, query.size(0), key.size(0), self.window, query.device)
@@ -179,8 +184,7 @@ class Attention(DotProductAttention):
 class CachingAttention(SelfAttention):
     """Self-attention whose cache of a generation holds rotated keys, so that a new token costs one rotation.
 
-    megatron-core's rotates all kept keys once more for every token. A layer's cache is two tensors ``[b, groups,
-    positions, d]``, keys and values: what attention reads of a row lies together.
+    megatron-core's rotates all kept keys once more for every token.
 
     Attributes:
         local_rotary: From a number of positions to the angles of this layer's own rotary embedding; None where it has
@@ -194,17 +198,20 @@ class CachingAttention(SelfAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | Packing | None,
+        attention_mask: Tensor | Packing | Continuation | None,
         *rest: Any,
         rotary_pos_emb: Tensor | None = None,
         **named: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As megatron-core's, with angles of the layer's own, and of each token's place in its text."""
+        """As megatron-core's, with angles of the layer's own, and of each token's place in its text. With an
+        ``inference_context`` there is a ``Packing`` or a ``Continuation``."""
         if rotary_pos_emb is not None:
             if self.local_rotary is not None:
                 rotary_pos_emb = self.local_rotary(rotary_pos_emb.size(0))
-            if isinstance(attention_mask, Packing):
+            if isinstance(attention_mask, Packing | Continuation):
                 rotary_pos_emb = rotary_pos_emb[attention_mask.positions_T]
+        if named.get("inference_context") is not None:
+            named["inference_context"].reading = attention_mask
         found: tuple[Tensor, Tensor | None] = super().forward(
             hidden_states, attention_mask, *rest, rotary_pos_emb=rotary_pos_emb, **named
         )
@@ -226,39 +233,11 @@ class CachingAttention(SelfAttention):
             return super()._adjust_key_value_for_inference(
                 inference_context, query, key, value, rotary_pos_emb, *rest, **named
             )
-        start = inference_context.sequence_len_offset
-        end = start + key.size(0)
         if rotary_pos_emb is not None:
             group = self.pg_collection.cp
             query, key = (
-                apply_rotary_pos_emb(tensor, angles[start:end], config=self.config, cp_group=group)
+                apply_rotary_pos_emb(tensor, angles, config=self.config, cp_group=group)
                 for tensor, angles in zip((query, key), rotary_pos_emb, strict=True)
             )
-        kept_key, kept_value = with_earlier(inference_context, self.layer_number, key, value)
-        mask = self.attn_mask_type if start == 0 else AttnMaskType.no_mask
-        return query, kept_key, kept_value, None, mask, None
-
-
-def with_earlier(inference_context: Any, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Put new keys and values into a layer's cache, and give those of all positions so far.
-
-    Args:
-        inference_context: A generation's, which says how many positions were there before.
-        layer: The layer's number.
-        key: Rotated keys ``[new, B, groups, d]``.
-        value: ``[new, B, groups, e]``.
-
-    Returns:
-        Keys and values ``[positions, B, groups, ...]``.
-    """
-    start, memory = inference_context.sequence_len_offset, inference_context.key_value_memory_dict
-    end = start + key.size(0)
-    if layer not in memory:
-        positions = inference_context.max_sequence_length
-        memory[layer] = tuple(new.new_empty(new.size(1), new.size(2), positions, new.size(3)) for new in (key, value))
-    for own, new in zip(memory[layer], (key, value), strict=True):
-        own[:, :, start:end] = new.permute(1, 2, 0, 3)
-    if start == 0:
-        return key, value
-    kept_key, kept_value = (own[:, :, :end].permute(2, 0, 1, 3) for own in memory[layer])
-    return kept_key, kept_value
+        key, value = inference_context.reading.with_earlier(inference_context, self.layer_number, key, value)
+        return query, key, value, None, self.attn_mask_type, None

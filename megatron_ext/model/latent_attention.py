@@ -20,7 +20,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_ext.model.attention import Attention, with_earlier
+from megatron_ext.model.attention import Attention
+from megatron_ext.model.continuation import Continuation
 from megatron_ext.model.families import Latent
 from megatron_ext.model.layers import Norm
 from megatron_ext.model.packing import Packing
@@ -86,7 +87,7 @@ class LatentAttention(torch.nn.Module):
     def forward(
         self,
         hidden_SBH: Tensor,
-        attention_mask: Tensor | Packing | None,
+        attention_mask: Tensor | Packing | Continuation | None,
         inference_context: Any = None,
         rotary_pos_emb: Tensor | None = None,
         **_: Any,
@@ -112,18 +113,17 @@ class LatentAttention(torch.nn.Module):
             rotated = copy_to_tensor_model_parallel_region(rotated, group=self._group.tp)
         both = self.linear_kv_up_proj(self.kv_layernorm(short))[0].unflatten(-1, (self.heads, -1))
         key, value = both.split([sizes.plain, sizes.value], dim=-1)
-        start = inference_context.sequence_len_offset if inference_context is not None else 0
         assert rotary_pos_emb is not None
-        if isinstance(attention_mask, Packing):
+        angles = rotary_pos_emb
+        if isinstance(attention_mask, Packing | Continuation):
             angles = rotary_pos_emb[attention_mask.positions_T]
-        else:
-            angles = rotary_pos_emb[start : start + query.size(0)]
         plain, turned = query.split([sizes.plain, sizes.rotary], dim=-1)
         query = torch.cat([plain, self._rotated(turned, angles, self.query_scale)], dim=-1)
         shared = self._rotated(rotated.unsqueeze(2), angles).expand(-1, -1, self.heads, -1)
         key = torch.cat([key, shared], dim=-1)
         if inference_context is not None:
-            key, value = with_earlier(inference_context, self.layer_number, key, value)
+            assert isinstance(attention_mask, Packing | Continuation)
+            key, value = attention_mask.with_earlier(inference_context, self.layer_number, key, value)
         out: Tensor = self.linear_proj(self.core_attention(query, key, value, attention_mask))[0]
         return out, None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ext.model.attention import attend
+from megatron_ext.model.continuation import Continuation
 from megatron_ext.model.packing import Packing
 
 
@@ -60,8 +61,7 @@ class NormAndAdd(torch.nn.Module):
 
 def masked_transformer_engine_attention() -> type:
     """Transformer Engine's attention, which under the mask types that megatron-core gives it (causal, or none past the
-    prefill) ignores the mask itself; where there is one, as in batches padded on the left, torch's attention heeds it.
-    So it does where texts are packed.
+    prefill) ignores the mask itself; where there is one, or texts are packed, torch's attention heeds it.
     """
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
@@ -71,13 +71,13 @@ def masked_transformer_engine_attention() -> type:
             query: Tensor,
             key: Tensor,
             value: Tensor,
-            attention_mask: Tensor | Packing | None,
+            attention_mask: Tensor | Packing | Continuation | None,
             *args: Any,
             **kwargs: Any,
         ) -> Tensor:
             if attention_mask is None:
                 return super().forward(query, key, value, None, *args, **kwargs)
-            if isinstance(attention_mask, Packing):
+            if isinstance(attention_mask, Packing | Continuation):
                 return attention_mask.attend(query, key, value, None, self._attend)
             return self._attend(query, key, value, attention_mask)
 

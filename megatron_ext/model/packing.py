@@ -1,6 +1,7 @@
 """Texts of a forward pass in one row of tokens, without padding: linear layers see tokens, attention sees texts.
 
-What texts begin with alike may be there once. A model is given a ``Packing`` in the place of an attention mask.
+What texts begin with alike may be there once. A model is given a ``Packing`` in the place of an attention mask, or a
+``Continuation`` where texts go on that have keys and values in a cache (``megatron_ext.model.continuation``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from megatron_ext.model.cache import Cache, Kept
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,27 @@ class Part:
         length = self.keys_RK.size(1)
         if self.positions_RQ is None and (window is None or length <= window):
             return None
-        key_K = torch.arange(length, device=self.keys_RK.device)
-        query_R1Q1 = (key_K.unsqueeze(0) if self.positions_RQ is None else self.positions_RQ)[:, None, :, None]
-        later = key_K > query_R1Q1
-        return later if window is None else later | (key_K <= query_R1Q1 - window)
+        queries_RQ = self.positions_RQ
+        if queries_RQ is None:
+            queries_RQ = torch.arange(length, device=self.keys_RK.device).unsqueeze(0)
+        return hidden(queries_RQ, length, window)
+
+
+def hidden(queries_RQ: Tensor, length: int, window: int | None) -> Tensor:
+    """Which of ``length`` positions queries at some positions must not attend to.
+
+    Args:
+        queries_RQ: int64, positions in each text.
+        length: How many positions there are.
+        window: How many of the newest positions a position sees; None for all.
+
+    Returns:
+        bool ``[R, 1, Q, length]``.
+    """
+    key_K = torch.arange(length, device=queries_RQ.device)
+    query_R1Q1 = queries_RQ[:, None, :, None]
+    later = key_K > query_R1Q1
+    return later if window is None else later | (key_K <= query_R1Q1 - window)
 
 
 @dataclass(frozen=True)
@@ -53,11 +73,20 @@ class Packing:
         positions_T: int64, the place of each token in its text.
         parts: Whose stretches hold every token once.
         order_T: int64, where the parts' queries, one part's ``[R * Q]`` after the other's, have each token.
+        kept: What of it a cache keeps; None where there is none.
     """
 
     positions_T: Tensor
     parts: Sequence[Part]
     order_T: Tensor
+    kept: Kept | None = None
+
+    def with_earlier(self, cache: Cache, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Continuation.with_earlier``: the texts are new, so that there is nothing earlier."""
+        assert self.kept is not None
+        kept = self.kept
+        cache.write(layer, kept.rows_N, kept.positions_N, key[kept.tokens_N], value[kept.tokens_N])
+        return key, value
 
     def attend(
         self,

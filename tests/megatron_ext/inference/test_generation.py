@@ -2,12 +2,13 @@ import gc
 
 import pytest
 import torch
-from megatron.core.inference.contexts import StaticInferenceContext
 
 from megatron_ext.checkpoint import reading
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
-from megatron_ext.inference import generation
+from megatron_ext.inference import answering
 from megatron_ext.inference.generation import GenerateRequest, generate
+from megatron_ext.inference.lookup import Lookup
+from megatron_ext.model.cache import Cache
 from tests.support import inference_cases as cases
 from tests.support import tiny
 
@@ -23,11 +24,16 @@ def of(prompts, new, stops=()):
 
 @pytest.fixture
 def passes(model):
-    """Shapes ``(rows, tokens)`` of the ids of each forward pass."""
-    shapes = []
-    handle = model.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-    yield shapes
+    """Tokens of each forward pass."""
+    tokens = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].numel()))
+    yield tokens
     handle.remove()
+
+
+@pytest.fixture
+def guessing_nothing(monkeypatch):
+    monkeypatch.setattr(Lookup, "guess", lambda self, most: [])
 
 
 @pytest.mark.parametrize("name", cases.MODELS)
@@ -54,12 +60,73 @@ def test_attention_of_a_familys_own_has_a_cache(name, tmp_path, alone):
         torch.testing.assert_close(chosen, scores.amax(-1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.usefixtures("guessing_nothing")
 def test_a_token_costs_one_single_token_pass_after_one_prefill(model, alone, passes):
     prompts = [[5] * 7, [6] * 5, [5] * 7]
     assert [len(row) for row in generate(model, alone, of(prompts, 9), [], 1000, progress=False)] == [9, 9, 9]
-    assert passes == [(2, 7)] + [(2, 1)] * 8
+    assert passes == [7 + 5] + [2] * 8
 
 
+def test_what_prompts_begin_with_alike_is_read_once(model, alone, passes):
+    """Questions after the same examples: tokens are those of each prompt by itself."""
+    prompts = [[7] * 20 + question for question in ([8, 9, 10, 11], [8, 9, 12], [13] * 4)]
+    together = generate(model, alone, of(prompts, 1), [], 1000, progress=False)
+    assert passes == [20 + 4 + 1 + 4]
+    assert together == [generate(model, alone, of([prompt], 1), [], 1000, progress=False)[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", cases.MODELS)
+def test_guesses_change_no_token(name, inference, alone, monkeypatch):
+    """Right and wrong ones, of any number, in rows beside others: tokens are those of a pass for each."""
+    model, prompts = reading.load(inference[0] / name, alone), cases.prompts()
+    guess = Lookup.guess
+    monkeypatch.setattr(Lookup, "guess", lambda self, most: [])
+    plain = generate(model, alone, of(prompts, cases.NEW_TOKENS), [], 300, progress=False)
+    full = [prompt + new for prompt, new in zip(prompts, plain, strict=True)]
+    right = wrong = 0
+
+    def oracle(self, most):
+        nonlocal right, wrong
+        text = next(text for text in full if text[: len(self._text)] == self._text)
+        place = len(self._text)
+        found = text[place : place + min(most, place % 5)]
+        if len(found) > 2:
+            wrong += 1
+            found[2] = (found[2] + 1) % tiny.VOCABULARY
+        right += len(found) in (1, 2)
+        return found
+
+    monkeypatch.setattr(Lookup, "guess", oracle)
+    assert generate(model, alone, of(prompts, cases.NEW_TOKENS), [], 300, progress=False) == plain
+    assert right > 5 and wrong > 5
+    monkeypatch.setattr(Lookup, "guess", guess)
+    assert generate(model, alone, of(prompts, cases.NEW_TOKENS), [], 300, progress=False) == plain
+
+
+def test_right_guesses_save_passes_and_wrong_ones_cost_none(model, alone, passes, monkeypatch):
+    """An answer that a guess knows takes a pass for every guess; end tokens, limits and stops hold within it."""
+    prompt = [5, 6, 7]
+    monkeypatch.setattr(Lookup, "guess", lambda self, most: [])
+    (new,) = generate(model, alone, of([prompt], 20), [], 1000, progress=False)
+    text = prompt + new
+    monkeypatch.setattr(Lookup, "guess", lambda self, most: text[len(self._text) :][: min(most, 4)])
+    passes.clear()
+    assert generate(model, alone, of([prompt], 20), [], 1000, progress=False) == [new]
+    assert passes == [3, 5, 5, 5, 4]
+    end = new[6]
+    assert generate(model, alone, of([prompt], 20), [end], 1000, progress=False) == [new[: new.index(end)]]
+    stop = [GenerateRequest(prompt, 20, (str(new[8]),))]
+    place = next(i for i in range(20) if cases.stopped(new[: i + 1], stop[0].stops))
+    out = generate(model, alone, stop, [], 1000, stopped=cases.stopped, progress=False)
+    assert out == [new[: place + 1]]
+    wrong = [(token + 1) % tiny.VOCABULARY for token in text]
+    monkeypatch.setattr(Lookup, "guess", lambda self, most: wrong[len(self._text) :][: min(most, 2)])
+    passes.clear()
+    assert generate(model, alone, of([prompt], 6), [], 1000, progress=False) == [new[:6]]
+    assert len(passes) == 6
+
+
+@pytest.mark.usefixtures("guessing_nothing")
 def test_a_key_is_rotated_once(model, alone, monkeypatch):
     from megatron_ext.model import attention
 
@@ -71,9 +138,11 @@ def test_a_key_is_rotated_once(model, alone, monkeypatch):
     )
     generate(model, alone, of([[5] * 7, [6] * 5], 4), [], 1000, progress=False)
     layers = model.config.num_layers
-    assert rotated == [7] * (2 * layers) + [1] * (2 * layers * 3)  # queries and keys of the prompts, then of each token
+    # Queries and keys of the prompts, then of each token.
+    assert rotated == [12] * (2 * layers) + [2] * (2 * layers * 3)
 
 
+@pytest.mark.usefixtures("guessing_nothing")
 def test_no_pass_follows_when_every_row_has_ended(model, alone, passes):
     (free,) = generate(model, alone, of([[5, 6, 7]], 9), [], 1000, progress=False)
     passes.clear()
@@ -82,17 +151,25 @@ def test_no_pass_follows_when_every_row_has_ended(model, alone, passes):
     assert len(passes) == 1 + free.index(end)
 
 
-def test_rows_that_have_ended_leave_the_batch(model, inference, alone, passes):
+@pytest.mark.usefixtures("guessing_nothing")
+def test_rows_that_have_ended_cost_nothing_and_leave_the_cache(model, inference, alone, passes, monkeypatch):
     expected = inference[1][cases.MODELS[0]]
     pairs = [(p, new) for p, new in zip(cases.prompts(), expected["new"], strict=True) if len(p) < 20]
     prompts = [p for p, _ in pairs]
+    cached, following = [], answering.Answering._following
+    monkeypatch.setattr(
+        answering.Answering,
+        "_following",
+        lambda self, rows, *rest: cached.append(len(rows)) or following(self, rows, *rest),
+    )
     out = generate(model, alone, of(prompts, cases.NEW_TOKENS), expected["end_ids"], 10_000, progress=False)
     assert out == [new for _, new in pairs]
-    for step, (rows, _) in enumerate(passes[1:], 1):
-        assert generation.ALIVE * rows < 1 + sum(len(new) >= step for _, new in pairs)
-    assert passes[0][0] == len(pairs) > passes[-1][0]
+    alive = [sum(len(new) >= step for _, new in pairs) for step in range(1, len(passes))]
+    assert passes[1:] == alive and passes[1] > passes[-1]
+    assert all(answering.ALIVE * rows < here for rows, here in zip(cached, alive, strict=True))
 
 
+@pytest.mark.usefixtures("guessing_nothing")
 def test_logits_exist_for_the_last_position_only(model, alone, monkeypatch):
     shapes, logits = [], model.logits
     monkeypatch.setattr(model, "logits", lambda hidden: shapes.append(tuple(hidden.shape)) or logits(hidden))
@@ -100,9 +177,10 @@ def test_logits_exist_for_the_last_position_only(model, alone, monkeypatch):
     assert shapes == [(2, 64)] * 3
 
 
+@pytest.mark.usefixtures("guessing_nothing")
 def test_cache_positions_of_a_batch_stay_within_the_budget(model, alone, passes):
     generate(model, alone, of([[5 + i] * 6 for i in range(5)], 4), [], 20, progress=False)
-    assert [shape for shape in passes if shape[1] > 1] == [(2, 6), (2, 6), (1, 6)]
+    assert [tokens for tokens in passes if tokens >= 6] == [12, 12, 6]
 
 
 def test_the_cache_is_freed_and_the_models_mode_restored(model, alone):
@@ -110,7 +188,7 @@ def test_the_cache_is_freed_and_the_models_mode_restored(model, alone):
     generate(model, alone, of([[5, 6]], 3), [], 1000, progress=False)
     assert model.training
     gc.collect()
-    assert not any(isinstance(thing, StaticInferenceContext) for thing in gc.get_objects())
+    assert not any(isinstance(thing, Cache) for thing in gc.get_objects())
 
 
 def test_there_may_be_nothing_to_generate(model, alone):
@@ -137,6 +215,7 @@ def test_a_prompt_that_cannot_be_continued_is_named(prompt, message, model, alon
         generate(model, alone, of([[5], prompt], 3), [], 10)
 
 
+@pytest.mark.usefixtures("guessing_nothing")
 def test_a_stop_ends_its_own_row(model, alone, passes):
     prompts = [[5, 6, 7], [9, 4]]
     free = generate(model, alone, of(prompts, 9), [], 1000, progress=False)
@@ -154,22 +233,12 @@ def test_requests_that_differ_in_length_or_stops_are_different(model, alone, pas
     requests = [GenerateRequest([5, 6], n, stops) for n, stops in ((3, ()), (5, ()), (5, ("x",)), (3, ()))]
     out = generate(model, alone, requests, [], 1000, stopped=cases.stopped, progress=False)
     assert [len(row) for row in out] == [3, 5, 5, 3]
-    assert passes[0] == (3, 2)
+    assert passes[0] == 2
 
 
 def test_at_least_one_token_must_be_asked_for(model, alone):
     with pytest.raises(ValueError, match=r"prompt 0: max_new_tokens: 0; at least 1"):
         generate(model, alone, of([[5]], 0), [], 10)
-
-
-def test_the_mask_forbids_padding_and_the_future_to_every_token():
-    padding = torch.tensor([0, 2])
-    prefill = generation._mask(padding, 0, 4)[:, 0]
-    assert torch.equal(prefill[0], ~torch.ones(4, 4, dtype=torch.bool).tril())
-    assert prefill[1].int().tolist() == [[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 1], [1, 1, 0, 0]]
-    decode = generation._mask(padding, 4, 1)[:, 0]
-    assert decode.int().tolist() == [[[0, 0, 0, 0, 0]], [[1, 1, 0, 0, 0]]]
-    assert generation._mask(torch.tensor([0, 0]), 0, 4) is None
 
 
 def test_the_lowest_of_equal_logits_wins(alone):
