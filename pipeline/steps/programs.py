@@ -7,6 +7,7 @@ decide is not counted: it is in the specification itself.
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -54,13 +55,31 @@ def program(spec: StepSpec) -> str:
 
 def source_files(spec: StepSpec) -> list[Path]:
     """Every file of this project that the step of ``spec`` runs or reads as a template, sorted."""
+    return sorted(_closure(_modules(spec)))
+
+
+def source_digest(spec: StepSpec) -> str:
+    """The SHA-256 of the names and contents of what ``source_files`` lists."""
+    return _digest(_modules(spec))
+
+
+@cache
+def _digest(modules: tuple[str, ...]) -> str:
+    total = hashlib.sha256()
+    for path in sorted(_closure(modules)):
+        total.update(f"{path.relative_to(ROOT).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _modules(spec: StepSpec) -> tuple[str, ...]:
+    """What a step's program imports first: its own module, and the plug-ins that its specification names."""
     named = {type(value).__module__ for value in (getattr(spec, name) for name in type(spec).model_fields)}
     modules = [program(spec), *(name for name in named if name.startswith(PLUG_INS))]
     if isinstance(spec, EvaluateSpec | ReportSpec):
         modules.append(f"pipeline.benchmarks.{spec.options.family}.evaluate")
     if isinstance(spec, PrepareSpec):
         modules.append(f"pipeline.benchmarks.{spec.family}.data")
-    return sorted(_closure(tuple(sorted(modules))))
+    return tuple(sorted(modules))
 
 
 @cache

@@ -24,7 +24,7 @@ from pipeline.judging.endpoint import KeyMissing, api_key
 from pipeline.launch.environment import RUN
 from pipeline.launch.lease import Held
 from pipeline.specs import ModelId
-from pipeline.steps.programs import source_files
+from pipeline.steps.programs import source_digest
 from pipeline.workflow import containers, image_checks, paths, resources, runs, slurm_site
 from pipeline.workflow.jobs import Job, canonical
 from pipeline.workflow.plan import Plan
@@ -199,6 +199,7 @@ class Rules:
         self.container, self.in_image = str(image) if in_image else NO_IMAGE, in_image
         self._several = plan.config.layout.ranks > 1
         self._needs = cache(lambda name: resources.needs(plan, here, plan.jobs[name]))
+        self._canonical = cache(lambda name: canonical(plan.jobs[name].spec))
 
     @property
     def no_container(self) -> str | None:
@@ -240,13 +241,13 @@ class Rules:
         """The files that the job reads for a purpose, which is one of ``Job.reads``."""
         return lambda wildcards: [str(path) for path in self._job(pattern, wildcards).reads.get(purpose, ())]
 
-    def source(self, pattern: str) -> Callable[[Any], list[str]]:
-        """The source files that the job runs."""
-        return lambda wildcards: [_relative(path) for path in source_files(self._job(pattern, wildcards).spec)]
+    def source(self, pattern: str) -> Callable[[Any], str]:
+        """The digest of the source files that the job runs: a change in one is a reason to run the job again."""
+        return lambda wildcards: source_digest(self._job(pattern, wildcards).spec)
 
     def spec(self, pattern: str) -> Callable[[Any], str]:
-        """The job's specification: a change in it, and only that, is a reason to run the job again."""
-        return lambda wildcards: canonical(self._job(pattern, wildcards).spec)
+        """The job's specification: a change in it is a reason to run the job again."""
+        return lambda wildcards: self._canonical(self._job(pattern, wildcards).name)
 
     @property
     def threads(self) -> int:
@@ -283,8 +284,3 @@ def literal(text: object) -> str:
 def one_of(names: Iterable[object]) -> str:
     """A regular expression for exactly these names; for none of them, one that never matches."""
     return "|".join(re.escape(str(name)) for name in names) or "(?!)"
-
-
-def _relative(path: Path) -> str:
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -6,7 +6,6 @@ use rule model_step as sample_alternatives with:
     input:
         checkpoint=jobs.files("alternatives/{set}", "checkpoint"),
         data=jobs.files("alternatives/{set}", "data"),
-        source=jobs.source("alternatives/{set}"),
     output:
         f"{ALTERNATIVES}/alternatives.npz",
         f"{ALTERNATIVES}/summary.json",
@@ -21,5 +20,6 @@ use rule model_step as sample_alternatives with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("alternatives/{set}"),
+        source=jobs.source("alternatives/{set}"),
     message:
         "alternatives: other answers to {wildcards.set}, sampled by target"

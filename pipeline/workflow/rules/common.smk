@@ -1,6 +1,7 @@
 # What the rules of steps have in common. None of these three is run: each step's rule is made of one of them by `use rule`,
-# and adds what the step reads and writes, and its program's specification as the parameter `spec`. A change in that is a
-# reason to run a job again, because it depends on wildcards alone; Snakemake takes no notice of what `launch` says.
+# and adds what the step reads and writes, and as parameters its program's specification and the digest of its source files.
+# A change in these is a reason to run a job again, because they depend on wildcards alone; Snakemake takes no notice of what
+# `launch` says. As input, the 87 source files of a job that loads a model would be looked for and compared for each job.
 
 
 rule step:

@@ -16,7 +16,6 @@ use rule image_step as prepare with:
         ),
         answers=jobs.files(f"data/{BENCHMARK}", "answers"),
         tokenizer=jobs.files(f"data/{BENCHMARK}", "tokenizer"),
-        source=jobs.source(f"data/{BENCHMARK}"),
     output:
         expand(f"{DATA}/train/{{name}}.npz", name=plan.tokenised_sets),
         expand(f"{DATA}/evaluation/{{name}}.jsonl", name=plan.evaluation_sets),
@@ -31,5 +30,6 @@ use rule image_step as prepare with:
         **jobs.resources(f"data/{BENCHMARK}"),
     params:
         spec=jobs.spec(f"data/{BENCHMARK}"),
+        source=jobs.source(f"data/{BENCHMARK}"),
     message:
         f"data: {steps.literal(plan.config.benchmark.title)}, {steps.literal(plan.config.experiment.split)}"

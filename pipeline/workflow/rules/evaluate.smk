@@ -14,7 +14,6 @@ use rule model_step as evaluate_model with:
         sets=expand(f"{DATA}/evaluation/{{name}}.jsonl", name=plan.evaluation_sets),
         retrain=jobs.files(f"evaluation/{{model}}/{BENCHMARK}", "retrain"),  # retrain's evaluation, where it is compared
         datasets=[f"{DATASETS}/manifest.json"] if plan.fetches_datasets else [],
-        source=jobs.source(f"evaluation/{{model}}/{BENCHMARK}"),
     output:
         f"{EVALUATION}/evaluation.json",
         f"{EVALUATION}/examples.jsonl",
@@ -30,5 +29,6 @@ use rule model_step as evaluate_model with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec(f"evaluation/{{model}}/{BENCHMARK}"),
+        source=jobs.source(f"evaluation/{{model}}/{BENCHMARK}"),
     message:
         "evaluate: {wildcards.model}"

@@ -11,8 +11,6 @@ rule fetch:
 
 
 use rule step as fetch_data with:
-    input:
-        source=jobs.source(f"source/{BENCHMARK}"),
     output:
         directory(f"{SOURCE}/files"),
         f"{SOURCE}/manifest.json",
@@ -24,13 +22,12 @@ use rule step as fetch_data with:
     localrule: True
     params:
         spec=jobs.spec(f"source/{BENCHMARK}"),
+        source=jobs.source(f"source/{BENCHMARK}"),
     message:
         f"fetch: {steps.literal(plan.config.benchmark.title)}"
 
 
 use rule step as fetch_datasets with:
-    input:
-        source=jobs.source("datasets"),
     output:
         f"{DATASETS}/manifest.json",
         f"{DATASETS}/summary.json",
@@ -41,6 +38,7 @@ use rule step as fetch_datasets with:
     localrule: True
     params:
         spec=jobs.spec("datasets"),
+        source=jobs.source("datasets"),
     message:
         "fetch: data sets of tasks"
 
@@ -48,7 +46,6 @@ use rule step as fetch_datasets with:
 use rule step as fetch_model with:
     input:
         folder=jobs.files("models/{model}", "files"),
-        source=jobs.source("models/{model}"),
     output:
         directory(f"{ROOT}/models/{{model}}/checkpoint"),
         f"{ROOT}/models/{{model}}/summary.json",
@@ -61,5 +58,6 @@ use rule step as fetch_model with:
     localrule: True
     params:
         spec=jobs.spec("models/{model}"),
+        source=jobs.source("models/{model}"),
     message:
         "fetch: {wildcards.model}"

@@ -12,7 +12,6 @@ use rule step as judge_model with:
     input:
         f"{EVALUATION}/evaluation.json",
         f"{EVALUATION}/examples.jsonl",
-        source=jobs.source(f"judge/{{model}}/{BENCHMARK}"),
     output:
         f"{JUDGEMENT}/judgement.json",
         f"{JUDGEMENT}/judgements.jsonl",
@@ -26,5 +25,6 @@ use rule step as judge_model with:
     localrule: True
     params:
         spec=jobs.spec(f"judge/{{model}}/{BENCHMARK}"),
+        source=jobs.source(f"judge/{{model}}/{BENCHMARK}"),
     message:
         "judge: {wildcards.model}"

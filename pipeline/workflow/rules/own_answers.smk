@@ -6,7 +6,6 @@ use rule model_step as sample_own_answers with:
     input:
         checkpoint=jobs.files("own_answers/{set}", "checkpoint"),
         prompts=jobs.files("own_answers/{set}", "prompts"),
-        source=jobs.source("own_answers/{set}"),
     output:
         f"{OWN_ANSWERS}/answers.jsonl",
         f"{OWN_ANSWERS}/summary.json",
@@ -21,5 +20,6 @@ use rule model_step as sample_own_answers with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("own_answers/{set}"),
+        source=jobs.source("own_answers/{set}"),
     message:
         "own answers: target answers the general prompts of {wildcards.set}"

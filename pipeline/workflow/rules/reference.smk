@@ -6,7 +6,6 @@ use rule model_step as reference_log_probabilities with:
     input:
         checkpoint=jobs.files("reference/{set}", "checkpoint"),  # target's, but for later requests to forget
         data=jobs.files("reference/{set}", "data"),
-        source=jobs.source("reference/{set}"),
     output:
         f"{REFERENCE}/reference.npz",
         f"{REFERENCE}/summary.json",
@@ -21,5 +20,6 @@ use rule model_step as reference_log_probabilities with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("reference/{set}"),
+        source=jobs.source("reference/{set}"),
     message:
         "reference: log-probabilities of {wildcards.set} under target"

@@ -6,7 +6,6 @@ KEPT = f"{ROOT}/kept/{{kept}}"
 use rule step as release_checkpoints with:
     input:
         readers=jobs.files("kept/{kept}", "readers"),
-        source=jobs.source("kept/{kept}"),
     output:
         f"{KEPT}/ready.json",
         f"{KEPT}/summary.json",
@@ -19,5 +18,6 @@ use rule step as release_checkpoints with:
     localrule: True
     params:
         spec=jobs.spec("kept/{kept}"),
+        source=jobs.source("kept/{kept}"),
     message:
         "release: {wildcards.kept}"

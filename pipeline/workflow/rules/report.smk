@@ -21,7 +21,6 @@ use rule image_step as write_report with:
         ),
         others=jobs.files("report", "steps"),
         released=jobs.files("report", "released"),  # model cards go to the checkpoints that stay
-        source=jobs.source("report"),
     output:
         report(
             f"{ROOT}/report/index.html",
@@ -55,6 +54,7 @@ use rule image_step as write_report with:
         **jobs.resources("report"),
     params:
         spec=jobs.spec("report"),
+        source=jobs.source("report"),
     message:
         f"report: {steps.literal(ROOT)}/report/index.html"
 

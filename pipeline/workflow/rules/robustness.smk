@@ -11,7 +11,6 @@ use rule model_step as relearn_model with:
     input:
         checkpoint=lambda wildcards: plan.paths.checkpoint(jobs.model(wildcards.model)),
         data=jobs.files("robustness/{model}/{attack}", "data"),  # the forget set of every topic
-        source=jobs.source("robustness/{model}/{attack}"),
     output:
         directory(f"{ATTACKED}/checkpoint"),
         f"{ATTACKED}/steps.jsonl",
@@ -28,6 +27,7 @@ use rule model_step as relearn_model with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("robustness/{model}/{attack}"),
+        source=jobs.source("robustness/{model}/{attack}"),
     message:
         "relearn: {wildcards.model}, {wildcards.attack}"
 
@@ -35,7 +35,6 @@ use rule model_step as relearn_model with:
 use rule image_step as quantise_model with:
     input:
         checkpoint=lambda wildcards: plan.paths.checkpoint(jobs.model(wildcards.model)),
-        source=jobs.source("robustness/{model}/{attack}"),
     output:
         directory(f"{ATTACKED}/checkpoint"),
         f"{ATTACKED}/summary.json",
@@ -51,5 +50,6 @@ use rule image_step as quantise_model with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("robustness/{model}/{attack}"),
+        source=jobs.source("robustness/{model}/{attack}"),
     message:
         "quantise: {wildcards.model}, {wildcards.attack}"

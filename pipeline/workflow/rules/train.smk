@@ -13,7 +13,6 @@ use rule model_step as train_model with:
             f"{ROOT}/models/base/checkpoint" if plan.has_base and wildcards.model != "base" else f"{DATA}/tokenizer"
         ),
         data=jobs.files("models/{model}", "data"),
-        source=jobs.source("models/{model}"),
     output:
         directory(f"{ROOT}/models/{{model}}/checkpoint"),
         f"{ROOT}/models/{{model}}/steps.jsonl",
@@ -30,5 +29,6 @@ use rule model_step as train_model with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("models/{model}"),
+        source=jobs.source("models/{model}"),
     message:
         "train: {wildcards.model}"

@@ -13,7 +13,6 @@ use rule model_step as unlearn_target with:
         checkpoint=jobs.files("unlearned/{run}/seed-{seed}", "checkpoint"),  # target's, but for later requests to forget
         data=jobs.files("unlearned/{run}/seed-{seed}", "data"),
         references=jobs.files("unlearned/{run}/seed-{seed}", "references"),
-        source=jobs.source("unlearned/{run}/seed-{seed}"),
     output:
         directory(f"{RUN}/checkpoint"),
         [directory(f"{RUN}/epochs")] if plan.config.experiment.evaluate_every else [],
@@ -29,5 +28,6 @@ use rule model_step as unlearn_target with:
         accelerator=jobs.accelerator,
     params:
         spec=jobs.spec("unlearned/{run}/seed-{seed}"),
+        source=jobs.source("unlearned/{run}/seed-{seed}"),
     message:
         "unlearn: {wildcards.run}, seed {wildcards.seed}"

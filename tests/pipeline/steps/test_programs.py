@@ -37,6 +37,14 @@ def test_a_method_runs_its_own_loss_and_rule_only() -> None:
     assert "megatron_ext/losses/hidden.py" not in ga | blur
 
 
+def test_steps_that_run_the_same_files_have_one_digest() -> None:
+    """Snakemake is told this one text in place of all files, and runs a step again where it changes."""
+    digest = {job: programs.source_digest(JOBS[job].spec) for job in JOBS}
+    assert digest["evaluation/target/mini"] == digest["evaluation/retrain/mini"]
+    others = ("evaluation/target/mini", "unlearned/ga/seed-0", "unlearned/npo/seed-0")
+    assert len({digest[name] for name in others}) == len(others)
+
+
 def test_late_imports_and_data_files_count() -> None:
     assert "megatron_ext/inference/generation.py" in files("evaluation/target/mini")  # imported inside a function
     assert "pipeline/benchmarks/tofu/evaluate.py" in files("evaluation/target/mini")  # found by name

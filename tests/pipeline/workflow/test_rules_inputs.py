@@ -15,13 +15,13 @@ from pipeline.workflow.plan import Plan
 from tests.support.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parents[3]
-# Snakemake with a hook at the end of a dry run: each job's specification, and its input but for the source files.
+# Snakemake with a hook at the end of a dry run: each job's specification, and its input.
 DRY_RUN = """
 import json, sys
 from snakemake import cli, dag
 
 def listed(self):
-    jobs = {job.output.get("spec"): sorted(set(job.input) - set(job.input.source)) for job in self.jobs if job.params}
+    jobs = {job.output.get("spec"): sorted(set(job.input)) for job in self.jobs if job.params}
     print(json.dumps({str(spec): [*map(str, files)] for spec, files in jobs.items()}), file=open(sys.argv[1], "w"))
     return stats(self)
 
