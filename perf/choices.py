@@ -14,7 +14,7 @@ from perf import evaluation
 from perf.common import Options, run
 from pipeline.benchmarks.requests import Instance
 
-BOUND = 0.3
+BOUND = 0.15
 QUESTION, CHOICE = 80, 3
 QUESTIONS = 8  # of a step
 
