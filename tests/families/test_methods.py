@@ -37,7 +37,10 @@ MODELS = [
 LAYOUTS = ("one", "tensor", "pipeline")
 ROWS, MICRO_BATCH = 7, 4
 RATE, CLIP = 0.2, 1.0  # how far a step goes at most: a hundredth of the norm of the weights
-PLAIN, DIFFERENCES = 2e-4, 5e-3  # of numbers; OFMU's second derivatives are differences of fp32 gradients
+NUMBERS = 2e-4  # of the log, relatively; 1e-4 seen, of BLUR on RMU, whose retain gradient is small
+# Of how far a tensor moves; 2e-6 seen. OFMU's second derivatives are differences of fp32 gradients (2e-4 seen). Where a
+# product of two gradients' elements is near zero, its sign, which SAGO asks for, is a matter of rounding (2e-2 seen).
+TENSORS, DIFFERENCES, SIGNS = 2e-5, 2e-3, 5e-2
 # What is changed of a method's file, so that its terms count in two steps.
 SHARPER: dict[str, dict[str, Any]] = {
     "primal-dual": {"dual": 0.8, "dual_rate": 0.2, "epsilon": 2.0, "tolerance": None, "warmup_epochs": 0},
@@ -152,30 +155,30 @@ def test_a_step_of_every_method_is_that_of_one_process(folder: Path, where: str,
     before = load_file(folder / "fp32" / model / "model.safetensors")
     for method in METHODS:
         single, split = (spec(folder, place, model, method) for place in ("one", where))
-        bound = DIFFERENCES if single.rule.name == "ofmu" else PLAIN
+        bound = {"ofmu": DIFFERENCES, "sago": SIGNS}.get(single.rule.name, TENSORS)
         logs = [(run.output / "steps.jsonl").read_text().splitlines() for run in (single, split)]
         for number, (wanted, given) in enumerate(zip(*(map(json.loads, log) for log in logs), strict=True)):
-            compare(wanted, given, bound, f"{method}, step {number}")
+            compare(wanted, given, f"{method}, step {number}")
         wanted, given = (load_file(run.output / "checkpoint" / "model.safetensors") for run in (single, split))
         assert set(before) == set(wanted) == set(given)
         for key, tensor in before.items():
             moved = (wanted[key].double() - tensor.double()).norm()
             error = (given[key].double() - wanted[key].double()).norm()
-            assert error <= 10 * bound * moved + 2**-23 * tensor.norm(), f"{method}: {key}: {error / moved:.1e}"
+            assert error <= bound * moved + 2**-23 * tensor.norm(), f"{method}: {key}: {error / moved:.1e}"
 
 
-def compare(wanted: dict[str, Any], given: dict[str, Any], bound: float, name: str) -> None:
+def compare(wanted: dict[str, Any], given: dict[str, Any], name: str) -> None:
     """Numbers of one step. Before a model has moved, RMU's retain gradient is rounding: it has no direction then."""
     rounding = 1e-3 * (wanted.get("forget_grad_norm") or 0.0)
     further = {
-        "retain_loss": max(bound, rounding),
-        "retain_grad_norm": max(bound, rounding),
-        "grad_cosine": 20 * bound if (wanted.get("retain_grad_norm") or 0.0) > rounding else 2.0,
+        "retain_loss": max(NUMBERS, rounding),
+        "retain_grad_norm": max(NUMBERS, rounding),
+        "grad_cosine": 20 * NUMBERS if (wanted.get("retain_grad_norm") or 0.0) > rounding else 2.0,
     }
     for key in ("forget_loss", "forget_grad_norm", "update_norm", "forget_alignment", *further):
         if wanted.get(key) is None:
             assert given.get(key) is None, f"{name}: {key}"
             continue
-        assert given[key] == pytest.approx(wanted[key], rel=bound, abs=further.get(key, bound)), f"{name}: {key}"
+        assert given[key] == pytest.approx(wanted[key], rel=NUMBERS, abs=further.get(key, NUMBERS)), f"{name}: {key}"
     for key, value in (wanted.get("rule_state") or {}).items():
-        assert given["rule_state"][key] == pytest.approx(value, rel=bound, abs=bound), f"{name}: {key}"
+        assert given["rule_state"][key] == pytest.approx(value, rel=NUMBERS, abs=NUMBERS), f"{name}: {key}"
