@@ -26,7 +26,8 @@ from megatron_ext.training import gradients, optimizer
 from megatron_ext.training.loss_terms import LossTerm
 from megatron_ext.training.trainer import Trainer
 from megatron_ext.training.unlearning import reference_model
-from megatron_ext.updates import StepPosition
+from megatron_ext.updates import Products, StepPosition
+from megatron_ext.updates.ofmu import OFMU
 from megatron_ext.updates.weighted_sum import WeightedSum
 
 LAYER = re.compile(r"\.\d+\.")
@@ -131,7 +132,10 @@ def _step(trainer: Trainer, spec: TrainSpec | UnlearnSpec, ranks: Ranks, length:
             return
         terms = list(_terms(spec, length))
         state, whole = spec.rule.start(1.0), lambda: terms[-1]
-        trainer.step(terms, spec.rule, 1e-5, spec.diagnostics, state, StepPosition(), whole, {})
+        if isinstance(spec.rule, OFMU):
+            state["phase"] = float(spec.rule.inner_steps)  # the larger of its two kinds of steps
+        with mock.patch.object(Products, "cosine", 0.5):  # all products read as 1: as if the gradients were parallel
+            trainer.step(terms, spec.rule, 1e-5, spec.diagnostics, state, StepPosition(), whole, {})
 
 
 def _terms(spec: UnlearnSpec, length: int) -> Iterator[LossTerm]:
