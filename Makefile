@@ -39,7 +39,7 @@ test-fast: $(INSTALLED) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
 # In one process: each starts ranks or programs of its own.
-test-long: $(INSTALLED) ## every method on every model family, benchmarks and the proof for GPUs at small shapes (5 minutes)
+test-long: $(INSTALLED) ## every method on every model family, benchmarks and the proof for GPUs at small shapes (9 minutes)
 	$(BIN)/python -m pytest tests/families tests/perf -m long -n0
 
 test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (23 minutes)
