@@ -38,9 +38,10 @@ test: $(INSTALLED) ## all tests
 test-fast: $(INSTALLED) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
-# In one process: each starts ranks or programs of its own.
-test-long: $(INSTALLED) ## every method on every model family, benchmarks and the proof for GPUs at small shapes (9 minutes)
+# The first in one process: each starts ranks or programs of its own.
+test-long: $(INSTALLED) ## every method on every model family, every experiment planned, benchmarks at small shapes (11 minutes)
 	$(BIN)/python -m pytest tests/families tests/perf -m long -n0
+	$(PYTEST) tests/integration/test_experiments.py -m long
 
 test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (23 minutes)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs

@@ -36,20 +36,25 @@ class Groups(LoadScopeScheduling):
     after another.
 
     Ranks wait for each other many times a step: with those of another test on the same cores, each time for these too.
-    There is one group of such files for every two processes.
+    There is one group of such files for every two processes. Long tests share nothing, and each is a group.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if "pytest.mark.long" in text_of(file):
+            return nodeid
         if not starts_ranks(file):
             return file
         return f"ranks {zlib.crc32(file.encode()) % max(1, len(self.nodes) // 2)}"
 
 
-@cache
 def starts_ranks(file: str) -> bool:
-    text = (ROOT / file).read_text(encoding="utf-8")
-    return "run_ranks" in text or "pytest.mark.ranks" in text
+    return "run_ranks" in text_of(file) or "pytest.mark.ranks" in text_of(file)
+
+
+@cache
+def text_of(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

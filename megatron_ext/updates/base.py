@@ -230,6 +230,11 @@ class Rule(Named):
         return int(self.needs_products)
 
     @property
+    def vectors_in_passes(self) -> int:
+        """How many of these a backward pass finds beside its activations. The others are made when there are none."""
+        return self.vectors
+
+    @property
     def per_tensor(self) -> bool:
         """Whether ``direction`` is asked once for each tensor, by the products of the gradients' parts in it."""
         return False

@@ -33,6 +33,10 @@ class GRU(Rule):
     def vectors(self) -> int:
         return 4
 
+    @property
+    def vectors_in_passes(self) -> int:
+        return 2
+
     def update(self, step: Step) -> None:
         f, r = step.gradient(Objective.FORGET), step.gradient(Objective.RETAIN)
         before = [(1 - self.mu, step.kept[MEAN])] if MEAN in step.kept else []

@@ -32,6 +32,10 @@ class SAGO(Rule):
     def vectors(self) -> int:
         return 3
 
+    @property
+    def vectors_in_passes(self) -> int:
+        return 1
+
     def update(self, step: Step) -> None:
         f, r = step.gradient(Objective.FORGET), step.gradient(Objective.RETAIN)
         step.descend_along(step.elementwise(self._gated, f, r), f, r)

@@ -31,6 +31,10 @@ class SAM(Rule):
         return 4
 
     @property
+    def vectors_in_passes(self) -> int:
+        return 2
+
+    @property
     def gradients(self) -> int:
         return 2
 

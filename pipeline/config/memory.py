@@ -56,7 +56,8 @@ class Memory:
     Attributes:
         weights: Of the model as it computes.
         gradients: The buffer that they are reduced in.
-        vectors: Further gradients that a rule keeps apart.
+        vectors: Further gradients that a rule keeps apart, at most.
+        between: Those of ``vectors`` that are made when no backward pass is under way.
         optimizer: Moments, and the master copy of the weights.
         reference: Copies of the weights before unlearning.
         activations: What a backward pass needs, or, in scoring, one block's and the cache of keys and values.
@@ -74,6 +75,7 @@ class Memory:
     logits: int = 0
     step: int = 0
     host: int = 0
+    between: int = 0
 
     @property
     def lasting(self) -> int:
@@ -83,7 +85,7 @@ class Memory:
     @property
     def total(self) -> int:
         """The peak, if everything of a micro-batch is there at once."""
-        return self.lasting + max(self.activations + self.logits, self.step)
+        return self.lasting - self.between + max(self.activations + self.logits, self.between, self.step)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Workload:
     Attributes:
         batching: Its batches.
         vectors: Further gradient vectors of the rule.
+        between: Those of them that are made when no backward pass is under way.
         adam: Whether the optimizer keeps moments.
         trainable_layers: Which part of the model is built.
         lora: The adapters that are trained in the place of weights.
@@ -102,6 +105,7 @@ class Workload:
 
     batching: Batching
     vectors: int = 0
+    between: int = 0
     adam: bool = True
     trainable_layers: TrainableLayers | None = None
     lora: Lora | None = None
@@ -182,13 +186,13 @@ def workload(spec: TrainSpec | UnlearnSpec, gpus: bool) -> Workload:
     adam = spec.optimizer.name == "adamw"
     if isinstance(spec, TrainSpec):
         return Workload(spec.batching, adam=adam)
-    # Without a retain loss there is one gradient, which is measured where it lies.
-    vectors = max(spec.rule.vectors, int(spec.diagnostics)) if spec.retain_loss is not None else 0
+    vectors = max(spec.rule.vectors, int(spec.diagnostics and spec.retain_loss is not None))
+    between = spec.rule.vectors - spec.rule.vectors_in_passes
     reference, partial = keeps_reference_model(spec), spec.trainable_layers is not None
     beside = not gpus or spec.runtime.reference_model == "resident"
     aside = spec.validation is not None and spec.rule.extrapolation != 1.0
     copies = 0 if partial else int(reference and beside and spec.lora is None) + int(aside)
-    return Workload(spec.batching, vectors, adam, spec.trainable_layers, spec.lora, copies, reference)
+    return Workload(spec.batching, vectors, between, adam, spec.trainable_layers, spec.lora, copies, reference)
 
 
 def keeps_reference_model(spec: UnlearnSpec) -> bool:
@@ -214,6 +218,7 @@ def lasting(work: Workload, runtime: Runtime, shape: Shape) -> list[Memory]:
                 weights=width * (stage.built - stage.trained + buffer),
                 gradients=gradient * aligned,
                 vectors=gradient * work.vectors * shard,
+                between=gradient * work.between * shard,
                 optimizer=optimizer,
                 reference=width * copied,
                 step=step,
@@ -237,16 +242,15 @@ def _optimizer(work: Workload, runtime: Runtime, stage: Parameters, shard: int) 
 
 def training(work: Workload, runtime: Runtime, shape: Shape, length: int) -> Memory:
     """Bytes of a training step on the rank that has most, with rows of ``length`` tokens."""
-    layout, width = runtime.layout, _width(runtime.precision)
+    layout, width, made = runtime.layout, _width(runtime.precision), []
     tokens = work.batching.sequences_of(length) * length
-    last, made = layout.pipeline - 1, []
-    partial = work.trainable_layers is not None
+    last = layout.pipeline - 1 if work.trainable_layers is None else None  # a part of a model has no logits
     for number, held in enumerate(lasting(work, runtime, shape)):
         waiting = min(layout.pipeline - number, -(-work.batching.global_batch // layout.data))
         kept = width * tokens * _kept(runtime, shape, _layers(layout, shape, work.trainable_layers)[number], waiting)
         positions = min(tokens, max(1, LOGITS * layout.tensor // shape.vocabulary))
         logits = positions * -(-shape.vocabulary // layout.tensor) * (width + 4 * FP32_LOGITS) * (1 + work.reference)
-        made.append(replace(held, activations=int(kept), logits=logits if number == last and not partial else 0))
+        made.append(replace(held, activations=int(kept), logits=logits if number == last else 0))
     return max(made, key=lambda memory: memory.total)
 
 
@@ -267,7 +271,7 @@ def held(spec: TrainSpec | UnlearnSpec, shape: Shape, gpus: bool) -> int:
 
 def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:
     """Bytes of weights on the largest rank."""
-    return stage_parameters(layout, shape) * _width(precision)
+    return _width(precision) * stage_parameters(layout, shape)
 
 
 def _kept(runtime: Runtime, shape: Shape, layers: int, waiting: int) -> float:
