@@ -87,6 +87,10 @@ class Recorder(TorchDispatchMode):
         finally:
             self._counting = True
 
+    def passing(self, size: int) -> None:
+        """Some bytes existed beside all others for a moment, which no operation showed."""
+        self.peak = max(self.peak, self.held + size)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer an operation, or let fake tensors answer it."""
         if func is _device:

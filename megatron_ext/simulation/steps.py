@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from megatron.core.optimizer.cpu_offloading.hybrid_optimizer import HybridDeviceOptimizer
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from megatron_ext.config.lean_memory import MemorySettings
 from megatron_ext.data.collate import SequenceDataset
 from megatron_ext.data.sequences import Sequences
 from megatron_ext.distributed.process_groups import Ranks
@@ -45,7 +48,8 @@ class Simulated:
         optimizer: Of the optimizer's state.
         reference: Of copies of weights before unlearning.
         vectors: Of further gradients that the rule keeps when the step is over.
-        peak: The most bytes that existed at a time, from the first forward pass to the new weights.
+        host: Bytes in host memory: an offloaded optimizer's state, and the gradients that it is given.
+        peak: The most bytes beside ``host`` that existed at a time, from the first forward pass to the new weights.
         messages: What it exchanged in the step.
     """
 
@@ -56,6 +60,7 @@ class Simulated:
     optimizer: int
     reference: int
     vectors: int
+    host: int
     peak: int
     messages: Mapping[Message, int]
 
@@ -74,8 +79,8 @@ def problem(spec: TrainSpec | UnlearnSpec) -> str | None:
     runtime = spec.runtime
     if runtime.kernels != "torch":
         return f"runtime.kernels: '{runtime.kernels}' is not simulated; allowed: 'torch'"
-    if runtime.memory.optimizer != "resident":
-        return f"runtime.memory.optimizer: '{runtime.memory.optimizer}' is not simulated; allowed: 'resident'"
+    if runtime.memory.optimizer == "precision-aware":
+        return "runtime.memory.optimizer: 'precision-aware' is not simulated; allowed: 'resident', 'offload'"
     return None
 
 
@@ -91,7 +96,8 @@ def simulate(spec: TrainSpec | UnlearnSpec, hf_config: Mapping[str, Any], length
     Returns:
         What the rank held and exchanged.
     """
-    with pretended(spec.runtime, rank) as (ranks, recorder):
+    memory = spec.runtime.memory
+    with pretended(spec.runtime, rank) as (ranks, recorder), _offloaded(recorder, memory.optimizer == "offload"):
         model = build(hf_config, ranks, getattr(spec, "trainable_layers", None), spec.runtime)
         lora = getattr(spec, "lora", None)
         if lora is not None:
@@ -109,14 +115,40 @@ def simulate(spec: TrainSpec | UnlearnSpec, hf_config: Mapping[str, Any], length
             batching.micro_batch,
             before,
             batching.micro_batch_tokens,
-            spec.runtime.memory,
+            memory,
         )
-        optimizer.step(trainer.optimizer, spec.runtime.memory)  # which makes what the optimizer keeps
+        optimizer.step(trainer.optimizer, memory)  # which makes what the optimizer keeps
         with _disable_current_modes():
             _ = trainer.accumulator.space._tensor_runs  # from real numbers of rows, which are few
         recorder.begin()
         _step(trainer, spec, ranks, length)
         return _simulated(model, trainer, recorder, copies, ranks)
+
+
+@contextmanager
+def _offloaded(recorder: Recorder, active: bool) -> Iterator[None]:
+    """Within the context, what the optimizer makes lies in the host's memory.
+
+    A parameter at a time has another type there. What is copied without waiting is converted on the GPU.
+    """
+    if not active:
+        yield
+        return
+
+    build_, step_ = optimizer.build, optimizer.step
+
+    def made(*given: Any) -> Any:
+        with recorder.elsewhere(True):
+            return build_(*given)
+
+    def moved(whole: Any, memory: MemorySettings) -> None:
+        with recorder.elsewhere(True):
+            step_(whole, memory)
+        groups = [group for _, inner in optimizer.inner_optimizers(whole) for group in inner.param_groups]
+        recorder.passing(4 * max((value.numel() for group in groups for value in group["params"]), default=0))
+
+    with mock.patch.object(optimizer, "build", made), mock.patch.object(optimizer, "step", moved):
+        yield
 
 
 def _step(trainer: Trainer, spec: TrainSpec | UnlearnSpec, ranks: Ranks, length: int) -> None:
@@ -157,24 +189,27 @@ def _simulated(model: LanguageModel, trainer: Trainer, recorder: Recorder, copie
     weights = storage_bytes(model.parameters())
     buffers = storage_bytes(buffer.grad_data for buffer in trainer.accumulator.ddp.buffers)
     kept = storage_bytes(_optimizer_tensors(trainer, weights_of=model))
+    offloaded = trainer.memory_settings.optimizer == "offload"
     shapes = Counter((LAYER.sub(".*.", name), tuple(value.shape)) for name, value in model.named_parameters())
     return Simulated(
         stage=ranks.pipeline_rank,
         shapes=shapes,
         weights=weights,
         gradients=buffers,
-        optimizer=kept,
+        optimizer=0 if offloaded else kept,
         reference=copies,
         vectors=storage_bytes(piece for vector in trainer.accumulator.space._spare for piece in vector),
+        host=kept if offloaded else 0,
         peak=recorder.peak,
         messages=dict(recorder.messages),
     )
 
 
 def _optimizer_tensors(trainer: Trainer, weights_of: LanguageModel) -> Iterator[Tensor]:
-    """What the optimizer keeps beside the model's weights: moments, and a copy of the weights."""
+    """What the optimizer keeps beside the model's weights: moments, fp32 weights, gradients in host memory."""
     own = {value.untyped_storage()._cdata for value in weights_of.parameters()}
     for _, inner in optimizer.inner_optimizers(trainer.optimizer):
         kept = [value for group in inner.param_groups for value in group["params"]]
         kept += [value for state in inner.state.values() for value in state.values() if isinstance(value, Tensor)]
+        kept += inner.cpu_copy_map_grad.values() if isinstance(inner, HybridDeviceOptimizer) else []
         yield from (value for value in kept if value.untyped_storage()._cdata not in own)

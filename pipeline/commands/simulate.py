@@ -60,13 +60,13 @@ def main(given: argparse.Namespace) -> int:
 
 def memory(name: str, found: Sequence[Simulated], planned_peak: int) -> list[str]:
     """A line a distinct rank: what it holds in GiB, and the most of all beside what ``unlearn plan`` says."""
-    heads = ["weights", "gradients", "vectors", "optimizer", "reference", "peak", "planned"]
+    heads = ["weights", "gradients", "vectors", "optimizer", "reference", "host", "peak", "planned"]
     largest = max(each.peak for each in found)
     rows = [[f"{name}, GiB a rank", *heads]]
     for each in found:
-        held = [each.weights, each.gradients, each.vectors, each.optimizer, each.reference, each.peak]
+        held = [each.weights, each.gradients, each.vectors, each.optimizer, each.reference, each.host]
         plan = f"{planned_peak / GIB:.2f}" if each.peak == largest else ""
-        rows.append([f"stage {each.stage}", *(f"{number / GIB:.2f}" for number in held), plan])
+        rows.append([f"stage {each.stage}", *(f"{number / GIB:.2f}" for number in [*held, each.peak]), plan])
     return aligned(rows)
 
 

@@ -24,10 +24,12 @@ RULES: dict[str, dict[str, Any]] = {
     "sum": {"name": "weighted-sum"},
     "blur": {"name": "blur", "gamma": 0.5},
     "pcgrad": {"name": "pcgrad", "scope": "tensor"},
+    "offloaded": {"name": "blur", "gamma": 0.5},
 }
 
 
 def spec(rule: str) -> UnlearnSpec:
+    memory = {"gradients": "bf16", "optimizer": "offload"} if rule == "offloaded" else {}
     return UnlearnSpec.model_validate(
         {
             "checkpoint": "model",
@@ -39,7 +41,13 @@ def spec(rule: str) -> UnlearnSpec:
             "epochs": 1.0,
             "batching": {"global_batch": 4, "micro_batch": 1},
             "optimizer": {"learning_rate": 1e-5},
-            "runtime": {"layout": LAYOUT, "precision": "bf16", "recompute_activations": True, "device": "cpu"},
+            "runtime": {
+                "layout": LAYOUT,
+                "precision": "bf16",
+                "recompute_activations": True,
+                "device": "cpu",
+                "memory": memory,
+            },
         }
     )
 
@@ -48,7 +56,7 @@ def every_step() -> dict[str, list[Any]]:
     """Steps of rules on a rank of each stage, and of BLUR on the last rank; on the larger model on the first rank."""
     from megatron_ext.simulation.steps import distinct_ranks, simulate
 
-    cases = [("sum", "1 B", [0, 4]), ("blur", "1 B", [0, 4, 7]), ("pcgrad", "1 B", [4])]
+    cases = [("sum", "1 B", [0, 4]), ("blur", "1 B", [0, 4, 7]), ("pcgrad", "1 B", [4]), ("offloaded", "1 B", [4])]
     cases += [("sum", "3 B", [0]), ("blur", "3 B", [0])]
     assert distinct_ranks(spec("sum")) == [0, 4]
     return {
@@ -72,7 +80,7 @@ def test_what_ranks_hold_is_what_was_planned(steps: dict[str, list[Any]]) -> Non
         work = memory.workload(step, gpus=True)
         lasting = memory.lasting(work, step.runtime, shape)
         for each in found:
-            for part in ("weights", "gradients", "optimizer"):
+            for part in ("weights", "gradients", "optimizer", "host"):
                 assert getattr(lasting[each.stage], part) == pytest.approx(getattr(each, part), rel=0.05), (name, part)
         planned = memory.training(work, step.runtime, shape, LENGTH).total
         assert planned == pytest.approx(max(each.peak for each in found), rel=0.05), name

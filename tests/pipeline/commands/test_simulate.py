@@ -15,7 +15,7 @@ from pipeline.commands import simulate
     [
         (["--step", "unlearned/blur-np"], "--step: unknown step 'unlearned/blur-np'"),
         (["--set", "runtime.kernels=te"], "runtime.kernels: 'te' is not simulated; allowed: 'torch'"),
-        (["--set", "runtime.memory.optimizer=offload"], "runtime.memory.optimizer: 'offload' is not simulated"),
+        (["--set", "runtime.memory.optimizer=precision-aware", "--set", "runtime.kernels=te"], "is not simulated"),
     ],
 )
 def test_what_cannot_be_simulated(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +29,7 @@ def test_tables() -> None:
     gib = simulate.GIB
     receive = {Message("receive", "pipeline", 24): 3}
     stages = [
-        Simulated(number, {("weight", (2, 3)): 4}, gib, gib, 2 * gib, 0, 0, peak * gib, messages)
+        Simulated(number, {("weight", (2, 3)): 4}, gib, gib, 2 * gib, 0, 0, 0, peak * gib, messages)
         for number, (peak, messages) in enumerate([(5, {}), (4, receive)])
     ]
     heads, first, second = simulate.memory("a step", stages, 6 * gib)
