@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.scripts import FOLDER, load
+from tests.containers.test_packages import HERE
 from tests.containers.wheels import wheel
 
 pytestmark = pytest.mark.slow
@@ -72,7 +73,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def entry(file: Path) -> str:
     """What ``constraints-hashed.txt`` says of a wheel."""
     name, version, *_ = file.name.split("-")
-    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
+    where = f" ; {HERE}" if name == "torch" else ""
+    return f"{name}=={version}{where} \\\n    --hash=sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}\n"
 
 
 def run(machine: Path, into: Path, *words: str, base: bool) -> subprocess.CompletedProcess[str]:
@@ -105,6 +107,7 @@ def installed(machine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = sorted((machine / "source").rglob("*"))
     done = run(machine, into, base=False)
     assert done.returncode == 0, done.stderr
+    assert "torch: " not in done.stdout, "torch came without its hash"
     assert sorted((machine / "source").rglob("*")) == before, "installing wrote into the sources"
     return into
 
@@ -179,19 +182,6 @@ def test_a_file_with_another_hash_is_not_installed(machine: Path, tmp_path: Path
     assert done.returncode == 1
     assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stderr
     assert not list((tmp_path / "into/venv/lib").glob("python3.*/site-packages/tqdm"))
-
-
-def test_another_build_of_torch_is_named(machine: Path, tmp_path: Path) -> None:
-    """Without a build for CPUs, the index's own comes without a hash, with what it needs, and a line says so."""
-    copy = shutil.copytree(machine, tmp_path / "machine")
-    (copy / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {copy / 'wheels'}\n")
-    next((copy / "wheels").glob("torch-2.13.0*")).unlink()
-    wheel(copy / "wheels", "torch", "2.13.0", ["nvidia-all"])
-    wheel(copy / "wheels", "nvidia-all", "13.0")
-    done = run(copy, tmp_path / "into", base=False)
-    assert done.returncode == 0, done.stderr
-    assert "torch: no build for CPUs with a known SHA-256" in done.stdout
-    assert ask(tmp_path / "into", None, VERSION.format("nvidia-all")) == "13.0"
 
 
 def test_constraints_take_the_kept_versions() -> None:

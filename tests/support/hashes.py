@@ -1,9 +1,10 @@
 """The SHA-256 of every file of the packages in ``constraints.txt``: ``python -m tests.support.hashes --write``.
 
 uv, which must be on PATH, asks the indexes that this machine is configured for. Kept are wheels for Linux on x86-64 and
-ARM64 and CPython 3.11 to 3.13, and sources of packages without wheels. Of torch, builds for CPUs alone are kept: others
-need packages of CUDA, which ``constraints.txt`` does not pin. Such a build is in an index of its own or a folder
-(``UV_INDEX`` or ``UV_FIND_LINKS``). Without ``--write``, versions are compared with ``constraints.txt``.
+ARM64 and CPython 3.11 to 3.13, and sources of packages without wheels. Of torch, builds for CPUs alone are kept, each
+with the Python and the processor that it is for: others, on ARM64 too, need packages of CUDA, which ``constraints.txt``
+does not pin. Such a build is in an index of its own or a folder (``UV_INDEX`` or ``UV_FIND_LINKS``). Without
+``--write``, versions are compared with ``constraints.txt``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "trackers": ("steps", "dev", "docs", "sign", "tensorboard", "mlflow", "wandb"),
 }
 BUILDS = "setuptools"  # of this project and of packages without a wheel
-PYTHON = "3.11.9"  # the lowest one that every package of constraints.txt runs on
+PYTHON = "3.11.0"  # the lowest one of pyproject.toml
 WHEEL = re.compile(
     r".*-(py2\.py3|py3|py31[123]|cp3\d+-abi3|cp31[123]-cp31[123])(-none)?-(any|\S*linux\S*_(x86_64|aarch64))\.whl"
 )
+BUILD = re.compile(r".*-cp3(\d+)-cp\d+-\S*_(x86_64|aarch64)\.whl")  # of torch: a Python and a processor each
 
 
 def uv(*words: str | Path, text: str = "") -> str:
@@ -51,38 +53,47 @@ def closure(extras: tuple[str, ...]) -> set[str]:
     return {normalise(line.partition("==")[0]) for line in printed.splitlines()} | {BUILDS}
 
 
-def files(package: dict[str, Any]) -> Iterator[str]:
-    """The digests of a package's files that may be installed: wheels, or the sources where there is none at all."""
+def files(package: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Digest and name of a package's files that may be installed: wheels, or the sources where there is none at all."""
     for one in package.get("wheels", []):
-        name = one.get("name") or str(one.get("url") or one["path"]).rpartition("/")[2]
-        if WHEEL.fullmatch(name.replace("%2B", "+")):
-            yield one["hashes"]["sha256"]
+        name = (one.get("name") or str(one.get("url") or one["path"]).rpartition("/")[2]).replace("%2B", "+")
+        if WHEEL.fullmatch(name):
+            yield one["hashes"]["sha256"], name
     if not package.get("wheels"):
-        yield package["sdist"]["hashes"]["sha256"]
+        yield package["sdist"]["hashes"]["sha256"], "sources"
 
 
 def found() -> str:
     """The text of the file, by asking uv."""
     lock = tomllib.loads(uv(PINNED, "--no-deps", "--format", "pylock.toml"))
-    digests: dict[str, set[str]] = {}
+    digests: dict[str, dict[str, str]] = {}
     for package in lock["packages"]:
         if package["name"] != "torch" or package["version"].endswith("+cpu"):
-            digests.setdefault(package["name"], set()).update(files(package))
+            digests.setdefault(package["name"], {}).update(files(package))
     if "torch" not in digests:
         sys.exit("no build of torch for CPUs was found: name its index by UV_INDEX, or a folder by UV_FIND_LINKS")
     return text(digests, {part: closure(extras) for part, extras in PARTS.items()})
 
 
-def text(digests: dict[str, set[str]], needs: dict[str, set[str]]) -> str:
-    """The text of the file for digests by package, and packages by part."""
+def text(digests: dict[str, dict[str, str]], needs: dict[str, set[str]]) -> str:
+    """The text of the file for digests and file names by package, and packages by part."""
     left, lines = pins(PINNED), [HEAD]
     for part, names in needs.items():
         last = part == list(needs)[-1]
         lines.append(f"# part: {part}\n")
         for name in [name for name in left if name in names or last]:
             hashes = "".join(f" \\\n    --hash=sha256:{digest}" for digest in sorted(digests[name]))
-            lines.append(f"{name}=={left.pop(name)}{'+cpu' if name == 'torch' else ''}{hashes}\n")
+            build = f"+cpu ; {marker(digests[name].values())}" if name == "torch" else ""
+            lines.append(f"{name}=={left.pop(name)}{build}{hashes}\n")
     return "".join(lines)
+
+
+def marker(wheels: Iterable[str]) -> str:
+    """Where one of torch's wheels can be installed, as requirements say it."""
+    builds = sorted({match.groups() for name in wheels if (match := BUILD.fullmatch(name))})
+    return " or ".join(
+        f'(python_version == "3.{python}" and platform_machine == "{machine}")' for python, machine in builds
+    )
 
 
 def pins(file: Path) -> dict[str, str]:

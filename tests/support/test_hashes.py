@@ -20,7 +20,7 @@ def test_every_pinned_package_has_its_hashes() -> None:
     text = hashes.HASHED.read_text(encoding="utf-8")
     entries = packages.packages(text, "trackers")
     assert list(entries) and set(entries) == set(hashes.pins(hashes.PINNED))
-    entry = re.compile(r"[\w.-]+==[\w.+]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n")
+    entry = re.compile(r"[\w.-]+==[\w.+]+( ; .*)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n")
     assert [one for one in entries.values() if not entry.fullmatch(one)] == []
     assert [line for line in text.splitlines() if "//" in line] == [], "an address"
 
@@ -54,6 +54,16 @@ def test_a_part_holds_what_its_packages_need(part: str) -> None:
                 assert other in entries or other.startswith(("nvidia-", "cuda-", "triton")), (one, other)
                 waiting += [pair for pair in [(other, ""), *((other, e) for e in need.extras)] if pair not in seen]
     assert len(seen) > 20
+
+
+def test_torch_says_where_its_hashes_are_of_a_build() -> None:
+    """Else a build for another Python would be taken for one that was exchanged."""
+    builds = ("cp311-cp311-manylinux_2_28_x86_64", "cp313-cp313-manylinux_2_28_aarch64")
+    names = [f"torch-2.13.0+cpu-{build}.whl" for build in builds]
+    assert packages.MARKER.findall(hashes.marker(names)) == [("3.11", "x86_64"), ("3.13", "aarch64")]
+    entry = packages.packages(hashes.HASHED.read_text(encoding="utf-8"), "steps")["torch"]
+    assert len(packages.MARKER.findall(entry)) == entry.count("--hash=") > 0
+    assert Requirement(entry.partition(" \\\n")[0]).marker.evaluate({"python_version": "3.9"}) is False
 
 
 def test_no_such_part() -> None:
