@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import zlib
 from functools import cache
@@ -24,6 +25,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, pytest.Function) and "shared_data" in item.fixturenames:
             item.add_marker("real_data")
+
+
+def pytest_configure() -> None:
+    """Nothing of what is imported with the tests is ever garbage."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Looking for garbage costs as much as there are objects, so that those of modules are left out from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)  # where tests run without pytest-xdist, nobody asks

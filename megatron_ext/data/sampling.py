@@ -149,7 +149,7 @@ class ForgetRetainSampler:
         """
         if self.accumulation is None:
             return ()
-        ends = [taken.stop for taken in _trainer_ranges(self._pieces, self.accumulation, step + 1)]
+        ends = [taken.stop for taken in _trainer_ranges(self._pieces, self.accumulation, step)]
         counted = []
         for number in self._range(step):
             before = [end for end in ends if end <= number // self._pieces * self._pieces]

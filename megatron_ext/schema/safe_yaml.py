@@ -17,10 +17,24 @@ class Loader(yaml.SafeLoader):
     wrong is a ``yaml.YAMLError``.
     """
 
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream)
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        # libyaml's events come several times as fast as those of PyYAML's own parser, which is there without it.
+        self._events: Any = yaml.CSafeLoader(text) if yaml.__with_libyaml__ else super()
         self._depth = self._nodes = self._repeated = 0
         self._sizes: dict[int, int] = {}  # of nodes by id, with what their aliases stand for
+
+    def check_event(self, *kinds: Any) -> bool:
+        """Whether the next event is of one of these kinds; of any, where none is given."""
+        return bool(self._events.check_event(*kinds))
+
+    def peek_event(self) -> Any:
+        """The next event, which stays the next one."""
+        return self._events.peek_event()
+
+    def get_event(self) -> Any:
+        """The next event."""
+        return self._events.get_event()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node of the document, counted."""

@@ -73,29 +73,9 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
 
     Every text is escaped, every figure is inlined, and nothing is loaded from elsewhere.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    here = Path(__file__).parent
-    env = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters["seconds"] = _seconds
-    env.filters["svg"] = lambda figure: Markup(inline(figure))
-    env.filters["marks"] = examples.marks
-    env.filters["places"] = examples.places
-    env.globals.update(
-        css=Markup((here / "page.css").read_text(encoding="utf-8")),
-        light_colours=dict(_variables(COLOURS)),
-        dark_colours=dict(_variables(DARK)),
-        examples_legend=examples.LEGEND,
-        spec=spec,
-        filters="",
-    )
+    env = _templates(spec)
     further = env.get_template("examples.html.j2")
     view, pages = examples.pages(
         content.examples,
@@ -135,6 +115,34 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
         none=NONE,
     )
     return {"index.html": text, **pages}
+
+
+def _templates(spec: ReportSpec) -> Any:
+    """The templates beside this file, with what all pages have."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    env = Environment(
+        loader=FileSystemLoader(here),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["seconds"] = _seconds
+    env.filters["svg"] = lambda figure: Markup(inline(figure))
+    env.filters["marks"] = examples.marks
+    env.filters["places"] = examples.places
+    env.globals.update(
+        css=Markup((here / "page.css").read_text(encoding="utf-8")),
+        light_colours=dict(_variables(COLOURS)),
+        dark_colours=dict(_variables(DARK)),
+        examples_legend=examples.LEGEND,
+        spec=spec,
+        filters="",
+    )
+    return env
 
 
 def _tables(spec: ReportSpec, content: Content) -> dict[str, Any]:

@@ -125,8 +125,11 @@ def changes(node: ast.AST) -> Iterator[Any]:
 def inner(node: ast.AST) -> Iterator[ast.AST]:
     """What computes: no annotation, decorator or message, and no loop that only raises one.
 
-    The number behind a minus sign is left as it is, too: it marks what is no row, and any other would do.
+    Nor a zip's ``strict``, which decides nothing where lengths are equal. The number behind a minus sign is left as it
+    is, too: it marks what is no row, and any other would do.
     """
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        return
     if isinstance(node, ast.For) and any(isinstance(statement, ast.Raise) for statement in node.body):
         return
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):

@@ -222,10 +222,10 @@ def test_scopes_that_do_not_fit_a_model_are_refused(alone: Any, models: Path) ->
 
 
 TOPICS = {"cyber": (4.0, 2.0), "bio": (9.0, 0.5)}  # steering and retain weight
-# Over tensors and stages at once, RMU runs on experts, in tests/megatron_ext/training/test_mixtures.py.
+# Over tensors and stages at once, RMU runs on experts, in tests/megatron_ext/training/test_mixtures.py; over tensors
+# alone, against its formula, in test_methods.py.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
-    "tp2": {"tensor": 2, "sequence_parallel": True},
     "pp2": {"pipeline": 2},  # of which the first stage trains nothing
     "dp2": {"data": 2, "distributed_optimizer": True},
 }

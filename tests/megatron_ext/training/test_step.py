@@ -13,8 +13,10 @@ from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
 from megatron_ext.training.step import Step
 from megatron_ext.updates import Rule, StepPosition
+from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
+from megatron_ext.updates.pcgrad import PCGrad
 from megatron_ext.updates.primal_dual import PrimalDual
 from tests.megatron_ext.training.test_trainer import (
     RETAIN,
@@ -224,8 +226,11 @@ def test_ofmu_without_an_angle_or_a_gradient_says_so(alone: Any) -> None:
         assert math.isfinite(taken.update_norm) and taken.update_norm > 0
 
 
-def test_a_direction_of_a_rules_own_is_clipped(alone: Any) -> None:
-    rule = OFMU(inner_steps=1)
+@pytest.mark.parametrize(
+    "rule", [OFMU(inner_steps=1), PCGrad(scope="tensor", gamma=0.7, alpha=1.3), Blur(gamma=0.4)], ids=lambda r: r.name
+)
+def test_every_kind_of_direction_is_clipped(alone: Any, rule: Rule) -> None:
+    """One of a rule's own, one in each tensor, and one in the span: as long as allowed, and no other."""
     free, u = take(trainer(alone), rule, rule.start(None))
     clipped, moved = take(trainer(alone, clip_norm=free.update_norm / 4), rule, rule.start(None))
     assert clipped.update_norm == pytest.approx(free.update_norm / 4)

@@ -160,7 +160,6 @@ def test_a_task_vector_is_walked_the_other_way(world: Path) -> None:
 
 
 STATES: dict[str, dict[str, Any]] = {
-    "pdu-epoch": {"rule": {**PDU, "epsilon": 4.0, "dual_update": "epoch"}},
     "ngdiff": {
         "rule": {"name": "ngdiff", "automatic_rate": {"every": 4, "highest": 5.0}},
         "optimizer": {"name": "sgd", "learning_rate": 0.01},

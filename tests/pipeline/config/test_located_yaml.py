@@ -76,6 +76,22 @@ BOMBS = {
 }
 
 
+@pytest.mark.parametrize(
+    "text", ["a: }", "a: 1\nb: c: 2\n", "a: &b\n<<: *c\n", "{a: 1, b: [x, 1e-5]}", "a: |\n x\n\n y\n"]
+)
+def test_both_parsers_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """PyYAML's own, where it was built without libyaml: the same values, and the same line of a mistake."""
+    path, found = _file(tmp_path, text), []
+    for there in (True, False):
+        monkeypatch.setattr("yaml.__with_libyaml__", there)
+        try:
+            document = read(path)
+            found.append((document.data, document.marks))
+        except ConfigError as error:
+            found.append(str(error).split(": not YAML")[0])
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_file_that_would_become_much_is_refused_with_a_line(bomb: str, tmp_path: Path) -> None:

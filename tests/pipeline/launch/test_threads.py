@@ -20,7 +20,7 @@ THREADS = 3
 
 def train(folder: Path, name: str, cores: set[int], **environment: str) -> tuple[bytes, bytes]:
     """Weights and steps of a training on these cores, in an environment that asks for other threads."""
-    spec = worlds.train_spec(folder, name, steps=4, runtime={"device": "cpu", "threads": THREADS})
+    spec = worlds.train_spec(folder, name, steps=2, runtime={"device": "cpu", "threads": THREADS})
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(spec)],
         cwd=ROOT,
