@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.commands.validate import add_experiment, planned
+from pipeline.config import site
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError
 from pipeline.launch.lease import Held
@@ -23,6 +24,7 @@ from pipeline.tracking.beside import beside
 from pipeline.workflow import progress, runs
 from pipeline.workflow.paths import refusal
 from pipeline.workflow.plan import Plan
+from pipeline.workflow.unchanged import State
 
 SNAKEFILE = CONFIGS.parent / "Snakefile"
 STAGES = ("all", "fetch", "data", "train", "unlearn", "evaluate", "robustness", "judge", "report")
@@ -59,7 +61,8 @@ def main(given: argparse.Namespace) -> int:
         if any(refused):
             raise ConfigError(list(filter(None, refused)))
         profile = _profile(given.profile)
-        plan, _ = planned(given, cluster=profile.name == "slurm")
+        cluster = profile.name == "slurm"
+        plan, _ = planned(given, cluster)
         tracking = plan.config.experiment.tracking
         if tracking is not None and tracking.missing:
             raise ConfigError([tracking.missing])
@@ -76,8 +79,16 @@ def main(given: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
+        before = _state(given, plan, command, profile)
+        if not given.further and before.is_known():
+            return _nothing(plan)
         with beside(plan.config.experiment.tracking, plan.paths.root):
-            return _watched(command, plan)
+            status, worked = _watched(command, plan)
+        if status or worked:
+            return status
+        if not given.further and _state(given, planned(given, cluster)[0], command, profile).digest == before.digest:
+            before.keep()
+        return _nothing(plan)
     finally:
         held.release()
 
@@ -103,20 +114,28 @@ def _profile(name: str) -> Path:
     raise ConfigError([f"--profile: {name!r} is no folder with a config.yaml, and none of {', '.join(known)}"])
 
 
-def _watched(command: list[str], plan: Plan) -> int:
-    """Run Snakemake, show what it does, and print the table where it did nothing and so printed none."""
+def _state(given: argparse.Namespace, plan: Plan, command: list[str], profile: Path) -> State:
+    """What decides whether there is anything to do."""
+    settings = (profile / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    return State(plan, site.load(site.find(given.site)), [*command, settings])
+
+
+def _watched(command: list[str], plan: Plan) -> tuple[int, bool]:
+    """Run Snakemake and show what it does; its exit status, and whether it had anything to do."""
     shown = progress.Progress(plan, sys.stderr)
     progress.use(shown)
     status = _snakemake(["--logger", progress.PLUGIN, "--nolock", *command])
     if status:
         print(f"logs of the steps: {plan.paths.root / 'logs'}", file=sys.stderr)
-    elif shown.total is None:
-        print("nothing to do: everything is there and nothing has changed", file=sys.stderr)
-        if (plan.paths.report / "table.md").is_file():
-            return subprocess.run(
-                [sys.executable, "-m", "pipeline.report", "--print", str(plan.paths.report)]
-            ).returncode
-    return status
+    return status, shown.total is not None
+
+
+def _nothing(plan: Plan) -> int:
+    """Say that there is nothing to do, and print the table, which no step has printed."""
+    print("nothing to do: everything is there and nothing has changed", file=sys.stderr)
+    if not (plan.paths.report / "table.md").is_file():
+        return 0
+    return subprocess.run([sys.executable, "-m", "pipeline.report", "--print", str(plan.paths.report)]).returncode
 
 
 def _snakemake(command: list[str]) -> int:
