@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what real data decides, also through another fixture. Leave out what is long unless ``-m`` asks for it."""
+    """Mark what real data decides, also through another fixture. Leave out what is long unless ``-m`` asks for it.
+
+    Files of which some tests are slow come first: at the end no process waits for another's last file.
+    """
     if "long" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if item not in left_out]
@@ -25,6 +28,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if isinstance(item, pytest.Function) and "shared_data" in item.fixturenames:
             item.add_marker("real_data")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_configure() -> None:

@@ -67,9 +67,9 @@ class Adapter(torch.nn.Module):
         self.B = torch.nn.Parameter(weight.new_empty(kept, lora.rank))
         split, whole = (self.A, self.B) if row_parallel else (self.B, self.A)
         split.tensor_model_parallel = True  # type: ignore[attr-defined] # megatron-core's marks
-        split.partition_dim = 1 if row_parallel else 0  # type: ignore[attr-defined]
-        split.partition_stride = 1  # type: ignore[attr-defined]
-        whole.sequence_parallel = self._sequence_parallel  # type: ignore[attr-defined]
+        split.partition_dim = 1 if row_parallel else 0  # type: ignore[attr-defined] # the same
+        split.partition_stride = 1  # type: ignore[attr-defined] # the same
+        whole.sequence_parallel = self._sequence_parallel  # type: ignore[attr-defined] # the same
         self.enabled = True
 
     def forward(self, x_SBI: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the page's files in it, and its experiment, made from `mini`."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("megatron_ext", "pipeline", "workflow_configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "Snakefile", folder)
     for name, text in FILES.items():
         assert not (folder / name).exists(), f"{name} exists: the page needs another name"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import pickle
 import random
@@ -19,23 +18,24 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from megatron_ext.distributed.rendezvous import STORE
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 5.0
 # What ranks import anyway. None of it starts a thread, which a fork would lose.
-IMPORTED = [
+IMPORTED = (
     "megatron_ext.steps.train",
     "megatron_ext.steps.unlearn",
     "megatron_ext.training.unlearning",
     "pipeline.benchmarks.megatron_lm",
     "transformers.models.llama.modeling_llama",
-    "snakemake.cli",
-]
+)
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 240.0) -> list[Any]:
@@ -82,13 +82,20 @@ def start(function: Callable[..., None], *args: Any, output: Path, environment: 
 
 
 def start_apart(
-    function: Callable[..., None], *args: Any, out: Path, err: Path, environment: dict[str, str]
+    function: Callable[..., None],
+    *args: Any,
+    out: Path,
+    err: Path,
+    environment: dict[str, str],
+    imported: tuple[str, ...] = IMPORTED,
 ) -> ForkServerProcess:
-    """The same, with a file for each stream."""
+    """The same, with a file for each stream, and forked from a process that has imported these modules."""
     out.touch()
     err.touch()
-    process = _context().Process(target=_enter, args=(str(out), str(err), environment, function, args))
-    process.start()
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_enter, args=(str(out), str(err), environment, function, args))
+    with mock.patch.object(forkserver, "connect_to_new_process", _server(imported).connect_to_new_process):
+        process.start()
     return process
 
 
@@ -120,17 +127,17 @@ def free_ports(count: int) -> list[int]:
 
 
 @cache
-def _context() -> ForkServerContext:
-    """The server of this process; it ends with it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+def _server(imported: tuple[str, ...]) -> forkserver.ForkServer:
+    """The process that has imported these modules; it ends with this one."""
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload(list(imported))
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
-    multiprocessing.forkserver.ensure_running()
+    server.ensure_running()
     del os.environ["OMP_NUM_THREADS"]
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = threads
-    return context
+    return server
 
 
 def _enter(

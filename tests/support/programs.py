@@ -31,7 +31,13 @@ def snakemake(
     with tempfile.TemporaryDirectory() as name:
         out, err = Path(name) / "out", Path(name) / "err"
         process = start_apart(
-            _main, str(folder), arguments, out=out, err=err, environment=environment or {**os.environ}
+            _main,
+            str(folder),
+            arguments,
+            out=out,
+            err=err,
+            environment=environment or {**os.environ},
+            imported=("snakemake.cli",),
         )
         try:
             process.join(timeout)

@@ -19,6 +19,8 @@ import pytest
 from tests.support import distributed, worlds
 from tests.support.distributed import environments
 
+pytestmark = pytest.mark.ranks
+
 TIMES = ("seconds", "peak_memory_bytes")  # what differs between two runs of the same steps
 
 

@@ -24,7 +24,7 @@ def train(folder: Path, name: str, cores: set[int], **environment: str) -> tuple
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(spec)],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **environment},  # threads without a core do not spin
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
         capture_output=True,
         text=True,
