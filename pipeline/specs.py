@@ -159,6 +159,9 @@ class ReportEntry(Strict):
     evaluation: Path = Field(strict=False, description="folder with evaluation.json and examples.jsonl")
     run: Path | None = Field(None, strict=False, description="folder with summary.json, provenance.json and logs")
     judgement: Path | None = Field(None, strict=False, description="folder with judgement.json, where there is one")
+    utility: dict[str, Annotated[Path, Field(strict=False)]] = Field(
+        {}, description="by further benchmark, the folder of its evaluation"
+    )
 
 
 class FailedRow(Strict):
@@ -188,6 +191,13 @@ class Published(Strict):
     split: str | None = None
 
 
+class UtilityBenchmark(Strict):
+    """A further benchmark that the report's models were asked, which nothing was trained on."""
+
+    options: AnyOptions
+    split: str
+
+
 class ReportSpec(StepSpec):
     program: Literal["report"] = "report"
     options: AnyOptions = Field(description="the benchmark family and its settings")
@@ -212,6 +222,7 @@ class ReportSpec(StepSpec):
         default_factory=dict, description="name -> folder of other steps whose times are listed: data, base, reference"
     )
     published: list[Published] = []
+    utility: dict[str, UtilityBenchmark] = Field({}, description="further benchmarks, by name")
     chosen_by: Literal["best-on-validation", "best-within-budget", "test_metric"] | None = Field(
         None, description="what the marked point of each sweep is chosen by"
     )

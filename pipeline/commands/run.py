@@ -82,7 +82,7 @@ def main(given: argparse.Namespace) -> int:
         before = _state(given, plan, command, profile)
         if not given.further and before.is_known():
             return _nothing(plan)
-        with beside(plan.config.experiment.tracking, plan.paths.root):
+        with beside(plan.config.experiment.tracking, plan.paths.root, plan.utility):
             status, worked = _watched(command, plan)
         if status or worked:
             return status

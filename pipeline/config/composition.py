@@ -18,7 +18,7 @@ from pipeline.config.named_files import CONFIGS, beside, is_path
 MINI = "-mini"  # ends the name of results at mini scale
 EVERY_METHOD = "mini-all"  # has the hyper-parameters at that scale of methods that the benchmark's own mini lacks
 # Of the stand-in; everything else is the experiment's own.
-SCALED = ("benchmark", "split", "model", "layout", "runtime", "data", "training", "evaluation")
+SCALED = ("benchmark", "split", "utility", "model", "layout", "runtime", "data", "training", "evaluation")
 # Of the section ``unlearning``: batches and steps, which are the stand-in's. What else is there stays.
 STEPS = (
     *("epochs", "max_steps", "global_batch", "micro_batch", "micro_batch_tokens", "warmup_epochs", "optimizer"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Family, Options, data_family, family
+from pipeline.benchmarks.lm_eval.options import LmEvalOptions
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.method_schema import Method
 from pipeline.config.model_schema import Model
@@ -67,6 +68,20 @@ def run_id(method: str, variant: str | None) -> str:
 
 
 @dataclass(frozen=True)
+class Utility:
+    """A further benchmark, which nothing is trained on: what it asks, and where its own questions come from."""
+
+    benchmark: Benchmark
+    source: DataSource
+    options: LmEvalOptions
+
+    @property
+    def split(self) -> str:
+        """Of the benchmark's splits the first: what is forgotten decides nothing here."""
+        return self.benchmark.forget_splits[0]
+
+
+@dataclass(frozen=True)
 class Config:
     """A checked experiment and everything that it names.
 
@@ -85,6 +100,15 @@ class Config:
     settings: tuple[str, ...] = ()
     template: PromptTemplate = "plain"
     described: Mapping[str, Any] = field(default_factory=dict)
+    utility: tuple[Utility, ...] = ()
+
+    @property
+    def hub_datasets(self) -> dict[str, str]:
+        """Whole data sets of the hub, with revisions, that evaluations read."""
+        found = dict(self.options.hub_datasets)
+        for one in self.utility:
+            found |= one.options.hub_datasets
+        return found
 
     @property
     def family(self) -> Family:
@@ -139,7 +163,7 @@ class Config:
         """Everything that was configured, as plain data, with every default filled in."""
         return {
             **({"set": list(self.settings)} if self.settings else {}),
-            "experiment": self.experiment.model_dump(mode="json"),
+            "experiment": self.experiment.model_dump(mode="json", exclude=None if self.utility else {"utility"}),
             "layout": self.layout.model_dump(mode="json"),
             "source": self.source.model_dump(mode="json"),
             "options": self.options.model_dump(mode="json"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.benchmark_schema import Benchmark
-from pipeline.config.checks import data, methods, models, selection, weights
+from pipeline.config.checks import data, methods, models, selection, utility, weights
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.composition import composed, file_of
 from pipeline.config.experiment import Config
@@ -87,6 +87,7 @@ def load(
     )
     parts.options = checker.run(data.options)
     parts.source = checker.run(data.source)
+    parts.utility = checker.run(utility.benchmarks) or ()
     parts.shape = checker.run(models.shape)
     parts.template = checker.run(models.template)
     parts.runs = methods.runs(checker, parsed.methods, parsed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.located_yaml import Document, Key
 
@@ -14,6 +15,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "experiment": (
         *("model.path", "model.adapter", "benchmark.source.path"),
         *("benchmark.options.include_path", "evaluation.options.include_path"),
+        *("utility.*.source.path", "utility.*.options.include_path"),
     ),
     "model": tuple(
         f"checkpoints.{which}.{what}" for which in ("base", "target", "retrain.*") for what in ("folder", "adapter")
@@ -62,6 +64,9 @@ def _matches(key: Key, parts: list[str]) -> bool:
     return len(key) == len(parts) and all(part in ("*", name) for part, name in zip(parts, key, strict=True))
 
 
-def _with(data: dict[str | int, object], key: Key, value: object) -> dict[str | int, object]:
-    inner = data[key[0]]
-    return {**data, key[0]: value if len(key) == 1 or not isinstance(inner, dict) else _with(inner, key[1:], value)}
+def _with(data: Any, key: Key, value: object) -> Any:
+    if not key:
+        return value
+    if isinstance(data, list):
+        return [_with(inner, key[1:], value) if place == key[0] else inner for place, inner in enumerate(data)]
+    return {**data, key[0]: _with(data[key[0]], key[1:], value)}

@@ -128,6 +128,9 @@ class Experiment(Strict):
     title: Line
     benchmark: Annotated[Annotated[str, Tag("plain")] | Annotated[Benchmark, Tag("mapping")], Discriminator(kind)]
     split: str
+    utility: list[
+        Annotated[Annotated[str, Tag("plain")] | Annotated[Benchmark, Tag("mapping")], Discriminator(kind)]
+    ] = Field([], description="further benchmarks, of the family lm_eval: what else each model still can")
     model: Annotated[Annotated[str, Tag("plain")] | Annotated[GivenModel, Tag("mapping")], Discriminator(kind)]
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     methods: list[

@@ -20,7 +20,18 @@ from megatron_ext.specs import read as read_spec
 from megatron_ext.summary import Clock
 from pipeline.benchmarks import family
 from pipeline.judging.rubric import definitions
-from pipeline.report import costs, evidence, latex, meta_evaluation, read, requests, robustness, selection, tables
+from pipeline.report import (
+    costs,
+    evidence,
+    latex,
+    meta_evaluation,
+    read,
+    requests,
+    robustness,
+    selection,
+    tables,
+    utility,
+)
 from pipeline.specs import ReportSpec
 
 if TYPE_CHECKING:
@@ -80,7 +91,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     saved = [group for group in by_epoch if group.results[0].entry.model_id not in ends]
     judges = read.judges(groups)
     benchmark = family(spec.options.family)
-    metrics = (*benchmark.metrics(spec.options), *(definitions(judges) if judges else ()))
+    metrics = (*utility.catalogue(spec), *(definitions(judges) if judges else ()))
     chosen = selection.choices(spec, groups, metrics)
     groups, attacked, later_requests = (selection.marked(each, chosen) for each in (groups, attacked, later_requests))
     after_requests = requests.tables(groups, later_requests, metrics)

@@ -1,7 +1,8 @@
 """Every example in words: what was asked, the true answer, and what each model said, in pages beside the report's page.
 
-Nothing on them runs. Rows are sorted when they are written; buttons that styles alone react to filter them, and sort
-them otherwise.
+Rows are sorted when they are written; buttons that styles alone react to filter them, and sort them otherwise. One
+script, ``search.js``, is the same in every report, and the page's policy allows it alone, by its SHA-256. It searches
+the rows of a page; where it does not run, its field is not there.
 """
 
 from __future__ import annotations

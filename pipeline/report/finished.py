@@ -31,6 +31,7 @@ def _moved(spec: ReportSpec, folder: Path) -> ReportSpec:
 
     def entry(one: ReportEntry) -> ReportEntry:
         changed: dict[str, Any] = {key: place(getattr(one, key)) for key in ("evaluation", "run", "judgement")}
+        changed["utility"] = {name: place(path) for name, path in one.utility.items()}
         return one.model_copy(update=changed)
 
     lists = ("entries", "attacked", "later_requests", "by_epoch", "repeats")

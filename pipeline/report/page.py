@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -77,6 +79,7 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
 
     env = _templates(spec)
     further = env.get_template("examples.html.j2")
+    script = (Path(__file__).parent / "search.js").read_text(encoding="utf-8")
     view, pages = examples.pages(
         content.examples,
         lambda shelf, rows, number: further.render(
@@ -86,6 +89,8 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
             rows=rows,
             number=number,
             view=content.examples,
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         ),
     )
     shared, own = provenance([*content.groups, *content.attacked, *content.later_requests, *content.saved])
@@ -141,6 +146,7 @@ def _templates(spec: ReportSpec) -> Any:
         examples_legend=examples.LEGEND,
         spec=spec,
         filters="",
+        script_hash="",
     )
     return env
 

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
 from pipeline.data.json_files import agree, read_object
 from pipeline.judging.records import JUDGEMENT, JudgementRecord
+from pipeline.report import utility
 from pipeline.report.logs import Note, StepTiming, Trajectory, loss_log, step_log, texts, timing, trajectory
 from pipeline.specs import ReportEntry, ReportSpec
 
@@ -226,7 +227,7 @@ def _result(spec: ReportSpec, entry: ReportEntry) -> Result:
     path = entry.evaluation / EVALUATION
     evaluation = EvaluationRecord.read(path)
     _agrees(spec, entry, path, evaluation)
-    metrics = _numbers(evaluation.metrics)
+    metrics = _numbers({**evaluation.metrics, **utility.values(spec, entry)})
     times = [timing(entry.evaluation / "summary.json", entry.model_id, "evaluate")]
     provenance = {"evaluate": evaluation.provenance.model_dump(mode="json")}
     # A step that was started by hand, not by the launcher, has no record of its own.
@@ -251,6 +252,8 @@ def _result(spec: ReportSpec, entry: ReportEntry) -> Result:
         metrics |= judged
         times.append(timing(entry.judgement / "summary.json", entry.model_id, "judge"))
     flags = frozenset(flag for time in times for flag in time.flags)
+    asked = entry.utility.items()  # which say nothing of whether a model has collapsed: it may never have known
+    times += [timing(folder / "summary.json", f"{entry.model_id}, {name}", "evaluate") for name, folder in asked]
     summary = entry.evaluation / "summary.json"
     reasons = texts(summary, {"collapsed_because": [], **read_object(summary)}, "collapsed_because")
     return Result(entry, metrics, flags, reasons, steps, log_notes, tuple(times), provenance, judge, measured, losses)

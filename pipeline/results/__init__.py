@@ -20,8 +20,8 @@ from typing import Any
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord, verified_examples
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import read_rows
-from pipeline.report import finished
-from pipeline.specs import ReportEntry
+from pipeline.report import finished, utility
+from pipeline.specs import ReportEntry, ReportSpec
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Model:
         seed: of unlearning
         attack: what was done to the model afterwards; ``None``: nothing
         request: number of the request to forget that it was asked last, from 1
-        metrics: values by key, as ``evaluation.json`` has them; ``None`` where there is no value
+        metrics: values by key, as ``evaluation.json`` has them, those of further benchmarks under their names;
+            ``None`` where there is no value
         evaluation: folder of ``evaluation.json`` and ``examples.jsonl``
         run: folder of its checkpoint and logs; ``None`` where there is none
     """
@@ -136,11 +137,12 @@ def load(folder: str | Path) -> Results:
     folder = Path(folder)
     spec = finished.specification(folder)
     entries = [*spec.entries, *spec.attacked, *spec.later_requests]
-    return Results(folder, spec.experiment, spec.benchmark, spec.split, spec.config, tuple(_models(entries)))
+    return Results(folder, spec.experiment, spec.benchmark, spec.split, spec.config, tuple(_models(spec, entries)))
 
 
-def _models(entries: list[ReportEntry]) -> Iterator[Model]:
+def _models(spec: ReportSpec, entries: list[ReportEntry]) -> Iterator[Model]:
     for entry in entries:
+        own = EvaluationRecord.read(entry.evaluation / EVALUATION).metrics
         yield Model(
             id=entry.model_id,
             kind=entry.kind,
@@ -150,7 +152,7 @@ def _models(entries: list[ReportEntry]) -> Iterator[Model]:
             seed=entry.seed,
             attack=entry.attack,
             request=entry.request or 1,
-            metrics=EvaluationRecord.read(entry.evaluation / EVALUATION).metrics,
+            metrics={**own, **utility.values(spec, entry)},
             evaluation=entry.evaluation,
             run=entry.run,
         )

@@ -98,7 +98,7 @@ def _closure(modules: tuple[str, ...]) -> frozenset[Path]:
         for path in found.values()
         if path.name == "__init__.py"
         for file in path.parent.iterdir()
-        if file.is_file() and file.suffix in (".j2", ".css")
+        if file.is_file() and file.suffix in (".j2", ".css", ".js")
     }
     return frozenset(found.values()) | data
 

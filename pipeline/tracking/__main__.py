@@ -1,7 +1,7 @@
-"""Follow an experiment's results and log them: ``python -m pipeline.tracking RESULTS SETTINGS``.
+"""Follow an experiment's results and log them: ``python -m pipeline.tracking RESULTS SETTINGS UTILITY...``.
 
-``SETTINGS`` is a ``pipeline.tracking.settings.TrackingSettings`` as JSON. ``unlearn run`` starts this beside a run. It
-ends when its standard input does, after a last look.
+``SETTINGS`` is a ``pipeline.tracking.settings.TrackingSettings`` as JSON, and the rest are names of further benchmarks.
+``unlearn run`` starts this beside a run. It ends when its standard input does, after a last look.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     """Log until standard input ends."""
     results, settings = Path(argv[0]), TrackingSettings.model_validate_json(argv[1])
     tracker = tracker_of(settings, results.name, results / "tracking")
-    follower = Follower(results, tracker)
+    follower = Follower(results, tracker, argv[2:])
     ended = False
     while not ended:
         ended = bool(select.select([sys.stdin], [], [], INTERVAL)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,14 +47,15 @@ class Followed:
 class Follower:
     """Logs what is new below a folder of results; what it has logged is remembered there, over restarts."""
 
-    def __init__(self, results: Path, tracker: Tracker) -> None:
+    def __init__(self, results: Path, tracker: Tracker, utility: Sequence[str] = ()) -> None:
         """Read what an earlier follower has logged.
 
         Args:
             results: An experiment's results.
             tracker: Where to log.
+            utility: The experiment's further benchmarks, whose names go before their metrics' keys.
         """
-        self.results, self.tracker = results, tracker
+        self.results, self.tracker, self.utility = results, tracker, utility
         known = read_object(results / STATE) if (results / STATE).is_file() else {}
         self.runs = {name: Followed(**{**of, "evaluations": tuple(of["evaluations"])}) for name, of in known.items()}
 
@@ -98,7 +99,9 @@ class Follower:
         name = str(record["model"])
         run = self.runs.setdefault(name, Followed(name))
         if digest not in run.evaluations:
-            values = {f"evaluation/{key}": value for key, value in numbers(record["metrics"]).items()}
+            benchmark = path.parent.name
+            before = f"evaluation/{benchmark}_" if benchmark in self.utility else "evaluation/"
+            values = {f"{before}{key}": value for key, value in numbers(record["metrics"]).items()}
             self.tracker.log(run.run, name, values, run.step)
             run.evaluations = (*run.evaluations, digest)
 

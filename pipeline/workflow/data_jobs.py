@@ -36,8 +36,8 @@ def fetch_jobs(config: Config, paths: Paths) -> Iterator[Job]:
         source = config.source
         data = FetchDataSpec(repository=source.repository, revision=source.revision, files=files, output=paths.source)
         yield job_of(paths, data)
-    if config.options.hub_datasets:
-        yield job_of(paths, FetchDatasetsSpec(datasets=config.options.hub_datasets, output=paths.datasets))
+    if config.hub_datasets:
+        yield job_of(paths, FetchDatasetsSpec(datasets=config.hub_datasets, output=paths.datasets))
     for which, checkpoint in published(config).items():
         expected = config.model.architecture or (config.described if checkpoint.hub else None)
         yield fetch_model_job(paths, ModelId(which), checkpoint, expected)

@@ -87,7 +87,11 @@ def _first(entry: ReportEntry, entries: list[ReportEntry]) -> bool:
 
 def _row(plan: Plan, entry: ReportEntry, failed: Mapping[Path, list[str]]) -> FailedRow:
     """Why there is nothing of a model: its own failed job, or the one that a job of it waits for."""
-    own = [folder for folder in (entry.run, entry.evaluation, entry.judgement) if folder is not None]
+    own = [
+        folder
+        for folder in (entry.run, entry.evaluation, entry.judgement, *entry.utility.values())
+        if folder is not None
+    ]
     makers = {job.spec.output for job in plan.jobs.values()}
     waiting, seen = list(own), set[Path]()
     while waiting:

@@ -37,6 +37,7 @@ from pipeline.workflow.unlearning_jobs import (
     sampled_sets,
     unlearning_jobs,
 )
+from pipeline.workflow.utility_jobs import asked_models, described_utility, utility_jobs
 
 
 class Plan:
@@ -70,6 +71,7 @@ class Plan:
             *evaluation_jobs(config, paths),
             *robustness_jobs(config, paths),
             *request_jobs(config, paths),
+            *utility_jobs(config, paths),
             *judgement_jobs(config, paths),
         ]
         made += release_jobs(config, paths, made)
@@ -100,7 +102,7 @@ class Plan:
     @property
     def fetches_datasets(self) -> bool:
         """Whether whole data sets are fetched into the hub's local cache."""
-        return bool(self.config.options.hub_datasets)
+        return bool(self.config.hub_datasets)
 
     @property
     def compared(self) -> list[ModelId]:
@@ -116,6 +118,16 @@ class Plan:
     def evaluated(self) -> list[ModelId]:
         """Every model that is evaluated."""
         return [*first_models(self.config), *models_by_epoch(self.config), *self.attacked, *later_models(self.config)]
+
+    @property
+    def utility(self) -> list[str]:
+        """The further benchmarks that models are asked."""
+        return list(described_utility(self.config))
+
+    @property
+    def asked(self) -> list[ModelId]:
+        """Every model that is asked them."""
+        return asked_models(self.config)
 
     @property
     def judged(self) -> list[ModelId]:

@@ -13,7 +13,7 @@ from typing import TextIO
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config.site import Site
 from pipeline.data.errors import printable
-from pipeline.workflow import failures, resources
+from pipeline.workflow import failures, resources, work
 from pipeline.workflow.jobs import Job
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.unlearning_jobs import unlearning_steps
@@ -120,6 +120,8 @@ class Progress:
         """A job has been started; ``outputs`` has the specification in its folder."""
         folders = [str(Path(file).absolute().parent) for file in outputs if Path(file).name == "spec.yaml"]
         name = next((self.folders[folder] for folder in folders if folder in self.folders), title)
+        if name in self.plan.jobs:
+            title = work.title(self.plan, self.plan.jobs[name]) or title
         with self._lock:
             self.running[number] = Running(name, title, self.clock())
 

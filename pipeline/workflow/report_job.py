@@ -19,9 +19,11 @@ from pipeline.workflow.paths import BASE, TARGET, Paths
 from pipeline.workflow.robustness_jobs import attacks, described_attacks
 from pipeline.workflow.training_jobs import repeated_models
 from pipeline.workflow.unlearning_jobs import references, sampled_sets, saved_epochs, unlearned_models
+from pipeline.workflow.utility_jobs import asked_models, described_utility, utility_folders
 
 RECORDS = ("summary.json", "provenance.json")
 RESULTS = ("evaluation.json", "examples.jsonl")
+MEASURED = ("evaluation.json", *RECORDS)  # of a further benchmark
 LOGS = ("steps.jsonl", "trajectory.jsonl")
 
 
@@ -45,7 +47,14 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         _moved(paths, model, entry, attack=name) for model, entry in (*first, *later) for name in attacks(config)
     ]
     judgements = {model: paths.judgement(model) for model in judged_models(config)}
-    entries = [entry.model_copy(update={"judgement": judgements.get(model)}) for model, entry in first]
+    folders = {model: utility_folders(config, paths, model) for model in asked_models(config)}
+    entries, requested = (
+        [
+            entry.model_copy(update={"judgement": judgements.get(model), "utility": folders.get(model, {})})
+            for model, entry in rows
+        ]
+        for rows in (first, later)
+    )
     spec = ReportSpec(
         options=config.options,
         experiment=experiment.name,
@@ -56,11 +65,12 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         attacks=described_attacks(config),
         attacked=attacked,
         requests=experiment.requests.order if experiment.requests else None,
-        later_requests=[entry for _, entry in later],
+        later_requests=requested,
         by_epoch=_by_epoch(config, paths, first),
         repeats=_repeats(config, paths),
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
+        utility=described_utility(config),
         **choice(experiment.select),
         examples=experiment.report.examples,
         evidence_texts=experiment.report.evidence_texts,
@@ -175,6 +185,7 @@ def _files(spec: ReportSpec, made: Sequence[Job]) -> dict[str, Files]:
         "judgements": [
             entry.judgement / name for entry in spec.entries if entry.judgement for name in ("judgement.json", *RECORDS)
         ],
+        "utility": [folder / name for entry in rows for folder in entry.utility.values() for name in MEASURED],
         "steps": [folder / "summary.json" for folder in spec.steps.values()],
         "released": [job.spec.output / "summary.json" for job in made if isinstance(job.spec, ReleaseSpec)],
     }
@@ -189,7 +200,7 @@ def files_of(entry: ReportEntry) -> list[Path]:
         found += [entry.run / name for name in (*RECORDS, *logs)]
     if entry.judgement is not None:
         found += [entry.judgement / name for name in ("judgement.json", *RECORDS)]
-    return found
+    return found + [folder / name for folder in entry.utility.values() for name in MEASURED]
 
 
 def _published_numbers(config: Config) -> list[Published]:

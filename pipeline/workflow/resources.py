@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from megatron_ext.config import Layout
 from megatron_ext.specs import AlternativesSpec, QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
+from pipeline.benchmarks import family
 from pipeline.config import memory, sizing
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes
@@ -240,7 +241,7 @@ def generation_seconds(plan: Plan, spec: ModelStep, gpus: bool) -> float:
     weights, answers = config.shape.parameters * (2 if spec.runtime.precision == "bf16" else 4), 0
     new_tokens, budget = 0, 0
     if isinstance(spec, EvaluateSpec):
-        cost = config.family.cost(spec.options, config.forget_rows)
+        cost = family(spec.options.family).cost(spec.options, config.forget_rows)
         answers, new_tokens, budget = cost.answers, cost.new_tokens, spec.answers_budget
     elif isinstance(spec, AlternativesSpec | OwnAnswersSpec):
         answers, new_tokens, budget = _sampled(spec, config.forget_rows), spec.max_new_tokens, spec.token_budget
@@ -259,7 +260,7 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     if isinstance(spec, AlternativesSpec | OwnAnswersSpec):
         return 2.0 * parameters * _sampled(spec, rows) * (length + spec.max_new_tokens)
     if isinstance(spec, EvaluateSpec):
-        cost = config.family.cost(spec.options, rows)
+        cost = family(spec.options.family).cost(spec.options, rows)
         return 2.0 * parameters * (cost.sequences * length + cost.answers * (length + cost.new_tokens))
     trained = 8 if spec.runtime.recompute_activations else 6
     layout, batching = spec.runtime.layout, spec.batching

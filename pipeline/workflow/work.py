@@ -1,12 +1,13 @@
-"""How much a job does, in a line."""
+"""What a job does, and how much of it, in a line."""
 
 from __future__ import annotations
 
-from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
-from pipeline.specs import FetchDatasetsSpec, FetchDataSpec, FetchSpec, JudgeSpec, ReportSpec
+from megatron_ext.specs import AlternativesSpec, QuantiseSpec, ReferenceSpec, TrainSpec, UnlearnSpec
+from pipeline.specs import EvaluateSpec, FetchDatasetsSpec, FetchDataSpec, FetchSpec, JudgeSpec, ReportSpec
 from pipeline.workflow.jobs import Job
+from pipeline.workflow.paths import TARGET
 from pipeline.workflow.plan import Plan
-from pipeline.workflow.unlearning_jobs import unlearning_steps
+from pipeline.workflow.unlearning_jobs import sampled_sets, unlearning_steps
 
 
 def describe(plan: Plan, job: Job) -> str:
@@ -36,3 +37,19 @@ def describe(plan: Plan, job: Job) -> str:
             return f"{len(plan.jobs)} jobs' results"
         case _:
             return ""
+
+
+def title(plan: Plan, job: Job) -> str | None:
+    """What the job does, where the files tell more than the message of its rule can; ``None`` where they do not."""
+    match job.spec:
+        case EvaluateSpec() as spec:
+            return f"evaluate: {spec.model_id}" + (f", {spec.benchmark}" if spec.benchmark in plan.utility else "")
+        case ReferenceSpec() as spec:
+            models = {plan.paths.checkpoint(model): str(model) for model in (TARGET, *plan.evaluated)}
+            answers = {plan.paths.alternatives(name): forget for name, (forget, _) in sampled_sets(plan.config).items()}
+            data = f"other answers to {answers[spec.data]}" if spec.data in answers else spec.data.stem
+            return f"reference: log-probabilities of {data} under {models[spec.checkpoint]}"
+        case AlternativesSpec() as spec:
+            return f"alternatives: other answers to {spec.data.stem}, sampled by target"
+        case _:
+            return None

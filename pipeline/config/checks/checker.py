@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from megatron_ext.config import Layout
 from pipeline.benchmarks import Options
 from pipeline.config.benchmark_schema import Benchmark
-from pipeline.config.experiment import Config, Run, retrain_split
+from pipeline.config.experiment import Config, Run, Utility, retrain_split
 from pipeline.config.located_yaml import ConfigError, Document, Key, check, current, hint, read
 from pipeline.config.model_schema import Model
 from pipeline.config.named_files import beside, is_path, placed
@@ -65,10 +65,11 @@ class Files:
             self.problems += error.problems
             return None
 
-    def named(self, model: type[N], name: str) -> tuple[N | None, Document | None]:
-        """The benchmark or model of that name, checked by itself, and its file."""
+    def named(self, model: type[N], name: str, key: Key | None = None) -> tuple[N | None, Document | None]:
+        """The benchmark or model of that name, checked by itself, and its file; ``key`` asks for it where the
+        experiment's key is not the kind's own."""
         kind = model.__name__.lower()
-        document = self.find(kind, name, (kind,))
+        document = self.find(kind, name, key or (kind,))
         if document is None:
             return None, None
         parsed = check(model, document, self.problems)
@@ -95,6 +96,7 @@ class Parts:
     runs: list[tuple[Document, Run]] | None = None
     template: PromptTemplate | None = None
     described: dict[str, Any] = field(default_factory=dict)
+    utility: tuple[Utility, ...] = ()
 
 
 class Checker(Files):
@@ -158,4 +160,5 @@ class Checker(Files):
             self.settings,
             parts.template,
             parts.described,
+            parts.utility,
         )

@@ -33,3 +33,28 @@ use rule image_step as prepare with:
         source=jobs.source(f"data/{BENCHMARK}"),
     message:
         f"data: {steps.literal(plan.config.benchmark.title)}, {steps.literal(plan.config.experiment.split)}"
+
+
+# What prepares the questions of a further benchmark, with the tokenizer of the experiment's own.
+use rule image_step as prepare_utility with:
+    input:
+        files=jobs.files("data/{utility}", "files"),
+        tokenizer=f"{DATA}/tokenizer",
+    output:
+        directory(f"{ROOT}/data/{{utility}}/evaluation"),
+        directory(f"{ROOT}/data/{{utility}}/tokenizer"),
+        f"{ROOT}/data/{{utility}}/manifest.json",
+        f"{ROOT}/data/{{utility}}/summary.json",
+        f"{ROOT}/data/{{utility}}/provenance.json",
+        spec=f"{ROOT}/data/{{utility}}/spec.yaml",
+    log:
+        f"{ROOT}/logs/data/{{utility}}.log",
+    wildcard_constraints:
+        utility=steps.one_of(plan.utility),
+    resources:
+        **jobs.resources("data/{utility}"),
+    params:
+        spec=jobs.spec("data/{utility}"),
+        source=jobs.source("data/{utility}"),
+    message:
+        "data: {wildcards.utility}"

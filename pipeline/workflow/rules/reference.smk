@@ -1,4 +1,5 @@
-# The target's log-probability of every sequence of a set, computed once: no method holds a second model for it.
+# The log-probability of every sequence of a set under target, computed once: no method holds a second model for it. Of later
+# requests to forget, one after the other, under the model that each starts from.
 REFERENCE = f"{ROOT}/reference/{{set}}"
 
 
@@ -22,4 +23,4 @@ use rule model_step as reference_log_probabilities with:
         spec=jobs.spec("reference/{set}"),
         source=jobs.source("reference/{set}"),
     message:
-        "reference: log-probabilities of {wildcards.set} under target"
+        "reference: log-probabilities of {wildcards.set}"

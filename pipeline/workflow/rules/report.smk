@@ -14,6 +14,7 @@ use rule image_step as write_report with:
             model=plan.evaluated,
             file=["evaluation.json", "examples.jsonl", "summary.json", "provenance.json"],
         ),
+        utility=jobs.files("report", "utility"),
         runs=jobs.files("report", "runs"),
         logs=jobs.files("report", "logs"),
         judgements=expand(

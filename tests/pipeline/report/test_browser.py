@@ -71,6 +71,23 @@ def test_hostile_rows_run_nothing_and_what_gets_past_the_escaping_does_not_eithe
 
 
 @pytest.mark.slow
+def test_the_script_that_searches_is_the_only_one_that_runs(browser: str, said: Bench, tmp_path: Path) -> None:
+    """Only this runs the script under its policy, beside everything that could get past the escaping; and a changed
+    one, which does not run: the field stays away, and the rows are there."""
+    page = said.write() / "examples" / "01-forget-1.html"
+    text = page.read_text(encoding="utf-8").replace("<main>", f"<main>{''.join(INJECTED[:-1])}", 1)
+    own = re.search(r"<script>\n?\"use strict\".*?</script>", text, re.DOTALL)
+    assert own is not None
+    shown = {}
+    for name, script in {"own": own[0], "changed": own[0].replace("() =>", f"() => {RAN} ||", 1)}.items():
+        (tmp_path / f"{name}.html").write_text(text.replace(own[0], script), encoding="utf-8")
+        shown[name] = look(browser, tmp_path / f"{name}.html", "--dump-dom")
+        assert not ran(shown[name]) and shown[name].count("<article") == 3
+    assert '<p id="searching">' in shown["own"] and "3 of 3 rows" in shown["own"]
+    assert '<p id="searching" hidden="">' in shown["changed"]
+
+
+@pytest.mark.slow
 def test_the_policy_changes_nothing_that_is_shown(browser: str, bench: Bench, tmp_path: Path) -> None:
     """Only this looks at the page: to the pixel as without its policy, and not as without its styles."""
     bench.add("npo")
@@ -90,17 +107,25 @@ def test_the_policy_changes_nothing_that_is_shown(browser: str, bench: Bench, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "model", "order", "left"),
-    [("holds", "any", "ranked", [2]), ("lost", "m2", "data", [0, 1]), ("all", "any", "changes", [0, 1, 2])],
+    ("what", "model", "order", "words", "left"),
+    [
+        ("holds", "any", "ranked", "", [2]),
+        ("lost", "m2", "data", "", [0, 1]),
+        ("lost", "any", "changes", "ada ROME", [0]),
+    ],
 )
-def test_buttons_filter_the_examples_without_a_script(
-    browser: str, said: Bench, tmp_path: Path, what: str, model: str, order: str, left: list[int]
+def test_buttons_and_the_search_leave_the_rows_that_they_should(
+    browser: str, said: Bench, tmp_path: Path, what: str, model: str, order: str, words: str, left: list[int]
 ) -> None:
-    """Only this presses the buttons; to see what is shown and where, it takes the policy away and adds a script."""
+    """Only this presses the buttons and searches; to see what is shown and where, it takes the policy away and adds a
+    script. Where nothing is searched for, the page's own script is taken away: buttons need none."""
     text = POLICY.sub("", (said.write() / "examples" / "01-forget-1.html").read_text(encoding="utf-8"))
+    if not words:
+        text = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
     shown = "[...document.querySelectorAll('article')].filter(one => one.offsetParent)"
     shown += ".sort((one, other) => one.offsetTop - other.offsetTop).map(one => one.style.getPropertyValue('--data'))"
     pressed = "".join(f"document.getElementById('{name}').checked = true;" for name in (what, model, order))
+    pressed += f"search.value = '{words}'; search.dispatchEvent(new Event('input'));"
     script = f"<script>{pressed} document.title = 'left ' + {shown}</script></body>"
     (tmp_path / "page.html").write_text(text.replace("</body>", script), encoding="utf-8")
     title = f"<title>left {','.join(map(str, left))}</title>"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +42,7 @@ def test_rows_are_sorted_counted_and_escaped(said: Bench) -> None:
     forget = Page((folder / "examples" / "01-forget-1.html").read_text())
     front = Page((folder / "index.html").read_text())
     for page in (forget, front):
-        assert not {name for name, _ in page.elements} & {"script", "img", "b"}
+        assert not {name for name, _ in page.elements} & {"img", "b"}
         assert HOSTILE in page.text and "<b>NPO</b>" in page.text
         assert [tag for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
     assert [tag["class"] for tag in forget.all("article")] == ["h0 h1 h2 h", "h0 h1 l2 c2 l c", "h0 h1 l2 c2 l c"]
@@ -95,3 +98,22 @@ def test_pages_hold_so_many_rows_and_bytes() -> None:
     assert [shelf.files for shelf in view.shelves] == [
         ("01-a-b-1.html", "01-a-b-2.html"), ("02-c-1.html", "02-c-2.html", "02-c-3.html")
     ]  # fmt: skip
+
+
+def test_each_page_has_the_one_script_and_its_hash(
+    said: Bench, monkeypatch: pytest.MonkeyPatch, no_figures: None
+) -> None:
+    """Also the second page of a set. The script is the package's file to the byte, and nothing of the data is in it."""
+    monkeypatch.setattr(examples, "PAGE_ROWS", 2)
+    folder = said.write()
+    script = (Path(examples.__file__).parent / "search.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    pages = sorted((folder / "examples").glob("*.html"))
+    assert len(pages) == 3
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<script") == 1 and f"<script>{script}</script>" in text
+        assert text.count("script-src") == 1 and f"script-src 'sha256-{digest}'; style-src" in text
+        assert '<p id="searching" hidden>' in text
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in text and "script-src" not in text and "default-src 'none'" in text

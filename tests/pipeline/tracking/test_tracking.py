@@ -49,22 +49,26 @@ def test_each_line_and_evaluation_is_logged_once(tmp_path: Path, run: Path) -> N
     ((first, name, values, step),) = recorder.logged
     assert (name, values, step) == ("npo-seed-0", {"loss": 1.0, "rule_state.dual": 0.5}, 1)
 
-    follower = Follower(tmp_path, recorder)  # as after a kill
+    follower = Follower(tmp_path, recorder, ["zoo"])  # as after a kill, with a further benchmark
     (run / "resume" / "steps.jsonl").rename(run / "steps.jsonl")
     (run / "steps.jsonl").write_text(line(1) + line(2))
     evaluation = tmp_path / "evaluation" / "npo-seed-0" / "mini" / "evaluation.json"
     evaluation.parent.mkdir(parents=True)
     evaluation.write_text(json.dumps({"model": "npo-seed-0", "metrics": {"forget_rouge": 0.25, "absent": None}}))
+    (evaluation.parents[1] / "zoo").mkdir()
+    further = {"model": "npo-seed-0", "metrics": {"forget_rouge": 0.5}}
+    (evaluation.parents[1] / "zoo" / "evaluation.json").write_text(json.dumps(further))
     follower.look()
     follower.look()
     assert recorder.logged[1:] == [
         (first, "npo-seed-0", {"loss": 2.0}, 2),
         (first, "npo-seed-0", {"evaluation/forget_rouge": 0.25}, 2),
+        (first, "npo-seed-0", {"evaluation/zoo_forget_rouge": 0.5}, 2),
     ]
 
     (run / "spec.yaml").write_text("second")
     Follower(tmp_path, recorder).look()
-    assert [entry[0] != first for entry in recorder.logged[3:]] == [True, True, True]
+    assert [entry[0] != first for entry in recorder.logged[4:]] == [True, True, True, True]
     assert json.loads((tmp_path / STATE).read_text())["npo-seed-0"]["lines"] == 2
 
 

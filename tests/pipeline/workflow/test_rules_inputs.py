@@ -47,6 +47,7 @@ def test_the_rules_read_what_the_plan_says(tmp_path: Path, experiment: str) -> N
             "methods": ["npo"],
             "data": {"max_length": 64},
             "judge": {"base_url": "https://host/v1", "model": "judge"},
+            "utility": [str(ROOT / "workflow_configs/data/smollm2-custom/general-knowledge.yaml")],
         }
         (tmp_path / "judged.yaml").write_text(yaml.safe_dump(values))
         experiment = str(tmp_path / "judged.yaml")
