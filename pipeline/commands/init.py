@@ -32,6 +32,8 @@ OWN = "own-answers"
 OWN_MEANS = " # only what the model says to general prompts is kept and measured, nothing else that it knows"
 
 EPOCHS, STEPS = 5, 20  # passes over what is forgotten; more where few rows make fewer steps than these
+# What a key of the file was given by.
+OPTIONS = {"model.hub": "--model", "model.path": "--model", "methods[0]": "--method"}
 LARGE = 5e8  # parameters from which on steps are in bf16
 
 USAGE = """
@@ -123,6 +125,8 @@ def main(given: argparse.Namespace) -> int:
             )
         # The lines of a file that is not there help nobody.
         text = re.sub(rf"^{re.escape(short(out))}:[0-9]+: ", "", str(error), flags=re.MULTILINE)
+        for key, option in OPTIONS.items():
+            text = re.sub(rf"^{re.escape(key)}: ", f"{option}: ", text, flags=re.MULTILINE)
         print(f"{text}\nnothing was written", file=sys.stderr)
         return 2
     print(f"{out}: {number_of(config.forget_rows, 'row')} to forget. Next: unlearn validate {out}, unlearn run {out}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from megatron_ext.schema.renamed_keys import renamed
 from megatron_ext.schema.safe_yaml import Loader
-from pipeline.data.errors import printable
+from pipeline.data.errors import printable, unread
 
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
@@ -91,7 +91,7 @@ def read(path: Path, empty: bool = False) -> Document:
         text = Path(path).read_text(encoding="utf-8")
         loader = Loader(text)
     except OSError as error:
-        raise ConfigError([f"{short(path)}: cannot be read: {error.strerror}"]) from None
+        raise ConfigError([f"{short(path)}: {unread(Path(path), error)}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{short(path)}: not UTF-8 text, from byte {error.start} on"]) from None
     except yaml.reader.ReaderError as error:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.errors import DataError
+from pipeline.data.errors import DataError, unread
 
 # A value of a file, after what to call it in a message: a line from 1, or in files without lines a row from 0.
 Value = tuple[str, Any]
@@ -87,7 +87,7 @@ def content_of(path: Path) -> bytes:
             raise DataError(f"{path}: cannot be read: a pipe or a device, not a file")
         return Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: {unread(Path(path), error)}") from None
 
 
 def values(content: bytes, path: Path, columns: Sequence[str] = (), delimiter: str | None = None) -> Iterator[Value]:

@@ -17,7 +17,9 @@ LEGEND = {
     "sustainability": "Requests one after the other: each model starts from the one that has forgotten those before.",
     "scalability": "Growing requests: each holds the one before it, and each model starts from target.",
 }
-MEASURED = "All are measured on the first request and what is to be kept. Means over seeds."
+MEASURED = (
+    "All are asked the same: about the first request, what later ones add, and what is to be kept. Means over seeds."
+)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,19 @@ def test_a_folder_that_is_not_there_is_said_to_be_taken_for_a_name(
     monkeypatch.setattr(init, "load", refuse)
     assert main(["init", "--model", "my-modell-3", "--forget", "forget.jsonl", "--own-answers"]) == 2
     said = capsys.readouterr().err
-    assert "--model: there is no folder 'my-modell-3'" in said and "model.hub" in said
+    assert "--model: there is no folder 'my-modell-3'" in said and "--model: no such model" in said
+
+
+def test_what_is_wrong_is_named_as_it_was_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only this misspells a method and a file of the command line: an option is named, and the file that is there."""
+    given = ["init", "--model", "model", "--retain", "kept.csv", "--forget"]
+    assert main([*given, "forget.jsonl", "--method", "blur"]) == 2
+    assert "--method: unknown method 'blur'" in capsys.readouterr().err
+    assert main([*given, "forgt.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert "forgt.jsonl" in said and "did you mean 'forget.jsonl'?" in said
+    assert main(["validate", "forget-forget.yml"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
 
 
 def test_few_rows_make_enough_steps_and_a_folder_is_counted_whole(folder: Path) -> None:
