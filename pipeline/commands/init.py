@@ -33,7 +33,7 @@ OWN_MEANS = " # only what the model says to general prompts is kept and measured
 
 EPOCHS, STEPS = 5, 20  # passes over what is forgotten; more where few rows make fewer steps than these
 # What a key of the file was given by.
-OPTIONS = {"model.hub": "--model", "model.path": "--model", "methods[0]": "--method"}
+OPTIONS = {"model.hub": "--model", "model.path": "--model", "methods[0]": "--method", "name": "--name"}
 LARGE = 5e8  # parameters from which on steps are in bf16
 
 USAGE = """
@@ -107,6 +107,9 @@ def main(given: argparse.Namespace) -> int:
         if not given.retain and given.own_answers is None:
             message = "what is to be kept is missing. Where nothing is at hand, --own-answers keeps what the model says"
             raise ConfigError([f"--retain: {message} to general prompts"])
+        both = [file for file in given.retain or () if file.resolve() in {one.resolve() for one in given.forget}]
+        if both:
+            raise ConfigError([f"--retain: {str(both[0])!r} is to be forgotten: --forget names it too"])
         if given.gpus is not None and given.gpus < 1:
             raise ConfigError([f"--gpus: {given.gpus}; at least 1 is needed"])
         size = size_of(given.gpu_memory) if given.gpu_memory else None
@@ -125,6 +128,7 @@ def main(given: argparse.Namespace) -> int:
             )
         # The lines of a file that is not there help nobody.
         text = re.sub(rf"^{re.escape(short(out))}:[0-9]+: ", "", str(error), flags=re.MULTILINE)
+        text = re.sub(r"^benchmark\.name: .*\n?", "", text, flags=re.MULTILINE)  # it is made of the experiment's
         for key, option in OPTIONS.items():
             text = re.sub(rf"^{re.escape(key)}: ", f"{option}: ", text, flags=re.MULTILINE)
         print(f"{text}\nnothing was written", file=sys.stderr)

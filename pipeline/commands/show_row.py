@@ -8,10 +8,11 @@ from pathlib import Path
 from pipeline.config.experiment import Config
 from pipeline.config.located_yaml import ConfigError
 from pipeline.data.errors import DataError
-from pipeline.data.settings import FetchedSource, FolderTokenizer
+from pipeline.data.settings import FetchedSource, FilesSource, FolderTokenizer
 from pipeline.hub.description import HubError, describe
 from pipeline.specs import PrepareSpec
 from pipeline.workflow.data_jobs import published
+from pipeline.workflow.data_sets import own_answers_names
 from pipeline.workflow.plan import Plan
 
 
@@ -39,6 +40,7 @@ def lines(plan: Plan, index: int) -> list[str]:
         raise ConfigError(["--show-row: the data are on the hub: run until 'fetch' first, or give --data-root"])
     with tempfile.TemporaryDirectory() as folder:
         given = {"output": Path(folder), "cache": None, "sets": [], "tokenizer": _tokenizer(config, spec)}
+        given["source"] = _without_answers(config, spec)
         try:
             prepare(spec.model_copy(update=given))
             rows = Sequences.load(Path(folder) / "train" / f"{name}.npz")
@@ -55,6 +57,15 @@ def lines(plan: Plan, index: int) -> list[str]:
     ]
     head = f"row {index} of {name}: {len(ids)} tokens, {len(ids) - prompt} of them labelled (*)"
     return [head, f"prompt  {texts[0]!r}", f"labels  {texts[1]!r}", *tokens]
+
+
+def _without_answers(config: Config, spec: PrepareSpec) -> object:
+    """The source; what target is still to answer, which says nothing of a row to forget, is a set to forget in it."""
+    source, own = spec.source, own_answers_names(config)
+    if not isinstance(source, FilesSource) or not own:
+        return source
+    forgotten = source.sets[source.splits[spec.forget_split].forget[0]]
+    return source.model_copy(update={"sets": {**source.sets, **dict.fromkeys(own, forgotten)}})
 
 
 def _tokenizer(config: Config, spec: PrepareSpec) -> object:

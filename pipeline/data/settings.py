@@ -138,6 +138,9 @@ class FilesSource(Strict):
     @model_validator(mode="after")
     def _known(self) -> Self:
         for split, parts in self.splits.items():
+            both = [name for name in parts.forget if name in parts.retain]
+            if both:
+                raise ValueError(f"splits: {split}.retain: {both[0]!r} is to be forgotten; allowed: other sets")
             if split in RESERVED or (split in self.sets and parts.forget != [split]):
                 raise ValueError(f"splits: {split}: a split cannot be called so; another name is needed")
             for use, names in parts.named.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.commands import init
+from pipeline.commands import init, show_row
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.data.general_prompts import PROMPTS as PROMPTS_OF_OURS
@@ -69,9 +69,15 @@ def test_own_answers_are_offered_by_name(folder: Path, capsys: pytest.CaptureFix
     assert main(["init", "--model", "model", "--forget", "forget.jsonl"]) == 2
     assert "--retain: what is to be kept is missing" in (said := capsys.readouterr().err) and "--own-answers" in said
     (folder / "p.txt").write_text("Who are you?\n")
+    assert main(["init", "--model", "model", "--forget", "forget.jsonl", "--retain", "./forget.jsonl"]) == 2
+    assert "--retain: 'forget.jsonl' is to be forgotten" in capsys.readouterr().err
     for given, rows in ((["--own-answers"], len(PROMPTS_OF_OURS)), (["--own-answers", "p.txt"], 1)):
         assert main(["init", "--model", "model", "--forget", "forget.jsonl", "--out", f"{rows}.yaml", *given]) == 0
         assert load(folder / f"{rows}.yaml").options.asked["retain"].rows == rows  # type: ignore[attr-defined]
+    # The answers are not there before a run, and a row to forget can be looked at all the same.
+    plan = Plan(load(folder / "1.yaml"), folder / "results")
+    source = show_row._without_answers(plan.config, plan.jobs["data/forget-forget-data"].spec)
+    assert source.sets["own-answers"] == source.sets["forget"]
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_taken_for_a_name(
@@ -93,6 +99,8 @@ def test_what_is_wrong_is_named_as_it_was_given(folder: Path, capsys: pytest.Cap
     given = ["init", "--model", "model", "--retain", "kept.csv", "--forget"]
     assert main([*given, "forget.jsonl", "--method", "blur"]) == 2
     assert "--method: unknown method 'blur'" in capsys.readouterr().err
+    assert main([*given, "forget.jsonl", "--name", "My Name"]) == 2
+    assert "--name: 'My Name'" in (said := capsys.readouterr().err) and "benchmark" not in said
     assert main([*given, "forgt.jsonl"]) == 2
     said = capsys.readouterr().err
     assert "forgt.jsonl" in said and "did you mean 'forget.jsonl'?" in said
