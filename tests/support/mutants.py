@@ -151,8 +151,9 @@ def mutants(subject: str, file: Path) -> Iterator[Mutant]:
     for node in inner(ast.parse(text)):
         for changed in changes(node) if isinstance(node, ast.expr) else ():
             begin, end = (starts[row - 1] + column for row, column in _span(node))
-            new = f"({ast.unparse(changed)})"
-            yield Mutant(subject, str(file.relative_to(ROOT)), node.lineno, begin, end, ast.unparse(node), new)
+            old, new = ast.unparse(node), ast.unparse(changed)
+            if old != new:  # as f(x, x) is in either order
+                yield Mutant(subject, str(file.relative_to(ROOT)), node.lineno, begin, end, old, f"({new})")
 
 
 def _span(node: ast.expr) -> list[tuple[int, int]]:

@@ -254,6 +254,45 @@ def test_every_chunk_of_a_vector_counts(alone: Any, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(space.products(vectors), exact)
 
 
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_combinations_are_rounded_once(alone: Any, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Whatever the two factors, also where one is 0 or 1, in stretches or whole."""
+    import torch
+
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training import gradients
+    from megatron_ext.training.trainer import Trainer
+
+    space = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1).accumulator.space
+    generator, dtype = torch.Generator().manual_seed(0), getattr(torch, kind)
+    monkeypatch.setattr(gradients, "_CHUNK", {"cpu": 1000})
+    for scale, other_scale in ((1.0, 1.0), (1.0, 0.5), (0.0, 0.5), (0.7, 0.0), (0.3, -2.0), (1.0, 0.0), (0.25, None)):
+        first, second = (
+            [torch.randn(piece.shape, generator=generator).to(dtype) for piece in space.held] for _ in range(2)
+        )
+        space.held = [piece.clone() for piece in first]
+        space.combine(scale, *(() if other_scale is None else (second, other_scale)))
+        for given, a, b in zip(space.held, first, second, strict=True):
+            assert given.equal((a.float() * scale).add(b.float(), alpha=other_scale or 0.0).to(dtype))
+
+
+@pytest.mark.parametrize(("sharded", "data"), [(False, 2), (True, 1)])
+def test_weights_that_a_rank_has_whole_are_not_gathered(
+    alone: Any, monkeypatch: pytest.MonkeyPatch, sharded: bool, data: int
+) -> None:
+    import torch.distributed as dist
+
+    from megatron_ext.checkpoint import reading
+    from megatron_ext.training.trainer import Trainer
+
+    trainer = Trainer(reading.initialise(CONFIG, alone, 3), alone, Optimizer(learning_rate=0.1), 1)
+    space, before = trainer.accumulator.space, trainer.checksum()
+    space.ranks, space.sharded = dataclasses.replace(alone, layout=Layout(data=data)), sharded
+    monkeypatch.setattr(dist, "all_gather_into_tensor", lambda *_, **__: pytest.fail("gathered"))
+    space.set_weights(space.weights())
+    assert (trainer.checksum() == before).all()
+
+
 def test_memory_of_a_vector_is_used_again(alone: Any) -> None:
     from megatron_ext.checkpoint import reading
     from megatron_ext.training.trainer import Trainer

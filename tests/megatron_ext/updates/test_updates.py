@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from megatron_ext.specs import UnlearnSpec, read
 from megatron_ext.updates import Direction, Products
-from megatron_ext.updates.base import StepPosition
+from megatron_ext.updates.base import VANISHED, StepPosition
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
@@ -81,6 +81,20 @@ def test_blur_without_a_forget_gradient_steps_along_the_retain_gradient_and_says
 def test_blur_does_not_trust_a_forget_gradient_of_a_few_bits() -> None:
     assert Blur().direction(products(F * 1e-31, R)).forget == 0.0
     assert Blur().direction(products(F * 1e-15, R)).forget != 0.0
+
+
+def test_a_gradient_that_has_vanished_has_no_direction() -> None:
+    """At the very bound: what it might lose to rounding is not looked at."""
+    at: Any = VANISHED
+    assert Blur().direction(Products(at, 0.0, 1.0)).forget == 0.0
+    assert PCGrad(gamma=0.5, alpha=2.0).direction(Products(1.0, -1e-31, at)) == Direction(0.5, 2.0)
+    assert (NGDiff().direction(Products(at, 0.0, 4.0)), NGDiff().direction(Products(4.0, 0.0, at))) == (
+        Direction(0.0, 0.5, "the forget gradient is zero"),
+        Direction(0.5, 0.0, "the retain gradient is zero"),
+    )
+    for p in (Products(at, 0.0, 1.0), Products(1.0, 0.0, at)):
+        f, note = OFMU()._inner(at, "f", "r", p, 1.0)  # type: ignore[arg-type]
+        assert f == "f" and note is not None and "zero" in note
 
 
 @ANY_TIME
