@@ -9,7 +9,11 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -305,10 +309,84 @@ def test_a_digest_that_is_none_is_refused(digest: str, tree: Path, monkeypatch, 
 
 def test_a_base_can_be_one_image_for_ever(tree: Path, monkeypatch, machine, capsys) -> None:
     assert run(tree, monkeypatch, "gpu") == 0
-    assert "--base NAME@sha256:DIGEST" in capsys.readouterr().out, "a tag can be moved"
+    assert "--pin" in capsys.readouterr().out, "a tag can be moved"
     base = f"registry.invalid/pytorch@sha256:{'0a' * 32}"
     assert run(tree, monkeypatch, "gpu", "--base", base) == 0
-    assert recorded(machine)["arguments"]["BASE"] == base and "DIGEST" not in capsys.readouterr().out
+    assert recorded(machine)["arguments"]["BASE"] == base and "--pin" not in capsys.readouterr().out
+
+
+class Registry(BaseHTTPRequestHandler):
+    """Sends a manifest to those who have its token, as public registries do."""
+
+    manifest = b"a manifest"
+
+    def do_GET(self) -> None:
+        where = urlsplit(self.path)
+        if where.path == "/token" and parse_qs(where.query) == {"service": ["here"], "scope": ["nvidia/pytorch:pull"]}:
+            return self.answer(200, b'{"token": "secret"}')
+        if where.path != "/v2/nvidia/pytorch/manifests/25.12-py3" or "oci.image.index" not in self.headers["Accept"]:
+            return self.answer(404, b"")
+        if self.headers.get("Authorization") == "Bearer secret":
+            return self.answer(200, self.manifest)
+        host, port = self.server.server_address[:2]
+        asked = f'Bearer realm="http://{host}:{port}/token",service="here",scope="nvidia/pytorch:pull"'
+        self.answer(401, b"", {"WWW-Authenticate": asked})
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def registry(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a registry on this machine, which the definition's base is in."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        host = f"127.0.0.1:{server.server_address[1]}"
+        definition = tree / "containers" / "unlearn-gpu.def"
+        definition.write_text(definition.read_text().replace("nvcr.io", host))
+        yield host
+        server.shutdown()
+
+
+def test_a_base_is_pinned_by_what_its_registry_sends(registry: str, tree: Path, monkeypatch, machine, capsys) -> None:
+    """Then every build takes exactly that image, and one whose name was given to another is refused."""
+    before = build.Image("gpu", tree)
+    digest = f"sha256:{hashlib.sha256(Registry.manifest).hexdigest()}"
+    assert run(tree, monkeypatch, "gpu", "--pin") == 0
+    assert (tree / "containers" / "unlearn-gpu.base").read_text() == f"{before.base} {digest}\n"
+    image = build.Image("gpu", tree)
+    assert image.base == f"{registry}/nvidia/pytorch@{digest}" and image.name != before.name
+    assert run(tree, monkeypatch, "gpu", "--pin") == 0, "still the same"
+    capsys.readouterr()
+    assert run(tree, monkeypatch, "gpu") == 0
+    assert recorded(machine)["arguments"]["BASE"] == image.base and "--pin" not in capsys.readouterr().out
+    assert json.loads((tree / "images" / image.name).with_suffix(".json").read_text())["base"] == image.base
+    monkeypatch.setattr(Registry, "manifest", b"another manifest")
+    assert run(tree, monkeypatch, "gpu", "--pin") == 1
+    assert digest in capsys.readouterr().err
+    assert build.Image("gpu", tree).base == image.base
+    assert run(tree, monkeypatch, "gpu", "--pin", "--base", before.base) == 0
+    assert capsys.readouterr().out.startswith(f"--base {registry}/nvidia/pytorch@sha256:")
+
+
+def test_what_cannot_be_pinned_is_said(registry: str, tree: Path, monkeypatch, machine, capsys) -> None:
+    assert run(tree, monkeypatch, "gpu", "--pin", "--base", f"{registry}/nvidia/absent:1") == 1
+    assert "/v2/nvidia/absent/manifests/1: HTTPError: HTTP Error 404" in capsys.readouterr().err
+    assert run(tree, monkeypatch, "gpu", "--pin", "--base", f"{registry}/a@sha256:{'a' * 64}") == 1
+    file = tree / "containers" / "unlearn-gpu.base"
+    for text, expected in (("other:1 sha256:" + "a" * 64, "other:1"), ("no digest", "'digest' is not a digest")):
+        file.write_text(text)
+        assert run(tree, monkeypatch, "gpu") == 1
+        assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -322,7 +400,7 @@ def test_no_password_of_a_mirror_stays_in_the_image(said: bool, tree: Path, monk
     assert "has a user name" in found.err and "secret" not in found.err + found.out
 
 
-@pytest.mark.parametrize("words", [("gpu", "--mirror", "u"), ("cpu", "--base", "i"), ("tpu",), ()])
+@pytest.mark.parametrize("words", [("gpu", "--mirror", "u"), ("cpu", "--base", "i"), ("cpu", "--pin"), ("tpu",), ()])
 def test_arguments_that_are_wrong(words: tuple[str, ...], tree: Path, monkeypatch, machine, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(tree, monkeypatch, *words)
