@@ -60,6 +60,7 @@ benchmark:
     splits:
       request-1: {split}
 split: request-1
+# utility: [everyday.yaml] # asks each model tasks of lm-evaluation-harness too: what else it still can (docs/data.md)
 
 methods: [{methods}] # docs/methods.md has them all
 unlearning: # for every method

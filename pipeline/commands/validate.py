@@ -102,6 +102,7 @@ def summary(config: Config) -> list[str]:
         f"model      {config.model.title}, {_count(config.shape.parameters)} parameters",
         f"benchmark  {config.benchmark.title}, {experiment.split} ({config.forget_rows} rows to forget), "
         + _source(config),
+        *([f"utility    {', '.join(one.benchmark.title for one in config.utility)}"] if config.utility else []),
         f"layout     {sizing.number_of(layout.ranks, 'rank')}: tensor {layout.tensor} x pipeline "
         f"{layout.pipeline} x data {layout.data}{split}{optimizer}; {runtime.device}, {runtime.precision}"
         + (", recomputed activations" if runtime.recompute_activations else ""),

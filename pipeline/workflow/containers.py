@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
+from pipeline.benchmarks.lm_eval.options import LmEvalOptions
 from pipeline.config.located_yaml import ConfigError
+from pipeline.config.named_files import CONFIGS
 from pipeline.config.site import ROOT, Site
 from pipeline.data.settings import FilesSource, FolderSource
 from pipeline.launch.image import IMAGE, IMAGE_SHA256, INSIDE, image_sha256
@@ -95,8 +97,10 @@ def binds(site: Site, plan: Plan) -> list[str]:
     written = [folder for folder in (plan.paths.root, plan.paths.cache) if folder is not None]
     folders = [ROOT, Path.cwd(), *map(_nearest, written), Path(tempfile.gettempdir())]
     folders += [site.huggingface / name for name in FETCHED]
-    if isinstance(plan.config.source, FolderSource):
-        folders.append(plan.config.source.path)
+    for one in (plan.config, *plan.config.utility):
+        folders += [one.source.path] if isinstance(one.source, FolderSource) else []
+        tasks = one.options.include_path if isinstance(one.options, LmEvalOptions) else None
+        folders += [CONFIGS / tasks] if tasks is not None else []
     if isinstance(plan.config.source, FilesSource):
         sets = plan.config.source.sets.values()
         given = [one.path if one.own_answers is None else one.own_answers.prompts for one in sets]

@@ -94,6 +94,17 @@ def test_the_users_data_are_bound(here: Path) -> None:
     assert str(here / "tofu") in containers.binds(Site(), made)
 
 
+def test_the_users_tasks_are_bound(here: Path) -> None:
+    """Of a further benchmark the folder of its questions, and that of its task files."""
+    for name in ("questions", "tasks"):
+        (here / name).mkdir()
+    source, options = {"kind": "folder", "path": str(here / "questions")}, {"tasks": ["own"]}
+    own = {"name": "own", "title": "Own", "family": "lm_eval", "splits": {"own": 1}, "source": source}
+    settings = [f"utility={json.dumps([own | {'options': options | {'include_path': str(here / 'tasks')}}])}"]
+    found = containers.binds(Site(), Plan(load("mini", settings=settings), here / "outer"))
+    assert {str(here / name) for name in ("questions", "tasks")} <= {*found}
+
+
 def test_a_folder_that_a_bind_cannot_name(here: Path) -> None:
     (here / "a,b").mkdir()
     with pytest.raises(ConfigError, match="a,b/results': Apptainer cannot bind a folder whose name has ',' or ':'"):
