@@ -12,6 +12,7 @@ from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
 from pipeline.benchmarks.lm_eval.options import LmEvalOptions
+from pipeline.config.experiment import Config, Utility
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.named_files import CONFIGS
 from pipeline.config.site import ROOT, Site
@@ -97,7 +98,8 @@ def binds(site: Site, plan: Plan) -> list[str]:
     written = [folder for folder in (plan.paths.root, plan.paths.cache) if folder is not None]
     folders = [ROOT, Path.cwd(), *map(_nearest, written), Path(tempfile.gettempdir())]
     folders += [site.huggingface / name for name in FETCHED]
-    for one in (plan.config, *plan.config.utility):
+    asked: list[Config | Utility] = [plan.config, *plan.config.utility]
+    for one in asked:
         folders += [one.source.path] if isinstance(one.source, FolderSource) else []
         tasks = one.options.include_path if isinstance(one.options, LmEvalOptions) else None
         folders += [CONFIGS / tasks] if tasks is not None else []
