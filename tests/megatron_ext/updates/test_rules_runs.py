@@ -98,19 +98,6 @@ def test_a_dual_follows_the_whole_retain_set_at_the_end_of_each_pass(world: Path
     assert len({line["dual"] for line in log}) == 3
 
 
-def test_a_dual_that_moves_with_micro_batches_moves_with_the_batch_where_there_is_one(world: Path) -> None:
-    """And otherwise ends elsewhere: each micro-batch counts as much as a batch did."""
-    changes: dict[str, Any] = {"epochs": 2.0, "batching": {"global_batch": 6, "micro_batch": 6}}
-    duals = {}
-    for how, size in (("step", 6), ("micro-batch", 6), ("micro-batch", 2)):
-        changes["batching"] = {"global_batch": 6, "micro_batch": size}
-        name = f"pdu-{how}-{size}"
-        run(world, name, rule={**PDU, "epsilon": 4.0, "dual_update": how}, **changes)
-        duals[how, size] = end(world, name)["dual"]
-    assert duals["micro-batch", 6] == pytest.approx(duals["step", 6], rel=1e-6)
-    assert abs(duals["micro-batch", 2] - duals["step", 6]) > 0.1
-
-
 def test_the_automatic_rate_is_looked_for_every_so_many_steps(world: Path) -> None:
     log = run(
         world,
