@@ -14,6 +14,7 @@ from pipeline.report.read import Group
 from pipeline.report.style import COLOURS, HEIGHT, LEGEND_ROW, MARKERS, Figure, Look, axes_of, legend, look_of, scale
 
 PER_PANEL = 6  # methods; more lines than that cannot be told apart
+DRAWN = 60  # methods; a sweep may have thousands, whose figures would take hours to draw and minutes to open
 
 NAMES = {
     "forget_loss": "forget loss",
@@ -97,10 +98,10 @@ class Line:
 
 
 def draw(groups: Sequence[Group], attacked: Sequence[Group] = ()) -> list[Figure]:
-    """The comparisons, then each method's own figures, of what the step logs have values for; at the end the loss of
-    every attack that trains."""
+    """The comparisons, then each method's own figures, of what the step logs of the first methods have values for; at
+    the end the loss of every attack that trains."""
     figures: list[Figure] = []
-    logged = [(i, group) for i, group in enumerate(groups) if group.runs]
+    logged = [(i, group) for i, group in enumerate(groups) if group.runs][:DRAWN]
     for key, title in COMPARED.items():
         lines = [line_of(group.title, look_of(groups, group), group, key) for _, group in logged]
         figures += compared(f"compare-{key.replace('_', '-')}", "compare", title, lines)

@@ -17,7 +17,7 @@ import yaml
 from pipeline.benchmarks.base import Metric
 from pipeline.report import examples, meta_evaluation, publications, requests, robustness, sweeps
 from pipeline.report.costs import Cost
-from pipeline.report.curves import COMPARED, PANELS
+from pipeline.report.curves import COMPARED, DRAWN, PANELS
 from pipeline.report.logs import StepTiming
 from pipeline.report.read import Group, judges
 from pipeline.report.style import COLOURS, GRID, INK, MANY, Figure
@@ -26,6 +26,7 @@ from pipeline.specs import ReportSpec
 
 # What style.COLOURS become on a dark ground.
 DARK = ("#58aee6", "#f08a4b", "#3cc79e", "#e08fc0", "#8accf2", "#e3b341", "#b3a1e6", "#c69067")
+DETAILED = 200  # models and steps whose checks and provenance are in the page; thousands take seconds to open
 DIRECTIONS = {
     "higher": "higher is better",
     "lower": "lower is better",
@@ -97,6 +98,7 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
     text = env.get_template("page.html.j2").render(
         title=f"{spec.experiment}: unlearning report",
         examples=view,
+        detailed=DETAILED,
         first_rows=examples.FIRST,
         groups=content.groups,
         facts=_facts(spec, content.groups),
@@ -172,16 +174,19 @@ def _curves(content: Content) -> dict[str, Any]:
     figures = content.figures
     comparisons = [(title, found) for title in COMPARED.values() if (found := _of(figures, "compare", title))]
     panels = [title for title, _ in PANELS.values()]
+    logged = [(f"method {i}", group) for i, group in enumerate(content.groups) if group.runs]
     return {
+        "logged": len(logged),
+        "by_method": [
+            (group, [one for one in figures if one.section == name], _undrawn(figures, name, panels))
+            for name, group in logged[:DRAWN]
+        ],
         "many": sum(group.kind == "unlearned" for group in content.groups) > MANY,
         "comparisons": comparisons,
         "in_parts": any(len(found) > 1 for _, found in comparisons),
         "validations": [figure for figure in figures if figure.section == "validation"],
         "epochs": [figure for figure in figures if figure.section == "epochs"],
         "undrawn": _undrawn(figures, "compare", COMPARED.values()),
-        "unmeasured": [
-            _undrawn(figures, f"method {i}", panels) for i, group in enumerate(content.groups) if group.runs
-        ],
     }
 
 

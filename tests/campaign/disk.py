@@ -44,7 +44,7 @@ ALWAYS = 2**62
 CARD = "README.md"  # beside a model, which the report writes
 SECONDS = 600.0  # that a step may take, on a bad disk too
 STATES = {"resume", "answers"}  # folders of what a step goes on from, which looks at what it finds there
-LEFTOVER = re.compile(r"\.(?!snakemake_timestamp$).*")  # hidden: what is being written, and leases
+LEFTOVER = re.compile(r"\.(?!(snakemake_timestamp|unchanged)$).*")  # hidden: what is being written, and leases
 OTHERS = ("logs", "report-partial", ".snakemake")  # of a run: nobody reads them back
 
 

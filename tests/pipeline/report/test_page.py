@@ -13,7 +13,8 @@ import pytest
 from pipeline.benchmarks.tofu.evaluate import FAMILY
 from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.report import curves, read, tables
-from pipeline.report.style import Look, look_of
+from pipeline.report import page as page_module
+from pipeline.report.style import Figure, Look, look_of
 from tests.pipeline.report.conftest import CROWD
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}$x^2$"
@@ -264,6 +265,30 @@ def test_several_seeds_have_a_table_of_their_own(many, crowded):
     apart = tables.by_seed(spec, read.load(spec), METRICS)
     assert len(apart.rows) == len(spec.entries)
     assert not any(cell.best for row in apart.rows for cell in row.cells)
+
+
+def test_a_page_of_thousands_has_figures_and_details_of_the_first(bench, monkeypatch):
+    """And says so. Every model is in the tables and in evidence.json."""
+    for name in ("ga", "npo", "rmu"):
+        bench.add(name)
+    monkeypatch.setattr(curves, "DRAWN", 2)
+    monkeypatch.setattr(page_module, "DRAWN", 2)
+    monkeypatch.setattr(page_module, "DETAILED", 1)
+    monkeypatch.setattr(
+        curves, "_panel", lambda name, section, title, *_: Figure(name, section, title, "", "<svg></svg>")
+    )
+    for other in ("radar", "requests", "trade_offs"):
+        monkeypatch.setattr(f"pipeline.report.{other}.draw", lambda *_: [])
+    bench.write()
+    page = Page((bench.output / "index.html").read_text())
+    drawn = {path.stem.partition("-")[0] for path in (bench.output / "figures").iterdir()}
+    assert {"ga", "npo"} <= drawn and "rmu" not in drawn
+    assert "of the first 2 of 3 methods" in page.text
+    assert "checks of the first 1 of 3 models" in page.text and "The first 1 of " in page.text
+    assert [one["aria-label"] for one in page.all("div") if one.get("aria-label", "").startswith("Checks of")] == [
+        "Checks of ga"
+    ]
+    assert len(json.loads((bench.output / "evidence.json").read_text())["models"]) == 3
 
 
 def test_one_seed_has_no_table_of_seeds(bench):
