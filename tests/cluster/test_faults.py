@@ -78,13 +78,24 @@ def test_what_cannot_run_is_said_in_few_lines(clone: Clone, faulty: Path, image:
         said.append(done.printed)
         assert done.status == 2 and expected in done.printed, done.printed
         assert "Traceback" not in done.printed
+    results = clone.folder / "results" / "faulty"
+    clone.site(**SITE, image=str(image))
+    results.chmod(0o555)
+    done = clone.snakemake(*again, experiment=faulty)
+    results.chmod(0o755)
+    said.append(done.printed)
+    assert done.status == 2 and "results/faulty' cannot be written: Permission denied" in done.printed, done.printed
+    assert "Traceback" not in done.printed
     assert slurm_jobs().keys() <= before.keys(), "nothing was submitted; Slurm forgets old jobs meanwhile"
     cut.with_suffix(".json").unlink()
     clone.site(**SITE, image=str(cut))
-    done = clone.snakemake(*again, experiment=faulty)
+    more = ("--retries", "1", "--set-resources", "prepare:mem_mb=300*attempt")
+    done = clone.snakemake(*again[:-2], *more, experiment=faulty)
     clone.site(**SITE, image=str(image))
+    asked = subprocess.run(["squeue", "--noheader", "--states=FAILED", "--format=%m"], capture_output=True, text=True)
+    assert asked.stdout.split()[-2:] == ["300M", "600M"] or asked.stdout.split()[:2] == ["600M", "300M"], asked.stdout
     print(*said, done.printed, sep="\n-----\n")
     assert done.status == 1
     shown = done.printed[done.printed.index("failed: prepare, results/faulty/data/tiny (Slurm job") :].splitlines()[:5]
     assert "Slurm says FAILED" in shown[1] and "FATAL" in shown[2] and "results/faulty/logs/slurm/" in shown[3], shown
-    assert len(done.printed.splitlines()) < 40, done.printed
+    assert len(done.printed.splitlines()) < 50, done.printed  # of two attempts
