@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from megatron_ext.specs import UnlearnSpec, read
 from megatron_ext.updates import Direction, Products
-from megatron_ext.updates.base import VANISHED, StepPosition
+from megatron_ext.updates.base import VANISHED, Objective, StepPosition
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
@@ -95,6 +95,27 @@ def test_a_gradient_that_has_vanished_has_no_direction() -> None:
     for p in (Products(at, 0.0, 1.0), Products(1.0, 0.0, at)):
         f, note = OFMU()._inner(at, "f", "r", p, 1.0)  # type: ignore[arg-type]
         assert f == "f" and note is not None and "zero" in note
+    parallel = Products(1.0, 2.0, 4.0)
+    assert OFMU()._inner(at, "f", "r", parallel, 1.0) == ("f", None)  # type: ignore[arg-type]
+
+
+def test_ofmu_knows_how_long_the_vectors_are_that_it_multiplies() -> None:
+    """Only this sees it: the length decides how far weights are moved, and hardly the product."""
+
+    class Taken:
+        asked: list[Any] = []
+
+        def linear(self, *terms: tuple[float, Any]) -> Any:
+            return [sum(factor * vector[0] for factor, vector in terms)]
+
+        def hessian_product(self, objective: Any, v: Any, norm: float, reach: float) -> Any:
+            assert norm == pytest.approx(float(v[0].norm()), rel=1e-9) and reach == 0.5
+            self.asked.append(objective)
+            return v
+
+    taken: Any = Taken()
+    OFMU(beta=0.3)._inner(taken, [torch.from_numpy(F)], [torch.from_numpy(R)], products(F, R), 0.5)
+    assert taken.asked == [Objective.FORGET, Objective.RETAIN]
 
 
 @ANY_TIME
