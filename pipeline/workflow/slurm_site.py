@@ -24,12 +24,11 @@ def refusal(here: Site) -> str | None:
         return f"site.yaml: partition: Slurm has no {wrong[0]!r}{hint(wrong[0], known)}"
     named = {name: getattr(here, name) for name in ("partition", "account", "qos", "constraint")}
     options = [f"--{name}={value}" for name, value in named.items() if value is not None]
-    if not (options or here.extra):
+    options += shlex.split(here.extra)
+    if not options:
         return None
     try:
-        tried = _ask(
-            "sbatch", "--test-only", *options, *shlex.split(here.extra), "--ntasks=1", "--time=1", "--wrap=true"
-        )
+        tried = _ask("sbatch", "--test-only", *options, "--ntasks=1", "--time=1", "--wrap=true")
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"sbatch: {error}. Slurm's commands must work where the workflow is started"
     if tried.returncode:

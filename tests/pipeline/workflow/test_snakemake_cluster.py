@@ -202,7 +202,10 @@ def test_the_report_alone_can_be_made_again(project: Project) -> None:
     ("site", "message"),
     [
         ({"partition": "gpus"}, "partition: Slurm has no 'gpus'; did you mean 'gpu'? allowed: gpu"),
-        ({"account": "no"}, "Slurm takes no job with --partition=gpu --account=no: sbatch: error: Invalid account"),
+        (
+            {"account": "no", "extra": "--reservation=night"},
+            "Slurm takes no job with --partition=gpu --account=no --reservation=night: sbatch: error: Invalid account",
+        ),
         ({"image": "nowhere.sif"}, "nowhere.sif' does not exist. `make image` or `make image-cpu` builds one"),
     ],
 )
