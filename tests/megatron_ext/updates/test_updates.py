@@ -19,6 +19,7 @@ from megatron_ext.specs import UnlearnSpec, read
 from megatron_ext.updates import Direction, Products
 from megatron_ext.updates.base import VANISHED, Objective, StepPosition
 from megatron_ext.updates.blur import Blur
+from megatron_ext.updates.gru import GRU
 from megatron_ext.updates.ngdiff import AutomaticRate, NGDiff
 from megatron_ext.updates.ofmu import OFMU
 from megatron_ext.updates.pcgrad import PCGrad
@@ -116,6 +117,45 @@ def test_ofmu_knows_how_long_the_vectors_are_that_it_multiplies() -> None:
     taken: Any = Taken()
     OFMU(beta=0.3)._inner(taken, [torch.from_numpy(F)], [torch.from_numpy(R)], products(F, R), 0.5)
     assert taken.asked == [Objective.FORGET, Objective.RETAIN]
+
+
+@pytest.mark.parametrize("lowest", [None, -0.1])
+@pytest.mark.parametrize("against", [1.0, -1.0])
+def test_gru_takes_out_what_is_against_its_average_within_its_bound(against: float, lowest: float | None) -> None:
+    """Two steps on arrays, of which the second has an average."""
+
+    class Taken:
+        kept: dict[str, Any] = {}
+
+        def gradient(self, objective: Objective) -> Any:
+            return F if objective is Objective.FORGET else self.r
+
+        def linear(self, *terms: tuple[float, Any]) -> Any:
+            return sum(factor * vector for factor, vector in terms)
+
+        def gram(self, *vectors: Any) -> Any:
+            return [[a @ b for b in vectors] for a in vectors]
+
+        def descend_along(self, u: Any, f: Any, r: Any, note: str | None) -> None:
+            assert f is F and r is self.r
+            self.u, self.note = u, note
+
+    taken: Any = Taken()
+    taken.kept, mean = {}, 0.0
+    for i in range(2):
+        taken.r = against * F + (1 + i) * R
+        mean = 0.6 * taken.r + 0.4 * mean if i else 0.6 * taken.r
+        GRU(mu=0.6, lowest_cosine=lowest, retain_weight=0.3).update(taken)
+        cosine = min(0.0, F @ mean / np.linalg.norm(F) / np.linalg.norm(mean))
+        assert (cosine < -0.1) == (against < 0), "the bound decides, or nothing is taken out"
+        bounded = cosine if lowest is None else max(cosine, lowest)
+        wanted = F - bounded * np.linalg.norm(F) * mean / np.linalg.norm(mean) + 0.3 * taken.r
+        np.testing.assert_allclose(taken.u, wanted, rtol=1e-12)
+        assert taken.note is None
+
+
+def test_pcgrad_projects_by_tensor_where_it_is_told_to() -> None:
+    assert PCGrad(scope="tensor").per_tensor and not PCGrad().per_tensor
 
 
 @ANY_TIME
