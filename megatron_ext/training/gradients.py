@@ -248,7 +248,7 @@ class GradientSpace:
             each.parameter.detach().view(-1)[each.in_parameter] = value
         if self.sharded and self.ranks.layout.data > 1:
             for bucket, held, start in zip(self._buckets, self.held, self._starts, strict=True):
-                own = bucket.param_data[start : start + held.numel()].clone()
+                own = bucket.param_data[start : start + held.numel()]  # where it belongs: as megatron-core gathers
                 dist.all_gather_into_tensor(bucket.param_data, own, group=self.ranks.data_group)
 
     @contextmanager
