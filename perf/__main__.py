@@ -22,6 +22,8 @@ PLAN = [
     ("reference", "100M", 3),
     ("rmu", "10M", 7),
     ("rmu", "100M", 3),
+    ("packed", "10M", 5),
+    ("packed", "100M", 3),
     ("transformers_loop", "10M", 5),
     ("transformers_loop", "100M", 3),
     ("evaluation", "2M", 3),

@@ -164,6 +164,9 @@ class Batching(GlobalBatch):
     micro_batch_tokens: int | None = Field(
         None, ge=1, description="its tokens, padding included, at most, but always one sequence; default: no bound"
     )
+    packed: bool = Field(
+        False, description="sequences of a forward pass follow one another, instead of being padded to the longest"
+    )
 
     def sequences_of(self, length: int) -> int:
         """How many sequences of ``length`` tokens a forward pass takes."""

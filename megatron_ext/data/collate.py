@@ -18,15 +18,16 @@ from megatron_ext.data.sequences import Sequences
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Right-padded sequences of one forward pass, and the ``N`` positions that a loss sees.
+    """Sequences of one forward pass, and the ``N`` positions that a loss sees.
 
     Attributes:
-        tokens: int64 ``[B, S]``.
+        tokens: int64 ``[B, S]``, padded on the right; packed ``[1, T]``, one sequence after another.
         index: int64 ``[N]``, places of the positions in hidden states flattened to ``[S * B, H]``.
         targets: int64 ``[N]``, the tokens that are predicted there, or the last token itself where none follows.
         sequence: int64 ``[N]``, the row of each position.
         real: bool ``[B]``, false for rows that only fill the batch.
         reference_logps: fp32 ``[B]``, each sequence's log-probability under the model before unlearning.
+        lengths: How many of the packed tokens belong together, which sum to ``T``; None where nothing is packed.
     """
 
     tokens: torch.Tensor
@@ -35,6 +36,7 @@ class MicroBatch:
     sequence: torch.Tensor
     real: torch.Tensor
     reference_logps: torch.Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
 
 class SequenceDataset:
@@ -70,7 +72,13 @@ class SequenceDataset:
         return self.parts[part].row(index - int(self.starts[part]))
 
     def micro_batches(
-        self, rows: Sequence[int], size: int, data_rank: int, data_size: int, tokens: int | None = None
+        self,
+        rows: Sequence[int],
+        size: int,
+        data_rank: int,
+        data_size: int,
+        tokens: int | None = None,
+        packed: bool = False,
     ) -> list[list[int]]:
         """This data-parallel rank's micro-batches of a global batch; equally many on every rank.
 
@@ -83,6 +91,7 @@ class SequenceDataset:
             data_size: How many there are.
             tokens: Of a micro-batch, padding included, at most, but always of one row; those of longer rows then have
                 fewer than ``size``.
+            packed: Whether there is no padding.
 
         Returns:
             The rows of each micro-batch.
@@ -93,14 +102,21 @@ class SequenceDataset:
             count = size
             if tokens is not None:
                 left = math.ceil(len(ordered) / data_size)
-                count = max(1, min(size, left, tokens // int(self.lengths[ordered[0]])))
+                longest = self.lengths[ordered[: min(size, left)]]
+                ends = np.cumsum(longest if packed else np.full(len(longest), longest[0]))
+                count = max(1, int((ends <= tokens).sum()))
             own = ordered[data_rank * count : (data_rank + 1) * count]
             found.append(own + [-1] * (count - len(own)))
             ordered = ordered[count * data_size :]
         return found
 
     def collate(
-        self, rows: Sequence[int], device: torch.device, positions: Positions = "predicting", multiple: int = 1
+        self,
+        rows: Sequence[int],
+        device: torch.device,
+        positions: Positions = "predicting",
+        multiple: int = 1,
+        packed: bool = False,
     ) -> MicroBatch:
         """Tensors of one micro-batch.
 
@@ -108,22 +124,28 @@ class SequenceDataset:
             rows: Row numbers; -1 stands for a row without any position, which only fills the batch.
             device: Where the tensors go.
             positions: Which positions of each sequence ``index``, ``targets`` and ``sequence`` list.
-            multiple: The padded length is a multiple of it; otherwise it is that of the longest sequence.
+            multiple: The padded length is a multiple of it; otherwise it is that of the longest sequence, or packed the
+                sum of all.
+            packed: Whether sequences follow one another, without padding.
 
         Returns:
             The micro-batch, with ``B`` the number of ``rows``.
         """
-        longest = max((int(self.lengths[row]) for row in rows if row >= 0), default=1)
-        tokens_BS = np.zeros((len(rows), math.ceil(longest / multiple) * multiple), np.int64)
+        own = [0 if row < 0 else int(self.lengths[row]) for row in rows]
+        longest = max(1, sum(own) if packed else max(own, default=0))
+        length = math.ceil(longest / multiple) * multiple
+        tokens_BS = np.zeros((1 if packed else len(rows), length), np.int64)
+        # Of each row where it begins in ``tokens_BS``, as rows lie in memory.
+        begins = np.cumsum([0, *own]) if packed else np.arange(len(rows)) * length
         index, targets, sequence = [], [], []
         for place, row in enumerate(rows):
             if row < 0:
                 continue
             ids, prompt = self.row(row)
-            tokens_BS[place, : len(ids)] = ids
+            tokens_BS.reshape(-1)[begins[place] : begins[place] + len(ids)] = ids
             first = {"predicting": prompt - 1, "labelled": prompt, "all": 0}[positions]
             places = np.arange(first, len(ids) - (positions == "predicting"), dtype=np.int64)
-            index.append(places * len(rows) + place)
+            index.append(places + begins[place] if packed else places * len(rows) + place)
             targets.append(ids[np.minimum(places + 1, len(ids) - 1)].astype(np.int64))
             sequence.append(np.full(len(places), place, np.int64))
         arrays = {"tokens": tokens_BS, "real": np.array([row >= 0 for row in rows])}
@@ -131,7 +153,8 @@ class SequenceDataset:
         if self.reference_logps is not None:
             values = [float(self.reference_logps[row]) if row >= 0 else 0.0 for row in rows]
             arrays["reference_logps"] = np.array(values, np.float32)
-        return MicroBatch(**transfer(arrays, device))
+        filled = [each for each in (*own, length - sum(own)) if each] if packed else None
+        return MicroBatch(**transfer(arrays, device), lengths=tuple(filled) if filled else None)
 
 
 def transfer(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:

@@ -19,9 +19,8 @@ from tqdm import tqdm
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.build import LanguageModel
 from megatron_ext.model.cache import Cache
-from megatron_ext.model.continuation import Continuation
 from megatron_ext.model.families import family_of
-from megatron_ext.model.packing import Packing
+from megatron_ext.model.packing import Reading
 
 T = TypeVar("T")
 
@@ -101,7 +100,7 @@ class PipelineForward:
         self._sent: tuple[Any, Tensor] | None = None
 
     def forward(
-        self, ids: Tensor, attention_mask: Tensor | Packing | Continuation | None = None, context: Cache | None = None
+        self, ids: Tensor, attention_mask: Tensor | Reading | None = None, context: Cache | None = None
     ) -> Tensor | None:
         """Run this stage on one batch.
 

@@ -12,8 +12,7 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from torch import Tensor
 
-from megatron_ext.model.continuation import Continuation
-from megatron_ext.model.packing import Packing
+from megatron_ext.model.packing import Reading
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float | None) -> Tensor:
@@ -165,10 +164,10 @@ class Attention(DotProductAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | Packing | Continuation | None,
+        attention_mask: Tensor | Reading | None,
         **_: Any,
     ) -> Tensor:
-        if isinstance(attention_mask, Packing | Continuation):
+        if isinstance(attention_mask, Reading):
             return attention_mask.attend(query, key, value, self.window, self._attend)
         if self.window is not None and key.size(0) > self.window:
             attention_mask = within_window(attention_mask, query.size(0), key.size(0), self.window, query.device)
@@ -198,7 +197,7 @@ class CachingAttention(SelfAttention):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | Packing | Continuation | None,
+        attention_mask: Tensor | Reading | None,
         *rest: Any,
         rotary_pos_emb: Tensor | None = None,
         **named: Any,
@@ -208,7 +207,7 @@ class CachingAttention(SelfAttention):
         if rotary_pos_emb is not None:
             if self.local_rotary is not None:
                 rotary_pos_emb = self.local_rotary(rotary_pos_emb.size(0))
-            if isinstance(attention_mask, Packing | Continuation):
+            if isinstance(attention_mask, Reading):
                 rotary_pos_emb = rotary_pos_emb[attention_mask.positions_T]
         if named.get("inference_context") is not None:
             named["inference_context"].reading = attention_mask

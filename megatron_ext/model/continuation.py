@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.cache import Cache
-from megatron_ext.model.packing import hidden
+from megatron_ext.model.packing import Reading, hidden
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Continuation:
+class Continuation(Reading):
     """Where the ``T`` tokens that continue the texts of a cache of ``B`` rows stand.
 
     Attributes:
@@ -73,7 +73,7 @@ class Continuation:
         window: int | None,
         attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     ) -> Tensor:
-        """As ``Packing.attend``, with keys and values ``[length, B, groups, ...]``."""
+        """As ``Reading.attend``, with keys and values ``[length, B, groups, ...]``."""
         found = []
         for part in self.parts:
             k, v = (kept if part.rows_R is None else kept.index_select(1, part.rows_R) for kept in (key, value))

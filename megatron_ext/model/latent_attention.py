@@ -24,7 +24,7 @@ from megatron_ext.model.attention import Attention
 from megatron_ext.model.continuation import Continuation
 from megatron_ext.model.families import Latent
 from megatron_ext.model.layers import Norm
-from megatron_ext.model.packing import Packing
+from megatron_ext.model.packing import Packing, Reading
 
 NORM_EPSILON = 1e-6  # whatever ``rms_norm_eps`` is, in the model's own code and in transformers
 
@@ -87,7 +87,7 @@ class LatentAttention(torch.nn.Module):
     def forward(
         self,
         hidden_SBH: Tensor,
-        attention_mask: Tensor | Packing | Continuation | None,
+        attention_mask: Tensor | Reading | None,
         inference_context: Any = None,
         rotary_pos_emb: Tensor | None = None,
         **_: Any,
@@ -115,7 +115,7 @@ class LatentAttention(torch.nn.Module):
         key, value = both.split([sizes.plain, sizes.value], dim=-1)
         assert rotary_pos_emb is not None
         angles = rotary_pos_emb
-        if isinstance(attention_mask, Packing | Continuation):
+        if isinstance(attention_mask, Reading):
             angles = rotary_pos_emb[attention_mask.positions_T]
         plain, turned = query.split([sizes.plain, sizes.rotary], dim=-1)
         query = torch.cat([plain, self._rotated(turned, angles, self.query_scale)], dim=-1)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ext.model.attention import attend
-from megatron_ext.model.continuation import Continuation
-from megatron_ext.model.packing import Packing
+from megatron_ext.model.packing import Reading
 
 
 class Norm:
@@ -71,13 +70,13 @@ def masked_transformer_engine_attention() -> type:
             query: Tensor,
             key: Tensor,
             value: Tensor,
-            attention_mask: Tensor | Packing | Continuation | None,
+            attention_mask: Tensor | Reading | None,
             *args: Any,
             **kwargs: Any,
         ) -> Tensor:
             if attention_mask is None:
                 return super().forward(query, key, value, None, *args, **kwargs)
-            if isinstance(attention_mask, Packing | Continuation):
+            if isinstance(attention_mask, Reading):
                 return attention_mask.attend(query, key, value, None, self._attend)
             return self._attend(query, key, value, attention_mask)
 

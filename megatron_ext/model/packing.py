@@ -1,11 +1,13 @@
 """Texts of a forward pass in one row of tokens, without padding: linear layers see tokens, attention sees texts.
 
-What texts begin with alike may be there once. A model is given a ``Packing`` in the place of an attention mask, or a
-``Continuation`` where texts go on that have keys and values in a cache (``megatron_ext.model.continuation``).
+What texts begin with alike may be there once. A model is given a ``Reading`` in the place of an attention mask: a
+``Packing``; a ``Continuation`` where texts go on that have keys and values in a cache
+(``megatron_ext.model.continuation``); or ``PackedRows`` to train on (``megatron_ext.model.packed_rows``).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,38 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.cache import Cache, Kept
+
+
+class Reading(ABC):
+    """Where the ``T`` tokens of a row stand in their texts.
+
+    Attributes:
+        positions_T: int64, the place of each token in its text.
+    """
+
+    positions_T: Tensor
+
+    @abstractmethod
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        window: int | None,
+        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        """Attention of every token to its text.
+
+        Args:
+            query: ``[T, 1, heads, d]``, rotated by ``positions_T``.
+            key: ``[T, 1, groups, d]``, as well.
+            value: ``[T, 1, groups, e]``.
+            window: How many of the newest positions a position sees; None for all.
+            attend: As ``megatron_ext.model.attention.attend``, without a scale.
+
+        Returns:
+            ``[T, 1, heads * e]``.
+        """
 
 
 @dataclass(frozen=True)
@@ -66,7 +100,7 @@ def hidden(queries_RQ: Tensor, length: int, window: int | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Packing:
+class Packing(Reading):
     """Where the ``T`` tokens of a row stand in their texts.
 
     Attributes:
@@ -96,18 +130,7 @@ class Packing:
         window: int | None,
         attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     ) -> Tensor:
-        """Attention of every token to its text.
-
-        Args:
-            query: ``[T, 1, heads, d]``, rotated by ``positions_T``.
-            key: ``[T, 1, groups, d]``, as well.
-            value: ``[T, 1, groups, e]``.
-            window: As for ``Part.forbidden``.
-            attend: As ``megatron_ext.model.attention.attend``, without a scale.
-
-        Returns:
-            ``[T, 1, heads * e]``.
-        """
+        """Attention of every token to its text; see ``Reading``."""
         found = []
         for part in self.parts:
             q, k, v = (

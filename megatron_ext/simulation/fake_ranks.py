@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -60,7 +61,7 @@ def received_shapes(accumulator: Any, length: int, hidden: int) -> Iterator[None
 
     Args:
         accumulator: The ``GradientAccumulator`` whose micro-batches they are.
-        length: Positions of a row on this rank.
+        length: Positions of a row.
         hidden: Width of the states.
     """
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
@@ -69,10 +70,14 @@ def received_shapes(accumulator: Any, length: int, hidden: int) -> Iterator[None
     forward: Iterator[list[int]] = iter(())
     backward: Iterator[list[int]] = iter(())
 
+    def shape(rows: int) -> list[int]:
+        packed, here = accumulator.packed, accumulator.length_multiple
+        return [math.ceil((rows if packed else 1) * length / here), 1 if packed else rows, hidden]
+
     def schedule(forward_step_func: Callable[..., Any], **given: Any) -> Any:
         nonlocal forward, backward
         items = forward_step_func.__self__.items  # type: ignore[attr-defined] # a method of the pass
-        shapes = [[length, len(item.rows), hidden] for item in items]
+        shapes = [shape(len(item.rows)) for item in items]
         forward, backward = iter(shapes), iter(shapes)
         return run(forward_step_func=forward_step_func, **given)
 

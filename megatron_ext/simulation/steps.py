@@ -116,6 +116,7 @@ def simulate(spec: TrainSpec | UnlearnSpec, hf_config: Mapping[str, Any], length
             before,
             batching.micro_batch_tokens,
             memory,
+            batching.packed,
         )
         optimizer.step(trainer.optimizer, memory)  # which makes what the optimizer keeps
         with _disable_current_modes():
@@ -152,11 +153,9 @@ def _offloaded(recorder: Recorder, active: bool) -> Iterator[None]:
 
 
 def _step(trainer: Trainer, spec: TrainSpec | UnlearnSpec, ranks: Ranks, length: int) -> None:
-    multiple = trainer.accumulator.length_multiple
-    positions = -(-length // multiple)
     chunk = {"cpu": gradients._CHUNK["cuda"]}  # an operation costs the same here, whatever its size
     with (
-        received_shapes(trainer.accumulator, positions, trainer.model.config.hidden_size),
+        received_shapes(trainer.accumulator, length, trainer.model.config.hidden_size),
         mock.patch.dict(gradients._CHUNK, chunk),
     ):
         if isinstance(spec, TrainSpec):

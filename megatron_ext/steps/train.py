@@ -70,6 +70,7 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
         batching.micro_batch,
         micro_batch_tokens=batching.micro_batch_tokens,
         memory=spec.runtime.memory,
+        packed=batching.packed,
     )
     identity = {
         "spec": spec.model_dump(mode="json", exclude={"runtime": {"timeout_seconds"}, "output": True, "shared": True}),

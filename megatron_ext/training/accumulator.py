@@ -19,6 +19,7 @@ from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
 from megatron_ext.model.build import LanguageModel
 from megatron_ext.model.loss_inputs import LossInputs
+from megatron_ext.model.packed_rows import reading_of
 from megatron_ext.training.gradients import GradientSpace
 from megatron_ext.training.loss_terms import LossTerm
 from megatron_ext.training.reference_model import ReferenceModel
@@ -59,6 +60,7 @@ class GradientAccumulator:
         micro_batch: int,
         reference_model: ReferenceModel | None = None,
         micro_batch_tokens: int | None = None,
+        packed: bool = False,
     ) -> None:
         """Wrap what a trainer has built.
 
@@ -70,9 +72,10 @@ class GradientAccumulator:
             micro_batch: Sequences of one forward pass.
             reference_model: The model before unlearning, for losses that need it.
             micro_batch_tokens: Bound on the tokens of one forward pass.
+            packed: Whether its sequences follow one another, without padding.
         """
         self.model, self.ddp, self.ranks, self.micro_batch = model, ddp, ranks, micro_batch
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens, self.packed = micro_batch_tokens, packed
         self.reference_model = reference_model
         self.space = GradientSpace(ddp, ranks)
         self.vocabulary = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
@@ -181,8 +184,8 @@ class _Pass:
     ) -> None:
         self._accumulator, self._terms, self._adapt = accumulator, terms, adapt
         size, ranks = accumulator.micro_batch, accumulator.ranks
-        tokens = accumulator.micro_batch_tokens
-        batches = [(i, rows) for i, term in enumerate(terms) for rows in term.micro_batches(size, ranks, tokens)]
+        dealt = [term.micro_batches(size, ranks, accumulator.micro_batch_tokens, accumulator.packed) for term in terms]
+        batches = [(i, rows) for i, own in enumerate(dealt) for rows in own]
         self.items = [_Item(place, i, rows) for place, (i, rows) in enumerate(batches)]
         self.sums = [torch.zeros((), dtype=torch.float64, device=ranks.device) for _ in terms]
         self.weights = list(weights)
@@ -209,12 +212,12 @@ class _Pass:
         """What Megatron's schedule calls for each micro-batch: the stage's output, and the function that makes the
         loss of the last stage's."""
         item, batch = next(data)
-        return ddp(batch.tokens, None, None), partial(self._loss, item, batch)
+        return ddp(batch.tokens, None, reading_of(batch)), partial(self._loss, item, batch)
 
     def _collate(self, item: _Item) -> MicroBatch:
         term, accumulator = self._terms[item.term], self._accumulator
         device, multiple = accumulator.ranks.device, accumulator.length_multiple
-        return term.dataset.collate(item.rows, device, term.loss.input_positions, multiple)
+        return term.dataset.collate(item.rows, device, term.loss.input_positions, multiple, accumulator.packed)
 
     def _loss(self, item: _Item, batch: MicroBatch, hidden_SBH: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """The micro-batch's weighted share of the mean loss, in the form that Megatron's schedule expects: with a count

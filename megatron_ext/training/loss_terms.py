@@ -62,12 +62,14 @@ class LossTerm:
         """Tokens of the longest sequence."""
         return int(self.dataset.lengths[[*self.rows, *(self.preferred_rows or {}).values()]].max())
 
-    def micro_batches(self, size: int, ranks: Ranks, tokens: int | None = None) -> list[list[int]]:
+    def micro_batches(
+        self, size: int, ranks: Ranks, tokens: int | None = None, packed: bool = False
+    ) -> list[list[int]]:
         """This data-parallel rank's rows, micro-batch by micro-batch; see ``SequenceDataset.micro_batches``.
 
         In each of them the preferred answers follow the rows that they belong to, in the same order. -1 fills up.
         """
-        batches = self.dataset.micro_batches(self.rows, size, ranks.data_rank, ranks.layout.data, tokens)
+        batches = self.dataset.micro_batches(self.rows, size, ranks.data_rank, ranks.layout.data, tokens, packed)
         if self.preferred_rows is None:
             return batches
         return [[*rows, *(self.preferred_rows.get(row, -1) for row in rows)] for rows in batches]

@@ -18,6 +18,7 @@ from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.inference.pipeline_forward import PipelineForward
 from megatron_ext.model import adapters
 from megatron_ext.model.build import LanguageModel
+from megatron_ext.model.packed_rows import reading_of
 
 
 class ReferenceModel(Protocol):
@@ -124,7 +125,7 @@ def _hidden(model: LanguageModel, ranks: Ranks, batches: Sequence[MicroBatch]) -
     stages = PipelineForward(model, ranks)
     hidden_NH: list[Tensor | None] = []  # of each micro-batch
     for batch in batches:
-        hidden_SBH = stages.forward(batch.tokens)
+        hidden_SBH = stages.forward(batch.tokens, reading_of(batch))
         hidden_NH.append(None if hidden_SBH is None else model.gather_positions(hidden_SBH, batch.index))
     stages.finish()
     return hidden_NH

@@ -41,6 +41,7 @@ class Trainer:
         reference_model: ReferenceModel | None = None,
         micro_batch_tokens: int | None = None,
         memory: MemorySettings = MemorySettings(),  # noqa: B008
+        packed: bool = False,
     ) -> None:
         """Wrap ``model``. Collective over all ranks.
 
@@ -52,12 +53,13 @@ class Trainer:
             reference_model: The model before unlearning, for losses that need it.
             micro_batch_tokens: Bound on a forward pass's tokens, padding included.
             memory: What gradients and optimizer are kept in.
+            packed: Whether a forward pass's sequences follow one another, without padding.
         """
         self.model, self.ranks, self.spec, self.memory_settings = model, ranks, spec, memory
         ddp = optimizers.distributed(model, ranks, memory)
         self.optimizer = optimizers.build(ddp, ranks, spec, memory)
         self.accumulator = GradientAccumulator(
-            model, ddp, self.optimizer, ranks, micro_batch, reference_model, micro_batch_tokens
+            model, ddp, self.optimizer, ranks, micro_batch, reference_model, micro_batch_tokens, packed
         )
         self.stop_requested = False
 

@@ -81,8 +81,9 @@ class UnlearningRun:
         if spec.lora is not None:
             reading.add_adapters(model, ranks, spec.lora, spec.seed)
         before = reference_model(spec, model, ranks, lambda: reading.load(spec.checkpoint, ranks))
-        micro, tokens = spec.batching.micro_batch, spec.batching.micro_batch_tokens
-        self.trainer = Trainer(model, ranks, spec.optimizer, micro, before, tokens, spec.runtime.memory)
+        batching, memory = spec.batching, spec.runtime.memory
+        micro, tokens = batching.micro_batch, batching.micro_batch_tokens
+        self.trainer = Trainer(model, ranks, spec.optimizer, micro, before, tokens, memory, batching.packed)
         self._before = self.trainer.checksum()
         self._state = spec.rule.start(mean_retain_loss(self._topics))
         self._kept: dict[str, Vector] = {}

@@ -21,8 +21,8 @@ EVERY_METHOD = "mini-all"  # has the hyper-parameters at that scale of methods t
 SCALED = ("benchmark", "split", "utility", "model", "layout", "runtime", "data", "training", "evaluation")
 # Of the section ``unlearning``: batches and steps, which are the stand-in's. What else is there stays.
 STEPS = (
-    *("epochs", "max_steps", "global_batch", "micro_batch", "micro_batch_tokens", "warmup_epochs", "optimizer"),
-    *("steps_per_epoch", "accumulation", "checkpoint_every", "validation", "diagnostics"),
+    *("epochs", "max_steps", "global_batch", "micro_batch", "micro_batch_tokens", "packed", "warmup_epochs"),
+    *("optimizer", "steps_per_epoch", "accumulation", "checkpoint_every", "validation", "diagnostics"),
 )
 LOSSES = ("forget", "retain", "rule")  # of a method's overrides: what a variant is about
 

@@ -20,11 +20,17 @@ class Batches(GlobalBatch, Optimisation):
     )
 
     micro_batch_tokens: int | None = Field(None, ge=1, description="bounds a micro-batch too; default: no bound")
+    packed: bool = Field(False, description="rows of a micro-batch follow one another, without padding")
 
     def batching(self, layout: Layout) -> Batching:
         """With what each rank of ``layout`` takes at a time."""
         micro = self.micro_batch or max(1, self.global_batch // layout.data)
-        return Batching(global_batch=self.global_batch, micro_batch=micro, micro_batch_tokens=self.micro_batch_tokens)
+        return Batching(
+            global_batch=self.global_batch,
+            micro_batch=micro,
+            micro_batch_tokens=self.micro_batch_tokens,
+            packed=self.packed,
+        )
 
 
 class ModelTraining(Batches, Shares, Training):

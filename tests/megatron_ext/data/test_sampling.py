@@ -36,10 +36,11 @@ def test_ranks_share_every_row_of_the_global_batch_once(count: int, data: int) -
 
 
 @pytest.mark.parametrize("data", [1, 2, 3])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("tokens", [1, 40, 1000])
-def test_a_bound_on_tokens_holds_and_ranks_stay_together(tokens: int, data: int) -> None:
+def test_a_bound_on_tokens_holds_and_ranks_stay_together(tokens: int, packed: bool, data: int) -> None:
     dataset, rows = SequenceDataset([sequences(40)]), list(range(23))
-    shares = [dataset.micro_batches(rows, 6, rank, data, tokens) for rank in range(data)]
+    shares = [dataset.micro_batches(rows, 6, rank, data, tokens, packed) for rank in range(data)]
     dealt = [row for share in shares for batch in share for row in batch]
     assert sorted(row for row in dealt if row >= 0) == rows
     sizes = [[len(batch) for batch in share] for share in shares]
@@ -47,8 +48,9 @@ def test_a_bound_on_tokens_holds_and_ranks_stay_together(tokens: int, data: int)
     assert sum(sizes[0]) * data - len(rows) < data, "what only fills is less than a row a rank"
     for share in shares:
         for batch in share:
-            longest = max((int(dataset.lengths[row]) for row in batch if row >= 0), default=0)
-            assert len(batch) <= 6 and (len(batch) == 1 or len(batch) * longest <= tokens)
+            lengths = [int(dataset.lengths[row]) for row in batch if row >= 0]
+            read = sum(lengths) if packed else len(batch) * max(lengths, default=0)
+            assert len(batch) <= 6 and (len(batch) == 1 or read <= tokens)
     assert max(sizes[0]) == {1: 1, 40: min(6, max(sizes[0])), 1000: 6}[tokens]
 
 
@@ -64,6 +66,18 @@ def test_collate_labels_every_token_after_the_prompt() -> None:
     assert batch.sequence.tolist() == [0, 0, 1]
     assert batch.real.tolist() == [True, True, False]
     assert batch.reference_logps is not None and batch.reference_logps.tolist() == [-1.5, -2.5, 0.0]
+
+
+@pytest.mark.parametrize(("multiple", "tail"), [(1, []), (4, [0, 0])])
+def test_packed_rows_follow_one_another(multiple: int, tail: list[int]) -> None:
+    """Only this has places in one row of tokens, and what fills it to a multiple, which is a row of its own."""
+    dataset = SequenceDataset([Sequences.pack([([5, 6, 7, 8], 2), ([9, 10], 1)])])
+    batch = dataset.collate([1, -1, 0], torch.device("cpu"), multiple=multiple, packed=True)
+    assert batch.tokens.tolist() == [[9, 10, 5, 6, 7, 8, *tail]]
+    assert batch.lengths == (2, 4, *([len(tail)] if tail else []))
+    assert batch.index.tolist() == [0, 3, 4] and batch.targets.tolist() == [10, 7, 8]
+    assert batch.sequence.tolist() == [0, 2, 2] and batch.real.tolist() == [True, False, True]
+    assert dataset.collate([-1], torch.device("cpu"), multiple=multiple, packed=True).lengths == (multiple,)
 
 
 def test_pool_numbers_rows_through_its_files() -> None:
@@ -231,4 +245,7 @@ def test_what_is_packed_for_one_copy_comes_out_as_it_was(rows: list[int], monkey
     packed = dataset.collate(rows, torch.device("cpu"))
     for field in dataclasses.fields(plain):
         wanted, found = getattr(plain, field.name), getattr(packed, field.name)
+        if field.name == "lengths":
+            assert found is wanted is None
+            continue
         assert found.dtype == wanted.dtype and found.shape == wanted.shape and torch.equal(found, wanted), field.name

@@ -1,4 +1,4 @@
-"""The same step at every layout, with and without recomputation, in one or several micro-batches: the same numbers."""
+"""The same step at every layout, recomputed or not, in micro-batches of any size, padded or packed: equal numbers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 # in fp32 7e-8, 5e-7 (the product of the two gradients, which is the smallest, 2e-6) and 4e-6; in bf16, whose numbers
 # are 8e-3 apart, 1e-3, 1e-2 and 4e-2, the last of biases, which began at zero, 1e-2 of all others.
 TOLERANCE = {"fp32": (1e-6, 1e-5, 1e-5), "bf16": (5e-3, 2e-2, 1e-1)}
-Case = tuple[str, str, bool, int]  # precision, model, recomputation, micro-batch
+Case = tuple[str, str, str, int]  # precision, model, form, micro-batch
 CASES: list[Case] = [
-    *itertools.product(["fp32"], MODELS, [False], [2]),
-    ("fp32", "tied", True, 2),
-    ("fp32", "tied", False, 4),
-    *itertools.product(["bf16"], ["tied", "untied"], [False], [2]),
+    *itertools.product(["fp32"], MODELS, ["padded"], [2]),
+    ("fp32", "tied", "recomputed", 2),
+    ("fp32", "tied", "padded", 4),
+    ("fp32", "gemma", "packed", 4),
+    ("fp32", "tied", "packed recomputed", 2),
+    *itertools.product(["bf16"], ["tied", "untied"], ["padded"], [2]),
 ]
 
 
@@ -58,12 +60,12 @@ def steps(ranks: Any, case: Case) -> dict[str, Any]:
     from megatron_ext.training.loss_terms import LossTerm
     from megatron_ext.training.trainer import Trainer
 
-    precision, name, recompute_activations, micro = case
+    precision, name, form, micro = case
     ranks = dataclasses.replace(ranks, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-    training = Runtime(layout=ranks.layout, recompute_activations=recompute_activations)
+    training = Runtime(layout=ranks.layout, recompute_activations="recomputed" in form)
     model = reading.initialise({**CONFIG, **MODELS[name]}, ranks, seed=3, training=training)
     # With so large an epsilon Adam's update is smooth where a gradient is near zero.
-    trainer = Trainer(model, ranks, Optimizer(learning_rate=0.05, epsilon=0.1), micro)
+    trainer = Trainer(model, ranks, Optimizer(learning_rate=0.05, epsilon=0.1), micro, packed="packed" in form)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     terms = [
         LossTerm("forget_loss", NPO(beta=0.1), SequenceDataset([FORGET], REFERENCE), FORGET_ROWS),
@@ -101,7 +103,7 @@ def single(alone: Any) -> dict[tuple[str, str], dict[str, Any]]:
     """One process's numbers, by precision and model, and its tensors by name."""
     found = {}
     for precision, name in itertools.product(["fp32", "bf16"], MODELS):
-        result = steps(alone, (precision, name, False, 2))
+        result = steps(alone, (precision, name, "padded", 2))
         hf = result["shapes"]
         whole = {tensor: np.empty(shape, np.float32) for tensor, shape in hf.items()}
         for tensor, index, values in result["tensors"]:
@@ -153,10 +155,10 @@ def same_steps(case: Case, result: list[dict[str, Any]], expected: dict[str, Any
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_recomputation_changes_no_bit(layout: str, ranked: Any) -> None:
-    for precision, name, recompute_activations, micro in CASES:
-        if recompute_activations:
-            plain = ranked[layout, (precision, name, False, micro)]
-            for a, b in zip(plain, ranked[layout, (precision, name, True, micro)], strict=True):
+    for precision, name, form, micro in CASES:
+        if form == "recomputed":
+            plain = ranked[layout, (precision, name, "padded", micro)]
+            for a, b in zip(plain, ranked[layout, (precision, name, form, micro)], strict=True):
                 assert (a["reports"] == b["reports"]).all()
                 assert all((x[2] == y[2]).all() for x, y in zip(a["tensors"], b["tensors"], strict=True))
 
