@@ -16,6 +16,7 @@ from pipeline.config.memory import Memory
 from pipeline.config.method_schema import Batches, Method
 from pipeline.config.schema import AutoLayout, Experiment
 from pipeline.config.sizing import Shape
+from pipeline.config.workload import workload
 
 RESERVE = 3 * 2**30  # of a GPU: CUDA's context, NCCL's buffers, gaps between blocks; an assumption
 NODE = 8  # GPUs that a node has, if nobody says otherwise
@@ -115,7 +116,7 @@ def _steps(experiment: Experiment, runs: Sequence[Method], shape: Shape) -> list
             moved = trained_at(spec, layout)
             if moved is None:
                 return None
-            return memory.training(memory.workload(moved, gpus=True), moved.runtime, shape, length)
+            return memory.training(workload(moved, gpus=True), moved.runtime, shape, length)
 
         return at
 

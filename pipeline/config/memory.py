@@ -10,6 +10,7 @@ Counted from sizes alone, without torch. A test counts the storages of real rank
 - A block keeps for the backward pass, of each token: its two inputs and their norms; queries, keys, values and the
   attention's output; four vectors of the feed-forward width. With recomputation only its input, and the rest of one
   block at a time. A stage that has `s` stages behind it holds `s + 1` micro-batches.
+  Beside them is the gradient of a matrix, before it is added to the buffer.
 - Logits of a micro-batch's positions live in the activations' type once and in fp32 `FP32_LOGITS` times, of at most
   `LOGITS` at a time where a loss works position by position, which is what is taken for all of them.
 """
@@ -19,10 +20,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from megatron_ext.config import Batching, Layout, Runtime, TrainableLayers, even_split
+from megatron_ext.config import Layout, Runtime, TrainableLayers, even_split
 from megatron_ext.config.lora import Lora
 from megatron_ext.specs import TrainSpec, UnlearnSpec
 from pipeline.config.sizing import Shape
+from pipeline.config.workload import Workload, workload
 
 LOGITS = 1 << 28  # as `megatron_ext.model.loss_inputs` has it
 FP32_LOGITS = 2
@@ -86,31 +88,6 @@ class Memory:
     def total(self) -> int:
         """The peak, if everything of a micro-batch is there at once."""
         return self.lasting - self.between + max(self.activations + self.logits, self.between, self.step)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What of a training step decides its memory, beside model and layout.
-
-    Attributes:
-        batching: Its batches.
-        vectors: Further gradient vectors of the rule.
-        between: Those of them that are made when no backward pass is under way.
-        adam: Whether the optimizer keeps moments.
-        trainable_layers: Which part of the model is built.
-        lora: The adapters that are trained in the place of weights.
-        copies: Whole copies of the weights beside the model; of adapters, where they are trained.
-        reference: Whether logits of a reference model are made too, or matrices are copied.
-    """
-
-    batching: Batching
-    vectors: int = 0
-    between: int = 0
-    adam: bool = True
-    trainable_layers: TrainableLayers | None = None
-    lora: Lora | None = None
-    copies: int = 0
-    reference: bool = False
 
 
 def stages(
@@ -177,29 +154,6 @@ def trainable_parameters(layout: Layout, shape: Shape, trainable_layers: Trainab
     return max(stage.built for stage in found), max(stage.trained for stage in found)
 
 
-def workload(spec: TrainSpec | UnlearnSpec, gpus: bool) -> Workload:
-    """What of a step's specification decides its memory.
-
-    A copy of the whole model before unlearning counts where it lies beside the model: not on ``gpus`` where it is
-    offloaded. Validation of a rule that extrapolates puts the weights of the step aside meanwhile.
-    """
-    adam = spec.optimizer.name == "adamw"
-    if isinstance(spec, TrainSpec):
-        return Workload(spec.batching, adam=adam)
-    vectors = max(spec.rule.vectors, int(spec.diagnostics and spec.retain_loss is not None))
-    between = spec.rule.vectors - spec.rule.vectors_in_passes
-    reference, partial = keeps_reference_model(spec), spec.trainable_layers is not None
-    beside = not gpus or spec.runtime.reference_model == "resident"
-    aside = spec.validation is not None and spec.rule.extrapolation != 1.0
-    copies = 0 if partial else int(reference and beside and spec.lora is None) + int(aside)
-    return Workload(spec.batching, vectors, between, adam, spec.trainable_layers, spec.lora, copies, reference)
-
-
-def keeps_reference_model(spec: UnlearnSpec) -> bool:
-    """Whether a run needs the model before unlearning."""
-    return any(loss is not None and loss.needs_reference_model for loss in (spec.forget_loss, spec.retain_loss))
-
-
 def lasting(work: Workload, runtime: Runtime, shape: Shape) -> list[Memory]:
     """What stays on a rank of each pipeline stage through a training step, without activations and logits."""
     layout, lean, width = runtime.layout, runtime.memory, _width(runtime.precision)
@@ -243,14 +197,17 @@ def _optimizer(work: Workload, runtime: Runtime, stage: Parameters, shard: int) 
 def training(work: Workload, runtime: Runtime, shape: Shape, length: int) -> Memory:
     """Bytes of a training step on the rank that has most, with rows of ``length`` tokens."""
     layout, width, made = runtime.layout, _width(runtime.precision), []
-    tokens = work.batching.sequences_of(length) * length
+    rows = work.batching.sequences_of(length)
+    tokens = rows * length
     last = layout.pipeline - 1 if work.trainable_layers is None else None  # a part of a model has no logits
-    for number, held in enumerate(lasting(work, runtime, shape)):
-        waiting = min(layout.pipeline - number, -(-work.batching.global_batch // layout.data))
+    found = stages(layout, shape, work.trainable_layers, work.lora)
+    for number, (stage, held) in enumerate(zip(found, lasting(work, runtime, shape), strict=True)):
+        waiting = min(layout.pipeline - number, work.losses * -(-work.batching.global_batch // (layout.data * rows)))
         kept = width * tokens * _kept(runtime, shape, _layers(layout, shape, work.trainable_layers)[number], waiting)
+        largest = width * max((max(bucket) for bucket in stage.buckets), default=0)
         positions = min(tokens, max(1, LOGITS * layout.tensor // shape.vocabulary))
         logits = positions * -(-shape.vocabulary // layout.tensor) * (width + 4 * FP32_LOGITS) * (1 + work.reference)
-        made.append(replace(held, activations=int(kept), logits=logits if number == last else 0))
+        made.append(replace(held, activations=int(kept) + largest, logits=logits if number == last else 0))
     return max(made, key=lambda memory: memory.total)
 
 

@@ -21,6 +21,7 @@ from pipeline.config.auto_layout import NODE, fits, layouts, trained_at
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, explain, read
 from pipeline.config.memory import Memory
+from pipeline.config.workload import workload
 from pipeline.workflow import resources
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.resources import ModelStep
@@ -103,7 +104,7 @@ def step_memory(plan: Plan, spec: ModelStep, recompute: bool | None = None) -> M
     if isinstance(spec, TrainSpec | UnlearnSpec):
         if recompute is not None:
             runtime = runtime.model_copy(update={"recompute_activations": recompute})
-        return memory.training(memory.workload(spec, gpus=True), runtime, shape, length)
+        return memory.training(workload(spec, gpus=True), runtime, shape, length)
     return memory.scoring(runtime.layout, shape, runtime.precision, max(length, *resources.budgets(spec)))
 
 
@@ -154,7 +155,7 @@ def moved_bytes(plan: Plan, spec: ModelStep) -> float:
         return 0.0
     shape, layout, length = plan.config.shape, spec.runtime.layout, plan.config.experiment.data.max_length
     width = 2 if spec.runtime.precision == "bf16" else 4
-    work = memory.workload(spec, gpus=True)
+    work = workload(spec, gpus=True)
     terms, gradients = 1, 1
     if isinstance(spec, UnlearnSpec):
         terms = 1 + (spec.retain_loss is not None) + spec.forget_loss.needs_preferred_answers

@@ -30,6 +30,7 @@ from pipeline.benchmarks import family
 from pipeline.config import memory, sizing
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes
+from pipeline.config.workload import keeps_reference_model, workload
 from pipeline.data import general_prompts
 from pipeline.specs import EvaluateSpec, OwnAnswersSpec
 from pipeline.workflow.jobs import Job
@@ -198,7 +199,7 @@ def rank_bytes(plan: Plan, spec: ModelStep, gpus: bool) -> int:
     if isinstance(spec, TrainSpec | UnlearnSpec):
         if gpus:
             return memory.held(spec, shape, gpus=False)
-        needed = memory.training(memory.workload(spec, gpus=False), runtime, shape, length)
+        needed = memory.training(workload(spec, gpus=False), runtime, shape, length)
         return needed.total + needed.host
     if gpus:
         return memory.scoring_bytes(runtime.layout, shape, runtime.precision)
@@ -272,7 +273,7 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     if spec.trainable_layers is not None:
         parameters, _ = memory.trainable_parameters(Layout(), config.shape, spec.trainable_layers)
     batches = 1 + spec.forget_loss.needs_preferred_answers + (spec.retain_loss is not None)
-    each = (trained - 2 * (spec.lora is not None)) * spec.rule.gradients + 2 * memory.keeps_reference_model(spec)
+    each = (trained - 2 * (spec.lora is not None)) * spec.rule.gradients + 2 * keeps_reference_model(spec)
     tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:

@@ -1,4 +1,5 @@
-"""Two steps of every method file on every model family, at layouts of two ranks against one process.
+"""Two steps of every method file on every model family, at layouts of two ranks against one process; with pipeline
+stages rows are packed, elsewhere padded.
 
 That a method is its formula is shown on Llama, in ``tests/megatron_ext/losses/test_methods.py``; that a family is
 transformers' in ``tests/megatron_ext/checkpoint/test_layouts.py``. Only this shows that nothing of a family (shared and
@@ -83,7 +84,7 @@ def spec(folder: Path, where: str, model: str, method: str) -> UnlearnSpec:
             "trainable_layers": SCOPE if METHODS[method].get("trainable_layers") else None,
             "epochs": 2.0,
             "max_steps": 2,
-            "batching": {"global_batch": ROWS, "micro_batch": MICRO_BATCH},
+            "batching": {"global_batch": ROWS, "micro_batch": MICRO_BATCH, "packed": where == "pipeline"},
             "optimizer": {"name": "sgd", "learning_rate": RATE}
             | ({} if "automatic_rate" in rule else {"clip_norm": CLIP}),
             "diagnostics": rule.get("dual_update") != "micro-batch",

@@ -10,6 +10,7 @@ import pytest
 from megatron_ext.specs import UnlearnSpec
 from pipeline.config import memory
 from pipeline.config.sizing import Shape
+from pipeline.config.workload import workload
 from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG
 
@@ -77,7 +78,7 @@ def test_what_ranks_hold_is_what_was_planned(steps: dict[str, list[Any]]) -> Non
     for name, found in steps.items():
         rule, size = name.split(" ", 1)
         step, shape = spec(rule), Shape.of(SIZES[size])
-        work = memory.workload(step, gpus=True)
+        work = workload(step, gpus=True)
         lasting = memory.lasting(work, step.runtime, shape)
         for each in found:
             for part in ("weights", "gradients", "optimizer", "host"):

@@ -20,8 +20,9 @@ from megatron_ext.updates.primal_dual import PrimalDual
 from megatron_ext.updates.sago import SAGO
 from megatron_ext.updates.sam import SAM
 from megatron_ext.updates.weighted_sum import WeightedSum
-from pipeline.config.memory import Memory, Workload, lasting
+from pipeline.config.memory import Memory, lasting
 from pipeline.config.sizing import Shape
+from pipeline.config.workload import Workload
 from tests.support.distributed import run_ranks
 from tests.support.worlds import CONFIG
 

@@ -17,8 +17,9 @@ from megatron_ext.specs import QuantiseSpec, TrainSpec, UnlearnSpec
 from pipeline.benchmarks.tofu.data import DATA
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.config.load import CONFIGS, load
-from pipeline.config.memory import Workload, held, lasting, stage_parameters, trainable_parameters
+from pipeline.config.memory import held, lasting, stage_parameters, trainable_parameters
 from pipeline.config.sizing import Shape, layout_problems
+from pipeline.config.workload import Workload
 from pipeline.data.settings import BpeTokenizer, FetchedSource, FolderTokenizer
 from pipeline.specs import AnyStepSpec, FetchDataSpec, FetchSpec, PrepareSpec
 from pipeline.steps.prepare import prepare
