@@ -53,7 +53,7 @@ def test_training_on_a_cpu() -> None:
     assert (found.nodes, found.cores, found.warn) == (Nodes(1, 1, 0), 1, 120)
     # 757 s + 120 s are 14.6 minutes; 2 x 757 s + 120 s 27.2; 3 x 757 s + 120 s 39.9
     assert [found.minutes(CPUS, attempt) for attempt in (1, 2, 3)] == [15, 30, 40]
-    assert [found.memory_mb(CPUS, attempt) for attempt in (1, 2)] == [2743, 5485]
+    assert [found.memory_mb(CPUS, attempt) for attempt in (1, 2)] == [2744, 5487]
 
 
 def test_unlearning_counts_both_sets_and_what_a_method_adds() -> None:
