@@ -154,7 +154,7 @@ def test_another_gamma_reruns_its_branch_only(finished: Finished, clone: Clone, 
     assert done.status == 0, done.printed
     assert done.jobs == {
         "unlearn: blur-npo, seed 0",
-        "evaluate: blur-npo-seed-0",
+        "evaluate: blur-npo-seed-0, tiny",
         "report: results/tiny/report/index.html",
     }
     steps = json_lines(results / "unlearned/blur-npo/seed-0/steps.jsonl")

@@ -98,9 +98,9 @@ class Project:
 EVERYTHING = {
     "data: Mini TOFU, forget10",
     *(f"train: {model}" for model in ("base", "target", "retrain")),
-    "reference: log-probabilities of forget under target",
+    "reference: log-probabilities of forget",
     "unlearn: npo, seed 0",
-    *(f"evaluate: {model}" for model in ("target", "retrain", "npo-seed-0")),
+    *(f"evaluate: {model}, mini" for model in ("target", "retrain", "npo-seed-0")),
     "report: results/mini/report/index.html",
 }
 
@@ -186,7 +186,7 @@ def test_a_changed_method_reruns_its_branch(project: Project) -> None:
     path.write_text(before.replace("- npo\n", "- method: npo\n  overrides: {forget: {beta: 0.2}}\n"))
     try:
         report = "report: results/mini/report/index.html"
-        assert project.would_run() == {"unlearn: npo, seed 0", "evaluate: npo-seed-0", report}
+        assert project.would_run() == {"unlearn: npo, seed 0", "evaluate: npo-seed-0, mini", report}
     finally:
         path.write_text(before)
 

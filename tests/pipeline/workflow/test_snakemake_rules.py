@@ -32,9 +32,9 @@ REPORT = "report: results/mini/report/index.html"
 EVERYTHING = {
     "data: Mini TOFU, forget10",
     *(f"train: {model}" for model in ("base", "target", "retrain")),
-    *(f"reference: log-probabilities of {name} under target" for name in ("forget", "retain")),
+    *(f"reference: log-probabilities of {name}" for name in ("forget", "retain")),
     *(f"unlearn: {method}, seed 0" for method in METHODS),
-    *(f"evaluate: {model}" for model in ("target", "retrain", *(f"{method}-seed-0" for method in METHODS))),
+    *(f"evaluate: {model}, mini" for model in ("target", "retrain", *(f"{method}-seed-0" for method in METHODS))),
     REPORT,
 }
 
@@ -112,14 +112,14 @@ def test_attacks_run_after_the_models_that_they_attack(finished: Path) -> None:
     names = ("relearn", "int8", "int4")
     assert {message for message in messages if message.startswith(("relearn", "quantise"))} == attacked
     # All that it needs runs too, retrain's evaluation among it; other models as they were are not asked for.
-    evaluated = {f"evaluate: {model}.{name}" for model in models for name in names} | {"evaluate: retrain"}
+    evaluated = {f"evaluate: {model}.{name}, mini" for model in models for name in names} | {"evaluate: retrain, mini"}
     assert {message for message in messages if message.startswith("evaluate")} == evaluated
     assert {"unlearn: npo, seed 0", "train: base"} <= messages and not any("report" in text for text in messages)
 
 
 def test_another_gamma_reruns_its_method_only(project: Path) -> None:
     edit(project / "workflow_configs/experiments/mini.yaml", GAMMA, "gamma: 0.55")
-    assert would_run(project, "all") == {"unlearn: blur-npo, seed 0", "evaluate: blur-npo-seed-0", REPORT}
+    assert would_run(project, "all") == {"unlearn: blur-npo, seed 0", "evaluate: blur-npo-seed-0, mini", REPORT}
 
 
 def test_what_decides_no_result_reruns_nothing(project: Path) -> None:
@@ -141,9 +141,9 @@ def test_a_new_method_runs_its_own_jobs_only(project: Path) -> None:
     experiment = project / "workflow_configs/experiments/mini.yaml"
     edit(experiment, "methods:\n", "methods:\n  - idk-dpo\n")
     assert would_run(project, "all") == {
-        "reference: log-probabilities of idk under target",
+        "reference: log-probabilities of idk",
         "unlearn: idk-dpo, seed 0",
-        "evaluate: idk-dpo-seed-0",
+        "evaluate: idk-dpo-seed-0, mini",
         REPORT,
     }
 
@@ -163,7 +163,7 @@ def test_a_deleted_report_is_rebuilt_alone(project: Path) -> None:
         ),
         (
             "megatron_ext/updates/blur.py",
-            {message for name in BLUR for message in (f"unlearn: {name}, seed 0", f"evaluate: {name}-seed-0")}
+            {message for name in BLUR for message in (f"unlearn: {name}, seed 0", f"evaluate: {name}-seed-0, mini")}
             | {REPORT},
         ),
         ("pipeline/steps/prepare.py", EVERYTHING),
