@@ -169,7 +169,7 @@ def test_a_step_of_every_method_is_that_of_one_process(folder: Path, where: str,
 
 
 def compare(wanted: dict[str, Any], given: dict[str, Any], name: str) -> None:
-    """Numbers of one step. Before a model has moved, RMU's retain gradient is rounding: it has no direction then."""
+    """Numbers of one step. Before a model has moved, gradients of RMU's and KL's retain loss are rounding."""
     rounding = 1e-3 * (wanted.get("forget_grad_norm") or 0.0)
     further = {
         "retain_loss": max(NUMBERS, rounding),
@@ -178,7 +178,8 @@ def compare(wanted: dict[str, Any], given: dict[str, Any], name: str) -> None:
     }
     for key in ("forget_loss", "forget_grad_norm", "update_norm", "forget_alignment", *further):
         if wanted.get(key) is None:
-            assert given.get(key) is None, f"{name}: {key}"
+            aimless = key == "grad_cosine" and (given.get("retain_grad_norm") or 0.0) <= rounding
+            assert given.get(key) is None or aimless, f"{name}: {key}"
             continue
         assert given[key] == pytest.approx(wanted[key], rel=NUMBERS, abs=further.get(key, NUMBERS)), f"{name}: {key}"
     for key, value in (wanted.get("rule_state") or {}).items():
