@@ -39,7 +39,7 @@ test-fast: $(INSTALLED) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
 # The first in one process: each starts ranks or programs of its own.
-test-long: $(INSTALLED) ## every method on every model family, every experiment planned, benchmarks at small shapes (12 minutes)
+test-long: $(INSTALLED) ## every method on every model family, every experiment planned, benchmarks at small shapes (9 minutes)
 	$(BIN)/python -m pytest tests/families tests/perf -m long -n0
 	$(PYTEST) tests/integration/test_experiments.py -m long
 
