@@ -188,7 +188,7 @@ class ForgetRetainSampler:
         """The pieces that a step takes, counted through all passes."""
         if self.accumulation is None:
             return range(step, step + 1)
-        return _trainer_ranges(self._pieces, self.accumulation, step + 1)[step]
+        return _trainer_ranges(self._pieces, self.accumulation, step + 1)[-1]
 
 
 @dataclass(frozen=True)

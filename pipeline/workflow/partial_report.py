@@ -33,9 +33,9 @@ def write(plan: Plan, image: Path | None) -> Path | None:
     if spec is None:
         return None
     log = plan.paths.root / "logs" / f"{FOLDER}.log"
-    command = [sys.executable, "-m", "pipeline.launch", str(spec.output / "spec.yaml"), canonical(spec)]
-    command += ["--log", str(log), *(["--image", str(image)] if image else [])]
-    if subprocess.run(command).returncode:
+    command = [sys.executable, "-m", "pipeline.launch", str(spec.output / "spec.yaml"), "-", "--log", str(log)]
+    command += ["--image", str(image)] if image else []
+    if subprocess.run(command, input=canonical(spec).encode()).returncode:  # longer than an argument may be
         return None
     subprocess.run([sys.executable, "-m", "pipeline.report", "--print", str(spec.output)])
     return spec.output / "index.html"

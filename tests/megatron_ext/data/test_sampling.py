@@ -157,6 +157,16 @@ def test_pdu_s_code_moves_its_dual_variable_as_trainer_counts_passes(forget: int
     found = [passes for step in range(sampler.steps) for passes in sampler.trainer_passes(step)]
     assert found == pytest.approx(expected)
     assert (sampler.steps, sum(passes >= 5 for passes in found)) == (steps, moves)
+    alone, two = TopicRoundRobin((sampler,)), TopicRoundRobin((sampler, sampler))
+    assert [alone.trainer_passes(step) for step in range(steps)] == [sampler.trainer_passes(i) for i in range(steps)]
+    assert two.trainer_passes(steps - 1) == (), "topics in turn have no steps of Trainer"
+
+
+@pytest.mark.parametrize(("epochs", "nearest", "up"), [(0.1, 1, 1), (1.4, 4, 5), (1.6, 5, 5), (2.0, 6, 6)])
+def test_a_part_of_a_pass_is_rounded_or_as_trainer_does_up(epochs: float, nearest: int, up: int) -> None:
+    """Only this has passes that are no whole number."""
+    assert ForgetRetainSampler(24, 50, 8, epochs, 0).steps == nearest
+    assert ForgetRetainSampler(24, 50, 8, epochs, 0, accumulation=1).steps == up
 
 
 def test_pairs_follow_from_seed_and_step_alone() -> None:

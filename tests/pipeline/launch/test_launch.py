@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from snakemake.utils import format as shell_format
 
 from megatron_ext.config import Layout, Runtime
 from megatron_ext.specs import ReferenceSpec, TrainSpec, UnlearnSpec, read
@@ -19,7 +22,7 @@ from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data.settings import BpeTokenizer
 from pipeline.launch import environment, provenance
 from pipeline.launch.specification import as_yaml, specification
-from pipeline.specs import FetchSpec, PrepareSpec
+from pipeline.specs import FetchSpec, PrepareSpec, ReportSpec
 from pipeline.workflow.jobs import canonical
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +73,24 @@ def test_standard_input(prepare: PrepareSpec, tmp_path: Path) -> None:
     done = start(str(tmp_path / "spec.yaml"), "-", input=canonical(prepare))
     assert done.returncode == 0, done.stderr
     assert (prepare.output / "manifest.json").is_file()
+
+
+def test_the_rules_tell_a_specification_that_is_longer_than_an_argument_may_be(tmp_path: Path) -> None:
+    """Only this has one of 200 KB, as a report of some hundred models has, and characters that a shell would read."""
+    text = (ROOT / "pipeline/workflow/rules/common.smk").read_text()
+    said = {"title": "x" * 200_000, "shell": "' \" $HOME $(id) `id` \\n \n % %s {} !", "letters": "ß–\u2028"}
+    report = {"program": "report", "options": {"family": "tofu"}, "experiment": "long", "benchmark": "mini"}
+    report |= {"split": "forget10", "model": "tiny", "config": said, "output": str(tmp_path / "report")}
+    report["entries"] = [{"model_id": "target", "kind": "target", "title": "Target", "evaluation": str(tmp_path)}]
+    spec, path = ReportSpec.model_validate(report), tmp_path / "report" / "spec.yaml"
+    shell = re.search(r'shell:\s+"(.+)"\n', text)
+    assert shell is not None
+    params = SimpleNamespace(spec=canonical(spec), launch="")
+    line = shell_format(shell[1], output=SimpleNamespace(spec=str(path)), params=params, log=str(tmp_path / "a log"))
+    (tmp_path / "script.sh").write_text(line)  # as Snakemake does with a long line
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    subprocess.run(["bash", str(tmp_path / "script.sh")], cwd=ROOT, env=environment, capture_output=True)
+    assert specification(path) == spec
 
 
 @pytest.mark.parametrize("text", ["{", '{"step": "nothing"}', '{"program": "prepare", "colour": "red"}'])

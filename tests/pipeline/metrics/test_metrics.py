@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.metrics.aggregate import any_of, harmonic_mean, ks_p_value, mean
 from pipeline.metrics.probability import normalised_probability, probability, share
-from pipeline.metrics.text import repeats_itself, rouge_recall
+from pipeline.metrics.text import repeats_itself, rouge_f1, rouge_recall, rouge_scores
 from pipeline.metrics.truth_ratio import (
     arithmetic_truth_ratio,
     closer_to_1_better,
@@ -126,6 +126,17 @@ def test_rouge_refuses_unequal_numbers():
         rouge_recall(["one", "two"], ["one"])
 
 
+def test_rouge_of_one_answer_is_that_of_the_column():
+    """With stems: "walked" and "walks" are one word."""
+    reference, said = "She walked home in the rain", "He walks home"
+    found = rouge_scores(reference, said)
+    assert found == pytest.approx({"rouge1_recall": 2 / 6, "rougeL_recall": 2 / 6, "rougeL_f1": 2 * 2 / (6 + 3)})
+    column = rouge_recall([reference], [said])
+    assert (column["rouge1"], column["rougeL"]) == ([found["rouge1_recall"]], [found["rougeL_recall"]])
+    assert rouge_f1([reference], [said], stemmer=True) == [found["rougeL_f1"]]
+    assert rouge_f1([reference], [said], stemmer=False) == pytest.approx([2 * 1 / (6 + 3)])
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -134,6 +145,7 @@ def test_rouge_refuses_unequal_numbers():
         "." * 40,
         "a" * 200,
         "Her name is Ana" + " and Ana" * 20,
+        "a b a b a b a b",  # 2 of 5 runs of four are distinct, but 2 of 4 of five
     ],
 )
 def test_repetition_is_found(text):
@@ -145,6 +157,8 @@ def test_repetition_is_found(text):
     [
         "",
         "no no no",
+        "a a a a a a a",  # one piece too short
+        "a a b a a b a a b",  # 3 of 6 runs of four are distinct, but 3 of 7 of three
         "The author's full name is Hsiao Yun-Hwa.",
         "He was born in Lima. He was born in Lima.",
         "Her father is a florist and her mother is a game developer, and both of them read to her every evening.",

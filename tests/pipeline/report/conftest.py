@@ -17,6 +17,7 @@ from pipeline.report.__main__ import main
 from pipeline.specs import ReportSpec
 
 HOSTILE = "</p><script>x()</script><img src=x onerror=x()>"
+TIMES = {"startup_seconds": 1.5, "work_seconds": 2.0, "write_seconds": 0.5}
 GOOD = {"forget_quality": 0.25, "model_utility": 0.5, "forget_probability": 0.125, "forget_truth_ratio": 0.75}
 
 
@@ -61,16 +62,36 @@ class Bench:
     ) -> None:
         parts = [method, variant, None if seed is None else f"seed-{seed}"]
         model = "-".join(part for part in parts if part)
-        evaluation, run = self.root / "evaluation" / model, self.root / "runs" / model
+        entry: dict[str, Any] = {"model_id": model, "kind": kind, "title": title or method, "seed": seed}
+        entry["evaluation"] = str(self.root / "evaluation" / model)
+        if kind == "unlearned":
+            entry |= {"method": method, "variant": variant, "run": str(self.root / "runs" / model)}
+        else:
+            del entry["seed"]
+        self.evaluated(entry, {**GOOD, **values} if metrics is None else metrics, flags, reasons, examples)
+        if kind == "unlearned":
+            self.unlearned(entry, flags, steps, trajectory, selected)
+        self.spec["entries"].append(entry)
+
+    def evaluated(
+        self,
+        entry: dict[str, Any],
+        metrics: dict[str, float | None],
+        flags: tuple[str, ...] = (),
+        reasons: tuple[str, ...] = (),
+        examples: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        """Write the evaluation that an entry names."""
+        evaluation = Path(entry["evaluation"])
         dump(
             evaluation / "evaluation.json",
             {
                 "schema": 2,
-                "model": model,
+                "model": entry["model_id"],
                 "benchmark": "mini",
                 "split": "forget10",
-                "seed": seed,
-                "metrics": {**GOOD, **values} if metrics is None else metrics,
+                "seed": entry.get("seed"),
+                "metrics": metrics,
                 "settings": {
                     "options": {"family": "tofu"},
                     "decoding": "greedy",
@@ -82,27 +103,33 @@ class Bench:
                     "checkpoint": "checkpoint",
                     "data": "data",
                     "retain_evaluation": None,
-                    "examples_sha256": f"hash of {model}",
+                    "examples_sha256": f"hash of {entry['model_id']}",
                 },
             },
         )
         if examples is not None:
             self.say(evaluation, examples)
-        times = {"startup_seconds": 1.5, "work_seconds": 2.0, "write_seconds": 0.5}
-        because = {"collapsed_because": list(reasons)}
-        dump(evaluation / "summary.json", {**times, "flags": [f for f in flags if f == "collapsed"], **because})
-        entry = {"model_id": model, "kind": kind, "title": title or method, "evaluation": str(evaluation)}
-        if kind == "unlearned":
-            chosen = {"select": "best-on-validation", "selected_step": selected}
-            if selected is None:
-                chosen = {"select": "last", "selected_step": 12}
-            dump(run / "summary.json", {**times, "flags": [f for f in flags if f != "collapsed"], **chosen})
-            dump(run / "provenance.json", {"git_commit": "c0ffee", "host": "node-1", "seed": seed})
-            rows = self.steps() if steps is None else steps
-            for name, log in {"steps": rows, "trajectory": trajectory or []}.items():
-                (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-            entry |= {"method": method, "variant": variant, "seed": seed, "run": str(run)}
-        self.spec["entries"].append(entry)
+        collapsed = {"flags": [f for f in flags if f == "collapsed"], "collapsed_because": list(reasons)}
+        dump(evaluation / "summary.json", {**TIMES, **collapsed})
+
+    def unlearned(
+        self,
+        entry: dict[str, Any],
+        flags: tuple[str, ...] = (),
+        steps: list[dict[str, Any]] | None = None,
+        trajectory: list[dict[str, Any]] | None = None,
+        selected: int | None = None,
+    ) -> None:
+        """Write the run that an entry names."""
+        run = Path(entry["run"])
+        chosen = {"select": "best-on-validation", "selected_step": selected}
+        if selected is None:
+            chosen = {"select": "last", "selected_step": 12}
+        dump(run / "summary.json", {**TIMES, "flags": [f for f in flags if f != "collapsed"], **chosen})
+        dump(run / "provenance.json", {"git_commit": "c0ffee", "host": "node-1", "seed": entry["seed"]})
+        rows = self.steps() if steps is None else steps
+        for name, log in {"steps": rows, "trajectory": trajectory or []}.items():
+            (run / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
 
     @staticmethod
     def say(evaluation: Path, examples: Sequence[dict[str, Any]]) -> None:

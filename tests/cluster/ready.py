@@ -1,0 +1,74 @@
+"""What must be there before a workflow runs on the cluster: packages, services, a clone of this checkout, an image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.cluster.clone import Clone, User, copy
+
+HERE = Path(__file__).parent
+USER = User("unlearn")
+
+
+class NotHere(Exception):
+    """A machine that is not for these tests, and why."""
+
+
+@contextmanager
+def folder(failed: Callable[[], bool]) -> Iterator[Path]:
+    """A folder that the user and every node can read; removed at the end, but kept with every log where that ``failed``.
+
+    ``CLUSTER_TEST_FOLDER`` names one to keep and use again, with the clone's environment and the image of the same
+    sources in it.
+    """
+    if given := os.environ.get("CLUSTER_TEST_FOLDER"):
+        Path(given).mkdir(parents=True, exist_ok=True)
+        yield Path(given).resolve()
+        return
+    made = Path(tempfile.mkdtemp(prefix="unlearn-cluster-", dir="/var/tmp"))
+    made.chmod(0o755)
+    yield made
+    if failed():
+        print(f"\nkept: {made}")
+    else:
+        shutil.rmtree(made)
+
+
+@contextmanager
+def cluster(folder: Path, *options: str) -> Iterator[None]:
+    """Two nodes that take jobs, installed where that is needed; ``options`` are those of ``cluster.py start``.
+
+    Raises:
+        NotHere: Slurm and Apptainer cannot be installed on this machine.
+    """
+    done = subprocess.run([HERE / "install.sh", USER.name], capture_output=True, text=True)
+    if done.returncode:
+        raise NotHere(f"{HERE / 'install.sh'} exits with {done.returncode}: {done.stderr.strip()}")
+    command = [sys.executable, HERE / "cluster.py"]
+    subprocess.run([*command, "start", folder / "cluster", *options], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*command, "stop", folder / "cluster"], check=True)
+
+
+def clone(folder: Path) -> Clone:
+    """A clone as a user has it on a login node: nothing is installed but what submits jobs."""
+    made = copy(folder / "clone", USER)
+    made.user.must("make", "install-login", "PYTHON=/usr/bin/python3", cwd=made.folder, timeout=900)
+    return made
+
+
+def image(clone: Clone) -> Path:
+    """The image for CPUs, built by the user, or the one that ``CLUSTER_TEST_IMAGE`` names."""
+    if given := os.environ.get("CLUSTER_TEST_IMAGE"):
+        return Path(given).resolve()
+    clone.user.must("make", "image-cpu", cwd=clone.folder, timeout=900)
+    return clone.folder / "containers/images/unlearn-cpu.sif"
