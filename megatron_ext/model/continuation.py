@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.model.cache import Cache
-from megatron_ext.model.packing import Reading, hidden
+from megatron_ext.model.packing import Attend, Reading, hidden
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Continuation(Reading):
         key: Tensor,
         value: Tensor,
         window: int | None,
-        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        attend: Attend,
     ) -> Tensor:
         """As ``Reading.attend``, with keys and values ``[length, B, groups, ...]``."""
         found = []

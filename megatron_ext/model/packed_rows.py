@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_ext.data.collate import MicroBatch
-from megatron_ext.model.packing import Reading, hidden
+from megatron_ext.model.packing import Attend, Reading, hidden
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PackedRows(Reading):
         key: Tensor,
         value: Tensor,
         window: int | None,
-        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        attend: Attend,
     ) -> Tensor:
         """Attention of every token to its row; see ``Reading``. Neighbours of one length are computed at a time."""
         runs = [(length, len(list(same))) for length, same in groupby(self.lengths)]

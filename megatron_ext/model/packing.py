@@ -16,6 +16,11 @@ from torch import Tensor
 
 from megatron_ext.model.cache import Cache, Kept
 
+# Attention of queries ``[queries, B, heads, d]`` to keys ``[keys, B, groups, d]`` with their values
+# ``[keys, B, groups, e]``, where the mask does not forbid it: bool, broadcastable to ``[B, heads, queries, keys]``, or
+# None for causal attention. Gives ``[queries, B, heads * e]``.
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
 
 class Reading(ABC):
     """Where the ``T`` tokens of a row stand in their texts.
@@ -33,7 +38,7 @@ class Reading(ABC):
         key: Tensor,
         value: Tensor,
         window: int | None,
-        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        attend: Attend,
     ) -> Tensor:
         """Attention of every token to its text.
 
@@ -42,7 +47,7 @@ class Reading(ABC):
             key: ``[T, 1, groups, d]``, as well.
             value: ``[T, 1, groups, e]``.
             window: How many of the newest positions a position sees; None for all.
-            attend: As ``megatron_ext.model.attention.attend``, without a scale.
+            attend: The model's own, which knows its scale.
 
         Returns:
             ``[T, 1, heads * e]``.
@@ -128,7 +133,7 @@ class Packing(Reading):
         key: Tensor,
         value: Tensor,
         window: int | None,
-        attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        attend: Attend,
     ) -> Tensor:
         """Attention of every token to its text; see ``Reading``."""
         found = []

@@ -20,6 +20,8 @@ from pipeline.data.errors import printable, unread
 
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+PATTERNS = {NAME: "small letters, digits, '.', '_' and '-' are, and the first is a letter or a digit"}  # in words
 KEYS = ("str", "int", "merge", "value")  # YAML's types of keys; layouts are given by number
 
 
@@ -218,6 +220,8 @@ def _message(error: Any, model: type[BaseModel]) -> str:
         return f"unknown value {value!r}{hint(value, allowed)}"
     if kind == "union_tag_not_found":
         return f"{given}the key {context['discriminator']} is missing"
+    if kind == "string_pattern_mismatch" and context["pattern"] in PATTERNS:
+        return given + PATTERNS[context["pattern"]]
     bare = kind == "string_type" and isinstance(error["input"], bool | float | int | date)
     return given + error["msg"][0].lower() + error["msg"][1:] + ("; put it in quotes" if bare else "")
 

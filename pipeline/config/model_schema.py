@@ -10,11 +10,12 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from megatron_ext.config import Layout
 from megatron_ext.schema import Line, Strict
+from pipeline.config.located_yaml import NAME
 from pipeline.data.errors import printable
 from pipeline.data.settings import BpeTokenizer, TemplateName, TemplateParts
 from pipeline.data.templates import SYSTEM, TEMPLATES
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="goes into folder names")]
+Name = Annotated[str, Field(pattern=NAME, description="goes into folder names")]
 
 
 class TemplateBlock(Strict):

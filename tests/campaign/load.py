@@ -117,7 +117,7 @@ def run(count: int, seed: int) -> int:
     del seed
     problems = ["did not come to its end"]
     try:
-        with ready.folder(lambda: bool(problems)) as folder, ready.cluster(folder, "--cpus", "2"):
+        with ready.folder(lambda: bool(problems)) as folder, ready.cluster(folder / "cluster", "--cpus", "2"):
             clone = ready.clone(folder)
             clone.site(**SITE, image=str(ready.image(clone)))
             problems = _loaded(clone, count)

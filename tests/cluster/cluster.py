@@ -1,7 +1,8 @@
 """A Slurm cluster on one machine: ``cluster.py start|stop|status FOLDER``, as root; see ``install.sh``.
 
-munge, one controller and two nodes, with GPU devices that are only names. Everything lies in FOLDER but two links in
-``/etc/slurm``: a step that Snakemake starts in a job does not inherit ``SLURM_CONF``. One cluster runs at a time.
+munge, one controller and two nodes, with GPU devices that are only names, and a database of accounts where it is asked
+for. Everything lies in FOLDER but two links in ``/etc/slurm``: a step that Snakemake starts in a job does not inherit
+``SLURM_CONF``. One cluster runs at a time.
 """
 
 from __future__ import annotations
@@ -21,10 +22,24 @@ ETC = Path("/etc/slurm")
 LINKED = ("slurm.conf", "gres.conf")
 MUNGE = Path("/run/munge")  # where every program of Slurm looks for its socket
 NULL_DEVICE = os.makedev(1, 3)
+# Of the database: ports beside the controller's, what it holds, and the account and user that it knows.
+ACCOUNTING_PORT, DATABASE_PORT = 20, 21
+DATABASE = "slurm_accounts"
+ACCOUNT, USER = "project", "unlearn"
 
 
-def configuration(folder: Path, host: str, port: int, nodes: int, cpus: int, memory_mb: int, gpus: int) -> str:
+def configuration(
+    folder: Path, host: str, port: int, nodes: int, cpus: int, memory_mb: int, gpus: int, accounting: bool
+) -> str:
     """``slurm.conf``."""
+    accounts = ["AccountingStorageType=accounting_storage/none"]
+    if accounting:
+        accounts = [
+            "AccountingStorageType=accounting_storage/slurmdbd",
+            "AccountingStorageHost=127.0.0.1",
+            f"AccountingStoragePort={port + ACCOUNTING_PORT}",
+            "AccountingStorageEnforce=associations,qos",
+        ]
     lines = [
         "ClusterName=test",
         f"SlurmctldHost={host}(127.0.0.1)",
@@ -47,7 +62,7 @@ def configuration(folder: Path, host: str, port: int, nodes: int, cpus: int, mem
         "JobAcctGatherType=jobacct_gather/linux",
         "JobAcctGatherFrequency=task=1",
         "JobAcctGatherParams=OverMemoryKill",
-        "AccountingStorageType=accounting_storage/none",
+        *accounts,
         "JobCompType=jobcomp/none",
         "SelectType=select/cons_tres",
         "SelectTypeParameters=CR_Core_Memory",
@@ -69,7 +84,7 @@ def configuration(folder: Path, host: str, port: int, nodes: int, cpus: int, mem
     return "\n".join(lines) + "\n"
 
 
-def start(folder: Path, port: int, nodes: int, cpus: int, memory_mb: int, gpus: int) -> None:
+def start(folder: Path, port: int, nodes: int, cpus: int, memory_mb: int, gpus: int, accounting: bool) -> None:
     if running(folder):
         sys.exit(f"a cluster runs in {folder} already")
     for name in LINKED:
@@ -84,7 +99,7 @@ def start(folder: Path, port: int, nodes: int, cpus: int, memory_mb: int, gpus: 
         if not device.exists():
             os.mknod(device, 0o666 | stat.S_IFCHR, NULL_DEVICE)
     host = socket.gethostname().partition(".")[0]
-    (folder / "slurm.conf").write_text(configuration(folder, host, port, nodes, cpus, memory_mb, gpus))
+    (folder / "slurm.conf").write_text(configuration(folder, host, port, nodes, cpus, memory_mb, gpus, accounting))
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/dev/gpu[0-{gpus - 1}]\n")
     ETC.mkdir(exist_ok=True)
     for name in LINKED:
@@ -92,6 +107,8 @@ def start(folder: Path, port: int, nodes: int, cpus: int, memory_mb: int, gpus: 
         (ETC / name).symlink_to(folder / name)
     if not answers("munge", "-n"):
         start_munge(folder)
+    if accounting:
+        start_accounting(folder, port)
     subprocess.run(["slurmctld", "-c", "-f", folder / "slurm.conf"], check=True)
     for i in range(1, nodes + 1):
         subprocess.run(["slurmd", "-f", folder / "slurm.conf", "-N", f"n{i}"], check=True)
@@ -112,14 +129,57 @@ def start_munge(folder: Path) -> None:
     until(lambda: answers("munge", "-n"))
 
 
+def start_accounting(folder: Path, port: int) -> None:
+    """A database and Slurm's program before it, which know one account and its user."""
+    data, ready = folder / "database", folder / "run" / "database.sock"
+    at = ["--host=127.0.0.1", f"--port={port + DATABASE_PORT}", "--user=slurm", "--password=slurm"]
+    with (folder / "log/database.log").open("a") as log:
+        if not data.exists():
+            made = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}"]
+            subprocess.run(made, check=True, stdout=log, stderr=log)
+        (folder / "database.sql").write_text(
+            f"CREATE DATABASE IF NOT EXISTS {DATABASE};\n"
+            "CREATE OR REPLACE USER 'slurm'@'127.0.0.1' IDENTIFIED BY 'slurm';\n"
+            f"GRANT ALL ON {DATABASE}.* TO 'slurm'@'127.0.0.1';\n"
+        )
+        options = [f"--datadir={data}", f"--socket={ready}", f"--pid-file={folder}/run/mariadbd.pid"]
+        options += ["--bind-address=127.0.0.1", f"--port={port + DATABASE_PORT}", f"--init-file={folder}/database.sql"]
+        command = ["mariadbd", "--no-defaults", "--user=root", *options]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    if not until(lambda: answers("mysql", "--no-defaults", *at, "--execute=SELECT 1")):
+        sys.exit(f"the database did not come up; see {folder}/log")
+    settings = folder / "slurmdbd.conf"
+    settings.touch(mode=0o600)
+    settings.write_text(
+        "\n".join(
+            [
+                *("AuthType=auth/munge", "DbdHost=localhost", "DbdAddr=127.0.0.1", f"DbdPort={port + ACCOUNTING_PORT}"),
+                *("SlurmUser=root", "StorageType=accounting_storage/mysql", "StorageHost=127.0.0.1"),
+                *(f"StoragePort={port + DATABASE_PORT}", "StorageUser=slurm", "StoragePass=slurm"),
+                *(f"StorageLoc={DATABASE}", f"LogFile={folder}/log/slurmdbd.log", f"PidFile={folder}/run/slurmdbd.pid"),
+            ]
+        )
+        + "\n"
+    )
+    subprocess.run(["slurmdbd"], check=True, env={**os.environ, "SLURM_CONF": str(folder / "slurm.conf")})
+    if not until(lambda: _add(folder, "cluster", "test")):
+        sys.exit(f"the accounts cannot be kept; see {folder}/log")
+    _add(folder, "account", ACCOUNT)
+    _add(folder, "user", USER, f"account={ACCOUNT}")
+
+
+def _add(folder: Path, *what: str) -> bool:
+    return bool(slurm(folder, "sacctmgr", "--immediate", "add", *what))
+
+
 def stop(folder: Path) -> None:
-    """End jobs, then nodes, controller and, where it was started here, munge; what lives a minute longer is killed."""
+    """End jobs, then nodes, controller and what else was started here; what lives a minute longer is killed."""
     if running(folder):
         jobs = slurm(folder, "squeue", "--noheader", "--format=%i").split()
         if jobs:
             slurm(folder, "scancel", *jobs)
             until(lambda: not slurm(folder, "squeue", "--noheader"))
-    for pattern in ("slurmd.*.pid", "slurmctld.pid", "munged.pid"):
+    for pattern in ("slurmd.*.pid", "slurmctld.pid", "slurmdbd.pid", "mariadbd.pid", "munged.pid"):
         pids = [pid for file in (folder / "run").glob(pattern) if (pid := living(file))]
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
@@ -179,13 +239,14 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=4, help="of each node, whatever the machine has")
     parser.add_argument("--memory-mb", type=int, default=64000, help="of each node, likewise")
     parser.add_argument("--gpus", type=int, default=4, help="of each node")
+    parser.add_argument("--accounting", action="store_true", help="with a database, which knows one account and user")
     given = parser.parse_args()
     if given.action == "status":
         print(slurm(given.folder, "sinfo", "--Node", "--long") if running(given.folder) else "not running")
     elif os.geteuid() != 0:
         sys.exit("needs root")
     elif given.action == "start":
-        start(given.folder, given.port, given.nodes, given.cpus, given.memory_mb, given.gpus)
+        start(given.folder, given.port, given.nodes, given.cpus, given.memory_mb, given.gpus, given.accounting)
     else:
         stop(given.folder)
 

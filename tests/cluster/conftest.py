@@ -34,7 +34,7 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 def cluster(folder: Path) -> Iterator[None]:
     """Two nodes that take jobs."""
     try:
-        with ready.cluster(folder):
+        with ready.cluster(folder / "cluster"):
             yield
     except ready.NotHere as error:
         pytest.skip(str(error))

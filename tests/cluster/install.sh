@@ -13,7 +13,7 @@ refuse() { echo "install.sh: $*" >&2; exit 3; }
 export DEBIAN_FRONTEND=noninteractive
 
 # squashfuse mounts an image in a fraction of a second; without it Apptainer unpacks the image at every start.
-packages=(slurmctld slurmd slurm-client munge debootstrap squashfs-tools squashfuse fuse3 uidmap fakeroot patchelf
+packages=(slurmctld slurmd slurmdbd slurm-client munge mariadb-server-core mariadb-client-core debootstrap squashfs-tools squashfuse fuse3 uidmap fakeroot patchelf
     python3-venv libseccomp2 libsqlite3-0 ca-certificates git make procps)
 missing=()
 for package in "${packages[@]}"; do

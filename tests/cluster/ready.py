@@ -23,7 +23,7 @@ class NotHere(Exception):
 
 @contextmanager
 def folder(failed: Callable[[], bool]) -> Iterator[Path]:
-    """A folder that the user and every node can read; removed at the end, but kept with every log where that ``failed``.
+    """A folder that the user and every node can read; removed at the end, but kept with its logs where that ``failed``.
 
     ``CLUSTER_TEST_FOLDER`` names one to keep and use again, with the clone's environment and the image of the same
     sources in it.
@@ -43,7 +43,7 @@ def folder(failed: Callable[[], bool]) -> Iterator[Path]:
 
 @contextmanager
 def cluster(folder: Path, *options: str) -> Iterator[None]:
-    """Two nodes that take jobs, installed where that is needed; ``options`` are those of ``cluster.py start``.
+    """Two nodes that take jobs, in ``folder``, installed where that is needed; ``options`` are ``cluster.py start``'s.
 
     Raises:
         NotHere: Slurm and Apptainer cannot be installed on this machine.
@@ -51,12 +51,26 @@ def cluster(folder: Path, *options: str) -> Iterator[None]:
     done = subprocess.run([HERE / "install.sh", USER.name], capture_output=True, text=True)
     if done.returncode:
         raise NotHere(f"{HERE / 'install.sh'} exits with {done.returncode}: {done.stderr.strip()}")
-    command = [sys.executable, HERE / "cluster.py"]
-    subprocess.run([*command, "start", folder / "cluster", *options], check=True)
+    _cluster("start", folder, *options)
     try:
         yield
     finally:
-        subprocess.run([*command, "stop", folder / "cluster"], check=True)
+        _cluster("stop", folder)
+
+
+@contextmanager
+def other_cluster(folder: Path, other: Path, *options: str) -> Iterator[None]:
+    """The cluster in ``other`` in place of the one in ``folder``, which runs before and after."""
+    _cluster("stop", folder)
+    try:
+        with cluster(other, *options):
+            yield
+    finally:
+        _cluster("start", folder)
+
+
+def _cluster(action: str, folder: Path, *options: str) -> None:
+    subprocess.run([sys.executable, HERE / "cluster.py", action, folder, *options], check=True)
 
 
 def clone(folder: Path) -> Clone:

@@ -223,6 +223,33 @@ def test_a_rank_dies_then_the_job_is_cancelled_then_it_ends_with_the_same_bits(
     assert not (run / "resume").exists()
 
 
+def test_what_succeeded_is_reported_where_a_job_failed_and_later_the_whole(
+    finished: Finished, clone: Clone, tiny: Path, results: Path
+) -> None:
+    """Only this has a report on a cluster that lacks a row, with Slurm's reason for it."""
+    for folder in ("unlearned/npo", "evaluation/npo-seed-0"):
+        shutil.rmtree(results / folder)
+    short = ("--retries", "0", "--set-resources", "unlearn_target:mem_mb=200")
+    partial = results / "report-partial"
+
+    failed = clone.snakemake("all", *short, experiment=tiny)
+
+    assert failed.status == 1, failed.printed
+    assert str((partial / "index.html").relative_to(clone.folder)) in failed.printed
+    reasons = {
+        row["model_id"]: "\n".join(row["lines"])
+        for row in yaml.safe_load((partial / "spec.yaml").read_text())["failed"]
+    }
+    assert reasons.keys() == {"npo-seed-0"} and "exceeded memory limit" in reasons["npo-seed-0"], reasons
+    assert "exceeded memory limit" in (partial / "index.html").read_text()
+    rows = (partial / "table.csv").read_text()
+    assert "BLUR-NPO" in rows and not re.search(r"^NPO", rows, re.MULTILINE), rows
+
+    done = clone.snakemake("all", experiment=tiny)
+    assert done.status == 0, done.printed
+    assert not partial.exists() and (results / "report/index.html").exists()
+
+
 def test_a_wrong_partition_is_named(clone: Clone, experiments: Path, image: Path) -> None:
     before = slurm_jobs()
     clone.site(**{**SITE, "partition": "nonesuch"}, image=str(image))

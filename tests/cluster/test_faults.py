@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cluster import ready
 from tests.cluster.clone import Clone, held, slurm_jobs, wait_for
+from tests.cluster.cluster import ACCOUNT
 from tests.cluster.test_cluster import BENCHMARK, EXPERIMENT, SITE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -99,3 +101,32 @@ def test_what_cannot_run_is_said_in_few_lines(clone: Clone, faulty: Path, image:
     shown = done.printed[done.printed.index("failed: prepare, results/faulty/data/tiny (Slurm job") :].splitlines()[:5]
     assert "Slurm says FAILED" in shown[1] and "FATAL" in shown[2] and "results/faulty/logs/slurm/" in shown[3], shown
     assert len(done.printed.splitlines()) < 50, done.printed  # of two attempts
+
+
+def test_a_wrong_account_or_qos_is_named_and_a_right_one_is_used(
+    clone: Clone, faulty: Path, image: Path, folder: Path
+) -> None:
+    """Only this has a database of accounts: without one Slurm takes any account."""
+    again = ("data", "--forcerun", "prepare")
+    said = []
+    with ready.other_cluster(folder / "cluster", folder / "accounted", "--accounting"):
+        for settings, reason in (
+            ({"account": "projekt"}, "Invalid account or account/partition combination specified"),
+            ({"account": ACCOUNT, "qos": "fast"}, "Invalid qos specification"),
+        ):
+            clone.site(**SITE, **settings, image=str(image))
+            done = clone.snakemake(*again, experiment=faulty)
+            said.append(done.printed)
+            asked = " ".join(f"--{name}={value}" for name, value in settings.items())
+            assert done.status == 2, done.printed
+            assert re.search(f"Slurm takes no job with --partition=main {asked}: .*{reason}", done.printed), (
+                done.printed
+            )
+            assert "Traceback" not in done.printed and not slurm_jobs(), "nothing was submitted"
+        clone.site(**SITE, account=ACCOUNT, image=str(image))
+        done = clone.snakemake(*again, experiment=faulty)
+        used = subprocess.run(["squeue", "--noheader", "--states=all", "--format=%a"], capture_output=True, text=True)
+    clone.site(**SITE, image=str(image))
+    print(*said, done.printed, sep="\n-----\n")
+    assert done.status == 0, done.printed
+    assert used.stdout.split() == [ACCOUNT]

@@ -100,7 +100,8 @@ def test_what_is_wrong_is_named_as_it_was_given(folder: Path, capsys: pytest.Cap
     assert main([*given, "forget.jsonl", "--method", "blur"]) == 2
     assert "--method: unknown method 'blur'" in capsys.readouterr().err
     assert main([*given, "forget.jsonl", "--name", "My Name"]) == 2
-    assert "--name: 'My Name'" in (said := capsys.readouterr().err) and "benchmark" not in said
+    said = capsys.readouterr().err
+    assert "--name: 'My Name' is not allowed: small letters, digits" in said and "benchmark" not in said
     assert main([*given, "forgt.jsonl"]) == 2
     said = capsys.readouterr().err
     assert "forgt.jsonl" in said and "did you mean 'forget.jsonl'?" in said
