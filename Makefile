@@ -55,7 +55,7 @@ gpu-proof: $(INSTALLED) ## the same, then speed and memory on that GPU (10 minut
 	$(BIN)/python -m perf.gpu_proof --prepare
 	$(BIN)/python -m perf.gpu_proof
 
-mutants: $(INSTALLED) ## what the tests of losses, rules, sampling, gradients and metrics notice: 120 changes of the code (an hour)
+mutants: $(INSTALLED) ## what the tests of losses, rules, sampling, gradients and metrics notice: 120 changes of the code (20 minutes)
 	$(BIN)/python -m tests.support.mutants
 
 bench: $(INSTALLED) ## what unlearning steps and evaluations cost, one against another, on an idle machine (25 minutes)

@@ -91,18 +91,25 @@ def generate(
     )
     ends = sorted(end_ids)
     parts = [(r.prompt, r.max_new_tokens, r.stops, ends, *_settings(r)) for r in unique.items]
-    keys, known = recall(answers, "generate", parts)
-    missing = [i for i, answer in enumerate(known) if answer is None]
+    limits = _limits(model, unique.items)
+    lengths = [len(request.prompt) + limit for request, limit in zip(unique.items, limits, strict=True)]
+    recalled = recall(answers, "generate", parts, pipeline_forward.plan(lengths, token_budget, ranks))
 
     def keep(rows: dict[int, list[int]]) -> None:
         if answers is not None:
-            answers.add([(keys[missing[i]], row) for i, row in rows.items()])
+            answers.add([(recalled.keys[i], row) for i, row in rows.items()])
 
-    distinct, stages = [unique.items[i] for i in missing], PipelineForward(model, ranks)
-    new = _in_batches(stages, distinct, ends, token_budget, stopped, progress, keep)
-    for i, row in zip(missing, new, strict=True):
-        known[i] = row
-    return [list(known[place]) for place in unique.place_of]
+    stages = PipelineForward(model, ranks)
+    new = recalled.known | _in_batches(stages, unique.items, limits, recalled.left, ends, stopped, progress, keep)
+    return [list(new[place]) for place in unique.place_of]
+
+
+def _limits(model: LanguageModel, requests: Sequence[GenerateRequest]) -> list[int]:
+    """How many new ids each request may have: as many as it asks for, where they fit the model's context."""
+    from megatron_ext.model.families import family_of
+
+    context = family_of(model.hf_config).context(model.hf_config)
+    return [min(request.max_new_tokens, context - len(request.prompt)) for request in requests]
 
 
 def _check(model: LanguageModel, requests: Sequence[GenerateRequest], stopped: Stopped | None) -> None:
@@ -130,34 +137,33 @@ def _settings(request: GenerateRequest) -> tuple[object, ...]:
 def _in_batches(
     stages: PipelineForward,
     requests: Sequence[GenerateRequest],
+    limits: Sequence[int],
+    batches: list[list[int]],
     end_ids: Collection[int],
-    token_budget: int,
     stopped: Stopped | None,
     progress: bool,
     keep: Callable[[dict[int, list[int]]], None],
-) -> list[list[int]]:
-    """New ids of distinct requests, on every rank; ``keep`` is given this rank's, by number, batch by batch."""
+) -> dict[int, list[int]]:
+    """New ids of the requests in ``batches``, by number on every rank; ``keep`` is given this rank's by batch."""
     import torch
 
     from megatron_ext.distributed.collectives import sum_over_data_ranks
     from megatron_ext.inference import pipeline_forward
     from megatron_ext.inference.answering import Answering
-    from megatron_ext.model.families import family_of
 
     model, ranks = stages.model, stages.ranks
-    context = family_of(model.hf_config).context(model.hf_config)
-    limits = [min(request.max_new_tokens, context - len(request.prompt)) for request in requests]
-    lengths = [len(request.prompt) + limit for request, limit in zip(requests, limits, strict=True)]
+    numbers = [i for batch in batches for i in batch]
+    places = {i: place for place, i in enumerate(numbers)}
     # Ids are stored one higher, so that zero means "nothing here".
-    new = torch.zeros(len(requests), max(limits, default=0), dtype=torch.int64, device=ranks.device)
+    longest = max((limits[i] for i in numbers), default=0)
+    new = torch.zeros(len(numbers), longest, dtype=torch.int64, device=ranks.device)
     with pipeline_forward.evaluating(model):
-        batches = pipeline_forward.plan(lengths, token_budget, ranks)
         for batch in pipeline_forward.rank_batches(batches, ranks, "generating", progress):
             answering = Answering([requests[i] for i in batch], [limits[i] for i in batch], set(end_ids), stopped)
             rows = answering.run(stages)
             for i, row in zip(batch, rows, strict=True):
-                new[i, : len(row)] = torch.tensor(row, dtype=torch.int64) + 1
+                new[places[i], : len(row)] = torch.tensor(row, dtype=torch.int64) + 1
             keep(dict(zip(batch, rows, strict=True)))
         stages.finish()
         sum_over_data_ranks(new, ranks)
-    return [[token - 1 for token in row if token] for row in new.tolist()]
+    return {i: [token - 1 for token in row if token] for i, row in zip(numbers, new.tolist(), strict=True)}

@@ -65,23 +65,22 @@ def gradient_norms(
     _check(model, requests)
     unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), tuple(r.target)))
     distinct = unique.items
-    keys, found = recall(answers, "gradient-norm", [(r.prompt, r.target) for r in distinct])
-    left = [i for i, answer in enumerate(found) if answer is None]
-    left.sort(key=lambda i: (-len(distinct[i].prompt) - len(distinct[i].target), i))
+    order = sorted(range(len(distinct)), key=lambda i: (-len(distinct[i].prompt) - len(distinct[i].target), i))
     # As many at a time as there are stages, so that no stage waits for all the others.
     size = ranks.layout.pipeline
-    batches = [left[start : start + size] for start in range(0, len(left), size)]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    recalled = recall(answers, "gradient-norm", [(r.prompt, r.target) for r in distinct], batches)
+    found = dict(recalled.known)
 
     norms = torch.zeros(len(distinct), dtype=torch.float64, device=ranks.device)
     with _Gradients(model, ranks).taken() as norms_of:
-        for batch in pipeline_forward.rank_batches(batches, ranks, "gradients", progress):
+        for batch in pipeline_forward.rank_batches(recalled.left, ranks, "gradients", progress):
             norms[batch] = norms_of([distinct[i] for i in batch])
             if answers is not None:
-                answers.add([(keys[i], value) for i, value in zip(batch, norms[batch].tolist(), strict=True)])
-    if left:
+                answers.add([(recalled.keys[i], value) for i, value in zip(batch, norms[batch].tolist(), strict=True)])
+    if recalled.left:
         values = sum_over_data_ranks(norms, ranks).tolist()
-        for i in left:
-            found[i] = values[i]
+        found |= {i: values[i] for batch in recalled.left for i in batch}
     for i, place in enumerate(unique.place_of):
         if not 0 <= found[place] < float("inf"):
             raise ValueError(f"request {i}: the gradient's norm is {found[place]}")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -98,15 +99,52 @@ def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def recall(answers: ResponseCache | None, kind: str, requests: Iterable[Sequence[Any]]) -> tuple[list[str], list[Any]]:
-    """The key of each request, and what is known of it or ``None``; without ``answers`` there is nothing."""
+@dataclass(frozen=True)
+class Recalled:
+    """What is known of requests, by their number.
+
+    Attributes:
+        keys: Under which each one's answer is kept; none where nothing is.
+        known: The answers of batches that are whole.
+        left: The other batches.
+    """
+
+    keys: dict[int, str]
+    known: dict[int, Any]
+    left: list[list[int]]
+
+
+def recall(
+    answers: ResponseCache | None, kind: str, requests: Sequence[Sequence[Any]], batches: Iterable[Sequence[int]]
+) -> Recalled:
+    """What is known of requests that are computed in these batches.
+
+    The last bits of a number depend on what it is computed beside. So a batch is computed again as a whole where one of
+    its answers lacks, an answer of another batch is not this one's, and a program that was killed ends with the bits of
+    one that was not.
+
+    Args:
+        answers: What is known; None where nothing is kept.
+        kind: Of the requests.
+        requests: The parts of each that tell it from others.
+        batches: All batches, of requests by number, whatever is known of them.
+    """
     if answers is None:
-        return [], [None for _ in requests]
-    keys = [key_of(kind, *parts) for parts in requests]
-    return keys, [answers.get(key) for key in keys]
+        return Recalled({}, {}, [list(batch) for batch in batches])
+    recalled = Recalled({}, {}, [])
+    for batch in batches:
+        name = key_of(kind, *(requests[i] for i in batch))
+        own = {i: f"{name}:{place}" for place, i in enumerate(batch)}
+        found = {i: value for i, key in own.items() if (value := answers.get(key)) is not None}
+        recalled.keys.update(own)
+        if len(found) == len(own):
+            recalled.known.update(found)
+        else:
+            recalled.left.append(list(batch))
+    return recalled
 
 
 def key_of(kind: str, *parts: Any) -> str:
-    """A key for a request of this kind, from what tells it from others."""
+    """A key for a batch of requests of this kind, from what tells each from others."""
     text = json.dumps(parts, separators=(",", ":"))
     return f"{kind}:{hashlib.sha256(text.encode()).hexdigest()[:32]}"

@@ -105,6 +105,7 @@ def score(
     """
     from megatron_ext.inference import pipeline_forward
     from megatron_ext.inference.response_cache import recall
+    from megatron_ext.inference.shared_prefixes import plan
 
     for i, request in enumerate(requests):
         pipeline_forward.check_ids(model.hf_config, f"request {i}: prompt", request.prompt)
@@ -112,73 +113,79 @@ def score(
         read = [*request.prompt, *request.target[:-1]]
         pipeline_forward.check_ids(model.hf_config, f"request {i}", read)
     unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), tuple(r.target), r.tokenwise))
-    keys, known = recall(answers, "score", [(r.prompt, r.target, r.tokenwise) for r in unique.items])
-    missing = [i for i, answer in enumerate(known) if answer is None]
-    scoring = _Scoring(model, ranks, unique.items, missing)
+    answered: dict[tuple[int, ...], list[int]] = {}  # texts, and the requests that are answered by reading them
+    for i, request in enumerate(unique.items):
+        answered.setdefault(_text(request), []).append(i)
+    if ranks.on_cpu:
+        token_budget = min(token_budget, max(1, CPU_HIDDEN // model.config.hidden_size))
+    batches = [[i for text in batch for i in answered[text]] for batch in plan(list(answered), token_budget, ranks)]
+    parts = [(request.prompt, request.target, request.tokenwise) for request in unique.items]
+    recalled = recall(answers, "score", parts, batches)
+    scoring = _Scoring(model, ranks, unique.items, recalled.left)
 
     def keep(rows: dict[int, list[Any]]) -> None:
         if answers is not None:
-            answers.add([(keys[i], row) for i, row in rows.items()])
+            answers.add([(recalled.keys[i], row) for i, row in rows.items()])
 
-    for i, row in scoring.run(token_budget, progress, keep).items():
-        known[i] = row
-    return [_score(known[place], request) for place, request in zip(unique.place_of, requests, strict=True)]
+    rows = recalled.known | scoring.run(token_budget, progress, keep)
+    return [_score(rows[place], request) for place, request in zip(unique.place_of, requests, strict=True)]
+
+
+def _text(request: ScoreRequest) -> tuple[int, ...]:
+    """What is read to score a request."""
+    return (*request.prompt, *request.target[:-1])
 
 
 class _Scoring:
-    """Scores those of ``requests`` that ``missing`` numbers; requests are told by their number throughout.
+    """Scores the requests of ``batches``, which hold their numbers; requests are told by their number throughout.
 
-    A row is what the response cache holds of a request: its log-probability, how many of its tokens are not the most
-    likely ones, and of tokenwise ones four lists of numbers, else None.
+    Those of a batch that are answered by reading the same text follow one another in it. A row is what the response
+    cache holds of a request: its log-probability, how many of its tokens are not the most likely ones, and of tokenwise
+    ones four lists of numbers, else None.
     """
 
     def __init__(
-        self, model: LanguageModel, ranks: Ranks, requests: Sequence[ScoreRequest], missing: Sequence[int]
+        self, model: LanguageModel, ranks: Ranks, requests: Sequence[ScoreRequest], batches: list[list[int]]
     ) -> None:
         import torch
 
-        self._model, self._ranks, self._requests, self._missing = model, ranks, requests, missing
+        self._model, self._ranks, self._requests, self._batches = model, ranks, requests, batches
         self._sums_2R = torch.zeros(2, len(requests), dtype=torch.float64, device=ranks.device)
         self._slices: dict[int, slice] = {}  # of tokenwise requests, in the tokens of all of them
         tokens = 0
-        for i in missing:
+        for i in self._numbers():
             if requests[i].tokenwise:
                 self._slices[i] = slice(tokens, tokens + len(requests[i].target))
                 tokens += len(requests[i].target)
         self._tokenwise = torch.zeros(4, tokens, device=ranks.device)
 
     def run(
-        self, token_budget: int, progress: bool, keep: Callable[[dict[int, list[Any]]], None]
+        self, key_budget: int, progress: bool, keep: Callable[[dict[int, list[Any]]], None]
     ) -> dict[int, list[Any]]:
-        """Every missing request's row; ``keep`` is given this rank's, batch by batch."""
+        """Every request's row; ``keep`` is given this rank's, batch by batch."""
         from megatron_ext.distributed.collectives import sum_over_data_ranks
         from megatron_ext.inference import pipeline_forward, shared_prefixes
 
         model, ranks = self._model, self._ranks
-        read: dict[tuple[int, ...], list[int]] = {}  # texts, and the requests that are answered by reading them
-        for i in self._missing:
-            read.setdefault((*self._requests[i].prompt, *self._requests[i].target[:-1]), []).append(i)
-        if ranks.on_cpu:
-            token_budget = min(token_budget, max(1, CPU_HIDDEN // model.config.hidden_size))
-        batches = shared_prefixes.plan(list(read), token_budget, ranks)
         stages = pipeline_forward.PipelineForward(model, ranks)
         with pipeline_forward.evaluating(model):
-            for batch in pipeline_forward.rank_batches(batches, ranks, "scoring", progress):
-                ids, packing, stretches = shared_prefixes.packed(batch, token_budget, ranks.device)
+            for batch in pipeline_forward.rank_batches(self._batches, ranks, "scoring", progress):
+                texts = list(dict.fromkeys(_text(self._requests[i]) for i in batch))
+                ids, packing, stretches = shared_prefixes.packed(texts, key_budget, ranks.device)
                 hidden_S1H = stages.forward(ids, packing)
                 if hidden_S1H is not None:
-                    asked = [
-                        _Asked(stretch.path, i, self._requests[i])
-                        for stretch, text in zip(stretches, batch, strict=True)
-                        for i in read[text]
-                    ]
+                    paths = {text: stretch.path for text, stretch in zip(texts, stretches, strict=True)}
+                    asked = [_Asked(paths[_text(self._requests[i])], i, self._requests[i]) for i in batch]
                     self._note(_numbers(model, ranks, hidden_S1H.squeeze(1), asked), asked)
-                    keep(self._rows([each.number for each in asked]))
+                    keep(self._rows(batch))
             stages.finish()
             for tensor in (self._sums_2R, self._tokenwise):
                 if tensor.numel():
                     sum_over_data_ranks(stages.from_last(tensor), ranks)
-        return self._rows(self._missing)
+        return self._rows(self._numbers())
+
+    def _numbers(self) -> list[int]:
+        return [i for batch in self._batches for i in batch]
 
     def _note(self, answers: _Answers, asked: Sequence[_Asked]) -> None:
         self._sums_2R[:, [each.number for each in asked]] = answers.sums_2R

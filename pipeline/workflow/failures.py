@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ OUTSIDE = re.compile(
     r"exceeded memory limit|CANCELLED AT|[Ee]xecv|SLURM sbatch failed|submission failed).*$",
     re.MULTILINE,
 )
+TRACEBACK = "Traceback (most recent call last)"
 BAR = "%|"  # stands in a progress bar
 STOPPED = re.compile(r"^.*(asked to stop: .*)$", re.MULTILINE)
 AGAIN = "start the same command again: what is done stays, and it goes on from there"
@@ -156,7 +157,19 @@ def shorten(handlers: Iterable[logging.Handler]) -> None:
         words: Any = handler.formatter
         if hasattr(words, "_format_job_error") and not isinstance(handler, logging.FileHandler):
             words._format_job_error = of_record
+            words.format = _in_words(words.format)
             handler.addFilter(lambda record: not repeated(record))
+
+
+def _in_words(whole: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
+    return lambda record: of_system(record) or whole(record)
+
+
+def of_system(record: logging.LogRecord) -> str | None:
+    """What the system refused Snakemake itself, such as to remove a file, without a traceback; else ``None``."""
+    text = str(record.msg).rstrip()
+    last = text.rpartition("\n")[2]
+    return f"Snakemake stopped: {last}" if text.startswith(TRACEBACK) and "[Errno " in last else None
 
 
 def repeated(record: logging.LogRecord) -> bool:

@@ -242,4 +242,4 @@ def _notice(progress: Progress, record: logging.LogRecord, words: logging.Format
     elif event == "job_error":
         progress.fail(data["jobid"], data["rule_name"], data["rule_msg"], list(data["log"]), list(data["output"]))
     elif record.levelno >= logging.WARNING and not failures.repeated(record):
-        progress.say(words.format(record))
+        progress.say(failures.of_system(record) or words.format(record))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -115,5 +117,13 @@ def test_snakemakes_own_lines_are_these_and_its_log_keeps_the_rest(tmp_path: Pat
     shown, kept = (handler.format(record) for handler in handlers)
     assert len(shown.splitlines()) == 6 and "failed: train_model, r/models/target (Slurm job 9)" in shown
     assert "exec {...}" in kept
+    try:
+        os.remove(tmp_path / "none" / "file")
+    except OSError as error:
+        text = "\n".join(traceback.format_exception(error))  # as Snakemake prints what it did not expect
+    refused = logging.makeLogRecord({"levelno": logging.ERROR, "msg": text})
+    shown, kept = (handler.format(refused) for handler in handlers)
+    assert shown.startswith("Snakemake stopped: FileNotFoundError: [Errno 2] ") and "\n" not in shown
+    assert "Traceback" in kept and failures.of_system(record) is None
     again = logging.makeLogRecord({"levelno": logging.ERROR, "msg": "RuleException:\nCalledProcessError in file x"})
     assert not handlers[0].filter(again) and handlers[1].filter(again)
