@@ -103,8 +103,8 @@ def wrong(results: Path, steps: Collection[str], interrupted: int) -> list[str]:
 
 
 def attempts(results: Path, step: str) -> list[Path]:
-    """A log for each start of a step."""
-    log = results / "logs" / step
+    """A log for each start of a step; that of a benchmark's data has no name of its own."""
+    log = results / "logs" / ("data" if step.startswith("data/") else step)
     return [path for path in (log.parent / "attempts").glob(f"{log.name}.*.log") if path.is_file()]
 
 

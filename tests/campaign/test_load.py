@@ -22,7 +22,7 @@ def results(tmp_path: Path) -> Path:
     for step in STEPS:
         (tmp_path / step).mkdir(parents=True)
         (tmp_path / step / load.DONE).touch()
-        log = tmp_path / "logs" / step
+        log = tmp_path / "logs" / ("data" if step.startswith("data/") else step)
         (log.parent / "attempts").mkdir(parents=True, exist_ok=True)
         (log.parent / "attempts" / f"{log.name}.1.log").touch()
     return tmp_path

@@ -227,7 +227,7 @@ def test_what_succeeded_is_reported_where_a_job_failed_and_later_the_whole(
     finished: Finished, clone: Clone, tiny: Path, results: Path
 ) -> None:
     """Only this has a report on a cluster that lacks a row, with Slurm's reason for it."""
-    for folder in ("unlearned/npo", "evaluation/npo-seed-0"):
+    for folder in ("unlearned/npo", "evaluation/npo-seed-0", "report"):
         shutil.rmtree(results / folder)
     short = ("--retries", "0", "--set-resources", "unlearn_target:mem_mb=200")
     partial = results / "report-partial"
