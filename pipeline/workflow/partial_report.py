@@ -5,6 +5,7 @@ It lies beside the experiment's own report, in ``report-partial``: for Snakemake
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,6 +40,11 @@ def write(plan: Plan, image: Path | None) -> Path | None:
         return None
     subprocess.run([sys.executable, "-m", "pipeline.report", "--print", str(spec.output)])
     return spec.output / "index.html"
+
+
+def remove(plan: Plan) -> None:
+    """Remove the report of an earlier run that lacks rows, now that there is one of everything."""
+    shutil.rmtree(plan.paths.root / FOLDER, ignore_errors=True)
 
 
 def specification(plan: Plan, failed: Mapping[Path, list[str]]) -> ReportSpec | None:

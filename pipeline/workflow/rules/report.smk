@@ -63,4 +63,5 @@ use rule image_step as write_report with:
 onsuccess:
     # The table belongs to a run that was asked for the report, not to one that stopped before it.
     if not workflow.touch and {"all", "everything", "report"} & {rule.name for rule in workflow.dag.targetrules}:
+        partial_report.remove(plan)
         shell(f"python -m pipeline.report --print {steps.literal(shlex.quote(ROOT))}/report")

@@ -61,3 +61,12 @@ def test_rows_that_succeeded_and_why_the_others_did_not(plan: Plan) -> None:
 
     finish(plan, *(entry.model_id for entry in spec.entries))
     assert partial_report.specification(plan, known) is None, "the report itself can be made"
+
+
+def test_a_report_that_lacks_rows_goes_when_there_is_one_of_everything(plan: Plan) -> None:
+    folder = plan.paths.root / partial_report.FOLDER
+    folder.mkdir(parents=True)
+    (folder / "index.html").touch()
+    partial_report.remove(plan)
+    partial_report.remove(plan)
+    assert not folder.exists() and plan.paths.root.exists()
