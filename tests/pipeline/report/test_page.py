@@ -284,6 +284,8 @@ def test_a_page_of_thousands_has_figures_and_details_of_the_first(bench, monkeyp
     drawn = {path.stem.partition("-")[0] for path in (bench.output / "figures").iterdir()}
     assert {"ga", "npo"} <= drawn and "rmu" not in drawn
     assert "of the first 2 of 3 methods" in page.text
+    assert "The first 1 of 3 models; each run's folder" in page.text, "of costs"
+    assert re.search(r"The first 1 of \d+ steps", page.text)
     assert "checks of the first 1 of 3 models" in page.text and "The first 1 of " in page.text
     assert [one["aria-label"] for one in page.all("div") if one.get("aria-label", "").startswith("Checks of")] == [
         "Checks of ga"
