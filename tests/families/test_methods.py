@@ -39,10 +39,11 @@ LAYOUTS = ("one", "tensor", "pipeline")
 ROWS, MICRO_BATCH = 7, 4
 RATE, CLIP = 0.2, 1.0  # how far a step goes at most: a hundredth of the norm of the weights
 NUMBERS = 2e-4  # of the log, relatively; 1e-4 seen, of BLUR on RMU, whose retain gradient is small
-# Of how far a tensor moves; 2e-6 seen. OFMU's second derivatives are differences of fp32 gradients (2e-4 seen), and an
-# automatic rate is a ratio of differences of fp32 losses (9e-5 seen, of the rate, as of every tensor). Where a product
-# of two gradients' elements is near zero, its sign, which SAGO asks for, is a matter of rounding (2e-2 seen).
-TENSORS, DIFFERENCES, SIGNS = 2e-5, 2e-3, 5e-2
+# Of how far a tensor moves; 2e-6 seen. OFMU's second derivatives are differences of fp32 gradients (2e-4 seen). Where a
+# product of two gradients' elements is near zero, its sign, which SAGO asks for, is a matter of rounding (2e-2 seen).
+# gpt-oss clamps what its experts compute: where that is at the bound, the gradient jumps by an element (6e-4 seen, of
+# one that is 6e-7 from it).
+TENSORS, DIFFERENCES, SIGNS, JUMPS = 2e-5, 2e-3, 5e-2, 5e-3
 # What is changed of a method's file, so that its terms count in two steps.
 SHARPER: dict[str, dict[str, Any]] = {
     "primal-dual": {"dual": 0.8, "dual_rate": 0.2, "epsilon": 2.0, "tolerance": None, "warmup_epochs": 0},
@@ -158,8 +159,7 @@ def test_a_step_of_every_method_is_that_of_one_process(folder: Path, where: str,
     for method in METHODS:
         single, split = (spec(folder, place, model, method) for place in ("one", where))
         bound = {"ofmu": DIFFERENCES, "sago": SIGNS}.get(single.rule.name, TENSORS)
-        if getattr(single.rule, "automatic_rate", None) is not None:
-            bound = DIFFERENCES
+        bound = max(bound, JUMPS) if model.startswith("gptoss") else bound
         logs = [(run.output / "steps.jsonl").read_text().splitlines() for run in (single, split)]
         for number, (wanted, given) in enumerate(zip(*(map(json.loads, log) for log in logs), strict=True)):
             compare(wanted, given, f"{method}, step {number}")
