@@ -7,7 +7,9 @@ Snakemakes that a job of Slurm's runs in, and stops showing logs at the first on
 from __future__ import annotations
 
 import logging
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from pipeline.data.errors import printable
 from pipeline.launch.ranks import FAILED, killed
 
 LAST = 300_000  # bytes of a log's end that are read
+TRIED = 2**16  # bytes that are written to see whether a log can be
 WIDTH = 300  # characters of an error that are shown
 COMMAND = "CalledProcessError in file"  # what Snakemake says of a job that failed before it says which
+SHUT = "cannot schedule new futures after shutdown"  # what a thread of Snakemake's says of an end that is meant
 STATUS = re.compile(r"SLURM status is: '(\w+)'")
+HOST = re.compile(r"^ +Host: (\S+)$", re.MULTILINE)  # in the head of Slurm's log, by the Snakemake that runs in the job
 EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Missing|Held)\b.*)$", re.MULTILINE)
 # What Slurm, a shell, Apptainer and Python say where a step did not come to write a log.
 OUTSIDE = re.compile(
@@ -40,7 +45,10 @@ ADVICE = (
     ("asked to stop|CANCELLED", AGAIN),
     ("No space left|Disk quota", f"make room, then {AGAIN}"),
     ("fuse", "let users open /dev/fuse on that node, or install squashfuse there (docs/cluster.md)"),
-    ("apptainer|singularity", "on that node Apptainer must be on PATH: ask for it, or leave the node out in site.yaml"),
+    (
+        "apptainer|singularity",
+        "on that node Apptainer must be on PATH: ask for it, or leave it out by `extra: --exclude=NODE` in site.yaml",
+    ),
     ("FATAL:|squashfs|[Ii]mage", "look at the image: `apptainer test FILE`; copy it again, or `make image`"),
     ("No module named|python", "the clone's .venv must work on that node: the same Python at the same path"),
     ("sbatch|submission", "what sbatch says, in site.yaml"),
@@ -59,7 +67,8 @@ def explained(step: str, message: str | None, logs: Sequence[Path]) -> list[str]
     status = STATUS.search(message or "")
     what, error, log = _found(message or "", logs)
     if status:
-        what = f"Slurm says {status[1]}{f'; {what}' if what else ''}"
+        host = next((found[1] for log in logs[1:] if (found := HOST.search(_whole(log)))), None)
+        what = f"Slurm says {status[1]}{f' on {host}' if host else ''}{f'; {what}' if what else ''}"
     shown = dict.fromkeys([*(own for own in logs[:1] if _end(own).strip()), *([log] if log else [])])
     lines = [
         f"failed: {step}",
@@ -112,7 +121,19 @@ def _found(message: str, logs: Sequence[Path]) -> tuple[str, str, Path | None]:
     for log in logs:
         if lines := [line for line in _end(log).splitlines()[1:] if line.strip() and BAR not in line]:
             return "", _line(lines[-1]), log
-    return "no log says anything", _line(outside[0] if outside else message), logs[0]
+    refused = next(filter(None, map(_refusal, dict.fromkeys(log.parent for log in logs))), None)
+    return "no log says anything", _line(refused or (outside[0] if outside else message)), logs[0]
+
+
+def _refusal(folder: Path) -> str | None:
+    """Why nothing can be written into a folder of logs, where that is so now: a full disk keeps no word of itself."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(TRIED))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"{folder}, where its log lies, cannot be written: [Errno {error.errno}] {os.strerror(error.errno or 0)}"
+    return None
 
 
 def _advice(text: str) -> str:
@@ -126,14 +147,40 @@ def _line(text: str) -> str:
 
 
 def _end(log: Path) -> str:
-    """The end of a log; empty where there is none. What a progress bar overwrote is left out."""
+    """The end of what the last attempt wrote into a log; empty where it wrote none. What a progress bar overwrote is
+    left out."""
+    text = "" if _state(log) == _before.get(log.absolute()) else _whole(log)
+    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n"))
+
+
+def _whole(log: Path) -> str:
+    """A log, or the end of a long one; empty where there is none."""
     try:
         with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - LAST))
-            text = stream.read().decode("utf-8", errors="replace")
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - LAST))
+            return stream.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n"))
+
+
+_before: dict[Path, tuple[int, ...]] = {}
+
+
+def begin(logs: Iterable[str]) -> None:
+    """Take notice that a job is started anew: what lies in its logs now is of an earlier attempt."""
+    for log in map(Path, logs):
+        if state := _state(log):
+            _before[log.absolute()] = state
+
+
+def _state(log: Path) -> tuple[int, ...] | None:
+    """What tells one file and its content from another; by clocks of the same machine alone."""
+    try:
+        with log.open("rb") as stream:  # over NFS, opening asks the server
+            state = os.fstat(stream.fileno())
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def of_record(data: Mapping[str, Any]) -> list[str]:
@@ -158,7 +205,14 @@ def shorten(handlers: Iterable[logging.Handler]) -> None:
         if hasattr(words, "_format_job_error") and not isinstance(handler, logging.FileHandler):
             words._format_job_error = of_record
             words.format = _in_words(words.format)
-            handler.addFilter(lambda record: not repeated(record))
+            handler.filters.insert(0, _heeded)  # before what is asked not to be shown is left out
+
+
+def _heeded(record: logging.LogRecord) -> bool:
+    """Whether a record is shown; takes notice of jobs that begin."""
+    if getattr(record, "event", None) == "job_info":
+        begin(vars(record)["log"])
+    return not repeated(record)
 
 
 def _in_words(whole: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
@@ -173,5 +227,6 @@ def of_system(record: logging.LogRecord) -> str | None:
 
 
 def repeated(record: logging.LogRecord) -> bool:
-    """Whether a record says once more, with the whole command, that a job has failed."""
-    return COMMAND in str(record.msg)
+    """Whether a record says once more, with the whole command, that a job has failed; or that Snakemake ends, which is
+    said before."""
+    return COMMAND in str(record.msg) or str(record.msg).strip() == SHUT

@@ -236,6 +236,7 @@ def _notice(progress: Progress, record: logging.LogRecord, words: logging.Format
         progress.total = sum(count for name, count in data["stats"].items() if name not in (*GATHERING, "total"))
     elif event == "job_info":
         if data["rule_name"] not in GATHERING:
+            failures.begin(data["log"])
             progress.begin(data["jobid"], data["rule_msg"] or data["rule_name"], list(data["output"]))
     elif event == "job_finished":
         progress.end(data["job_id"])

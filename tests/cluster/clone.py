@@ -145,9 +145,12 @@ class Clone:
 
     @contextmanager
     def running(self, *arguments: str, experiment: Path, timeout: float = 600) -> Iterator[Running]:
-        """As ``snakemake``, but meanwhile the body runs. A body that fails ends it, with what was printed."""
+        """As ``snakemake``, but meanwhile the body runs. A body that fails ends it, with what was printed.
+
+        One run of an experiment at a time: its name is the log's.
+        """
         line = self._line(arguments, experiment, "slurm")
-        log = self.folder.parent / "running.log"
+        log = self.folder.parent / f"running-{experiment.stem}.log"
         with log.open("w") as file:
             process = self.user.command(*line, cwd=self.folder, stdout=file, stderr=subprocess.STDOUT)
         run = Running(process, log, timeout)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ETC = Path("/etc/slurm")
@@ -190,6 +192,33 @@ def stop(folder: Path) -> None:
         link = ETC / name
         if link.is_symlink() and link.readlink() == folder / name:
             link.unlink()
+
+
+@contextmanager
+def without(folder: Path, node: str, program: str) -> Iterator[None]:
+    """A node on which a program is not installed: its slurmd, and all that it starts, sees an empty device there.
+
+    The node must have no job.
+    """
+    command = ["slurmd", "-f", str(folder / "slurm.conf"), "-N", node]
+    place = shutil.which(program)
+    assert place, f"{program} is not installed on any node"
+    _end(folder, node)
+    hidden = 'mount --bind /dev/null "$0" && exec "$@"'
+    subprocess.run(["unshare", "--mount", "sh", "-c", hidden, place, *command], check=True)
+    try:
+        yield
+    finally:
+        _end(folder, node)
+        subprocess.run(command, check=True)
+        until(lambda: slurm(folder, "sinfo", "--noheader", f"--nodes={node}", "--format=%T").strip() == "idle")
+
+
+def _end(folder: Path, node: str) -> None:
+    pid = living(folder / "run" / f"slurmd.{node}.pid")
+    assert pid, f"{node} is not up"
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not exists(pid))
 
 
 def running(folder: Path) -> bool:

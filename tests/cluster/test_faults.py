@@ -13,7 +13,7 @@ import yaml
 
 from tests.cluster import ready
 from tests.cluster.clone import Clone, held, slurm_jobs, wait_for
-from tests.cluster.cluster import ACCOUNT
+from tests.cluster.cluster import ACCOUNT, exists, until, without
 from tests.cluster.test_cluster import BENCHMARK, EXPERIMENT, SITE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -101,6 +101,29 @@ def test_what_cannot_run_is_said_in_few_lines(clone: Clone, faulty: Path, image:
     shown = done.printed[done.printed.index("failed: prepare, results/faulty/data/tiny (Slurm job") :].splitlines()[:5]
     assert "Slurm says FAILED" in shown[1] and "FATAL" in shown[2] and "results/faulty/logs/slurm/" in shown[3], shown
     assert len(done.printed.splitlines()) < 50, done.printed  # of two attempts
+
+
+def test_a_node_without_apptainer_is_named_with_what_to_do(
+    clone: Clone, faulty: Path, image: Path, folder: Path
+) -> None:
+    """The login node has it, so that only the job can know; left out in site.yaml, the same command goes on."""
+    again = ("data", "--forcerun", "prepare", "--retries", "0")
+    cluster = folder / "cluster"
+    said = []
+    with without(cluster, "n2", "apptainer"):
+        for extra in ("--nodelist=n2", "--exclude=n2"):
+            clone.site(**SITE, image=str(image), extra=extra)
+            said.append(clone.snakemake(*again, experiment=faulty))
+    clone.site(**SITE, image=str(image))
+    print(*(done.printed for done in said), sep="\n-----\n")
+    lacking, without_it = said
+    assert lacking.status == 1, lacking.printed
+    begin = lacking.printed.index("failed: prepare, results/faulty/data/tiny (Slurm job")
+    shown = lacking.printed[begin:].splitlines()[:5]
+    assert "Slurm says FAILED on " in shown[1] and "apptainer or singularity command has to be available" in shown[2]
+    assert "results/faulty/logs/slurm/" in shown[3]
+    assert "Apptainer must be on PATH: ask for it, or leave it out by `extra: --exclude=NODE`" in shown[4]
+    assert without_it.status == 0, without_it.printed
 
 
 def test_a_wrong_account_or_qos_is_named_and_a_right_one_is_used(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import traceback
 from pathlib import Path
 
@@ -89,6 +90,50 @@ def test_five_lines_name_cause_log_and_remedy(name: str, tmp_path: Path) -> None
         assert text in "\n".join(lines), lines
 
 
+def test_what_an_earlier_attempt_wrote_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    """Only here did the step write a log before, and none this time: the reason is in Slurm's alone."""
+    own, slurm = tmp_path / "own.log", tmp_path / "slurm.log"
+    own.write_text("attempt 1\nValueError: mended since\n")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter())
+    handler.addFilter(lambda record: getattr(record, "event", None) != "job_info")  # as `--quiet` has it
+    handler.formatter._format_job_error = None  # type: ignore[union-attr] # what marks Snakemake's own
+    failures.shorten([handler])
+    handler.filter(logging.makeLogRecord({"event": "job_info", "log": [str(own)], "msg": ""}))
+    missing = "The apptainer or singularity command has to be available in order to use it."
+    slurm.write_text(f"{BANNER}".replace("  Date: today\n", "  Date: today\n  Host: n2\n") + missing)
+
+    lines = failures.explained("data", SLURM.format("FAILED"), [own, slurm])
+
+    assert lines[1:4] == [
+        "  what happened: Slurm says FAILED on n2",
+        f"  first error: {missing}",
+        f"  log: {slurm}",
+    ]
+    assert "Apptainer must be on PATH" in lines[4]
+    own.write_text("attempt 2\nValueError: still\n")
+    assert failures.explained("data", SLURM.format("FAILED"), [own, slurm])[2] == "  first error: ValueError: still"
+
+
+def test_a_disk_that_takes_no_log_is_named_where_no_log_says_anything(tmp_path: Path) -> None:
+    """Only here is nothing left to read: a full disk, or as here a quota of no bytes, keeps no word of itself."""
+    logs = [tmp_path / "step.log", tmp_path / "slurm.log"]
+    for log in logs:
+        log.touch()
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, allowed[1]))
+    try:
+        lines = failures.explained("data", SLURM.format("FAILED"), logs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert lines[1:3] == [
+        "  what happened: Slurm says FAILED; no log says anything",
+        f"  first error: {tmp_path}, where its log lies, cannot be written: [Errno 27] File too large",
+    ]
+    assert failures.explained("data", SLURM.format("FAILED"), logs)[2] == f"  first error: {SLURM.format('FAILED')}"
+    assert set(tmp_path.iterdir()) == set(logs), "nothing is left of the try"
+
+
 def test_a_submission_that_fails_is_said_in_sbatchs_words(tmp_path: Path) -> None:
     """The log there is is of an earlier attempt, or none."""
     said = "SLURM sbatch failed. The error message was 'sbatch: error: Invalid account'.\n    sbatch call:\n  sbatch"
@@ -127,3 +172,5 @@ def test_snakemakes_own_lines_are_these_and_its_log_keeps_the_rest(tmp_path: Pat
     assert "Traceback" in kept and failures.of_system(record) is None
     again = logging.makeLogRecord({"levelno": logging.ERROR, "msg": "RuleException:\nCalledProcessError in file x"})
     assert not handlers[0].filter(again) and handlers[1].filter(again)
+    end = logging.makeLogRecord({"levelno": logging.ERROR, "msg": "cannot schedule new futures after shutdown"})
+    assert not handlers[0].filter(end)
