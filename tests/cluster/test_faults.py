@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.workflow.slurm_executor import QUESTION
 from tests.cluster import ready
 from tests.cluster.clone import Clone, held, slurm_jobs, wait_for
-from tests.cluster.cluster import ACCOUNT, exists, until, without
+from tests.cluster.cluster import ACCOUNT, exists, without
 from tests.cluster.test_cluster import BENCHMARK, EXPERIMENT, SITE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -29,23 +34,92 @@ def faulty(clone: Clone, image: Path) -> Path:
     return clone.folder.parent / "own" / "experiments" / "faulty.yaml"
 
 
+@contextmanager
+def away(cluster: Path, seconds: float = 0) -> Iterator[None]:
+    """No controller, while the body runs and for that many seconds at least."""
+    controller = int((cluster / "run/slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGTERM)  # it writes its state; killed within a second, it would run a job twice
+    wait_for("the controller's end", lambda: not exists(controller), 60)
+    begin = time.monotonic()
+    try:
+        yield
+        time.sleep(max(0.0, begin + seconds - time.monotonic()))
+    finally:
+        subprocess.run(["slurmctld", "-f", cluster / "slurm.conf"], check=True)
+
+
+@contextmanager
+def stopped_before(folder: Path, call: int, program: str, *arguments: str) -> Iterator[tuple[Path, Path]]:
+    """A call of a program with just these arguments, counted from 1, waits: one file tells that it has come, the other
+    lets it go on."""
+    met = folder / "met"
+    shutil.rmtree(met, ignore_errors=True)
+    met.mkdir()
+    met.chmod(0o777)
+    calls, reached, go = met / "calls", met / "reached", met / "go"
+    place, shim = shutil.which(program), Path("/usr/local/bin") / program  # the first place where the user's PATH looks
+    assert place and not shim.exists()
+    shim.write_text(
+        f"""#!/bin/sh
+if [ "$*" = "{" ".join(arguments)}" ]; then
+    echo >> {calls}
+    if [ $(wc -l < {calls}) -eq {call} ]; then
+        touch {reached}
+        until [ -e {go} ]; do sleep 0.1; done
+    fi
+fi
+exec {place} "$@"
+"""
+    )
+    shim.chmod(0o755)
+    try:
+        yield reached, go
+    finally:
+        go.touch()
+        shim.unlink()
+
+
 def test_a_controller_that_is_away_is_waited_for(clone: Clone, faulty: Path, folder: Path) -> None:
     """For longer than a job takes, and than all attempts of one look at the jobs, which wait for seconds each."""
-    with clone.running("data", experiment=faulty) as process:
+    with clone.running("data", "--forcerun", "prepare", experiment=faulty) as process:
         (job,) = wait_for("the job", lambda: slurm_jobs("RUNNING"), 120)
         script = held(job)  # Snakemake must not learn of the job's end before the controller is gone
-        controller = int((folder / "cluster/run/slurmctld.pid").read_text())
-        os.kill(controller, signal.SIGTERM)  # it writes its state; killed within a second, it would run the job twice
-        wait_for("the controller's end", lambda: not Path(f"/proc/{controller}").exists(), 60)
-        script.resume()
-        wait_for("a word of it", lambda: "has not answered for" in process.log.read_text(), 240)
-        subprocess.run(["slurmctld", "-f", folder / "cluster/slurm.conf"], check=True)
+        with away(folder / "cluster"):
+            script.resume()
+            wait_for("a word of it", lambda: "has not answered for" in process.log.read_text(), 240)
         process.wait()
     printed = process.outcome.printed
     print(printed)
     assert process.outcome.status == 0, printed
     assert "Slurm's controller has not answered for" in printed and "Slurm answers again, after" in printed
     assert (clone.folder / "results/faulty/data/tiny/manifest.json").is_file()
+
+
+@pytest.mark.parametrize("seconds", [15, 60])
+def test_a_controller_that_is_away_when_a_job_is_to_be_submitted(
+    clone: Clone, faulty: Path, folder: Path, seconds: int
+) -> None:
+    """Since a moment before: the job waits, and is submitted once."""
+    before = slurm_jobs()
+    again = ("data", "--forcerun", "prepare", "--retries", "0")
+    with (
+        stopped_before(folder, 2, *QUESTION) as (
+            reached,
+            go,
+        ),  # the first is asked at the start, of the site's partition
+        clone.running(*again, experiment=faulty) as process,
+    ):
+        wait_for("the submission", reached.exists, 120)
+        with away(folder / "cluster", seconds):
+            go.touch()
+        process.wait()
+    printed = process.outcome.printed
+    print(printed)
+    assert process.outcome.status == 0, printed
+    assert re.search(r"not answered for \d+ s; rule prepare waits to be submitted", printed), printed
+    gone = re.search(r"Slurm answers again, after (\d+) s; rule prepare is submitted", printed)
+    assert gone and seconds - 5 <= int(gone[1]) <= seconds + 30, printed
+    assert len(slurm_jobs().keys() - before.keys()) == 1
 
 
 def test_a_killed_snakemake_is_followed_by_the_same_command(clone: Clone, faulty: Path) -> None:

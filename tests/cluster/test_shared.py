@@ -69,9 +69,7 @@ def test_a_second_writer_of_a_step_is_refused(clone: Clone, experiments: Path, i
     wait_for("the state of the first", lambda: list(run.glob("resume/step-*")), 90)
 
 
-def test_an_image_of_another_checkout_is_said_and_can_be_refused(
-    clone: Clone, experiments: Path, image: Path
-) -> None:
+def test_an_image_of_another_checkout_is_said_and_can_be_refused(clone: Clone, experiments: Path, image: Path) -> None:
     """It is used as it is, since the steps run the clone's code."""
     built = image.resolve()
     old = clone.folder.parent / "own" / "unlearn-cpu-0123456789ab.sif"
