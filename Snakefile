@@ -22,6 +22,7 @@ from pipeline.config import sizing
 from pipeline.launch.image import image
 from pipeline.workflow import failures, partial_report, slurm_executor
 from pipeline.workflow import snakemake_rules as steps
+from pipeline.workflow.free_memory import free_memory
 
 # A limit of submitted jobs is what a profile for a cluster has instead of cores; dry runs know no executor. And a job
 # reads this file again, on its node.
@@ -37,6 +38,10 @@ if IN_IMAGE and not workflow.remote_exec:
     steps.plan_without_apptainer()
 if not workflow.remote_exec:
     failures.shorten(logger.handlers)
+if not CLUSTER and "mem_mb" not in workflow.global_resources:
+    # As many jobs at once as there is memory for, by the same bounds as on a cluster. One that may need more runs alone:
+    # Snakemake takes no job to need more than there is.
+    workflow.register_resource("mem_mb", free_memory() // 2**20)
 if CLUSTER and not workflow.remote_exec:
     slurm_executor.mend(plan.paths.root)
 ROOT = str(plan.paths.root)

@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -204,6 +205,22 @@ def test_jobs_on_a_gpu_run_one_at_a_time(
     loading = {"train_model", "reference_log_probabilities", "unlearn_target", "evaluate_model"}
     loading |= {"relearn_model", "quantise_model", "sample_alternatives", "sample_own_answers"}
     assert {name for name, body in models if "accelerator=jobs.accelerator" in body} == loading
+
+
+def test_jobs_need_no_more_memory_together_than_there_is(finished: Path, tmp_path: Path) -> None:
+    """Only here do jobs run at the same time: as many as there are cores for, or one, which needs more than there is."""
+    project = shutil.copytree(finished, tmp_path / "project")
+    rules = project / "pipeline/workflow/rules/common.smk"
+    edit(rules, re.findall(r"exec python .*(?=\")", rules.read_text())[0], "echo +; sleep 0.5; echo -; touch {output}")
+    run = ("evaluate", "--cores", "9", "--rerun-triggers", "mtime", "--forcerun", "evaluate_model")
+    machine, little = (
+        snakemake(project, *run, *more) for more in ((), ("--resources", "accelerator=1", "mem_mb=3000"))
+    )
+    for done, several in ((machine, True), (little, False)):
+        assert done.returncode == 0 and done.stdout.count("+") == len(METHODS) + 2, done.stdout + done.stderr
+        assert ("++" in "".join(done.stdout.split())) is several, done.stdout
+    (free,) = re.findall(r'mem_mb=Resource\("mem_mb", (\d+)\)', machine.stderr)
+    assert 0 < int(free) <= psutil.virtual_memory().total / 2**20
 
 
 def _rules_of(text: str) -> list[tuple[str, str]]:
