@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -24,16 +25,6 @@ PLUGIN = "unlearn"  # by which Snakemake knows the lines
 GATHERING = ("all", "everything", "fetch", "data", "train", "unlearn", "evaluate", "judge", "robustness", "report")
 WIDTH = 48
 SHOWN = 1.0  # seconds between two pictures of what runs, on a terminal
-
-
-def expected_seconds(plan: Plan, job: Job) -> float:
-    """Seconds that a job may take, on a machine of a certain speed: good for comparing jobs with each other."""
-    if not isinstance(job.spec, resources.ModelStep):
-        return STARTING
-    try:
-        return resources.needs(plan, Site(), job).seconds - resources.START + STARTING
-    except ValueError:  # ranks that do not spread over the nodes of some cluster
-        return STARTING
 
 
 def done_of(plan: Plan, job: Job) -> tuple[int, int] | None:
@@ -56,28 +47,54 @@ class Running:
     begun: float
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a job may take: its program, and seconds on a machine of a certain speed."""
+
+    program: str
+    seconds: float
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it loads a model; what others take says nothing of these, nor the other way round."""
+        return self.seconds > STARTING
+
+
+def expected(plan: Plan, job: Job) -> Expected:
+    """What a job may take, good for comparing jobs with each other."""
+    seconds = STARTING
+    if isinstance(job.spec, resources.ModelStep):
+        with suppress(ValueError):  # ranks that do not spread over the nodes of some cluster
+            seconds += resources.needs(plan, Site(), job).seconds - resources.START
+    return Expected(job.spec.program, seconds)
+
+
 class Forecast:
     """How long the rest of a run may take, by what the jobs that are done have taken."""
 
-    def __init__(self, expected: Mapping[str, float]):
+    def __init__(self, expected: Mapping[str, Expected]):
         """Begin with nothing done.
 
         Args:
-            expected: Seconds that each of the plan's jobs may take.
+            expected: What each of the plan's jobs may take.
         """
         self.expected, self.taken = dict(expected), dict[str, float]()
 
     def seconds(self, name: str) -> float | None:
-        """Seconds of a job from its start to its end; ``None`` while no job is done."""
-        kind = name.partition("/")[0]
-        alike = [other for other in self.taken if other.partition("/")[0] == kind] or list(self.taken)
+        """Seconds of a job from its start to its end, by those of its program that are done, or by all that load a
+        model; ``None`` while none is."""
+        job = self._expected(name)
+        alike = [other for other in self.taken if self._expected(other).program == job.program]
+        if not alike and not job.is_long:
+            return job.seconds
+        alike = alike or [other for other in self.taken if self._expected(other).is_long]
         if not alike:
             return None
-        scale = sum(self.taken[other] for other in alike) / sum(self.expected.get(other, STARTING) for other in alike)
-        return scale * self.expected.get(name, STARTING)
+        scale = sum(self.taken[other] for other in alike) / sum(self._expected(other).seconds for other in alike)
+        return scale * job.seconds
 
     def left(self, waiting: int, running: Mapping[str, float], elapsed: float) -> float | None:
-        """Seconds until the run is done; ``None`` while no job is done.
+        """Seconds until the run is done; ``None`` while nothing says how long one of the jobs may take.
 
         Args:
             waiting: How many jobs have not begun, which are taken to be the plan's last ones.
@@ -87,11 +104,17 @@ class Forecast:
         if not self.taken:
             return None
         later = [name for name in self.expected if name not in self.taken and name not in running]
-        names = later[max(0, len(later) - waiting) :]
-        rest = sum(self.seconds(name) or 0.0 for name in names)
-        rest += sum(max(1.0, (self.seconds(name) or 0.0) - gone) for name, gone in running.items())
+        whole = [self.seconds(name) for name in later[max(0, len(later) - waiting) :]]
+        begun = [(self.seconds(name), gone) for name, gone in running.items()]
+        if None in whole or any(seconds is None for seconds, _ in begun):
+            return None
+        rest = sum(seconds or 0.0 for seconds in whole)
+        rest += sum(max(1.0, (seconds or 0.0) - gone) for seconds, gone in begun)
         busy = sum(self.taken.values()) + sum(running.values())
         return rest / max(1.0, busy / max(elapsed, 1e-9))
+
+    def _expected(self, name: str) -> Expected:
+        return self.expected.get(name, Expected(name, STARTING))
 
 
 class Progress:
@@ -106,7 +129,7 @@ class Progress:
             clock: Seconds.
         """
         self.plan, self.stream, self.clock = plan, stream, clock
-        self.forecast = Forecast({name: expected_seconds(plan, job) for name, job in plan.jobs.items()})
+        self.forecast = Forecast({name: expected(plan, job) for name, job in plan.jobs.items()})
         self.folders = {str(job.spec.output.absolute()): name for name, job in plan.jobs.items()}
         self.total: int | None = None
         self.done = 0

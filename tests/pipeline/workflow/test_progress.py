@@ -15,22 +15,34 @@ import pytest
 from pipeline.config.load import load
 from pipeline.workflow import progress
 from pipeline.workflow.plan import Plan
-from pipeline.workflow.progress import Forecast, Progress, duration
+from pipeline.workflow.progress import STARTING, Expected, Forecast, Progress, duration
 
 
-def test_time_left_follows_from_what_jobs_of_the_kind_have_taken() -> None:
-    """Twice the work takes twice as long; jobs of a kind that none is done of are scaled by all that are."""
-    forecast = Forecast({"models/a": 10, "models/b": 20, "evaluation/a": 5, "evaluation/b": 5, "report": 4})
-    assert forecast.left(5, {}, 0) is None
+def test_time_left_follows_from_what_jobs_of_the_program_have_taken() -> None:
+    """Twice the work takes twice as long; jobs of a program that none is done of are scaled by all that load a model."""
+    forecast = Forecast(
+        {
+            "models/base": Expected("fetch", STARTING),
+            "models/a": Expected("train", 10),
+            "models/b": Expected("train", 20),
+            "evaluation/a": Expected("evaluate", 15),
+            "evaluation/b": Expected("evaluate", 15),
+            "report": Expected("report", STARTING),
+        }
+    )
+    assert forecast.left(6, {}, 0) is None
+    forecast.taken["models/base"] = 1  # a second of fetching says nothing of the hours of training
+    assert forecast.seconds("models/a") is None and forecast.left(5, {}, 1) is None
+    assert forecast.left(4, {"models/a": 3}, 4) is None
     forecast.taken["models/a"] = 30
     assert forecast.seconds("models/b") == 60
-    assert forecast.seconds("report") == 12
+    assert forecast.seconds("evaluation/b") == 45 and forecast.seconds("report") == STARTING
     forecast.taken["evaluation/a"] = 5
     assert forecast.seconds("evaluation/b") == 5
-    # models/b has run for 20 of 60 s; evaluation/b 5 s; the report 4 * 35 / 15 s; one job at a time.
-    assert forecast.left(2, {"models/b": 20}, elapsed=55) == pytest.approx(40 + 5 + 4 * 35 / 15)
+    # models/b has run for 20 of 60 s; evaluation/b takes 5 s, the report 5 s; one job at a time.
+    assert forecast.left(2, {"models/b": 20}, elapsed=56) == pytest.approx(40 + 5 + STARTING)
     # The same in half the time: two at a time.
-    assert forecast.left(2, {"models/b": 20}, elapsed=27.5) == pytest.approx((40 + 5 + 4 * 35 / 15) / 2)
+    assert forecast.left(2, {"models/b": 20}, elapsed=28) == pytest.approx((40 + 5 + STARTING) / 2)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +64,7 @@ def say(shown: Progress, event: str, level: int = logging.INFO, **data: Any) -> 
 
 def begin(shown: Progress, number: int, title: str, folder: Path | None) -> None:
     outputs = [] if folder is None else [str(folder / "spec.yaml"), str(folder / "summary.json")]
-    say(shown, "job_info", jobid=number, rule_msg=title, rule_name="some_rule", output=outputs)
+    say(shown, "job_info", jobid=number, rule_msg=title, rule_name="some_rule", output=outputs, log=[])
 
 
 def test_a_line_a_step_with_its_number_and_the_time_left(tmp_path: Path) -> None:
