@@ -96,7 +96,8 @@ def render(spec: ReportSpec, content: Content) -> dict[str, str]:
     )
     shared, own = provenance([*content.groups, *content.attacked, *content.later_requests, *content.saved])
     text = env.get_template("page.html.j2").render(
-        title=f"{spec.experiment}: unlearning report",
+        title=f"{_heading(spec)}: unlearning report",
+        heading=_heading(spec),
         examples=view,
         detailed=DETAILED,
         first_rows=examples.FIRST,
@@ -268,9 +269,16 @@ def _sum(kind: str, timings: Sequence[StepTiming]) -> StepTiming:
     )
 
 
+def _heading(spec: ReportSpec) -> str:
+    """The experiment's title, or its name where there is no experiment file."""
+    title: str = (spec.config.get("experiment") or {}).get("title", spec.experiment)
+    return title
+
+
 def _facts(spec: ReportSpec, groups: Sequence[Group]) -> list[tuple[str, str]]:
     seeds = sorted({r.entry.seed for group in groups for r in group.results if r.entry.seed is not None})
-    facts = [("Benchmark", spec.benchmark), ("Forget split", spec.split), ("Model", spec.model)]
+    facts = [("Experiment", spec.experiment), ("Benchmark", spec.benchmark), ("Forget split", spec.split)]
+    facts.append(("Model", spec.model))
     facts.append(("Evaluated", f"{sum(len(group.results) for group in groups)} models"))
     return facts + ([("Seeds", ", ".join(map(str, seeds)))] if seeds else [])
 

@@ -119,8 +119,19 @@ def test_references_inside_the_page_resolve_and_ids_are_unique(text, page):
     assert used and {name for names in used for name in names if name} <= set(ids)
 
 
+def test_the_experiments_title_leads_and_its_name_is_there(bench):
+    """Only this has a title; a report without an experiment's file has the name in its place."""
+    bench.add("ga")
+    bench.spec |= {"experiment": "own-run"}
+    assert "<h1>own-run</h1>" in (bench.write() / "index.html").read_text()
+    bench.spec |= {"config": {"experiment": {"title": "What must go"}}}
+    text = (bench.write() / "index.html").read_text()
+    assert "<title>What must go: unlearning report</title>" in text and "<h1>What must go</h1>" in text
+    assert "<dt>Experiment</dt><dd>own-run</dd>" in text
+
+
 def test_hostile_texts_stay_texts(bench):
-    bench.spec |= {"experiment": HOSTILE, "model": HOSTILE, "config": {HOSTILE: HOSTILE}}
+    bench.spec |= {"experiment": HOSTILE, "model": HOSTILE, "config": {HOSTILE: HOSTILE, "experiment": {"title": HOSTILE}}}
     bench.spec["published"] = [{"method": "../../npo", "metric": "model_utility", "value": 0.5, "source": HOSTILE}]
     bench.add("../../npo", title=HOSTILE, flags=(HOSTILE,), reasons=(HOSTILE,))
     bench.add("_", title="_hidden")
