@@ -131,7 +131,8 @@ def test_the_experiments_title_leads_and_its_name_is_there(bench):
 
 
 def test_hostile_texts_stay_texts(bench):
-    bench.spec |= {"experiment": HOSTILE, "model": HOSTILE, "config": {HOSTILE: HOSTILE, "experiment": {"title": HOSTILE}}}
+    bench.spec |= {"experiment": HOSTILE, "model": HOSTILE}
+    bench.spec["config"] = {HOSTILE: HOSTILE, "experiment": {"title": HOSTILE}}
     bench.spec["published"] = [{"method": "../../npo", "metric": "model_utility", "value": 0.5, "source": HOSTILE}]
     bench.add("../../npo", title=HOSTILE, flags=(HOSTILE,), reasons=(HOSTILE,))
     bench.add("_", title="_hidden")

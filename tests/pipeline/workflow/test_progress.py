@@ -19,7 +19,7 @@ from pipeline.workflow.progress import STARTING, Expected, Forecast, Progress, d
 
 
 def test_time_left_follows_from_what_jobs_of_the_program_have_taken() -> None:
-    """Twice the work takes twice as long; jobs of a program that none is done of are scaled by all that load a model."""
+    """Twice the work takes twice as long; jobs of a program of which none is done are scaled by all with a model."""
     forecast = Forecast(
         {
             "models/base": Expected("fetch", STARTING),

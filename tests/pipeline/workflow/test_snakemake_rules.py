@@ -208,7 +208,7 @@ def test_jobs_on_a_gpu_run_one_at_a_time(
 
 
 def test_jobs_need_no_more_memory_together_than_there_is(finished: Path, tmp_path: Path) -> None:
-    """Only here do jobs run at the same time: as many as there are cores for, or one, which needs more than there is."""
+    """Only here do jobs run at the same time: as there are cores for, or one, which needs more than there is."""
     project = shutil.copytree(finished, tmp_path / "project")
     rules = project / "pipeline/workflow/rules/common.smk"
     edit(rules, re.findall(r"exec python .*(?=\")", rules.read_text())[0], "echo +; sleep 0.5; echo -; touch {output}")
