@@ -222,6 +222,7 @@ class ReportSpec(StepSpec):
         default_factory=dict, description="name -> folder of other steps whose times are listed: data, base, reference"
     )
     published: list[Published] = []
+    published_of: str | None = Field(None, description="the model that the published numbers are of, if another")
     utility: dict[str, UtilityBenchmark] = Field({}, description="further benchmarks, by name")
     chosen_by: Literal["best-on-validation", "best-within-budget", "test_metric"] | None = Field(
         None, description="what the marked point of each sweep is chosen by"

@@ -115,6 +115,8 @@ def _mini(own: Document, problems: list[str]) -> Document:
     data["name"], data["title"] = f"{own.data.get('name')}{MINI}", f"{own.data.get('title')}, at mini scale"
     if isinstance(own.data.get("methods"), list):
         data["methods"] = [_scaled(entry, known) for entry in own.data["methods"]]
+    if isinstance(data.get("report"), dict):  # nobody publishes numbers of a mini benchmark
+        data["report"] = {key: value for key, value in data["report"].items() if key != "published_of"}
     marks = {key: mark for key, mark in marks.items() if not key or key[0] not in (*SCALED, "unlearning")}
     marks |= {key: mark for key, mark in stand_in.marks.items() if key and key[0] in (*SCALED, "unlearning")}
     return Document(data, marks)

@@ -25,6 +25,7 @@ from pipeline.config.site import Site
 CHECKS: tuple[Callable[..., None], ...] = (
     models.placed,
     data.published_metrics,
+    data.published_of,
     selection.test_metric,
     selection.keep,
     selection.evaluate_every,

@@ -90,11 +90,14 @@ class UnlearningRequests(Strict):
 
 
 class ReportSettings(Strict):
-    """What the report holds of the data's own texts."""
+    """What the report holds of the data's own texts, and of others' numbers."""
 
     examples: int = Field(200, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
     evidence_texts: bool = Field(
         False, description="put what was to be forgotten, in words, into evidence and model cards"
+    )
+    published_of: Name | None = Field(
+        None, description="another model, whose published numbers on this split stand beside ours"
     )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from pipeline.benchmarks.base import Metric
+from pipeline.report import publications
 from pipeline.report.read import Group
 from pipeline.report.tables import LEGEND, Cell, table
 from pipeline.specs import ReportSpec
@@ -34,6 +35,8 @@ def render(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric])
         title = escape(row.group.title) + (f" ({escape(notes)})" if notes else "")
         lines.append(_line([title, str(len(row.group.results)), *(_cell(cell, found.sources) for cell in row.cells)]))
     sources = [f"% [{i}] {escape(source)}" for i, source in enumerate(found.sources, 1)]
+    if sources and (sentence := publications.sentence(spec, groups)):
+        sources.append(f"% {escape(sentence)}")
     head = f"% {escape(f'{spec.experiment}: {spec.benchmark} {spec.split}, {spec.model}')}"
     columns = "lr" + "r" * len(found.metrics)
     body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", *lines, "\\bottomrule", "\\end{tabular}"]

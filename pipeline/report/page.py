@@ -164,7 +164,7 @@ def _tables(spec: ReportSpec, content: Content) -> dict[str, Any]:
         "full": table(spec, groups, metrics, headline=False),
         "seeds": by_seed(spec, groups, metrics),
         "sources": headline.sources,
-        "unpublished": publications.sentence(publications.without(spec, groups)),
+        "unpublished": publications.sentence(spec, groups),
         "judges": judges(groups),
         "metrics": [metric for metric in metrics if metric.key in measured],
     }

@@ -28,7 +28,9 @@ def numbers(spec: ReportSpec, group: Group, key: str) -> list[Published]:
     found = [
         p
         for p in spec.published
-        if (p.method, p.metric) == (run, key) and p.model in (None, spec.model) and p.split in (None, spec.split)
+        if (p.method, p.metric) == (run, key)
+        and p.model in (None, spec.published_of or spec.model)
+        and p.split in (None, spec.split)
     ]
     sources = [p.source for p in found]
     if len(set(sources)) < len(sources):
@@ -52,15 +54,20 @@ def check(spec: ReportSpec, metrics: Sequence[Metric]) -> None:
             raise ValueError(f"published: unknown metric {number.metric!r}; allowed: {', '.join(sorted(known))}")
 
 
-def without(spec: ReportSpec, groups: Sequence[Group]) -> list[str]:
-    """The titles of unlearned models of which no source gives any number, where there are published numbers at all."""
-    named = {number.metric: None for number in spec.published}
+def sentence(spec: ReportSpec, groups: Sequence[Group]) -> str:
+    """What must be known of the published numbers: what may be compared where they are of another model, and of which
+    unlearned models no source gives any; empty where there is nothing to say."""
     if not spec.published:
-        return []
+        return ""
+    said = []
+    if spec.published_of is not None:
+        said.append(
+            f"They are of {spec.published_of}, not of {spec.model}: what may be compared is how the methods of one "
+            "table stand to each other and to its own target and retrain; a value of theirs with one of ours may not."
+        )
+    named = {number.metric: None for number in spec.published}
     unlearned = [group for group in groups if group.kind == "unlearned"]
-    return [group.title for group in unlearned if not any(numbers(spec, group, key) for key in named)]
-
-
-def sentence(titles: Sequence[str]) -> str:
-    """Says of which models no source gives any number; empty where there is none."""
-    return f"No source gives numbers of {', '.join(titles)} here." if titles else ""
+    titles = [group.title for group in unlearned if not any(numbers(spec, group, key) for key in named)]
+    if titles:
+        said.append(f"No source gives numbers of {', '.join(titles)} here.")
+    return " ".join(said)

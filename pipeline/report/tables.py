@@ -93,7 +93,7 @@ def table(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Metric], 
         column = []
         for group in groups:
             papers = publications.numbers(spec, group, metric.key)
-            shown = tuple((_beside(metric, group, paper.value, whole), paper.source) for paper in papers)
+            shown = tuple((_beside(spec, metric, group, paper.value, whole), paper.source) for paper in papers)
             mean, spread = _texts(metric, group, whole)
             column.append(Cell(mean, spread, mean in best and _candidate(metric, group), shown))
         columns.append(column)
@@ -172,8 +172,9 @@ def as_markdown(spec: ReportSpec, groups: Sequence[Group], metrics: Sequence[Met
     notes = LEGEND
     if sources:
         named = "; ".join(f"[{i}] {source}" for i, source in enumerate(sources, 1))
-        notes += f" In parentheses: published numbers, and by how much ours is larger ({named})."
-        notes = f"{notes} {publications.sentence(publications.without(spec, groups))}".strip()
+        larger = ", and by how much ours is larger" if spec.published_of is None else ""
+        notes += f" In parentheses: published numbers{larger} ({named})."
+        notes = f"{notes} {publications.sentence(spec, groups)}".strip()
     return "\n".join([escape(heading), "", *lines, "", escape(notes), ""])
 
 
@@ -240,10 +241,10 @@ def badness(metric: Metric, value: float) -> float:
     return abs(value) if metric.better == "zero" else value
 
 
-def _beside(metric: Metric, group: Group, published: float, whole: bool) -> str:
-    """A published number, and how much larger ours is than it."""
+def _beside(spec: ReportSpec, metric: Metric, group: Group, published: float, whole: bool) -> str:
+    """A published number, and how much larger ours is than it, where it is of the same model."""
     mean, text = group.mean(metric.key), formatted(metric, published, whole)
-    if mean is None:
+    if mean is None or spec.published_of is not None:
         return text
     difference = formatted(metric, mean - published, whole)
     return f"{text}, Δ {'' if difference.startswith('-') else '+'}{difference}".replace("Δ -", "Δ −")

@@ -70,6 +70,7 @@ def report_job(config: Config, paths: Paths, made: Sequence[Job]) -> Job:
         repeats=_repeats(config, paths),
         steps=_other_steps(config, paths, made),
         published=_published_numbers(config),
+        published_of=experiment.report.published_of,
         utility=described_utility(config),
         **choice(experiment.select),
         examples=experiment.report.examples,
@@ -204,11 +205,12 @@ def files_of(entry: ReportEntry) -> list[Path]:
 
 
 def _published_numbers(config: Config) -> list[Published]:
-    """The published numbers of this model and split, of every source."""
+    """The published numbers of this split, of this model or of another that the experiment names, of every source."""
+    model = config.experiment.report.published_of or config.model.name
     return [
         Published(method=run, metric=metric, value=value, source=table.source, model=table.model, split=table.split)
         for table in config.benchmark.published
-        if (table.model, table.split) == (config.model.name, config.experiment.split)
+        if (table.model, table.split) == (model, config.experiment.split)
         for run, values in table.values.items()
         for metric, value in values.items()
     ]

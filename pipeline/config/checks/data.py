@@ -140,6 +140,15 @@ def published_metrics(checker: Checker, benchmark: Benchmark, benchmark_file: Do
                     )
 
 
+def published_of(checker: Checker, benchmark: Benchmark) -> None:
+    """Whether there are published numbers, on this split, of the other model that the report is to show beside ours."""
+    split, of = checker.experiment.split, checker.experiment.report.published_of
+    known = sorted({table.model for table in benchmark.published if table.split == split})
+    if of is not None and of not in known:
+        message = f"{benchmark.name!r} has no published numbers of {of!r} on {split}{hint(of, known)}"
+        checker.problem(("report", "published_of"), message)
+
+
 def own_answers(checker: Checker, source: DataSource) -> None:
     """Whether target is there before data are prepared, where it answers general prompts."""
     sets = source.sets if isinstance(source, FilesSource) else {}

@@ -619,6 +619,21 @@ def test_published_numbers_name_known_methods_once(write: Callable[..., Path]) -
     assert "unknown method; did you mean 'npo'?" in found[0] and "'s' has numbers of it twice" in found[1]
 
 
+def test_numbers_of_another_model_are_asked_for_by_its_name(write: Callable[..., Path]) -> None:
+    """Only of models that somebody has numbers of, on the experiment's split; at mini scale there are none."""
+    tables = [
+        {"source": "s", "model": model, "split": split, "values": {"npo": {"model_utility": 0.5}}}
+        for model, split in (("large", "forget10"), ("larger", "forget05"))
+    ]
+    benchmark = _read("benchmarks", "mini", {"published": tables})
+    path = write({"report": {"published_of": "large"}}, benchmarks=benchmark)
+    assert load(path).experiment.report.published_of == "large"
+    small = load("tofu-small-forget10", settings=["scale=mini"]).experiment
+    assert small.report.published_of is None and small.seeds == [0, 1, 2]
+    (said,) = problems(write({"report": {"published_of": "larger"}}, benchmarks=benchmark))
+    assert "report.published_of: 'mini' has no published numbers of 'larger' on forget10; did you mean 'large'?" in said
+
+
 def test_unknown_experiment_name() -> None:
     (said,) = problems("minii")
     assert "did you mean 'mini'? allowed: " in said and " mini, mini-all, " in said

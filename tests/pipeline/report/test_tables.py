@@ -188,6 +188,21 @@ def test_published_numbers_stand_beside_ours(bench):
     assert "No source gives numbers of NPO strong here." in markdown(bench)
 
 
+def test_numbers_of_another_model_stand_beside_ours_without_a_difference(bench):
+    """Only here are they of another model: what may be compared is said wherever the table is, and what is not."""
+    bench.add("npo", seed=0)
+    bench.spec["published_of"] = "large"
+    bench.spec["published"] = [published(model="large"), published(model="tiny", value=0.123)]
+    said = "They are of large, not of tiny: what may be compared is how the methods of one table stand to each other"
+    text = markdown(bench)
+    assert r"(0.580 \[1\])" in text and "Δ" not in text and "0.123" not in text and said in text
+    assert "In parentheses: published numbers (" in text
+    folder = bench.write()
+    page = (folder / "index.html").read_text()
+    assert said in page and "Δ: ours" not in page
+    assert said in (folder / "table.tex").read_text()
+
+
 def test_published_number_of_an_unknown_metric_is_an_error(bench):
     bench.spec["published"] = [published(metric="model_utlity")]
     with pytest.raises(ValueError, match=r"published: unknown metric 'model_utlity'; allowed: .*model_utility"):
