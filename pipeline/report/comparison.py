@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.benchmarks.records import EVALUATION, EvaluationRecord
 from pipeline.data.json_files import read_object
 from pipeline.report import finished, read
-from pipeline.report.page import flat
+from pipeline.report.flat import flat
 from pipeline.report.read import Group
 from pipeline.specs import ReportSpec
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from pipeline.benchmarks.base import Metric
 from pipeline.report import examples, meta_evaluation, publications, requests, robustness, sweeps
 from pipeline.report.costs import Cost
 from pipeline.report.curves import COMPARED, DRAWN, PANELS
+from pipeline.report.flat import flat
 from pipeline.report.logs import StepTiming
 from pipeline.report.read import Group, judges
 from pipeline.report.style import COLOURS, GRID, INK, MANY, Figure
@@ -281,16 +281,6 @@ def _facts(spec: ReportSpec, groups: Sequence[Group]) -> list[tuple[str, str]]:
     facts.append(("Model", spec.model))
     facts.append(("Evaluated", f"{sum(len(group.results) for group in groups)} models"))
     return facts + ([("Seeds", ", ".join(map(str, seeds)))] if seeds else [])
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested objects as texts by dotted key; ``prefix`` begins the keys."""
-    if isinstance(value, Mapping) and value:
-        parts = [flat(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
-        return {key: item for part in parts for key, item in part.items()}
-    if not prefix:
-        return {}
-    return {prefix: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
 
 
 def _seconds(value: float) -> str:
