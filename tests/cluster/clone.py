@@ -95,6 +95,8 @@ class User:
             group=account.pw_gid,
             extra_groups=[],
             start_new_session=True,
+            # As from a terminal: what a shell starts in the background ignores Ctrl-C, and so does all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdin=subprocess.DEVNULL,
             text=True,
             **options,
