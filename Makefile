@@ -43,7 +43,7 @@ test-long: $(INSTALLED) ## every method on every model family, every experiment 
 	$(BIN)/python -m pytest tests/families tests/perf -m long -n0
 	$(PYTEST) tests/integration/test_experiments.py -m long
 
-test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (25 minutes)
+test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (50 minutes)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs
 
 # In one process: megatron-core is made to use the CPU for a whole process, and those tests for the GPU.
