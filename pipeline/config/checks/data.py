@@ -11,6 +11,7 @@ from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks.checker import Checker
 from pipeline.config.experiment import data_files, requested
 from pipeline.config.located_yaml import Document, Key, check, current, hint, merge
+from pipeline.config.model_schema import Model
 from pipeline.data.prepared import HasRequests, ReadsUserFiles
 from pipeline.data.settings import BadRows, DataSource, FilesSource, FolderSource, HubSource
 from pipeline.hub import local_files
@@ -140,12 +141,12 @@ def published_metrics(checker: Checker, benchmark: Benchmark, benchmark_file: Do
                     )
 
 
-def published_of(checker: Checker, benchmark: Benchmark) -> None:
+def published_of(checker: Checker, benchmark: Benchmark, model: Model) -> None:
     """Whether there are published numbers, on this split, of the other model that the report is to show beside ours."""
     split, of = checker.experiment.split, checker.experiment.report.published_of
-    known = sorted({table.model for table in benchmark.published if table.split == split})
+    known = sorted({table.model for table in benchmark.published if table.split == split} - {model.name})
     if of is not None and of not in known:
-        message = f"{benchmark.name!r} has no published numbers of {of!r} on {split}{hint(of, known)}"
+        message = f"{benchmark.name!r} has no published numbers of {of!r} as another model on {split}{hint(of, known)}"
         checker.problem(("report", "published_of"), message)
 
 

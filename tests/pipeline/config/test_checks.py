@@ -623,7 +623,7 @@ def test_numbers_of_another_model_are_asked_for_by_its_name(write: Callable[...,
     """Only of models that somebody has numbers of, on the experiment's split; at mini scale there are none."""
     tables = [
         {"source": "s", "model": model, "split": split, "values": {"npo": {"model_utility": 0.5}}}
-        for model, split in (("large", "forget10"), ("larger", "forget05"))
+        for model, split in (("large", "forget10"), ("larger", "forget05"), ("mini-llama", "forget10"))
     ]
     benchmark = _read("benchmarks", "mini", {"published": tables})
     path = write({"report": {"published_of": "large"}}, benchmarks=benchmark)
@@ -631,7 +631,10 @@ def test_numbers_of_another_model_are_asked_for_by_its_name(write: Callable[...,
     small = load("tofu-small-forget10", settings=["scale=mini"]).experiment
     assert small.report.published_of is None and small.seeds == [0, 1, 2]
     (said,) = problems(write({"report": {"published_of": "larger"}}, benchmarks=benchmark))
-    assert "report.published_of: 'mini' has no published numbers of 'larger' on forget10; did you mean 'large'?" in said
+    assert "report.published_of: 'mini' has no published numbers of 'larger' as another model on forget10" in said
+    assert "did you mean 'large'?" in said
+    (said,) = problems(write({"report": {"published_of": "mini-llama"}}, benchmarks=benchmark))
+    assert "as another model on forget10" in said and "allowed: large" in said  # its own stand there anyway
 
 
 def test_unknown_experiment_name() -> None:
