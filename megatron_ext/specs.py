@@ -27,7 +27,7 @@ from megatron_ext.config import (
 from megatron_ext.config.lora import Lora
 from megatron_ext.config.quantisation import Quantisation
 from megatron_ext.config.selection import Validation
-from megatron_ext.schema import Strict
+from megatron_ext.schema import Seed, Strict
 from megatron_ext.schema.renamed_keys import renamed
 from megatron_ext.schema.safe_yaml import Loader
 
@@ -151,7 +151,7 @@ class AlternativesSpec(ModelStepSpec, SampledAnswers):
     program: Literal["alternatives"] = "alternatives"
     checkpoint: Path = Field(strict=False)
     data: Path = Field(strict=False)
-    seed: int = Field(0, ge=0, description="of the draws")
+    seed: Seed = Field(0, description="of the draws")
     token_budget: int = Field(16384, ge=1, description="positions of the key-value cache of a batch")
     output: Path = Field(strict=False, description="folder that receives alternatives.npz and summary.json")
 
@@ -208,7 +208,7 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
     rule: updates.AnyRule
     trainable_layers: TrainableLayers | None = None
     batching: Batching
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     saved_epochs: list[Annotated[int, Field(ge=1)]] = Field(
         [], description="epochs, in order, whose checkpoints are written too: epochs/epoch-<number>"
     )
@@ -230,6 +230,8 @@ class UnlearnSpec(ModelStepSpec, Unlearning):
             raise ValueError("; ".join(problems))
         if self.saved_epochs != sorted(set(self.saved_epochs)):
             raise ValueError(f"saved_epochs: {self.saved_epochs} must be in order, each once")
+        if self.saved_epochs and self.validation is not None and not isinstance(self.validation.select, str):
+            raise ValueError("saved_epochs: a run with a budget may stop before them; allowed: []")
         _works_with(self.optimizer, self.runtime)
         return self
 

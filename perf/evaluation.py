@@ -3,7 +3,8 @@ the same work done as open-unlearning does it: transformers, batches of 32 padde
 every position, ``generate``.
 
 The model is the small TOFU Llama with random weights. An answer ends where the row's true one does, as those of a model
-that has learnt the rows: what it says costs the same. Both variants are told so only when it happens.
+that has learnt the rows: what it says costs the same. Both variants are told so only when it happens. Ours guesses
+nothing of what follows: random weights repeat one token, which a model that has learnt does not.
 Rows are TOFU's own from ``$UNLEARN_SHARED_DATA/tofu`` or ``../shared/data/tofu`` where they are, else generated ones.
 They are dealt into as many parts as there are steps, of which each variant takes one after the other, in turns with the
 other. Tokenising, loading and metrics, which are the same for both, are not timed.
@@ -24,7 +25,7 @@ import yaml
 
 from megatron_ext.distributed import process_groups
 from megatron_ext.schema.safe_yaml import Loader
-from perf.common import SIZES, Losses, Options, in_turns, result, run
+from perf.common import SIZES, Losses, Options, in_turns, result, run, without_guesses
 from pipeline.benchmarks.tofu.evaluate import FAMILY
 from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
@@ -86,7 +87,8 @@ Evaluate = Callable[[Sequence["Instance"], Work], None]
 def measure(given: Options) -> list[dict[str, Any]]:
     scale = scale_of(given.size)
     rows, every, tokenizer = asked(scale, given.size)
-    found, walls = compare("evaluation", BOUND, given, scale, every, tokenizer)
+    with without_guesses():
+        found, walls = compare("evaluation", BOUND, given, scale, every, tokenizer)
     lengths = [_length(item) for item in every if item.generate is not None]
     found["notes"] = [
         f"{rows}: {sum(len(item.targets) for item in every)} sequences scored, {len(lengths)} answers of "

@@ -119,6 +119,7 @@ def _fill(
 def extrapolate(model: LanguageModel, ranks: Ranks, folder: Path, factor: float) -> None:
     """weights <- origin + factor * (weights - origin), in fp32, where the origin is the checkpoint ``folder``.
 
+    The origin is rounded as the model's weights were that were read from it, so that weights that have not moved stay.
     Reads one parameter's slices at a time; nothing where the weights are changed by adapters. No collectives.
     """
     if model.lora is not None:
@@ -128,7 +129,7 @@ def extrapolate(model: LanguageModel, ranks: Ranks, folder: Path, factor: float)
     for entry in mapping.entries(model.hf_config, ranks.layout, ranks.pipeline_rank, model.trainable_layers):
         for part in entry.parts(ranks.tensor_rank, ranks.layout.tensor):
             place = part.place(entry.find(parameters))
-            origin = source.read(part.name, part.index).to(place.device, torch.float32).reshape(place.shape)
+            origin = source.read(part.name, part.index).to(place.device, place.dtype).float().reshape(place.shape)
             place.copy_(origin + factor * (place.float() - origin))
 
 

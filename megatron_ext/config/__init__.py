@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from megatron_ext.config.lean_memory import MemorySettings
-from megatron_ext.schema import Strict
+from megatron_ext.schema import Seed, Strict
 
 
 class Layout(Strict):
@@ -136,7 +136,7 @@ class Training(Optimisation):
 
     steps: int = Field(ge=1, description="optimizer steps")
     length_window: int = Field(1, ge=1, description="steps whose sequences are sorted by length together")
-    seed: int = Field(0, ge=0, description="of the order of sequences, and of weights that are initialised")
+    seed: Seed = Field(0, description="of the order of sequences, and of weights that are initialised")
 
 
 class Shares(Strict):

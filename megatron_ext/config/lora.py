@@ -67,9 +67,16 @@ class Lora(Strict):
             found.append("lora.targets: is given, but 'trainable_layers' names matrices already; allowed: null")
         return found
 
-    def model_problems(self, fused: bool, experts: bool, latent: bool) -> list[str]:
+    def model_problems(
+        self, fused: bool, experts: bool, latent: bool, trainable_layers: TrainableLayers | None
+    ) -> list[str]:
         """What does not fit the model: messages that begin with the key."""
         known = FUSED if fused else MATRICES
+        if trainable_layers is not None:
+            fitting = [name for name, linear in LINEAR.items() if linear in ATTENTION[latent:]]
+            inside = [name for name in trainable_layers.target_modules if experts and LINEAR[name] not in ATTENTION]
+            message = f"experts have no adapters here, and 'trainable_layers' names {', '.join(inside)}"
+            return [f"lora: {message}; allowed: {', '.join(fitting)}"] if inside else []
         here = ATTENTION if experts else tuple(known)
         allowed = [name for linear in here if not (latent and linear == "linear_qkv") for name in known[linear]]
         if experts and self.targets is None:

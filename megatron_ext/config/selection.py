@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from megatron_ext.schema import Strict
+from megatron_ext.schema import Seed, Strict
 
 
 class Budget(Strict):
@@ -51,7 +51,7 @@ class Validation(Strict):
     every_steps: int | None = Field(None, ge=1, description="optimizer steps")
     every_epochs: float | None = Field(None, gt=0, description="passes over the forget set, at least a step")
     rows: int = Field(64, ge=1, description="of each topic's forget set, and of its retain set; at most all there are")
-    seed: int = Field(0, ge=0, description="of the sample")
+    seed: Seed = Field(0, description="of the sample")
     select: Select = "last"
 
     @model_validator(mode="after")

@@ -79,6 +79,7 @@ class SequenceDataset:
         data_size: int,
         tokens: int | None = None,
         packed: bool = False,
+        beside: Mapping[int, int] | None = None,
     ) -> list[list[int]]:
         """This data-parallel rank's micro-batches of a global batch; equally many on every rank.
 
@@ -92,17 +93,22 @@ class SequenceDataset:
             tokens: Of a micro-batch, padding included, at most, but always of one row; those of longer rows then have
                 fewer than ``size``.
             packed: Whether there is no padding.
+            beside: Of each row another one that its micro-batch holds too, whose tokens count among ``tokens``.
 
         Returns:
-            The rows of each micro-batch.
+            The rows of each micro-batch, without those beside them.
         """
-        ordered = sorted(rows, key=lambda row: (-int(self.lengths[row]), row))
+        size_of = {row: int(self.lengths[row]) for row in rows}
+        if beside is not None and tokens is not None:
+            both = {row: (size_of[row], int(self.lengths[beside[row]])) for row in rows}
+            size_of = {row: sum(pair) if packed else 2 * max(pair) for row, pair in both.items()}
+        ordered = sorted(rows, key=lambda row: (-size_of[row], row))
         found: list[list[int]] = []
         while ordered:
             count = size
             if tokens is not None:
                 left = math.ceil(len(ordered) / data_size)
-                longest = self.lengths[ordered[: min(size, left)]]
+                longest = [size_of[row] for row in ordered[: min(size, left)]]
                 ends = np.cumsum(longest if packed else np.full(len(longest), longest[0]))
                 count = max(1, int((ends <= tokens).sum()))
             own = ordered[data_rank * count : (data_rank + 1) * count]

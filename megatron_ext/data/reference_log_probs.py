@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ext.data.sequences import Sequences
+from megatron_ext.data.sequences import Sequences, load_arrays
 
 FILE = "reference.npz"
 
@@ -16,9 +16,8 @@ def load_reference(path: Path, sequences: Sequences, fingerprint: str) -> np.nda
 
     Raises ``ValueError``, with both hashes, for a file made of other data or with another model.
     """
-    with np.load(path, allow_pickle=False) as file:
-        for key, wanted in (("data_sha256", sequences.sha256()), ("model_fingerprint", fingerprint)):
-            if str(file[key]) != wanted:
-                raise ValueError(f"{path}: {key} is {file[key]}, but this run's is {wanted}")
-        log_probs: np.ndarray = file["log_probs"]
-    return log_probs
+    found = load_arrays(path, ("data_sha256", "model_fingerprint", "log_probs"))
+    for key, wanted in (("data_sha256", sequences.sha256()), ("model_fingerprint", fingerprint)):
+        if str(found[key]) != wanted:
+            raise ValueError(f"{path}: {key} is {found[key]}, but this run's is {wanted}")
+    return found["log_probs"]

@@ -42,8 +42,11 @@ class Mixture:
             seed: Of the draws.
 
         Raises:
-            ValueError: A batch has fewer rows than there are sources.
+            ValueError: A batch has fewer rows than there are sources, or a source has none.
         """
+        empty = [name for name in shares if not sizes[name]]
+        if empty:
+            raise ValueError(f"data: {empty[0]!r} holds no sequence")
         self.names = sorted(shares, key=lambda name: (shares[name], name))
         self.sizes = [sizes[name] for name in self.names]
         self.starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))

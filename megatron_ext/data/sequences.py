@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -116,11 +118,7 @@ class Sequences:
         Raises:
             ValueError: The file holds something else: its name, and what is wrong.
         """
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [name for name in cls.__dataclass_fields__ if name not in arrays]
-            if missing:
-                raise ValueError(f"{path}: lacks {', '.join(missing)}")
-            found = cls(arrays["ids"], arrays["offsets"], arrays["prompt_lengths"])
+        found = cls(**load_arrays(path, tuple(cls.__dataclass_fields__)))
         fault = found._fault()
         if fault:
             raise ValueError(f"{path}: {fault}")
@@ -139,6 +137,25 @@ class Sequences:
         for row in np.flatnonzero((self.prompt_lengths < 1) | (self.label_counts < 1))[:1]:
             return f"prompt_lengths, row {row}: {self.prompt_lengths[row]} of {self.lengths[row]} tokens"
         return None
+
+
+def load_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of an ``.npz`` file by name; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no such file, is cut off, or lacks an array: its name, and what is wrong.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file]
+            found = {name: file[name] for name in names if name not in missing}
+    # Of a text, an empty or cut file, and an array that is no archive.
+    except (ValueError, EOFError, BadZipFile, TypeError, zlib.error) as error:
+        raise ValueError(f"{path}: no .npz file, or not all of it ({type(error).__name__})") from None
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}")
+    return found
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from megatron_ext.losses.base import Loss
 from megatron_ext.losses.hidden import Coefficient, OnHidden, of_topic, topic_problems
 from megatron_ext.losses.rmu import direction
+from megatron_ext.schema import Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ class AdaptiveRMU(OnHidden, Loss):
     needs_reference_model: ClassVar[bool] = True
 
     scale: Coefficient = Field(5.0, description="beta, in mean norms; one number, or one for each topic")
-    seed: int = Field(0, ge=0, description="of the vectors; each topic has its own")
+    seed: Seed = Field(0, description="of the vectors; each topic has its own")
 
     def problems(self, topics: Sequence[str]) -> list[str]:
         return topic_problems("scale", self.scale, topics)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from megatron_ext.losses.base import Loss
 from megatron_ext.losses.hidden import Coefficient, OnHidden, of_topic, topic_problems
+from megatron_ext.schema import Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class RMU(OnHidden, Loss):
     name: Literal["rmu"] = "rmu"
 
     steering: Coefficient = Field(6.5, description="c, the length of the vector; one number, or one for each topic")
-    seed: int = Field(0, ge=0, description="of the vectors; each topic has its own")
+    seed: Seed = Field(0, description="of the vectors; each topic has its own")
 
     def problems(self, topics: Sequence[str]) -> list[str]:
         return topic_problems("steering", self.steering, topics)

@@ -112,7 +112,9 @@ def add(model: LanguageModel, lora: Lora) -> None:
     """
     hf = model.hf_config
     family = family_of(hf)
-    found = lora.model_problems(family.fused, family.experts(hf) is not None, family.latent(hf) is not None)
+    found = lora.model_problems(
+        family.fused, family.experts(hf) is not None, family.latent(hf) is not None, model.trainable_layers
+    )
     if found:
         raise ValueError(found[0])
     chosen = lora.matrices(family.fused, model.trainable_layers)

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Strict(BaseModel):
@@ -23,6 +23,9 @@ def _one_line(text: str) -> str:
 
 # A text for people, such as a title: it is printed, so it holds nothing that a terminal would obey.
 Line = Annotated[str, AfterValidator(_one_line)]
+
+# Of random numbers; numpy's generator, which is among those that are seeded, takes 32 bits.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Named(Strict):

@@ -69,7 +69,9 @@ class LossTerm:
 
         In each of them the preferred answers follow the rows that they belong to, in the same order. -1 fills up.
         """
-        batches = self.dataset.micro_batches(self.rows, size, ranks.data_rank, ranks.layout.data, tokens, packed)
+        batches = self.dataset.micro_batches(
+            self.rows, size, ranks.data_rank, ranks.layout.data, tokens, packed, self.preferred_rows
+        )
         if self.preferred_rows is None:
             return batches
         return [[*rows, *(self.preferred_rows.get(row, -1) for row in rows)] for rows in batches]

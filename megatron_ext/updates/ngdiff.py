@@ -26,7 +26,8 @@ class AutomaticRate(Strict):
         return self
 
     def next(self, rate: float, ahead: float, here: float, behind: float) -> float:
-        """A tenth of the way from ``rate`` to the parabola's lowest point; ``rate`` where it has none ahead.
+        """A tenth of the way from ``rate`` to the parabola's lowest point; ``rate`` where it has none ahead; within
+        the bounds.
 
         That point is taken for no less than half the rate and no more than twice the rate: where the curvature nearly
         vanishes it is anywhere. Both are as in the authors' package for GeN (gen_optim 0.1.1, ``lr_parabola``).
@@ -34,10 +35,10 @@ class AutomaticRate(Strict):
         ``ahead``, ``here``, ``behind``: the loss at ``theta - rate u``, ``theta`` and ``theta + rate u``.
         """
         curvature, descent = ahead - 2 * here + behind, behind - ahead
-        if not (curvature > 0 and descent > 0):
-            return rate
-        point = min(2.0, max(0.5, descent / (2 * curvature))) * rate
-        return min(self.highest, max(self.lowest, 0.9 * rate + 0.1 * point))
+        if curvature > 0 and descent > 0:
+            point = min(2.0, max(0.5, descent / (2 * curvature))) * rate
+            rate = 0.9 * rate + 0.1 * point
+        return min(self.highest, max(self.lowest, rate))
 
 
 class NGDiff(Rule):

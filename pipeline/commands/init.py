@@ -49,7 +49,7 @@ title: {title}
 model: {model} # its config and tokenizer say sizes and prompt template
 
 benchmark:
-  name: {name}-data
+  name: {data_name}
   title: {data}
   family: custom
   source:
@@ -104,6 +104,7 @@ def main(given: argparse.Namespace) -> int:
     if out.exists():
         print(f"{out}: is there already; --out names another file", file=sys.stderr)
         return 2
+    good = False
     try:
         if not given.retain and given.own_answers is None:
             message = "what is to be kept is missing. Where nothing is at hand, --own-answers keeps what the model says"
@@ -113,6 +114,8 @@ def main(given: argparse.Namespace) -> int:
             raise ConfigError([f"--retain: {str(both[0])!r} is to be forgotten: --forget names it too"])
         if given.gpus is not None and given.gpus < 1:
             raise ConfigError([f"--gpus: {given.gpus}; at least 1 is needed"])
+        if given.gpu_memory and given.gpus is None:
+            raise ConfigError(["--gpu-memory: says how large each of --gpus is, which is missing"])
         size = size_of(given.gpu_memory) if given.gpu_memory else None
         write_text(out, text_of(given, name, out))
         config = load(out)
@@ -121,8 +124,8 @@ def main(given: argparse.Namespace) -> int:
         layout = fitting(out, given.gpus, size) if given.gpus else None
         write_text(out, text_of(given, name, out, rows=config.forget_rows, precision=precision, layout=layout))
         config = load(out)
+        good = True
     except (ConfigError, DataError) as error:
-        out.unlink(missing_ok=True)
         if not Path(given.model).expanduser().exists():
             print(
                 f"--model: there is no folder {given.model!r}, so it was taken for a name on the hub", file=sys.stderr
@@ -134,6 +137,9 @@ def main(given: argparse.Namespace) -> int:
             text = re.sub(rf"^{re.escape(key)}: ", f"{option}: ", text, flags=re.MULTILINE)
         print(f"{text}\nnothing was written", file=sys.stderr)
         return 2
+    finally:
+        if not good:
+            out.unlink(missing_ok=True)
     print(f"{out}: {number_of(config.forget_rows, 'row')} to forget. Next: unlearn validate {out}, unlearn run {out}")
     return 0
 
@@ -196,7 +202,8 @@ def text_of(
         split.setdefault("retain", []).append(OWN)
     kept = given.retain[0].name if given.retain else "the model's own answers"
     return EXPERIMENT.format(
-        name=name,
+        name=_quoted(name),
+        data_name=_quoted(f"{name}-data"),
         title=json.dumps(f"Forget {given.forget[0].name}", ensure_ascii=False),
         model=json.dumps({"path": _from(out, folder)} if folder.exists() else {"hub": given.model}),
         data=json.dumps(f"{given.forget[0].name} and {kept}", ensure_ascii=False),
@@ -210,6 +217,11 @@ def text_of(
         length=256,
         precision=precision,
     )
+
+
+def _quoted(text: str) -> str:
+    """A name as YAML, in quotes but where it is surely the same without them."""
+    return text if re.fullmatch(r"[a-z]+(-[a-z0-9]+)+", text) else json.dumps(text)
 
 
 def _from(out: Path, path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def main(given: argparse.Namespace) -> int:
         size = size_of(given.gpu_memory) if given.gpu_memory else gpu.memory_gib * 2**30
         if given.gpus is not None and given.gpus < 1:
             raise ConfigError([f"--gpus: {given.gpus}; at least 1 is needed"])
+        if given.price is not None and not 0 <= given.price < math.inf:
+            raise ConfigError([f"--price: {given.price:g}; 0 or more is needed"])
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

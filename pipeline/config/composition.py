@@ -149,9 +149,13 @@ def _scaled(entry: Any, known: list[dict[str, Any]]) -> Any:
     overrides = dict(found.get("overrides", {}))
     if "variant" in given:
         of_variant = given.get("overrides") or {}
+        if not isinstance(of_variant, dict):
+            return entry  # which checks refuse
         for key in LOSSES:
-            if key in of_variant:
+            if isinstance(of_variant.get(key), dict):
                 overrides[key] = {**(overrides.get(key) or {}), **of_variant[key]}
+            elif key in of_variant:
+                overrides[key] = of_variant[key]
     return {**{key: value for key, value in given.items() if key != "overrides"}, "overrides": overrides}
 
 

@@ -70,7 +70,9 @@ def problems(
         found.append((("preferred_answers",), message))
     lora = method.training.lora
     if lora is not None and shape is not None:
-        missing = lora.model_problems(shape.fused, shape.experts is not None, shape.latent is not None)
+        missing = lora.model_problems(
+            shape.fused, shape.experts is not None, shape.latent is not None, method.trainable_layers
+        )
         found += [_located(text, method) for text in missing]
     return found + _trainable_layers(method, runtime.layout, shape)
 

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from megatron_ext.config import Layout, RuntimeSettings
 from megatron_ext.config.selection import WithinBudget
-from megatron_ext.schema import Line, Strict
+from megatron_ext.schema import Line, Seed, Strict
 from pipeline.config.attack_schema import Robustness
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.method_schema import MethodUse, ModelTraining
@@ -135,7 +135,7 @@ class Experiment(Strict):
         Annotated[Annotated[str, Tag("plain")] | Annotated[Benchmark, Tag("mapping")], Discriminator(kind)]
     ] = Field([], description="further benchmarks, of the family lm_eval: what else each model still can")
     model: Annotated[Annotated[str, Tag("plain")] | Annotated[GivenModel, Tag("mapping")], Discriminator(kind)]
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    seeds: list[Seed] = Field([0], min_length=1)
     methods: list[
         Annotated[Annotated[str, Tag("plain")] | Annotated[MethodUse, Tag("mapping")], Discriminator(kind)]
     ] = Field(min_length=1)

@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_ext.schema import Strict
+from megatron_ext.schema import Seed, Strict
 from megatron_ext.specs import SampledAnswers
 
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="goes into file names")]
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 TEXTS = (".txt", ".md")
 RESERVED = ("full", "forget", "retain", "holdout", "reworded", "cloze", "idk")  # what sets of a split are called
+# What models are asked of the texts among them.
+ASKED_TEXTS = ("forget_texts", "retain_texts", "holdout_texts", "reworded_texts")
 
 
 class HubSource(Strict):
@@ -49,7 +51,7 @@ class OwnAnswers(SampledAnswers):
     per_row: int = Field(1, ge=1, description="answers to each prompt")
     max_new_tokens: int = Field(64, ge=1, description="of an answer, at most")
     prompts: Path | None = Field(None, strict=False, description="a file; default: the project's own prompts")
-    seed: int = Field(0, ge=0, description="of the draws")
+    seed: Seed = Field(0, description="of the draws")
 
 
 class UserSet(Strict):
@@ -80,15 +82,25 @@ class UserSet(Strict):
     def _one_form(self) -> Self:
         if self.path is None and self.own_answers is None:
             raise ValueError("path: is missing")
-        others = ((key, one.default) for key, one in type(self).model_fields.items() if key != "own_answers")
+        others = [(key, one.default) for key, one in type(self).model_fields.items() if key != "own_answers"]
         changed = next((key for key, default in others if getattr(self, key) != default), None)
         if self.own_answers is not None and changed is not None:
             raise ValueError(f"{changed}: does not go with 'own_answers'")
         if self.text_key is not None and self.messages_key is not None:
             raise ValueError("text_key: does not go with 'messages_key'")
-        for key in ("paraphrased_key", "perturbed_key"):
-            if getattr(self, key) is not None and self.form == "texts":
-                raise ValueError(f"{key}: texts have no answers")
+        suffix = "" if self.path is None else self.path.suffix.lower()
+        unread = {
+            "question_key": self.form != "questions" and f"{self.form} have none",
+            "answer_key": self.form != "questions" and f"{self.form} have none",
+            "messages_key": suffix not in TABLES and "a text has no rows",
+            "text_key": suffix not in TABLES and "a text has no rows",
+            "paraphrased_key": self.form == "texts" and "texts have no answers",
+            "perturbed_key": self.form == "texts" and "texts have no answers",
+            "delimiter": suffix not in (".csv", ".tsv") and "only a CSV file has one",
+        }
+        for key, default in others:
+            if getattr(self, key) != default and unread.get(key):
+                raise ValueError(f"{key}: {unread[key]}")
         return self
 
 
@@ -111,6 +123,14 @@ class UserSplit(Strict):
     @classmethod
     def _list(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
+
+    @field_validator("*")
+    @classmethod
+    def _once(cls, names: list[str]) -> list[str]:
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"names {twice!r} twice")
+        return names
 
     @property
     def named(self) -> dict[str, list[str]]:
@@ -137,11 +157,14 @@ class FilesSource(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        for name in ASKED_TEXTS:
+            if name in self.sets:
+                raise ValueError(f"sets: {name}: a set cannot be called so; another name is needed")
         for split, parts in self.splits.items():
             both = [name for name in parts.forget if name in parts.retain]
             if both:
                 raise ValueError(f"splits: {split}.retain: {both[0]!r} is to be forgotten; allowed: other sets")
-            if split in RESERVED or (split in self.sets and parts.forget != [split]):
+            if split in (*RESERVED, *ASKED_TEXTS) or (split in self.sets and parts.forget != [split]):
                 raise ValueError(f"splits: {split}: a split cannot be called so; another name is needed")
             for use, names in parts.named.items():
                 for name in names:

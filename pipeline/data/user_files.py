@@ -47,7 +47,7 @@ def read(path: Path, columns: Sequence[str] = (), delimiter: str | None = None) 
 
     Args:
         path: the file
-        columns: columns that a CSV file must have, by which its delimiter is found
+        columns: columns that a CSV or Parquet file must have; a CSV file's delimiter is found by them
         delimiter: the delimiter of a CSV file; ``None``: the one under which the first line has all ``columns``
 
     Raises:
@@ -93,7 +93,7 @@ def content_of(path: Path) -> bytes:
 def values(content: bytes, path: Path, columns: Sequence[str] = (), delimiter: str | None = None) -> Iterator[Value]:
     """As ``read``, of a file's content."""
     if content.startswith(_PARQUET):
-        yield from _parquet(content, path)
+        yield from _parquet(content, path, columns)
         return
     text = decode(content, path)
     if Path(path).suffix.lower() in (".csv", ".tsv"):
@@ -209,27 +209,38 @@ def _header(text: str, path: Path, columns: Sequence[str], delimiter: str | None
     fitting = [each for each, names in found.items() if set(columns) <= set(names)]
     chosen = max(fitting or found, key=lambda each: len(found[each]))
     names = found[chosen]
-    missing = [name for name in columns if name not in names]
-    if missing:
-        has = ", ".join(filter(None, names)) or "nothing"
-        raise DataError(f"{path}, line 1: column {missing[0]!r} is missing; the first line has {has}")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(f"{path}, line 1: the column {twice[0]!r} is there twice")
+    _named_once(names, columns, f"{path}, line 1", "the first line has")
     return names, chosen
 
 
-def _parquet(content: bytes, path: Path) -> Iterator[Value]:
-    """The rows of a Parquet file."""
+def _parquet(content: bytes, path: Path, columns: Sequence[str]) -> Iterator[Value]:
+    """The rows of a Parquet file; of ``columns`` only these, as no other column's values are wanted."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         message = "a Parquet file, which needs the package 'pyarrow' here: install it, or save the file as JSONL"
         raise DataError(f"{path}: {message}") from None
     try:
-        rows = parquet.read_table(io.BytesIO(content)).to_pylist()
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a Parquet file ({error})") from None
+        file = parquet.ParquetFile(io.BytesIO(content))
+        names = file.schema_arrow.names
+        _named_once(names, columns, str(path), "the file has")
+        rows = file.read(list(columns) or None).to_pylist()
+    except DataError:
+        raise
+    # Beside its own classes: OSError of a damaged footer, OverflowError of a date, KeyError of a time zone.
+    except Exception as error:
+        what = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(f"{path}: not a Parquet file that can be read ({type(error).__name__}: {what})") from None
     for row, value in enumerate(rows):
         yield f"{path}, row {row}", value
+
+
+def _named_once(names: Sequence[str], columns: Sequence[str], place: str, has: str) -> None:
+    """Raise ``DataError`` where a table lacks one of the columns, or has one twice."""
+    missing = [name for name in columns if name not in names]
+    if missing:
+        found = ", ".join(filter(None, names)) or "nothing"
+        raise DataError(f"{place}: column {missing[0]!r} is missing; {has} {found}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{place}: the column {twice[0]!r} is there twice")

@@ -37,9 +37,13 @@ def describe(repository: str, revision: str | None) -> Path:
 def _cached(repository: str, revision: str | None) -> Path | None:
     """The cache's folder, where it has what a model needs to be described."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     for name in VOCABULARY_FILES:
-        found = [try_to_load_from_cache(repository, file, revision=revision) for file in ("config.json", name)]
+        try:
+            found = [try_to_load_from_cache(repository, file, revision=revision) for file in ("config.json", name)]
+        except HFValidationError:  # no repository can be called so, which asking the hub for it explains
+            return None
         if all(isinstance(path, str) for path in found):
             return Path(str(found[0])).parent
     return None

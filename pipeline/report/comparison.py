@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,8 +121,11 @@ def _differences(first: Mapping[str, Group], second: Mapping[str, Group]) -> Ite
 
 
 def _welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The p-value; ``None`` with fewer than two seeds on a side, or where no seed differs from another."""
-    if min(len(first), len(second)) < 2 or not (statistics.pvariance(first) or statistics.pvariance(second)):
+    """The p-value; ``None`` with fewer than two seeds on a side, where no seed differs from another, or where a number
+    has no square (a perplexity of a collapsed model)."""
+    if min(len(first), len(second)) < 2 or len({*first}) == len({*second}) == 1:
+        return None
+    if max(map(abs, (*first, *second))) > math.sqrt(sys.float_info.max):
         return None
     from scipy.stats import ttest_ind
 

@@ -55,7 +55,7 @@ def tables(groups: Sequence[Group], later_requests: Sequence[Group], metrics: Se
     ]
     found = []
     for metric in metrics:
-        means = [[other.mean(metric.key) for other in own] for _, own in series]
+        means = [[None if other is None else other.mean(metric.key) for other in own] for _, own in series]
         values = [value for row in means for value in row if value is not None]
         if not metric.headline or not values:
             continue
@@ -89,10 +89,10 @@ def as_markdown(spec: ReportSpec, found: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def _same(group: Group, request: int, later_requests: Sequence[Group]) -> Group:
-    """The models of the same method and variant after another request."""
+def _same(group: Group, request: int, later_requests: Sequence[Group]) -> Group | None:
+    """The models of the same method and variant after another request; a partial report may have none."""
     key = (group.method, group.variant, request)
-    return next(other for other in later_requests if (other.method, other.variant, other.request) == key)
+    return next((other for other in later_requests if (other.method, other.variant, other.request) == key), None)
 
 
 def _figure(groups: Sequence[Group], table: Table) -> Figure:

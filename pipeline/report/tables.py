@@ -273,6 +273,8 @@ def formatted(metric: Metric, value: float, whole: bool) -> str:
         return f"{value:.1f}"
     if whole:
         return f"{value:.4g}"
+    if abs(value) >= 1e6:  # the perplexity of a model that has collapsed
+        return f"{value:.2e}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,3 +44,11 @@ def test_the_wheels_are_those_of_this_installation(tmp_path: Path) -> None:
 
     call = gpu_proof.download(tmp_path, "3.12")
     assert {f"{name}=={version(name)}" for name in gpu_proof.WHEELS} <= set(call)
+
+
+def test_references_whose_making_was_killed_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this has a negative status, beside one of 0."""
+    statuses = iter([-9, 0])
+    call = lambda *_, **__: SimpleNamespace(returncode=next(statuses))  # noqa: E731
+    monkeypatch.setattr(gpu_proof.subprocess, "run", call)
+    assert gpu_proof.prepare(tmp_path, tiny=True, version="3.12") == 1

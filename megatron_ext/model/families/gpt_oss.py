@@ -8,7 +8,7 @@ from typing import Any
 from megatron_ext.model.families import yarn
 from megatron_ext.model.families.base import AttentionKind, Experts, Family, rope_parameters
 from megatron_ext.model.families.gemma import SLIDING
-from megatron_ext.model.families.sizes import check_experts, check_layer_types, positive
+from megatron_ext.model.families.sizes import check_experts, check_layer_types, check_theta, positive
 
 
 class GptOss(Family):
@@ -26,8 +26,7 @@ class GptOss(Family):
         check_experts(config, ("num_local_experts",), "num_experts_per_tok", "intermediate_size")
         check_layer_types(config)
         rope = rope_parameters(config)
-        if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
-            raise ValueError("the model's config lacks ['rope_theta']")
+        check_theta(config)
         if rope["rope_type"] == "yarn":
             yarn.check(rope)
         if config.get("attention_bias") is False:

@@ -1,7 +1,7 @@
 """Mistral and Zephyr."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_ext.model.families.base import Family
 
@@ -10,7 +10,9 @@ class Mistral(Family):
     """Sliding-window attention equals full attention up to the window's length, which bounds the context here."""
 
     architectures = ("MistralForCausalLM",)
+    window: ClassVar[int | None] = 4096  # of a config that says nothing of it; one without says null
 
     @classmethod
     def context(cls, config: Mapping[str, Any]) -> int:
-        return min(int(config["max_position_embeddings"]), int(config.get("sliding_window") or 1 << 30))
+        window = config.get("sliding_window", cls.window)
+        return min(int(config["max_position_embeddings"]), int(window or 1 << 30))

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_ext.model.families.base import Experts
 from megatron_ext.model.families.mistral import Mistral
-from megatron_ext.model.families.sizes import check_experts
+from megatron_ext.model.families.sizes import check_experts, check_theta
 
 
 class Mixtral(Mistral):
@@ -15,10 +15,12 @@ class Mixtral(Mistral):
 
     architectures = ("MixtralForCausalLM",)
     torch_only = "mixtures of experts"
+    window = None
 
     @classmethod
     def check(cls, config: Mapping[str, Any]) -> None:
         check_experts(config, ("num_local_experts",), "num_experts_per_tok", "intermediate_size")
+        check_theta(config)
 
     @classmethod
     def experts(cls, config: Mapping[str, Any]) -> Experts:

@@ -10,8 +10,8 @@ from megatron_ext.model.families.sizes import check_experts
 class _Qwen(Family):
     @classmethod
     def context(cls, config: Mapping[str, Any]) -> int:
-        window = int(config.get("sliding_window") or 1 << 30) if config.get("use_sliding_window") else 1 << 30
-        return min(int(config["max_position_embeddings"]), window)
+        window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
+        return min(int(config["max_position_embeddings"]), int(window or 1 << 30))
 
 
 class Qwen2(_Qwen):

@@ -83,6 +83,12 @@ def check_layer_types(config: Mapping[str, Any]) -> None:
         raise ValueError(f"layer_types: {kinds!r:.60}; allowed: {' or '.join(names)} for each of {layers}")
 
 
+def check_theta(config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where ``rope_theta`` is missing, in families whose own default is not Llama's 10000."""
+    if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
+        raise ValueError("the model's config lacks ['rope_theta']")
+
+
 def _check_heads(config: Mapping[str, Any]) -> None:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     groups, size = config.get("num_key_value_heads"), config.get("head_dim")

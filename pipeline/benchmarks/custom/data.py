@@ -124,6 +124,8 @@ class CustomData:
             if use == "cloze" and not rows.rows:
                 found.append((key, "cloze sentences are rows with a question, which holds the blank, and its answer"))
             if bad_rows == "drop":
+                if len(rows.faults()) == len(rows.places):
+                    found.append((key, f"{rows.origin}: every row is bad, so none is left"))
                 continue
             faults = [f"{rows.places[number]}: {message}" for number, message in rows.faults().items()]
             found += [(key, f"{message} (bad_rows: drop leaves such rows out)") for message in faults[:SHOWN]]

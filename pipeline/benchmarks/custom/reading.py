@@ -158,7 +158,11 @@ def _chat(messages: list[Any], place: str) -> tuple[str, str]:
             raise DataError(f"{place}: message {number} has no 'role'")
         content = message.get("content")
         if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            content = "".join(str(part.get("text", "")) for part in content)
+            parts = [part.get("text") for part in content]
+            wrong = [type(text).__name__ for text in parts if not isinstance(text, str)]
+            if wrong:
+                raise DataError(f"{place}: message {number}: 'text' of a part must be a text, got {wrong[0]}")
+            content = "".join(parts)
         if not isinstance(content, str):
             raise DataError(f"{place}: message {number}: 'content' must be a text, got {type(content).__name__}")
         roles.append(message["role"])

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from megatron_ext.schema import Seed
 from pipeline.benchmarks.base import Options
 
 CHOICE = {"acc": "", "acc_norm": "characters", "acc_bytes": "bytes"}  # metric -> lengths that it divides by
@@ -48,7 +49,7 @@ class LmEvalOptions(Options):
     datasets: dict[str, str] = Field({}, description="hub data set -> revision")
     num_fewshot: int | None = Field(None, ge=0, description="where a task does not insist on none; default: the task's")
     limit: int | None = Field(None, ge=1, description="documents of each task: the first ones")
-    seed: int = Field(1234, ge=0, description="draws the few shots of tasks that draw them")
+    seed: Seed = Field(1234, description="draws the few shots of tasks that draw them")
 
     @model_validator(mode="after")
     def _names(self) -> LmEvalOptions:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_ext.schema import Seed
 from pipeline.data.settings import GeneratedSource
 
 CHOICES = 4
@@ -24,7 +25,7 @@ class SyntheticTopicsSource(GeneratedSource):
     kind: Literal["synthetic_topics"] = "synthetic_topics"
     things: int = Field(24, ge=8, le=128)
     paragraphs: int = Field(2, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     topics: int = Field(2, ge=2, le=3)
 
 

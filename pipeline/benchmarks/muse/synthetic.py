@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_ext.schema import Seed
 from pipeline.benchmarks.muse.synthetic_words import (
     HEADLINES,
     PAGE,
@@ -52,7 +53,7 @@ class SyntheticNewsSource(GeneratedSource):
     requests: int = Field(1, ge=1)
     retain_stories: int = Field(40, ge=3)
     background_stories: int = Field(80, ge=8)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_ext.schema import Seed
 from pipeline.benchmarks.tofu.synthetic_authors import ATTRIBUTES, Attribute, name, namesake
 from pipeline.benchmarks.tofu.synthetic_facts import REAL_AUTHORS, WORLD_FACTS, Domain
 from pipeline.data.qa_rows import Row, Splits
@@ -30,7 +31,7 @@ class SyntheticSource(GeneratedSource):
     authors: int = Field(40, ge=2)
     questions_per_author: int = Field(20, ge=2, le=20)
     background_authors: int = Field(40, ge=0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 def generate(source: SyntheticSource, forget_split: str, retain_split: str) -> Splits:

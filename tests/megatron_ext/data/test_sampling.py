@@ -259,3 +259,25 @@ def test_what_is_packed_for_one_copy_comes_out_as_it_was(rows: list[int], monkey
             assert found is wanted is None
             continue
         assert found.dtype == wanted.dtype and found.shape == wanted.shape and torch.equal(found, wanted), field.name
+
+
+def test_a_source_without_a_row_is_refused() -> None:
+    """Only this has one: its passes would have no end."""
+    with pytest.raises(ValueError, match="data: 'b' holds no sequence"):
+        Mixture({"a": 5, "b": 0}, {"a": 0.5, "b": 0.5}, batch=2, window=1, seed=0)
+
+
+@pytest.mark.parametrize("data", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_bound_on_tokens_counts_preferred_answers(packed: bool, data: int) -> None:
+    """Only this gives rows others beside them, which had come on top of the bound."""
+    dataset, rows = SequenceDataset([sequences(40)]), list(range(17))
+    beside = {row: 39 - row for row in rows}
+    shares = [dataset.micro_batches(rows, 6, rank, data, 120, packed, beside) for rank in range(data)]
+    assert sorted(row for share in shares for batch in share for row in batch if row >= 0) == rows
+    assert [[len(batch) for batch in share] for share in shares] == [[len(batch) for batch in shares[0]]] * data
+    for batch in (batch for share in shares for batch in share):
+        lengths = [int(dataset.lengths[each]) for row in batch if row >= 0 for each in (row, beside[row])]
+        read = sum(lengths) if packed else 2 * len(batch) * max(lengths, default=0)
+        assert len(batch) == 1 or read <= 120
+    assert max(len(batch) for batch in shares[0]) > 1

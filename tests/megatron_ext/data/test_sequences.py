@@ -1,6 +1,8 @@
 """Sequences, parts of a file of them, and micro-batches."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,3 +110,23 @@ def test_a_micro_batch_is_as_wide_as_its_longest_row() -> None:
     assert data.collate([0, 1], cpu).tokens.shape == (2, 5)
     assert data.collate([1, 2, -1], cpu, multiple=4).tokens.shape == (3, 8)
     assert data.collate([-1, -1], cpu).tokens.shape == (2, 1)
+
+
+def _cut(path: Path) -> None:
+    np.savez(path, ids=np.arange(99))
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _npy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.arange(3))
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: path.write_text("no archive"), lambda path: path.write_bytes(b""), _cut, _npy]
+)
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    """Only this reads a text, an empty file, a cut one and a single array, of which numpy says something else each."""
+    write(tmp_path / "x.npz")
+    with pytest.raises(ValueError, match=r"x\.npz: no \.npz file, or not all of it"):
+        Sequences.load(tmp_path / "x.npz")

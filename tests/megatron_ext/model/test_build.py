@@ -46,6 +46,7 @@ def models(tmp_path_factory):
         ({"architectures": ["MixtralForCausalLM"]}, "num_local_experts: None; allowed: a whole number from 1"),
         ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 5}, "from 1 to 4"),
         ({"architectures": ["Qwen3MoeForCausalLM"], **MOE, "mlp_only_layers": [0]}, "layers without experts"),
+        ({"architectures": ["MixtralForCausalLM"], **MIXED}, "lacks ['rope_theta']"),
         ({"architectures": ["GptOssForCausalLM"], **MIXED}, "lacks ['rope_theta']"),
         ({"architectures": ["GptOssForCausalLM"], **MIXED, "rope_theta": 1e4, "attention_bias": False}, "attention_b"),
         ({"architectures": ["DeepseekV3ForCausalLM"]}, "experts that are chosen in groups"),
@@ -287,3 +288,13 @@ def test_gradients_are_those_of_transformers(alone, models, name, tmp_path):
         torch.testing.assert_close(
             given[key], value.grad, atol=1e-6, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+def test_a_window_that_a_config_does_not_name() -> None:
+    """Only this leaves it out: the context is that of transformers' own default for the family, null has none."""
+    config = {**CONFIG, "max_position_embeddings": 32768, "rope_theta": 1e6}
+    qwen = {**config, "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}
+    mistral = {**config, "architectures": ["MistralForCausalLM"]}
+    mixtral = {**config, **MIXED, "architectures": ["MixtralForCausalLM"]}
+    found = [qwen, mistral, mixtral, {**mistral, "sliding_window": None}, {**qwen, "use_sliding_window": False}]
+    assert [family_of(one).context(one) for one in found] == [4096, 4096, 32768, 32768, 32768]

@@ -131,6 +131,13 @@ def test_ngdiff_and_its_automatic_rate_equal_plain_autograd(alone: Any) -> None:
     assert again.rate == taken.rate, "between two looks the rate stays"
 
 
+def test_an_automatic_rate_stays_within_its_bounds() -> None:
+    """Only this starts outside of them, with and without a lowest point ahead."""
+    bounds = AutomaticRate(lowest=1e-4, highest=1e-2)
+    assert [bounds.next(rate, 1.0, 1.0, 1.0) for rate in (0.05, 1e-9, 1e-3)] == [1e-2, 1e-4, 1e-3]
+    assert [bounds.next(rate, 1.0, 2.0, 4.0) for rate in (0.05, 1e-9)] == [1e-2, 1e-4]
+
+
 def put(model: Any, values: Any) -> None:
     import torch
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from megatron_ext.config.selection import Validation
 from megatron_ext.data.sequences import Sequences
-from megatron_ext.specs import UnlearnSpec
+from megatron_ext.specs import UnlearnSpec, read
 from tests.megatron_ext.training.test_resume import TIMES
 from tests.support import worlds
 from tests.support.distributed import run_ranks
@@ -273,6 +273,13 @@ def unlearn_and_die(spec: str, step: int) -> None:
 
     StepLog.write = write  # type: ignore[method-assign]
     unlearn.main([spec])
+
+
+def test_epochs_that_a_budget_may_never_reach_are_refused(world: Path) -> None:
+    """Only this asks a program for both; an experiment says so of its own keys."""
+    budget = {**BEST, "select": {"budget": {"metric": "retain_probability", "at_least": 0.9}}, "every_steps": 1}
+    with pytest.raises(SystemExit, match="saved_epochs: a run with a budget may stop before them"):
+        read(make(world, "both", budget, saved_epochs=[1]), UnlearnSpec)
 
 
 def test_a_killed_run_ends_in_the_same_best_weights(world: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.report.comparison import holm, load, metrics
+from pipeline.report.comparison import _welch, holm, load, metrics
 from tests.pipeline.report.conftest import Bench, dump, start
 
 
@@ -52,3 +52,10 @@ def test_holms_method() -> None:
     """Only this holds the correction for several tests, by the example 0.01, 0.04, 0.03."""
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
+
+
+def test_numbers_near_the_largest_have_no_significance_and_no_crash() -> None:
+    """Only this compares perplexities of collapsed models, whose variance no float holds; and seeds that are alike."""
+    assert _welch([math.exp(400), 2.0], [3.0, 2.0]) is None
+    assert _welch([1.0, 1.0], [2.0, 2.0]) is None
+    assert _welch([1.0, 1.0], [2.0, 2.1]) is not None

@@ -94,6 +94,30 @@ def test_a_folder_that_is_not_there_is_said_to_be_taken_for_a_name(
     assert "--model: there is no folder 'my-modell-3'" in said and "--model: no such model" in said
 
 
+@pytest.mark.parametrize("name", ["./modell/", "/nowhere/my/modell", "a b"])
+def test_a_folder_that_can_be_no_name_on_the_hub(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this asks the hub's own library for what can be no name there: it raises before anything is fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["init", "--model", name, "--forget", "forget.jsonl", "--own-answers"]) == 2
+    said = capsys.readouterr().err
+    assert f"--model: there is no folder {name!r}" in said and "not a repository's name" in said
+    assert not (folder / "forget-forget.yaml").exists()
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this ends the command half-way, as a signal does."""
+
+    def stopped(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(init, "load", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(["init", "--model", "model", "--forget", "forget.jsonl", "--own-answers"])
+    assert not (folder / "forget-forget.yaml").exists()
+
+
 def test_what_is_wrong_is_named_as_it_was_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only this misspells a method and a file of the command line: an option is named, and the file that is there."""
     given = ["init", "--model", "model", "--retain", "kept.csv", "--forget"]
@@ -102,6 +126,11 @@ def test_what_is_wrong_is_named_as_it_was_given(folder: Path, capsys: pytest.Cap
     assert main([*given, "forget.jsonl", "--name", "My Name"]) == 2
     said = capsys.readouterr().err
     assert "--name: 'My Name' is not allowed: small letters, digits" in said and "benchmark" not in said
+    for name in ("a #b", "a: b"):  # of which YAML would read something else
+        assert main([*given, "forget.jsonl", "--name", name]) == 2
+        assert f"--name: {name!r} is not allowed: small letters, digits" in capsys.readouterr().err
+    assert main([*given, "forget.jsonl", "--name", "2024"]) == 0
+    assert load(folder / "2024.yaml").experiment.name == "2024"
     assert main([*given, "forgt.jsonl"]) == 2
     said = capsys.readouterr().err
     assert "forgt.jsonl" in said and "did you mean 'forget.jsonl'?" in said
@@ -130,7 +159,8 @@ def test_a_layout_that_fits_is_written(folder: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["--forget", "forget.jsonl", "--gpu-memory", "80"], "--gpu-memory: '80'"),
+        (["--forget", "forget.jsonl", "--gpus", "2", "--gpu-memory", "80"], "--gpu-memory: '80'"),
+        (["--forget", "forget.jsonl", "--gpu-memory", "80GiB"], "--gpu-memory: says how large each of --gpus is"),
         (["--forget", "forget.jsonl", "--gpus", "0"], "--gpus: 0; at least 1"),
         (["--forget", "none.jsonl"], "none.jsonl: cannot be read"),
         (["--forget", "odd.jsonl"], "odd.jsonl, line 1: its fields are a, b; one of question, prompt"),

@@ -39,6 +39,8 @@ def test_what_fits_is_said_and_what_does_not_is_marked(capsys: pytest.CaptureFix
         (["--gpu-memory", "80"], "--gpu-memory: '80'"),
         (["--gpu-type", "h100"], "--gpu-type: unknown type 'h100'"),
         (["--gpus", "0"], "--gpus: 0"),
+        (["--price", "-1"], "--price: -1; 0 or more"),
+        (["--price", "nan"], "--price: nan; 0 or more"),
     ],
 )
 def test_wrong_options(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

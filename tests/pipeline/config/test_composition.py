@@ -67,6 +67,19 @@ def test_mini_scale_keeps_methods_and_seeds_and_takes_models_data_and_steps(tmp_
     assert methods["simnpo-blur"].training.optimizer == known["simnpo"].training.optimizer
 
 
+def test_a_variant_at_mini_scale_may_remove_a_loss_or_be_wrong() -> None:
+    """Only this has a variant whose losses are no mappings: null removes one at either scale, a number is refused."""
+
+    def variant(overrides: object) -> list[str]:
+        return [f"methods=[{{method: npo, variant: x, overrides: {overrides}}}]", "scale=mini"]
+
+    assert load("tofu-llama-3.2-1b", settings=variant("{retain: null}")).runs[0].method.retain is None
+    with pytest.raises(ConfigError, match=r"overrides\.forget: 5 is not allowed"):
+        load("tofu-llama-3.2-1b", settings=variant("{forget: 5}"))
+    with pytest.raises(ConfigError, match=r"overrides: 5 is not allowed"):
+        load("tofu-llama-3.2-1b", settings=variant("5"))
+
+
 def test_results_at_mini_scale_are_named_as_an_experiment() -> None:
     """A report's command, and evidence, name an experiment by its results."""
     settings = ["scale=mini"]

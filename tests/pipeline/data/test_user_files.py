@@ -56,6 +56,26 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     assert user_files.read(path) == [(f"{path}, row {i}", row) for i, row in enumerate(ROWS)]
     assert "not a Parquet file" in refused(write(tmp_path, "b.parquet", path.read_bytes()[:40]))
+    damaged = path.read_bytes()[:-60] + b"\xff" * 52 + path.read_bytes()[-8:]
+    assert "not a Parquet file that can be read (OSError: " in refused(write(tmp_path, "c.parquet", damaged))
+
+
+def test_of_a_parquet_file_the_columns_that_are_wanted_are_read(tmp_path: Path) -> None:
+    """Only this has columns beside: one with a date that Python has not, and one name twice."""
+    import pyarrow
+    from pyarrow import parquet
+
+    path, texts = tmp_path / "a.parquet", pyarrow.array(["a", "b"])
+    dates = pyarrow.array([2**62, 0], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table([texts, dates], names=["text", "when"]), path)
+    assert [value for _, value in user_files.read(path, ["text"])] == [{"text": "a"}, {"text": "b"}]
+    with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file that can be read \(OverflowError: "):
+        user_files.read(path)
+    with pytest.raises(DataError, match=r"a\.parquet: column 'answer' is missing; the file has text, when"):
+        user_files.read(path, ["text", "answer"])
+    parquet.write_table(pyarrow.table([texts, texts], names=["text", "text"]), path)
+    with pytest.raises(DataError, match=r"a\.parquet: the column 'text' is there twice"):
+        user_files.read(path, ["text"])
 
 
 @pytest.mark.parametrize(

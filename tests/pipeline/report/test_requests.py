@@ -8,6 +8,7 @@ import json
 import pytest
 
 from pipeline.report.__main__ import main
+from pipeline.report.tables import NONE
 from tests.pipeline.report.conftest import Bench, dump
 
 pytestmark = pytest.mark.slow
@@ -65,6 +66,14 @@ def test_tables_have_a_column_a_request(later_requests: Bench) -> None:
     assert "each model starts from the one that has forgotten those before" in part
     main_table = [line for line in text.split("## ")[0].splitlines() if line.startswith("| NPO")]
     assert len(main_table) == 1 and "0.600" in main_table[0]
+
+
+def test_a_method_that_lacks_a_request_has_a_dash_there(later_requests: Bench) -> None:
+    """Only this leaves a later request out, as the report of what succeeded does where a run of it failed."""
+    kept = [one for one in later_requests.spec["later_requests"] if (one["method"], one["request"]) != ("ga", 3)]
+    later_requests.spec["later_requests"] = kept
+    text = (made(later_requests) / "table.md").read_text()
+    assert f"| GA | 0.300 | 0.000 | {NONE} |" in text.split("## Requests to forget: Model utility ↑")[1]
 
 
 @pytest.mark.usefixtures("no_figures")

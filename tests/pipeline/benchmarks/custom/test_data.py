@@ -118,6 +118,8 @@ def test_a_row_that_is_refused_is_named(tmp_path: Path, row: Any, settings: dict
         ([{"role": "system", "content": "x"}, *({"role": r, "content": "y"} for r in ("user", "assistant"))], "system"),
         ([{"role": r, "content": "y"} for r in ("user", "assistant") * 2], "got user, assistant, user, assistant"),
         ([{"role": "user", "content": None}], "message 0: 'content' must be a text, got NoneType"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "message 0: 'text' of a part .* NoneType"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "message 0: 'text' of a part .* got int"),
         (["hello"], "message 0 has no 'role'"),
         ([], "got none"),
     ],
@@ -166,6 +168,40 @@ def test_bad_rows_are_named_before_any_work_or_dropped_and_counted(
     manifest = json.loads((folder / "manifest.json").read_text())
     for kind in ("train", "evaluation"):
         assert (manifest[kind]["forget"]["rows"], manifest[kind]["forget"]["dropped"]) == (1, 1)
+    write(path, bad)
+    assert DATA.problems(plain, "one", "drop") == [(("sets", "a"), f"{path}: every row is bad, so none is left")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"path": "c.jsonl", "messages_key": "messages", "question_key": "q"}, "question_key: messages have none"),
+        ({"path": "x.txt", "answer_key": "a"}, "answer_key: texts have none"),
+        ({"path": "x.txt", "messages_key": "m"}, "messages_key: a text has no rows"),
+        ({"path": "letters", "text_key": "t"}, "text_key: a text has no rows"),
+        ({"path": "x.txt", "delimiter": ","}, "delimiter: only a CSV file has one"),
+        ({"path": "g.jsonl", "delimiter": ";"}, "delimiter: only a CSV file has one"),
+        ({"path": "x.txt", "perturbed_key": "w"}, "perturbed_key: texts have no answers"),
+    ],
+)
+def test_a_key_that_nothing_would_read_is_refused(settings: dict[str, str], message: str) -> None:
+    """Only this gives a set keys of another form of rows."""
+    with pytest.raises(ValueError, match=message):
+        UserSet.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("sets", "split", "message"),
+    [
+        (["a", "b", "holdout_texts"], {"forget": "a", "retain": "b"}, "sets: holdout_texts: a set cannot be called so"),
+        (["a", "b"], {"forget": ["a", "a"], "retain": "b"}, r"forget\s.*names 'a' twice"),
+    ],
+)
+def test_names_that_cannot_be(sets: list[str], split: dict[str, Any], message: str) -> None:
+    """Only this names a set as what models are asked of texts, which would then be taken for it."""
+    given = {"kind": "files", "sets": {name: f"{name}.jsonl" for name in sets}, "splits": {"one": split}}
+    with pytest.raises(ValueError, match=message):
+        FilesSource.model_validate(given)
 
 
 def test_rows_that_repeat_are_kept_and_said(plain: FilesSource, tmp_path: Path) -> None:
