@@ -94,7 +94,7 @@ def test_a_folder_that_is_not_there_is_said_to_be_taken_for_a_name(
     assert "--model: there is no folder 'my-modell-3'" in said and "--model: no such model" in said
 
 
-@pytest.mark.parametrize("name", ["./modell/", "/nowhere/my/modell", "a b"])
+@pytest.mark.parametrize("name", ["./nowhere/", "/nowhere/my/model", "a b"])
 def test_a_folder_that_can_be_no_name_on_the_hub(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
