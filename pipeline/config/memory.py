@@ -197,8 +197,8 @@ def _optimizer(work: Workload, runtime: Runtime, stage: Parameters, shard: int) 
 def training(work: Workload, runtime: Runtime, shape: Shape, length: int) -> Memory:
     """Bytes of a training step on the rank that has most, with rows of ``length`` tokens."""
     layout, width, made = runtime.layout, _width(runtime.precision), []
-    rows = work.batching.sequences_of(length)
-    tokens = rows * length
+    rows = work.batching.sequences_of(work.answers * length)
+    tokens = work.answers * rows * length
     last = layout.pipeline - 1 if work.trainable_layers is None else None  # a part of a model has no logits
     found = stages(layout, shape, work.trainable_layers, work.lora)
     for number, (stage, held) in enumerate(zip(found, lasting(work, runtime, shape), strict=True)):

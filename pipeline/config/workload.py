@@ -23,6 +23,7 @@ class Workload:
         lora: The adapters that are trained in the place of weights.
         copies: Whole copies of the weights beside the model; of adapters, where they are trained.
         reference: Whether logits of a reference model are made too, or matrices are copied.
+        answers: Sequences of a row: 2 where a preferred answer is read beside its own.
     """
 
     batching: Batching
@@ -34,6 +35,7 @@ class Workload:
     lora: Lora | None = None
     copies: int = 0
     reference: bool = False
+    answers: int = 1
 
 
 def workload(spec: TrainSpec | UnlearnSpec, gpus: bool) -> Workload:
@@ -52,7 +54,10 @@ def workload(spec: TrainSpec | UnlearnSpec, gpus: bool) -> Workload:
     beside = not gpus or spec.runtime.reference_model == "resident"
     aside = spec.validation is not None and spec.rule.extrapolation != 1.0
     copies = 0 if partial else int(reference and beside and spec.lora is None) + int(aside)
-    return Workload(spec.batching, vectors, between, losses, adam, spec.trainable_layers, spec.lora, copies, reference)
+    answers = 1 + spec.forget_loss.needs_preferred_answers
+    return Workload(
+        spec.batching, vectors, between, losses, adam, spec.trainable_layers, spec.lora, copies, reference, answers
+    )
 
 
 def keeps_reference_model(spec: UnlearnSpec) -> bool:

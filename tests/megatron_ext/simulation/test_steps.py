@@ -26,26 +26,31 @@ RULES: dict[str, dict[str, Any]] = {
     "blur": {"name": "blur", "gamma": 0.5},
     "pcgrad": {"name": "pcgrad", "scope": "tensor"},
     "offloaded": {"name": "blur", "gamma": 0.5},
+    "preferred": {"name": "weighted-sum"},
 }
+# A row and its preferred answer in each forward pass, and all that they keep.
+PREFERRED = {"preferred_answers": "p", "preferred_answers_logps": "q"}
 
 
 def spec(rule: str) -> UnlearnSpec:
     memory = {"gradients": "bf16", "optimizer": "offload"} if rule == "offloaded" else {}
+    preferred = rule == "preferred"
+    topic = {"forget_data": "f", "retain_data": "r", "reference_logps": "l", "retain_reference_logps": "k"}
     return UnlearnSpec.model_validate(
         {
             "checkpoint": "model",
             "output": "out",
-            "topics": [{"forget_data": "f", "retain_data": "r", "reference_logps": "l", "retain_reference_logps": "k"}],
-            "forget_loss": {"name": "npo", "beta": 0.1},
+            "topics": [topic | (PREFERRED if preferred else {})],
+            "forget_loss": {"name": "dpo" if preferred else "npo", "beta": 0.1},
             "retain_loss": {"name": "nll"},
             "rule": RULES[rule],
             "epochs": 1.0,
-            "batching": {"global_batch": 4, "micro_batch": 1},
+            "batching": {"global_batch": 8, "micro_batch": 4} if preferred else {"global_batch": 4, "micro_batch": 1},
             "optimizer": {"learning_rate": 1e-5},
             "runtime": {
                 "layout": LAYOUT,
                 "precision": "bf16",
-                "recompute_activations": True,
+                "recompute_activations": not preferred,
                 "device": "cpu",
                 "memory": memory,
             },
@@ -58,7 +63,7 @@ def every_step() -> dict[str, list[Any]]:
     from megatron_ext.simulation.steps import distinct_ranks, simulate
 
     cases = [("sum", "1 B", [0, 4]), ("blur", "1 B", [0, 4, 7]), ("pcgrad", "1 B", [4]), ("offloaded", "1 B", [4])]
-    cases += [("sum", "3 B", [0]), ("blur", "3 B", [0])]
+    cases += [("sum", "3 B", [0]), ("blur", "3 B", [0]), ("preferred", "1 B", [0, 4])]
     assert distinct_ranks(spec("sum")) == [0, 4]
     return {
         f"{rule} {size}": [simulate(spec(rule), SIZES[size], LENGTH, rank) for rank in ranks]
