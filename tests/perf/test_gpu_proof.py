@@ -49,6 +49,5 @@ def test_the_wheels_are_those_of_this_installation(tmp_path: Path) -> None:
 def test_references_whose_making_was_killed_are_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only this has a negative status, beside one of 0."""
     statuses = iter([-9, 0])
-    call = lambda *_, **__: SimpleNamespace(returncode=next(statuses))  # noqa: E731
-    monkeypatch.setattr(gpu_proof.subprocess, "run", call)
+    monkeypatch.setattr(gpu_proof.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=next(statuses)))
     assert gpu_proof.prepare(tmp_path, tiny=True, version="3.12") == 1
