@@ -38,13 +38,16 @@ test: $(INSTALLED) ## all tests
 test-fast: $(INSTALLED) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
-# The first in one process: each starts ranks or programs of its own.
-test-long: $(INSTALLED) ## every method on every model family, every experiment planned, benchmarks at small shapes (9 minutes)
-	$(BIN)/python -m pytest tests/families tests/perf -m long -n0
-	$(PYTEST) tests/integration/test_experiments.py -m long
+# Half of what takes longest, which half is a commit's hash's to say: what continuous integration can afford of it.
+SHARED = $(if $(SHARE),--half $(SHARE))
 
-test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (50 minutes)
-	$(BIN)/python -m pytest tests/cluster -m cluster -rs
+# The first in one process: each starts ranks or programs of its own.
+test-long: $(INSTALLED) ## every method on every model family, every experiment planned, benchmarks at small shapes (9 minutes; SHARE=HASH: half of them)
+	$(BIN)/python -m pytest tests/families tests/perf -m long -n0 $(SHARED)
+	$(PYTEST) tests/integration/test_experiments.py -m long $(SHARED)
+
+test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (50 minutes; SHARE=HASH: half of them)
+	$(BIN)/python -m pytest tests/cluster -m cluster -rs $(SHARED)
 
 # In one process: megatron-core is made to use the CPU for a whole process, and those tests for the GPU.
 test-gpu: $(INSTALLED) ## that a GPU computes what the CPU does; skipped where there is none

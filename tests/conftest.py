@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import zlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What every landing can afford of the tests that take longest."""
+    parser.addoption("--half", metavar="HASH", help="a commit's hash: every second test, which it picks")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Mark what real data decides, also through another fixture. Leave out what is long unless ``-m`` asks for it.
 
-    Files of which some tests are slow come first: at the end no process waits for another's last file.
+    Of what ``-m`` leaves, ``--half`` takes every second one. Files of which some tests are slow come first: at the end
+    no process waits for another's last file.
     """
     if "long" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("long")]
@@ -30,6 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("real_data")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    yield
+    if commit := config.option.half:
+        first = int(commit, 16) % 2
+        config.hook.pytest_deselected(items=items[1 - first :: 2])
+        items[:] = items[first::2]
 
 
 def pytest_configure() -> None:
