@@ -184,10 +184,15 @@ def current(kind: str, document: Document, problems: list[str]) -> Document:
     return Document(data, {new: document.marks[old] for new, old in keys.items() if old in document.marks})
 
 
-def explain(error: ValidationError, model: type[BaseModel], document: Document) -> list[str]:
-    """A line for each thing that pydantic found wrong in ``document``: where, what was given, what is allowed."""
+def explain(error: ValidationError, model: type[BaseModel], document: Document, whole: bool = True) -> list[str]:
+    """A line for each thing that pydantic found wrong in ``document``: where, what was given, what is allowed.
+
+    Of a document that is no ``whole`` one, only what no further entry would make right.
+    """
     found = []
     for e in error.errors(include_url=False):
+        if not whole and e["type"] in ("missing", "union_tag_not_found", "value_error"):
+            continue
         key, message = _strip_tags(e["loc"], e["type"], document.data), _message(e, model)
         part, colon, rest = message.partition(": ")
         if e["type"] == "value_error" and colon and part in _fields(model, e["loc"]):

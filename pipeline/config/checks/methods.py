@@ -17,8 +17,8 @@ from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks import selection
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.experiment import Run, run_id
-from pipeline.config.located_yaml import Document, Key, check, current, hint, merge
-from pipeline.config.method_schema import Batches, Method, MethodUse
+from pipeline.config.located_yaml import Document, Key, check, current, explain, hint, merge
+from pipeline.config.method_schema import Batches, Method, MethodTraining, MethodUse
 from pipeline.config.named_files import is_path
 from pipeline.config.schema import Experiment
 from pipeline.data.settings import DataSource, PromptTemplate
@@ -42,7 +42,7 @@ def runs(files: Files, entries: list[Any], experiment: Experiment | None = None)
     ids: list[str] = []
     swept: Mapping[str, Any] = experiment.sweep if experiment else {}
     select = experiment.select if experiment else None
-    defaults = files.document.at("unlearning")
+    defaults = _defaults(files)
     for i, entry in enumerate(entries):
         try:
             use = MethodUse.model_validate({"method": entry} if isinstance(entry, str) else entry)
@@ -69,6 +69,16 @@ def runs(files: Files, entries: list[Any], experiment: Experiment | None = None)
         if name not in ids:
             files.problem(("sweep", name), f"unknown method {name!r}{hint(name, ids)}")
     return found
+
+
+def _defaults(files: Files) -> Document:
+    """The experiment's ``unlearning``. It is checked here too, since every method may have its own over an entry."""
+    defaults = files.document.at("unlearning")
+    try:
+        MethodTraining.model_validate(defaults.data)
+    except ValidationError as error:
+        files.problems += explain(error, MethodTraining, defaults, whole=False)
+    return defaults
 
 
 def _run(files: Files, merged: Document, use: MethodUse, make: Callable[..., Run], variant: str | None) -> Runs:

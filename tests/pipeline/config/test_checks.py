@@ -83,6 +83,10 @@ def test_shipped_experiments_are_right(name: str) -> None:
     assert load(name).experiment.name == name
 
 
+def _use(method: str, **overrides: Any) -> dict[str, Any]:
+    return {"method": method, "overrides": overrides}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -128,6 +132,10 @@ def test_shipped_experiments_are_right(name: str) -> None:
         ),
         ({"methods.2.method": "blur-npo"}, "methods[3]: 'blur-npo' is there twice; give one of them another 'variant'"),
         ({"unlearning.epocs": 3}, "unlearning.epocs: unknown key; did you mean 'epochs'?"),
+        (  # also where every method has its own
+            {"unlearning.optimizer": 5, "methods": [_use("npo", training={"optimizer": {"learning_rate": 1e-5}})]},
+            "unlearning.optimizer: 5 is not allowed: input should be a valid dictionary",
+        ),
         (
             {"unlearning.steps_per_epoch": "epoch"},
             "unlearning.steps_per_epoch: unknown value 'epoch'; allowed: pass, trainer",
@@ -193,10 +201,6 @@ def test_a_mistake_is_named_with_its_place(write: Callable[..., Path], changes: 
     found = problems(path)
     assert any(expected in problem for problem in found), found
     assert all(".yaml:" in problem for problem in found)
-
-
-def _use(method: str, **overrides: Any) -> dict[str, Any]:
-    return {"method": method, "overrides": overrides}
 
 
 FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
