@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -43,11 +44,35 @@ def pretended(runtime: Runtime, rank: int) -> Iterator[tuple[Ranks, Recorder]]:
             # What torch cannot do without contents: move parameters to where they are, and read what others send.
             stack.enter_context(mock.patch.object(torch.nn.Module, "to", lambda module, *_, **__: module))
             stack.enter_context(mock.patch.object(dist, "all_gather_object", _own_object))
+            stack.enter_context(mock.patch.object(torch.nn.functional, "rms_norm", _norm))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(recorder)
             yield ranks, recorder
     finally:
         process_groups.leave()
+
+
+class _FusedNorm(torch.autograd.Function):
+    """RMSNorm as a GPU's one kernel has it: it keeps its input, and a number of each position.
+
+    The CPU's keeps two fp32 tensors of the input's size, which are not what a plan for GPUs is to be held against.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _norm(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
+    """In place of ``torch.nn.functional.rms_norm``, for all norms here, which have a weight and norm the last axis."""
+    normed: Tensor = _FusedNorm.apply(x, weight)  # type: ignore[no-untyped-call]
+    return normed
 
 
 def _own_object(objects: list[Any], own: Any, group: Any = None) -> None:

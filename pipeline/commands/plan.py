@@ -65,8 +65,8 @@ def table(found: list[Cost], ranks: int, size: float) -> list[str]:
     heads += ["peak", "host"]
     rows = [["step, GiB a rank", *heads, "PFLOP", "moved GB", "hours", "GPU hours", "disk GB"]]
     for cost in found:
-        m = cost.memory
-        held = [m.weights, m.gradients, m.vectors, m.optimizer, m.reference, m.activations, cost.recomputed.activations]
+        m, activations = cost.memory, [each.activations + each.block for each in (cost.memory, cost.recomputed)]
+        held = [m.weights, m.gradients, m.vectors, m.optimizer, m.reference, *activations]
         cells = [f"{number / 2**30:.1f}" for number in [*held, m.logits, m.total, m.host]]
         cells[-2] += "" if auto_layout.fits(m.total, size) else MARK
         hours = cost.seconds / 3600

@@ -9,7 +9,8 @@ Counted from sizes alone, without torch. A test counts the storages of real rank
   these but the gradients over data-parallel ranks, and aligns parameters for that.
 - A block keeps for the backward pass, of each token: its two inputs and their norms; queries, keys, values and the
   attention's output; four vectors of the feed-forward width. With recomputation only its input, and the rest of one
-  block at a time. A stage that has `s` stages behind it holds `s + 1` micro-batches.
+  block at a time, when the logits are gone. A norm is taken to be a GPU's one kernel, which keeps its input.
+  A stage that has `s` stages behind it holds `s + 1` micro-batches.
   Beside them is the gradient of a matrix, before it is added to the buffer.
 - Logits of a micro-batch's positions live in the activations' type once and in fp32 `FP32_LOGITS` times, of at most
   `LOGITS` at a time where a loss works position by position, which is what is taken for all of them.
@@ -63,6 +64,7 @@ class Memory:
         optimizer: Moments, and the master copy of the weights.
         reference: Copies of the weights before unlearning.
         activations: What a backward pass needs, or, in scoring, one block's and the cache of keys and values.
+        block: Of a block that the backward pass computes again, when there are no logits any more.
         logits: Of one micro-batch.
         step: What the optimizer makes for its step, when there are neither activations nor logits.
         host: In host memory, where the model is on a GPU: an offloaded optimizer's. No part of the sums below.
@@ -74,6 +76,7 @@ class Memory:
     optimizer: int = 0
     reference: int = 0
     activations: int = 0
+    block: int = 0
     logits: int = 0
     step: int = 0
     host: int = 0
@@ -87,7 +90,8 @@ class Memory:
     @property
     def total(self) -> int:
         """The peak, if everything of a micro-batch is there at once."""
-        return self.lasting - self.between + max(self.activations + self.logits, self.between, self.step)
+        passing = self.activations + max(self.logits, self.block)
+        return self.lasting - self.between + max(passing, self.between, self.step)
 
 
 def stages(
@@ -203,11 +207,13 @@ def training(work: Workload, runtime: Runtime, shape: Shape, length: int) -> Mem
     found = stages(layout, shape, work.trainable_layers, work.lora)
     for number, (stage, held) in enumerate(zip(found, lasting(work, runtime, shape), strict=True)):
         waiting = min(layout.pipeline - number, work.losses * -(-work.batching.global_batch // (layout.data * rows)))
-        kept = width * tokens * _kept(runtime, shape, _layers(layout, shape, work.trainable_layers)[number], waiting)
+        layers = _layers(layout, shape, work.trainable_layers)[number]
+        kept, block = (int(width * tokens * each) for each in _kept(runtime, shape, layers, waiting))
         largest = width * max((max(bucket) for bucket in stage.buckets), default=0)
         positions = min(tokens, max(1, LOGITS * layout.tensor // shape.vocabulary))
         logits = positions * -(-shape.vocabulary // layout.tensor) * (width + 4 * FP32_LOGITS) * (1 + work.reference)
-        made.append(replace(held, activations=int(kept) + largest, logits=logits if number == last else 0))
+        logits = logits if number == last else 0
+        made.append(replace(held, activations=kept + largest, block=block, logits=logits))
     return max(made, key=lambda memory: memory.total)
 
 
@@ -231,16 +237,17 @@ def scoring_bytes(layout: Layout, shape: Shape, precision: str) -> int:
     return _width(precision) * stage_parameters(layout, shape)
 
 
-def _kept(runtime: Runtime, shape: Shape, layers: int, waiting: int) -> float:
-    """Elements that a stage keeps of each token, for the micro-batches that wait for their backward pass."""
+def _kept(runtime: Runtime, shape: Shape, layers: int, waiting: int) -> tuple[float, float]:
+    """Elements that a stage keeps of each token, for the micro-batches that wait for their backward pass; and of the
+    block that it computes again in one."""
     layout = runtime.layout
     spread = layout.tensor if layout.sequence_parallel else 1
     queries, keys = shape.heads * shape.head_dim, shape.key_value_heads * shape.head_dim
     inside = shape.ffn * (shape.experts.chosen if shape.experts else 1)
     block = 4 * shape.hidden / spread + (2 * queries + 2 * keys + 4 * inside) / layout.tensor
     if runtime.recompute_activations:
-        return waiting * layers * shape.hidden / spread + block
-    return waiting * layers * block
+        return waiting * layers * shape.hidden / spread, block
+    return waiting * layers * block, 0
 
 
 def _layers(layout: Layout, shape: Shape, trainable_layers: TrainableLayers | None) -> list[int]:

@@ -27,14 +27,18 @@ RULES: dict[str, dict[str, Any]] = {
     "pcgrad": {"name": "pcgrad", "scope": "tensor"},
     "offloaded": {"name": "blur", "gamma": 0.5},
     "preferred": {"name": "weighted-sum"},
+    "rows": {"name": "weighted-sum"},
+    "rows-kept": {"name": "weighted-sum"},
 }
+# Rows of a step and of a micro-batch, where activations and logits are to be much of a step.
+ROWS = {"preferred": (8, 4), "rows": (64, 32), "rows-kept": (64, 32)}
 # A row and its preferred answer in each forward pass, and all that they keep.
 PREFERRED = {"preferred_answers": "p", "preferred_answers_logps": "q"}
 
 
 def spec(rule: str) -> UnlearnSpec:
     memory = {"gradients": "bf16", "optimizer": "offload"} if rule == "offloaded" else {}
-    preferred = rule == "preferred"
+    preferred, (rows, micro) = rule == "preferred", ROWS.get(rule, (4, 1))
     topic = {"forget_data": "f", "retain_data": "r", "reference_logps": "l", "retain_reference_logps": "k"}
     return UnlearnSpec.model_validate(
         {
@@ -45,12 +49,12 @@ def spec(rule: str) -> UnlearnSpec:
             "retain_loss": {"name": "nll"},
             "rule": RULES[rule],
             "epochs": 1.0,
-            "batching": {"global_batch": 8, "micro_batch": 4} if preferred else {"global_batch": 4, "micro_batch": 1},
+            "batching": {"global_batch": rows, "micro_batch": micro},
             "optimizer": {"learning_rate": 1e-5},
             "runtime": {
                 "layout": LAYOUT,
                 "precision": "bf16",
-                "recompute_activations": not preferred,
+                "recompute_activations": rule not in ("preferred", "rows-kept"),
                 "device": "cpu",
                 "memory": memory,
             },
@@ -64,6 +68,7 @@ def every_step() -> dict[str, list[Any]]:
 
     cases = [("sum", "1 B", [0, 4]), ("blur", "1 B", [0, 4, 7]), ("pcgrad", "1 B", [4]), ("offloaded", "1 B", [4])]
     cases += [("sum", "3 B", [0]), ("blur", "3 B", [0]), ("preferred", "1 B", [0, 4])]
+    cases += [("rows", "1 B", [0, 4]), ("rows-kept", "1 B", [0, 4])]
     assert distinct_ranks(spec("sum")) == [0, 4]
     return {
         f"{rule} {size}": [simulate(spec(rule), SIZES[size], LENGTH, rank) for rank in ranks]
