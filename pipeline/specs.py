@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from megatron_ext.config.selection import BEST_WITHIN_BUDGET
 from megatron_ext.schema import Strict
 from megatron_ext.specs import (
     AlternativesSpec,
@@ -228,6 +229,9 @@ class ReportSpec(StepSpec):
         None, description="what the marked point of each sweep is chosen by"
     )
     test_metric: str | None = Field(None, description="the metric, where it is chosen by one that it is judged by")
+    budget_metric: Literal["retain_probability", "retain_greedy_match"] | None = Field(
+        None, description="what the budget is of, where it is chosen within one"
+    )
     failed: list[FailedRow] = Field([], description="models that there is nothing of; the report is a partial one then")
     examples: int = Field(0, ge=0, description="most rows of each evaluated set that are shown in words; 0: none")
     evidence_texts: bool = Field(False, description="whether what was to be forgotten is in the evidence in words")
@@ -237,6 +241,8 @@ class ReportSpec(StepSpec):
     def _known(self) -> ReportSpec:
         models = {entry.model_id for entry in (*self.entries, *self.later_requests)}
         names = [attack.name for attack in self.attacks]
+        if (self.budget_metric is None) != (self.chosen_by != BEST_WITHIN_BUDGET):
+            raise ValueError(f"budget_metric: needed with chosen_by: {BEST_WITHIN_BUDGET!r}, and with nothing else")
         for entry in self.attacked:
             if entry.attack not in names:
                 raise ValueError(f"attacked: {entry.model_id!r}: no attack {entry.attack!r}; there are: {names}")

@@ -71,7 +71,7 @@ class _FusedNorm(torch.autograd.Function):
 
 def _norm(x: Tensor, shape: Any, weight: Tensor, eps: float) -> Tensor:
     """In place of ``torch.nn.functional.rms_norm``, for all norms here, which have a weight and norm the last axis."""
-    normed: Tensor = _FusedNorm.apply(x, weight)  # type: ignore[no-untyped-call]
+    normed: Tensor = _FusedNorm.apply(x, weight)
     return normed
 
 

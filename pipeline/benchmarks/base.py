@@ -38,6 +38,7 @@ class Metric:
         evidence: what it says of what should be forgotten: how much a model still knows of it (``"knowledge"``: higher
             the more), how a model that never knew differs (``"likeness"``: retrain's value is the ideal), or the
             p-value of a test against retrain (``"test"``); ``None`` where it is about something else
+        ideal: what a model that never knew shows, where ``better`` does not say it; NaN where only retrain can
     """
 
     key: str
@@ -47,6 +48,7 @@ class Metric:
     source: str
     headline: bool = False
     evidence: Evidence = None
+    ideal: float | None = None
 
     def filled(self, **words: str) -> Metric:
         """This entry of a catalogue with its placeholders, ``{set}`` for example, replaced by ``words``."""

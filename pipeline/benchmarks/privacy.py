@@ -139,6 +139,7 @@ MEMBERSHIP = Metric(
     "memorised",
     f"{{paper}}; {OPEN_UNLEARNING}",
     evidence="likeness",
+    ideal=0.5,
 )
 
 

@@ -19,6 +19,7 @@ from pipeline.data.json_files import Record, Row, read_rows, short
 
 EVALUATION = "evaluation.json"
 EXAMPLES = "examples.jsonl"
+NOT_STATED = "not stated"  # as other tools' logs do not
 
 
 class Settings(Strict):
@@ -27,9 +28,10 @@ class Settings(Strict):
     Attributes:
         options: settings of the benchmark family, its name under ``family``
         decoding: how answers were generated
-        precision: number format of the model, ``fp32`` or ``bf16``
+        precision: number format of the model, ``fp32`` or ``bf16``; ``NOT_STATED`` where another tool evaluated
         examples: number of examples by evaluated set
-        data_sha256: SHA-256 of each evaluated set's file in the prepared folder; empty where another tool evaluated
+        data_sha256: SHA-256 of each evaluated set's file in the prepared folder; empty where none is
+            prepared, and where another tool evaluated
     """
 
     options: dict[str, Any]
@@ -63,7 +65,7 @@ class EvaluationRecord(Record):
     @property
     def is_foreign(self) -> bool:
         """Whether another tool evaluated: which data it read is not known by their digests."""
-        return not self.settings.data_sha256 and bool(self.settings.examples)
+        return self.settings.precision == NOT_STATED
 
 
 def verified_examples(folder: Path, record: EvaluationRecord) -> list[Row]:

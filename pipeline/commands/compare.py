@@ -55,16 +55,17 @@ def _metrics(found: Sequence[Difference]) -> list[str]:
         return ["metrics: the same in every row that both have"]
     rows = [["model", "metric", "A", "B", "B - A", "p"]]
     for one in found:
-        means = [statistics.fmean(values) if values else None for values in (one.first, one.second)]
+        sides = [[value for value in side if value is not None] for side in (one.first, one.second)]
+        means = [statistics.fmean(values) if values else None for values in sides]
         change = NONE if None in means else f"{means[1] - means[0]:+.3g}"  # type: ignore[operator]  # neither is None
         star = "*" if one.p is not None and one.p < SIGNIFICANT else ""
-        shown = [_spread(one.first), _spread(one.second), change, NONE if one.p is None else f"{one.p:.2g}{star}"]
+        shown = [*map(_spread, sides), change, NONE if one.p is None else f"{one.p:.2g}{star}"]
         rows.append([one.model, one.metric, *shown])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     legend = (
         f"p: Welch's t-test over seeds, by Holm's method for all tests together; * under {SIGNIFICANT}. "
-        f"{NONE}: fewer than two seeds on a side, or seeds that do not differ"
+        f"{NONE}: fewer than two seeds on a side, seeds that do not differ, or a number whose square no float holds"
     )
     return [f"metrics: {len(found)} differ", *table, legend]
 

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_ext.atomic_files import write_text
 from pipeline.benchmarks import family
 from pipeline.benchmarks.base import Example
-from pipeline.benchmarks.records import EVALUATION, EXAMPLES, EvaluationRecord, Provenance, Settings
+from pipeline.benchmarks.records import EVALUATION, EXAMPLES, NOT_STATED, EvaluationRecord, Provenance, Settings
 from pipeline.data.cache import sha256
 from pipeline.data.errors import DataError
 from pipeline.data.json_files import Row, read_object, short
@@ -98,7 +98,7 @@ def read_log(path: Path, output: Path, *, model: str, benchmark: str, split: str
         settings=Settings(
             options=options.model_dump(mode="json"),
             decoding="greedy",
-            precision="not stated",
+            precision=NOT_STATED,
             examples={name: sum(example["set"] == name for example in examples) for name in sets},
             data_sha256={},
         ),
@@ -116,7 +116,7 @@ def read_log(path: Path, output: Path, *, model: str, benchmark: str, split: str
 def _options(metrics: Mapping[str, float]) -> dict[str, Any]:
     """The settings that the metrics follow from."""
     return {
-        "memorisation": "extraction_strength" in metrics,
+        "memorisation": not metrics.keys().isdisjoint(("extraction_strength", "exact_memorisation")),
         "membership": [key.removeprefix("mia_") for key in metrics if key.startswith("mia_")],
         "privleak": "privleak" in metrics,
     }

@@ -105,7 +105,8 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         *epochs.draw(groups, by_epoch, metrics),
         *requests.draw(groups, after_requests),
     ]
-    apart = meta_evaluation.table(spec, [*groups, *attacked, *read.repeats(spec)], metrics)
+    repeats = read.repeats(spec)
+    apart = meta_evaluation.table(spec, [*groups, *attacked, *repeats], metrics)
     shown = evidence.document(spec, groups, attacked, later_requests, metrics)
     content = page.Content(
         groups=groups,
@@ -115,7 +116,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
         metrics=metrics,
         figures=drawn,
         costs=costs.of(spec, [*groups, *later_requests]),
-        timings=read.timings(spec, [*groups, *attacked, *later_requests, *saved]),
+        timings=read.timings(spec, [*groups, *attacked, *later_requests, *saved, *repeats]),
         changes=changes,
         apart=apart,
         requests=after_requests,
@@ -124,7 +125,7 @@ def render(spec: ReportSpec, groups: Sequence[Group]) -> dict[str, str]:
     )
     ratios = robustness.with_ratios(spec, every, attacked, metrics)
     return {
-        "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests, *by_epoch], metrics),
+        "table.csv": tables.as_csv(spec, [*groups, *ratios, *later_requests, *by_epoch, *repeats], metrics),
         "table.md": tables.as_markdown(spec, groups, metrics)
         + robustness.as_markdown(changes)
         + meta_evaluation.as_markdown(apart)

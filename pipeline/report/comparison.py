@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.report.flat import flat
 from pipeline.report.read import Group
 from pipeline.specs import ReportSpec
 
+ROUNDING = 1e-12  # of a value; seeds that differ by less tell nothing of how far seeds lie apart
 VERSIONS = ("git", "packages", "python", "image", "host.machine")
 Values = Mapping[str, str]
 
@@ -26,15 +28,15 @@ class Difference:
     Attributes:
         model: the row
         metric: the metric's key
-        first: its values over seeds in the first results
+        first: its values over seeds in the first results; ``None`` for a seed without one
         second: and in the second
         p: of Welch's two-sided t-test, by Holm's method for all tests together; ``None`` where there is no test
     """
 
     model: str
     metric: str
-    first: tuple[float, ...]
-    second: tuple[float, ...]
+    first: tuple[float | None, ...]
+    second: tuple[float | None, ...]
     p: float | None = None
 
 
@@ -55,15 +57,17 @@ def load(folder: Path) -> Results:
         DataError: there is no report, or a file is not what a step writes
     """
     spec = finished.specification(folder)
-    groups = [*read.load(spec), *read.attacked(spec), *read.later_requests(spec)]
+    groups = [*read.load(spec), *read.attacked(spec), *read.later_requests(spec), *read.by_epoch(spec)]
     data = EvaluationRecord.read(spec.entries[0].evaluation / EVALUATION).settings.data_sha256
-    return Results(flat(spec.config), data, _versions(spec), {_name(group): group for group in groups})
+    rows = {_name(group): group for group in groups}
+    rows |= {f"{_name(group)}, further seeds": group for group in read.repeats(spec)}
+    return Results(flat(spec.config), data, _versions(spec), rows)
 
 
 def _versions(spec: ReportSpec) -> dict[str, str]:
     """The versions that models were made and evaluated with: of each key every value that some step has recorded."""
     found: dict[str, dict[str, None]] = {}
-    for entry in (*spec.entries, *spec.attacked, *spec.later_requests):
+    for entry in (*spec.entries, *spec.attacked, *spec.later_requests, *spec.by_epoch, *spec.repeats):
         for folder in (entry.run, entry.evaluation):
             record = folder / "provenance.json" if folder else None
             for key, value in flat(read_object(record)).items() if record and record.is_file() else ():
@@ -115,26 +119,39 @@ def _differences(first: Mapping[str, Group], second: Mapping[str, Group]) -> Ite
             key for group in (first[name], second[name]) for one in group.results for key in one.metrics
         )
         for key in keys:
-            values = tuple(first[name].values(key)), tuple(second[name].values(key))
+            values = _by_seed(first[name], key), _by_seed(second[name], key)
             if values[0] != values[1]:
                 yield Difference(name, key, *values)
 
 
-def _welch(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The p-value; ``None`` with fewer than two seeds on a side, where no seed differs from another, or where a number
-    has no square (a perplexity of a collapsed model)."""
-    if min(len(first), len(second)) < 2 or len({*first}) == len({*second}) == 1:
+def _by_seed(group: Group, key: str) -> tuple[float | None, ...]:
+    found = [one.metrics.get(key) for one in group.results]
+    return tuple(value if value is not None and math.isfinite(value) else None for value in found)
+
+
+def _welch(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float | None:
+    """The p-value; ``None`` with fewer than two seeds on a side, where no seed differs from another by more than
+    rounding, or where a number has no square (a perplexity of a collapsed model)."""
+    first, second = ([value for value in side if value is not None] for side in (ours, theirs))
+    if min(len(first), len(second)) < 2 or not (_varies(first) or _varies(second)):
         return None
     if max(map(abs, (*first, *second))) > math.sqrt(sys.float_info.max):
         return None
     from scipy.stats import ttest_ind
 
-    p = float(ttest_ind(first, second, equal_var=False).pvalue)
+    with warnings.catch_warnings():  # of one side without any spread, which the test allows
+        warnings.simplefilter("ignore", RuntimeWarning)
+        p = float(ttest_ind(first, second, equal_var=False).pvalue)
     return p if math.isfinite(p) else None
+
+
+def _varies(values: Sequence[float]) -> bool:
+    return max(values) - min(values) > ROUNDING * max(map(abs, values))
 
 
 def _name(group: Group) -> str:
     parts = [group.method, group.variant]
     after = [f"after {group.attack}"] if group.attack else []
     after += [f"request {group.request}"] if group.request > 1 else []
+    after += [f"epoch {group.epoch}"] if group.epoch else []
     return ", ".join(["-".join(filter(None, parts)), *after])

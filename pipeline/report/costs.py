@@ -22,7 +22,7 @@ class Cost:
 
     Attributes:
         model: its id
-        hours: of the step and of its evaluation, on all ranks together, in hours
+        hours: of the step, of its evaluations on all ranks together, and of a judge, which is one process, in hours
         steps: optimizer steps
         rate: tokens a second of a step, the median, or a dash
         memory: the largest rank's peak, or a dash
@@ -56,10 +56,10 @@ def _cost(spec: ReportSpec, result: Result) -> Cost:
     rows = [row for _, row in numbered_rows(run / "steps.jsonl")] if run else []
     rates = [row["tokens"] / row["seconds"] for row in rows if row.get("tokens") and row.get("seconds")]
     peaks = [row["peak_memory_bytes"] for row in rows if row.get("peak_memory_bytes")]
-    seconds = sum(timing.total for timing in result.timings)
+    seconds = sum(timing.total * (1 if timing.step == "judge" else ranks) for timing in result.timings)
     return Cost(
         model=result.entry.model_id,
-        hours=f"{ranks * seconds / 3600:.3g}",
+        hours=f"{seconds / 3600:.3g}",
         steps=str(len(rows)),
         rate=f"{statistics.median(rates):,.0f}" if rates else NONE,
         memory=size(max(peaks)) if peaks else NONE,

@@ -23,7 +23,7 @@ STEP_KEYS = (
     "retain_nll",
     "dual",
 )
-TRAJECTORY_KEYS = ("forget_probability", "retain_probability", "score")
+TRAJECTORY_KEYS = ("forget_probability", "retain_probability", "retain_greedy_match", "score")
 STATE = "rule_state."  # begins the columns of a rule's own numbers
 DIGITS = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
 

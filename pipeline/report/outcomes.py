@@ -20,9 +20,8 @@ HALF = 0.5  # of the same distance: more of it is not taken as forgotten
 SEEN = 0.05  # of the metric's own scale: a target nearer to the ideal than this shows too little to be forgotten
 SIGNIFICANT = 0.05
 
-# The ideal where there is no model that never knew. Of knowledge it is nothing, and no attack tells members by chance.
+# The ideal where there is no model that never knew and the metric names none. Of knowledge it is nothing.
 IDEALS = {"one": 1.0, "zero": 0.0, "lower": 0.0, "higher": 0.0, None: 0.0}
-CHANCE = 0.5  # AUC of an attack that guesses
 
 RULES: dict[str, str] = {
     "knowledge": (
@@ -34,8 +33,9 @@ RULES: dict[str, str] = {
     "likeness": (
         "Let D be how far the target is from the ideal, to either side, and d how far the model is. The ideal is "
         "retrain's value or, without retrain, that of a model that never knew: 0.5 of an AUC, 0 of PrivLeak, 1 of a "
-        f"truth ratio. removed: there is a retrain model and d <= {NEAR} D. contained: d <= {HALF} D. inconclusive: as "
-        "for knowledge."
+        "truth ratio (0.5 as prob mean; of true better only retrain can say), guessing's share of right choices. "
+        f"removed: there is a retrain model and d <= {NEAR} D. contained: d <= {HALF} D. inconclusive: as for "
+        "knowledge."
     ),
     "test": (
         f"removed: the test tells the target from retrain (p < {SIGNIFICANT}) and not the model (p >= {SIGNIFICANT}). "
@@ -146,7 +146,9 @@ def _judged(
         return _tested(value, target)
     ideal = retrain
     if ideal is None:
-        ideal = CHANCE if metric.key.startswith("mia_") else IDEALS[metric.better]
+        ideal = IDEALS[metric.better] if metric.ideal is None else metric.ideal
+    if math.isnan(ideal):
+        return "inconclusive", "without retrain it is not known what a model that never knew shows", False
     all_of_it, left = target - ideal, value - ideal
     if metric.evidence == "likeness":
         all_of_it, left = abs(all_of_it), abs(left)

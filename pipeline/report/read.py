@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,8 @@ class Group:
     @property
     def title(self) -> str:
         title = self.results[0].entry.title
-        return title if not self.variant or self.variant in title else f"{title} ({self.variant})"
+        said = self.variant is None or re.search(rf"(?<!\w){re.escape(self.variant)}(?!\w)", title)
+        return title if said else f"{title} ({self.variant})"
 
     @property
     def title_with_request(self) -> str:

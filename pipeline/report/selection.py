@@ -67,7 +67,7 @@ def _worth(spec: ReportSpec, group: Group, catalogue: Mapping[str, Metric]) -> W
     if spec.chosen_by == "best-on-validation":
         return not collapsed, True, statistics.fmean(_at_end(result, "score") for result in group.results)
     within = not any("over-budget" in result.flags for result in group.results)
-    key, sign = ("forget_probability", -1) if within else ("retain_probability", 1)
+    key, sign = ("forget_probability", -1) if within else (str(spec.budget_metric), 1)
     return not collapsed, within, sign * statistics.fmean(_at_end(result, key) for result in group.results)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pipeline.benchmarks.base import Metric
+from pipeline.config.sweeps import text
 from pipeline.report.curves import plain_name
 from pipeline.report.read import Group
 from pipeline.report.style import COLOURS, INK, WIDTH, Figure, axes_of
@@ -96,4 +97,4 @@ def _map(swept: str, points: Sequence[Group], keys: tuple[str, str | None], metr
 
 def _text(point: Group, key: str | None) -> str:
     value = None if key is None else point.point.get(key)
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return value if isinstance(value, str) else text(value)

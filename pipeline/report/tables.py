@@ -146,7 +146,7 @@ def _inert(text: str) -> str:
     if not text.startswith(FORMULA):
         return text
     try:
-        float(text)
+        [float(part) for part in text.split("; ")]  # the numbers of several publications
         return text
     except ValueError:
         return f"'{text}"
@@ -272,7 +272,7 @@ def formatted(metric: Metric, value: float, whole: bool) -> str:
     if metric.key.startswith("privleak"):  # in percent
         return f"{value:.1f}"
     if whole:
-        return f"{value:.4g}"
+        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
     if abs(value) >= 1e6:  # the perplexity of a model that has collapsed
         return f"{value:.2e}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.benchmarks.base import Metric
@@ -29,10 +30,12 @@ def draw(groups: Sequence[Group], metrics: Sequence[Metric], trade_offs: Sequenc
     """
     titled = {metric.key: metric for metric in metrics}
     wanted = [(titled[x], titled[y]) for x, y in trade_offs]
-    return [_trade_off(groups, x, y) for x, y in wanted if any(_points(group, x, y) for group in groups)]
+    drawn = [(x, y) for x, y in wanted if any(_points(group, x, y) for group in groups)]
+    upwards = Counter(y.key for _, y in drawn)
+    return [_trade_off(groups, x, y, f"-{x.key}" if upwards[y.key] > 1 else "") for x, y in drawn]
 
 
-def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
+def _trade_off(groups: Sequence[Group], x: Metric, y: Metric, against: str) -> Figure:
     """A point a model, the mean over seeds, with small points for the seeds; references in the text's colour."""
     log = y.key.startswith("forget_quality")
     across = x.title.lower() if x.title[1:].islower() else x.title  # names keep their capitals
@@ -88,21 +91,27 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric) -> Figure:
     if not all(group.sound for group in groups):
         caption.append("Hollow: flagged collapsed, unchanged or over-budget.")
     if len(best) > 1:
-        caption.append("Dashed and dotted: the Pareto front, of models that no other one beats in both means.")
+        caption.append(
+            "Dashed and dotted: the Pareto front, of models that no other one equals in both means and beats in one."
+        )
+    fewer = [group.title for group in groups if 0 < len(_points(group, x, y)) < len(group.results)]
+    if fewer:
+        caption.append(f"Some seeds have no value, which keeps a model out of any front: {', '.join(fewer)}.")
     if missing:
         caption.append(f"No value: {', '.join(missing)}.")
-    return Figure(f"trade-off-{y.key.replace('_', '-')}", "trade-off", title, " ".join(caption), svg)
+    name = f"trade-off-{y.key}{against}".replace("_", "-")
+    return Figure(name, "trade-off", title, " ".join(caption), svg)
 
 
 def front(groups: Sequence[Group], x: Metric, y: Metric) -> list[tuple[float, float]]:
     """The means of unlearned models that no other one equals in both metrics and beats in one; none where a metric has
-    no better side, or a model is flagged."""
+    no better side. A model that is flagged, or of which a seed lacks a value, is not among them."""
     if x.better is None or y.better is None:
         return []
     found = []
     for group in groups:
         points = _points(group, x, y)
-        if group.kind == "unlearned" and group.sound and points:
+        if group.kind == "unlearned" and group.sound and len(points) == len(group.results):
             u, v = (statistics.fmean(values) for values in zip(*points, strict=True))
             found.append((badness(x, u), badness(y, v), u, v))
     kept = [

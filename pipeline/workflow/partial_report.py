@@ -65,13 +65,13 @@ def specification(plan: Plan, failed: Mapping[Path, list[str]]) -> ReportSpec | 
     entries = [entry for entry in whole.entries if entry.model_id in there]
     if not entries or len(there) == len(rows):
         return None
-    shown = {entry.model_id for entry in entries}
-    later = [entry for entry in whole.later_requests if entry.model_id in there]
+    later = [entry for entry in whole.later_requests if entry.model_id in there and _first(entry, entries)]
+    shown = {entry.model_id for entry in (*entries, *later)}
     return whole.model_copy(
         update={
             "entries": entries,
             "attacked": [one for one in whole.attacked if one.model_id in there and _before(one) in shown],
-            "later_requests": [one for one in later if _first(one, entries)],
+            "later_requests": later,
             "repeats": [one for one in whole.repeats if one.model_id in there],
             "by_epoch": [one for one in whole.by_epoch if one.model_id in there and _first(one, entries)],
             "steps": {name: folder for name, folder in whole.steps.items() if (folder / "summary.json").exists()},

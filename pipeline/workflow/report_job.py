@@ -86,7 +86,7 @@ def choice(select: Selection | None) -> dict[str, Any]:
     if isinstance(select, OnTestMetric):
         return {"chosen_by": "test_metric", "test_metric": select.test_metric}
     if isinstance(select, WithinBudget):
-        return {"chosen_by": BEST_WITHIN_BUDGET}
+        return {"chosen_by": BEST_WITHIN_BUDGET, "budget_metric": select.budget.metric}
     return {"chosen_by": select if select == "best-on-validation" else None}
 
 
@@ -138,6 +138,7 @@ def _moved(
 def _repeats(config: Config, paths: Paths) -> list[ReportEntry]:
     """The rows of target and retrain of further seeds, each before and after every attack."""
     models = [replace(m, attack=attack) for m in repeated_models(config) for attack in (None, *attacks(config))]
+    judged = judged_models(config)
     return [
         ReportEntry(
             model_id=str(model),
@@ -146,6 +147,8 @@ def _repeats(config: Config, paths: Paths) -> list[ReportEntry]:
             seed=model.seed,
             attack=model.attack,
             evaluation=paths.evaluation(model),
+            run=paths.model(model),
+            judgement=paths.judgement(model) if model in judged else None,
         )
         for model in models
     ]
@@ -184,7 +187,7 @@ def _files(spec: ReportSpec, made: Sequence[Job]) -> dict[str, Files]:
         "runs": [entry.run / name for entry in rows if entry.run for name in RECORDS],
         "logs": [*(entry.run / name for entry in unlearned if entry.run for name in LOGS), *relearned],
         "judgements": [
-            entry.judgement / name for entry in spec.entries if entry.judgement for name in ("judgement.json", *RECORDS)
+            entry.judgement / name for entry in rows if entry.judgement for name in ("judgement.json", *RECORDS)
         ],
         "utility": [folder / name for entry in rows for folder in entry.utility.values() for name in MEASURED],
         "steps": [folder / "summary.json" for folder in spec.steps.values()],
@@ -205,7 +208,11 @@ def files_of(entry: ReportEntry) -> list[Path]:
 
 
 def _published_numbers(config: Config) -> list[Published]:
-    """The published numbers of this split, of this model or of another that the experiment names, of every source."""
+    """The published numbers of this split, of this model or of another that the experiment names, of every source.
+
+    Those of metrics that an experiment's options switch off are left out.
+    """
+    computed = {metric.key for metric in config.family.metrics(config.options)}
     model = config.experiment.report.published_of or config.model.name
     return [
         Published(method=run, metric=metric, value=value, source=table.source, model=table.model, split=table.split)
@@ -213,4 +220,5 @@ def _published_numbers(config: Config) -> list[Published]:
         if (table.model, table.split) == (model, config.experiment.split)
         for run, values in table.values.items()
         for metric, value in values.items()
+        if metric in computed
     ]

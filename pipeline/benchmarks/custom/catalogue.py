@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Better, Evidence, Metric
-from pipeline.benchmarks.custom.options import Asked, CustomOptions
+from pipeline.benchmarks.custom.options import FORGOTTEN, Asked, CustomOptions
 from pipeline.benchmarks.privacy import OPEN_UNLEARNING
 
 TOFU = "TOFU (arXiv 2401.06121)"
@@ -145,7 +145,7 @@ def _of_set(name: str, asked: Asked, options: CustomOptions) -> list[Metric]:
         if asked.part == "holdout":  # is scored, and never asked for an answer
             chosen = [metric for metric in chosen if not metric.key.endswith("_rouge")]
         if asked.perturbed:
-            chosen.append(FORGET_TRUTH_RATIO if asked.part == "forget" else TRUTH_RATIO)
+            chosen.append(FORGET_TRUTH_RATIO if asked.part in FORGOTTEN else TRUTH_RATIO)
         chosen.append(replace(PERPLEXITY, headline=asked.part == "retain"))
         chosen += MEMORISATION if options.remembered(name) else ()
     perplexed = {**words, "scored": "answer tokens" if asked.form == "questions" else "tokens"}
@@ -160,7 +160,7 @@ def _of_set(name: str, asked: Asked, options: CustomOptions) -> list[Metric]:
 
 def _evidence(metric: Metric, asked: Asked) -> Evidence:
     """What a metric says of what should be forgotten, of the sets of later requests too."""
-    if asked.part not in ("forget", "request") or metric.key == PERPLEXITY.key:
+    if asked.part not in FORGOTTEN or metric.key == PERPLEXITY.key:
         return None
     return "likeness" if metric.key == TRUTH_RATIO.key else "knowledge"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
 from pipeline.benchmarks.base import Example, avg_loss, generation, of_set, raw_score, tokenwise
 from pipeline.benchmarks.custom.catalogue import catalogue
-from pipeline.benchmarks.custom.options import CustomOptions
+from pipeline.benchmarks.custom.options import FORGOTTEN, CustomOptions
 from pipeline.metrics.aggregate import ks_p_value, mean
 from pipeline.metrics.memorisation import exact_memorisation, extraction_strength
 from pipeline.metrics.probability import LARGEST, probability
@@ -61,7 +61,7 @@ def _set_metrics(name: str, examples: Sequence[Example], options: CustomOptions)
         values["rouge"] = mean(rouge_recall(answers, found)["rougeL"])
     values["perplexity"] = _perplexity(examples)
     if asked.perturbed:
-        aggregate = closer_to_1_better if asked.part == "forget" else true_better
+        aggregate = closer_to_1_better if asked.part in FORGOTTEN else true_better
         values["truth_ratio"] = mean([aggregate(_truth_ratio(example, options)) for example in examples])
     if options.remembered(name):
         target = "answer" if asked.form == "questions" else REST

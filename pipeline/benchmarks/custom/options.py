@@ -10,6 +10,7 @@ from megatron_ext.schema import Strict
 from pipeline.benchmarks.custom.sets import Form, Part
 from pipeline.benchmarks.privacy import PrivacyOptions
 
+FORGOTTEN = ("forget", "request")  # parts of which a model is to know nothing in the end
 PAIRS = (("forget", "holdout"), ("forget_texts", "holdout_texts"))  # sets whose members attacks tell apart
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.benchmarks.base import LM, Cost, Example, Metric, Requests, describe
+from pipeline.benchmarks.base import LM, Cost, Evidence, Example, Metric, Requests, describe
 from pipeline.benchmarks.lm_eval.options import CHOICE, LmEvalOptions
 from pipeline.data.errors import DataError
 from pipeline.metrics.multiple_choice import accuracy, accuracy_per_length
@@ -47,6 +47,13 @@ def _better(options: LmEvalOptions, task: str, metric: str) -> Literal["higher",
     return "lower" if low != (task in options.forget) else "higher"
 
 
+def _evidence(metric: str) -> Evidence:
+    """A model that avoids right answers knows them: an accuracy below that of guessing is as far from never knowing."""
+    if metric in CHOICE:
+        return "likeness"
+    return None if metric in LOWER else "knowledge"
+
+
 class LmEval:
     """Runs tasks of the harness with the model behind its interface, and keeps each document's numbers."""
 
@@ -66,7 +73,8 @@ class LmEval:
                         f"{name} of the task {task!r}" + (f", answers filtered by {chosen!r}" if chosen else ""),
                         HARNESS,
                         headline=part != "other" or len(options.tasks) <= 4,
-                        evidence="knowledge" if part == "forget" and name not in LOWER else None,
+                        evidence=_evidence(name) if part == "forget" else None,
+                        ideal=1 / options.choices if name in CHOICE else None,
                     )
                 )
         return (*rows, *COUNTS)

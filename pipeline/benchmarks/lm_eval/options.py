@@ -29,6 +29,7 @@ class LmEvalOptions(Options):
             have at least one
         forget: tasks whose score is to fall
         retain: tasks whose score is to stay
+        choices: of a question of the tasks in ``forget``: a model that knows nothing is right in one of so many
         include_path: folder of more task files; paths of data files in them start at the task's file
         datasets: data sets of the hub, with revisions, which the fetch step brings
         num_fewshot: number of answered questions before each, where a task does not insist on none
@@ -45,6 +46,7 @@ class LmEvalOptions(Options):
     metrics: list[MetricName] = Field(["acc"], min_length=1)
     forget: list[Task] = Field([], description="tasks whose score is to fall")
     retain: list[Task] = Field([], description="tasks whose score is to stay")
+    choices: int = Field(4, ge=2, description="of a question of the tasks in 'forget': guessing gives one in so many")
     include_path: Path | None = Field(None, strict=False)
     datasets: dict[str, str] = Field({}, description="hub data set -> revision")
     num_fewshot: int | None = Field(None, ge=0, description="where a task does not insist on none; default: the task's")

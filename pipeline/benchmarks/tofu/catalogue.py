@@ -5,6 +5,7 @@ The definitions are open-unlearning's. Keys that end in ``__tofu`` are as TOFU's
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from pipeline.benchmarks import degenerate_answers, leaks, privacy
@@ -131,6 +132,7 @@ OF_EACH_SET: tuple[tuple[tuple[str, ...], Metric], ...] = (
             "higher",
             "mean of max(0, 1 - R): 1 where the truth is preferred",
             f"{OPEN_UNLEARNING}, aggregator true_better",
+            ideal=math.nan,
         ),
     ),
     (
@@ -141,6 +143,7 @@ OF_EACH_SET: tuple[tuple[tuple[str, ...], Metric], ...] = (
             "higher",
             "mean of c / (c + w), R = w / c: 0.5 where neither answer is preferred",
             f"{OPEN_UNLEARNING}, aggregator prob_mean",
+            ideal=0.5,
         ),
     ),
 )

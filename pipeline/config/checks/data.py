@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.benchmarks import Options, data_family, families, family
 from pipeline.benchmarks.base import Judged
@@ -121,7 +124,7 @@ def source(checker: Checker, benchmark: Benchmark, benchmark_file: Document) -> 
 
 def published_metrics(checker: Checker, benchmark: Benchmark, benchmark_file: Document, options: Options) -> None:
     """Whether published numbers are of metrics that the benchmark has, of methods that there are, and of one table."""
-    metrics = [metric.key for metric in family(benchmark.family).metrics(options)]
+    metrics = _known_metrics(benchmark, benchmark_file, options)
     files = [file for folder in checker.folders for file in (folder / "methods").glob("*.yaml")]
     methods = ["target", "retrain", *sorted({file.stem for file in files})]
     methods += [run.id for _, run in checker.parts.runs or () if run.id not in methods]
@@ -139,6 +142,15 @@ def published_metrics(checker: Checker, benchmark: Benchmark, benchmark_file: Do
                     checker.problems.append(
                         benchmark_file.problem((*key, name), f"unknown metric{hint(name, metrics)}")
                     )
+
+
+def _known_metrics(benchmark: Benchmark, benchmark_file: Document, options: Options) -> list[str]:
+    """The metrics of the chosen options, and of the benchmark's own, some of which an experiment may switch off."""
+    kind, known = family(benchmark.family), [options]
+    own = current(f"options of {benchmark.family}", benchmark_file.at("options"), [])
+    with suppress(ValidationError):  # the two may not go together; the chosen ones have been checked
+        known.append(kind.options.model_validate({**options.model_dump(), **own.data}))
+    return list(dict.fromkeys(metric.key for each in known for metric in kind.metrics(each)))
 
 
 def published_of(checker: Checker, benchmark: Benchmark, model: Model) -> None:

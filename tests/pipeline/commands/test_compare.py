@@ -59,3 +59,33 @@ def test_numbers_near_the_largest_have_no_significance_and_no_crash() -> None:
     assert _welch([math.exp(400), 2.0], [3.0, 2.0]) is None
     assert _welch([1.0, 1.0], [2.0, 2.0]) is None
     assert _welch([1.0, 1.0], [2.0, 2.1]) is not None
+
+
+def test_a_value_that_moved_to_another_seed_is_a_difference(tmp_path: Path) -> None:
+    """Also where a seed has none; and seeds that are alike but for rounding have no significance."""
+    first, second = (
+        results(tmp_path / name, 0.1, values, "c") for name, values in (("a", (1.0, 2.0)), ("b", (2.0, 1.0)))
+    )
+    assert [found.first for found in metrics(load(first.root), load(second.root))] == [(1.0, 2.0)]
+    assert _welch([None, 0.5, 0.6], [0.5, None, 0.6]) == pytest.approx(1.0)
+    assert _welch([0.1 + 0.2, 0.3], [0.3, 0.1 + 0.2]) is None
+
+
+def test_models_of_further_seeds_and_of_epochs_are_compared(tmp_path: Path) -> None:
+    pair = []
+    for name, value in (("a", 0.1), ("b", 0.9)):
+        bench = start(tmp_path / name)
+        bench.add("npo", seed=0)
+        for model, changed in (("retrain-seed-1", {"seed": 1}), ("npo-seed-0.epoch-1", {"epoch": 1})):
+            kind = "retrain" if model.startswith("retrain") else "unlearned"
+            of = bench.spec["entries"][1 if kind == "retrain" else 2]
+            entry = {**of, "model_id": model, "evaluation": str(bench.root / "evaluation" / model), **changed}
+            bench.evaluated(entry, {"model_utility": value})
+            entry.pop("run", None)
+            bench.spec["repeats" if kind == "retrain" else "by_epoch"] = [entry]
+        bench.write()
+        shutil.copy(bench.root / "spec.yaml", bench.root / "report" / "spec.yaml")
+        pair.append(load(bench.root))
+    assert [found.model for found in metrics(*pair)] == ["npo, epoch 1", "retrain, further seeds"]
+    rows = (tmp_path / "a" / "report" / "table.csv").read_text().splitlines()
+    assert any(",retrain,,1," in row for row in rows), "the long table has every evaluation"

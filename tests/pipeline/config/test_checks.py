@@ -24,6 +24,8 @@ from pipeline.config.checks import weights
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import Site
+from pipeline.specs import ReportSpec
+from pipeline.workflow.plan import Plan
 from tests.support.checkpoints import write_checkpoint, write_safetensors
 
 ROOT = CONFIGS.parent
@@ -609,6 +611,15 @@ def test_published_numbers_name_known_metrics(write: Callable[..., Path]) -> Non
     benchmark = _read("benchmarks", "mini", {"published": [table]})
     found = problems(write(benchmarks=benchmark, models=_read("models", "mini-llama", {})))
     assert "unknown metric; did you mean 'forget_quality'?" in found[0]
+
+
+def test_a_metric_that_has_published_numbers_can_be_switched_off() -> None:
+    """They are left out of the report then, and no mistake of the benchmark's file."""
+    config = load("tofu-small-forget05", settings=["evaluation.options.memorisation=false"])
+    assert any("extraction_strength" in row for table in config.benchmark.published for row in table.values.values())
+    report = Plan(config, Path("results")).jobs["report"].spec
+    assert isinstance(report, ReportSpec) and report.published
+    assert "extraction_strength" not in {number.metric for number in report.published}
 
 
 def test_published_numbers_name_known_methods_once(write: Callable[..., Path]) -> None:

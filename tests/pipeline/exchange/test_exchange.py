@@ -208,3 +208,23 @@ def test_logs_of_other_rows_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=named):
             check_rows(changed, tmp_path, tmp_path / "log")
+
+
+def test_a_log_with_one_of_the_two_measures_of_memorisation_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "TOFU_SUMMARY.json"
+    path.write_text(json.dumps({"exact_memorization": 0.5, "model_utility": 0.4}))
+    record = read_log(path, tmp_path / "read", model="npo", benchmark="tofu", split="forget10")
+    assert dict(record.metrics) == {"exact_memorisation": 0.5, "model_utility": 0.4}
+    assert record.settings.options["memorisation"] is True
+
+
+def test_an_own_evaluation_without_prepared_sets_is_none_of_another_tool(tmp_path: Path) -> None:
+    """Tasks of the hub have no file of ours, and so no digest; a summary of another tool has no examples."""
+    path = tmp_path / "TOFU_SUMMARY.json"
+    path.write_text(json.dumps({"model_utility": 0.4}))
+    summary = read_log(path, tmp_path / "read", model="retrain", benchmark="tofu", split="forget10")
+    assert summary.is_foreign
+    own = summary.settings.model_copy(update={"precision": "fp32", "examples": {"wmdp_bio": 3}})
+    assert not summary.model_copy(update={"settings": own}).is_foreign
+    with pytest.raises(DataError, match="a summary has no examples"):
+        check_rows(verified_examples(tmp_path / "read", summary), tmp_path, tmp_path / "read")

@@ -150,8 +150,8 @@ class Bench:
     @staticmethod
     def trajectory(height: float = 1.0, steps: Sequence[int] = (0, 4, 8, 12)) -> list[dict[str, Any]]:
         """Scores that rise to ``height`` at the third point, and fall."""
-        keys = ("forget_probability", "retain_probability", "score")
-        values = ((0.9, 0.8, 0.2), (0.5, 0.8, 0.6), (0.2, 0.7, 1.0), (0.1, 0.3, 0.5))
+        keys = ("forget_probability", "retain_probability", "retain_greedy_match", "score")
+        values = ((0.9, 0.8, 0.9, 0.2), (0.5, 0.8, 0.6, 0.6), (0.2, 0.7, 0.7, 1.0), (0.1, 0.3, 0.5, 0.5))
         rows = [dict(zip(keys, row, strict=True)) for row in values]
         return [{"step": n, **row, "score": row["score"] * height} for n, row in zip(steps, rows, strict=True)]
 

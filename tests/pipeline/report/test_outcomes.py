@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from pipeline.benchmarks.base import Metric
@@ -9,8 +11,10 @@ from pipeline.report.outcomes import Check, checks, overall
 
 METRICS = {
     "knowledge": Metric("forget_rouge", "", "lower", "", "", evidence="knowledge"),
-    "auc": Metric("mia_loss", "", None, "", "", evidence="likeness"),
+    "auc": Metric("mia_loss", "", None, "", "", evidence="likeness", ideal=0.5),
     "privleak": Metric("privleak", "", "zero", "", "", evidence="likeness"),
+    "choice": Metric("wmdp_bio_acc", "", "lower", "", "", evidence="likeness", ideal=0.25),
+    "no ideal": Metric("true_better", "", "lower", "", "", evidence="likeness", ideal=math.nan),
     "test": Metric("forget_quality", "", "higher", "", "", evidence="test"),
 }
 
@@ -33,6 +37,10 @@ METRICS = {
         ("auc", 1.0, None, 0.5, "contained", True),  # chance is the ideal
         ("privleak", -100.0, 0.0, 9.0, "removed", True),
         ("privleak", -100.0, None, 49.0, "contained", True),
+        ("choice", 0.44, None, 0.25, "contained", True),  # guessing is the ideal of a multiple choice
+        ("choice", 0.44, None, 0.05, "inconclusive", True),  # who avoids what is right knows it
+        ("no ideal", 0.8, None, 0.3, "inconclusive", False),  # only retrain could say what is normal
+        ("no ideal", 0.8, 0.3, 0.3, "removed", True),
         ("test", 1e-9, 1.0, 0.05, "removed", True),
         ("test", 1e-9, 1.0, 0.04, "inconclusive", True),
         ("test", 0.3, 1.0, 0.9, "inconclusive", False),  # a test without power

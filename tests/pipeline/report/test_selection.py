@@ -10,6 +10,7 @@ import pytest
 
 from tests.pipeline.report.conftest import Bench, start
 
+WITHIN_BUDGET = {"chosen_by": "best-within-budget", "budget_metric": "retain_probability"}
 POINTS: dict[
     str, dict[str, Any]
 ] = {  # the first has the best score, the second keeps within the budget, the third the test
@@ -23,7 +24,7 @@ POINTS: dict[
     ("choice", "best", "text"),
     [
         ({"chosen_by": "best-on-validation"}, "gamma-1", "selected of 3 points on validation"),
-        ({"chosen_by": "best-within-budget"}, "gamma-2", "selected of 3 points within the budget"),
+        (WITHIN_BUDGET, "gamma-2", "selected of 3 points within the budget"),
         (
             {"chosen_by": "test_metric", "test_metric": "forget_quality"},
             "gamma-2",
@@ -49,3 +50,20 @@ def test_the_chosen_point_is_marked(tmp_path: Path, choice: dict[str, str], best
     times = 1 if best else 0
     assert (folder / "table.md").read_text().replace("\\", "").count(text) == times
     assert text in (folder / "index.html").read_text() or not times
+
+
+@pytest.mark.parametrize(("metric", "best"), [("retain_probability", "gamma-1"), ("retain_greedy_match", "gamma-2")])
+@pytest.mark.usefixtures("no_figures")
+def test_where_no_point_is_within_the_budget_it_is_the_budgets_metric_that_chooses(
+    tmp_path: Path, metric: str, best: str
+) -> None:
+    """At step 4 the probability is .8 and the match .6; at step 8 both are .7."""
+    bench = start(tmp_path)
+    for variant, step in (("gamma-1", 4), ("gamma-2", 8)):
+        bench.add(
+            "blur-npo", variant=variant, trajectory=Bench.trajectory(), selected=step, flags=("over-budget",), seed=0
+        )
+        bench.spec["entries"][-1] |= {"swept": "blur-npo", "point": {"rule.gamma": int(variant[-1])}}
+    bench.spec |= {**WITHIN_BUDGET, "budget_metric": metric}
+    rows = csv.DictReader((bench.write() / "table.csv").open())
+    assert {row["variant"] for row in rows if row["selected"]} == {best}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from pipeline.benchmarks import family
 from pipeline.benchmarks.base import Metric
 from pipeline.report import costs, curves, latex, radar, read, selection, sweeps, trade_offs
+from pipeline.report.logs import StepTiming
 from pipeline.report.read import Group
 from pipeline.specs import ReportSpec
 from tests.pipeline.report.conftest import Bench, start
@@ -112,3 +114,53 @@ def test_losses_of_attacks_that_train_are_drawn(swept: Swept) -> None:
     attacked = Group((read.Result(**{**vars(result), "entry": entry, "losses": losses}),))
     found = [figure for figure in curves.draw([groups[2]], [attacked]) if figure.section == "robustness"]
     assert [(figure.name, figure.title) for figure in found] == [("relearn-relearn", "Loss during relearn")]
+
+
+def test_points_are_told_apart_by_all_their_digits(tmp_path: Path) -> None:
+    """Two values that differ in the seventh digit have a cell each, and null is called as in names."""
+    bench = start(tmp_path)
+    for value in (1234567, 1234568, None):
+        bench.add("blur", variant=str(value), seed=0, model_utility=0.5)
+        bench.spec["entries"][-1] |= {"swept": "blur", "point": {"a": value}}
+    spec = bench.read()
+    utility = [metric for metric in family("tofu").metrics(spec.options) if metric.key == "model_utility"]
+    (figure,) = sweeps.draw(spec, read.load(spec), utility)
+    assert all(f">{text}<" in figure.svg for text in ("1234567", "1234568", "null"))
+
+
+def test_a_variant_is_named_where_the_title_only_holds_its_letters(tmp_path: Path) -> None:
+    bench = start(tmp_path)
+    for variant in ("a", "d", "slow"):
+        bench.add("graddiff", title="GradDiff, slow", variant=variant, seed=0)
+    titles = [group.title for group in read.load(bench.read())[2:]]
+    assert titles == ["GradDiff, slow (a)", "GradDiff, slow (d)", "GradDiff, slow"]
+
+
+def test_figures_of_one_metric_against_several_have_names_of_their_own(swept: Swept) -> None:
+    _, groups, metrics = swept
+    pairs = [("model_utility", "forget_probability"), ("forget_truth_ratio", "forget_probability")]
+    names = [figure.name for figure in trade_offs.draw(groups, metrics, pairs)]
+    assert names == [f"trade-off-forget-probability-{x}" for x in ("model-utility", "forget-truth-ratio")]
+    assert [figure.name for figure in trade_offs.draw(groups, metrics, pairs[:1])] == ["trade-off-forget-probability"]
+
+
+def test_a_model_of_which_a_seed_has_no_value_is_not_on_the_front(tmp_path: Path) -> None:
+    """Its mean over the others is no mean of the model; the caption names it."""
+    bench = start(tmp_path)
+    bench.add("npo", seed=0, model_utility=0.9, forget_probability=0.1)
+    bench.add("npo", seed=1, model_utility=None, forget_probability=0.9)
+    bench.add("blur", seed=0, model_utility=0.5, forget_probability=0.2)
+    spec = bench.read()
+    groups, titled = read.load(spec), {metric.key: metric for metric in family("tofu").metrics(spec.options)}
+    assert trade_offs.front(groups, titled["model_utility"], titled["forget_probability"]) == [(0.5, 0.2)]
+    (figure,) = trade_offs.draw(groups, list(titled.values()), [("model_utility", "forget_probability")])
+    assert "no value, which keeps a model out of any front: npo." in figure.caption
+
+
+def test_a_judge_is_one_process_whatever_the_layout(swept: Swept) -> None:
+    spec, groups, _ = swept
+    result = groups[2].results[0]
+    hour = StepTiming("a judge", "judge", 0.0, 3600.0, 0.0, ())
+    judged = Group((dataclasses.replace(result, timings=(*result.timings, hour)),))
+    before, after = (float(costs.of(spec, [each])[0].hours) for each in (groups[2], judged))
+    assert after - before == pytest.approx(1, rel=0.01), "6 ranks have not judged"

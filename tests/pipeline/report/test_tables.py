@@ -9,6 +9,7 @@ import statistics
 
 import pytest
 
+from pipeline.benchmarks.base import Metric
 from pipeline.benchmarks.tofu.evaluate import FAMILY
 from pipeline.benchmarks.tofu.options import TofuOptions
 from pipeline.report import read, tables
@@ -265,3 +266,20 @@ def test_print_aligns_columns_and_names_the_page(bench, capsys):
 def test_print_without_a_report_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"table\.md: there is no such file"):
         main(["--print", str(tmp_path)])
+
+
+def test_negative_numbers_of_two_publications_stay_numbers_in_the_csv(bench) -> None:
+    bench.spec["published"] = [
+        {"method": "npo", "metric": "model_utility", "value": value, "source": source}
+        for value, source in ((-57.2, "A"), (-60.0, "B"))
+    ]
+    bench.add("npo", model_utility=-50.0)
+    found = next(row for row in records(bench) if (row["method"], row["metric"]) == ("npo", "model_utility"))
+    assert found["published"] == "-57.2; -60.0"
+
+
+def test_counts_have_all_their_digits() -> None:
+    """Only this counts to more than four digits: 14042 questions of MMLU are not 14041."""
+    count = Metric("empty_generations", "", "lower", "", "")
+    assert [tables.formatted(count, value, True) for value in (7.0, 14041.0, 14042.0)] == ["7", "14041", "14042"]
+    assert tables.formatted(count, 14041.5, True) == "1.404e+04", "a mean over seeds is none"

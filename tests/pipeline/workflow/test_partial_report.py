@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.config.load import load
@@ -70,3 +72,19 @@ def test_a_report_that_lacks_rows_goes_when_there_is_one_of_everything(plan: Pla
     partial_report.remove(plan)
     partial_report.remove(plan)
     assert not folder.exists() and plan.paths.root.exists()
+
+
+def test_a_later_request_keeps_what_was_attacked_of_it(tmp_path: Path) -> None:
+    """Where it is finished: neither it nor what became of it by an attack is missing."""
+    plan = Plan(load("mini-muse-requests", settings=["robustness={quantise: [int4]}"]), tmp_path)
+    spec = plan.jobs["report"].spec
+    assert isinstance(spec, ReportSpec)
+    later = next(entry for entry in spec.later_requests)
+    attacked = next(one for one in spec.attacked if one.model_id == f"{later.model_id}.{one.attack}")
+    first = next(one for one in spec.entries if (one.method, one.seed) == (later.method, later.seed))
+    for entry in (first, later, attacked):
+        for file in files_of(entry):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    part = partial_report.specification(plan, {})
+    assert part is not None and [one.model_id for one in part.attacked] == [attacked.model_id]

@@ -44,3 +44,15 @@ def test_what_is_not_trained_here_is_not_trained_again() -> None:
     with pytest.raises(ConfigError) as error:
         load("tofu-llama-3.2-1b", settings=["training.repeats=2"])
     assert any(line.startswith("--set training.repeats: 2 without training.target") for line in error.value.problems)
+
+
+def test_where_answers_are_judged_those_of_repeats_are_part_of_the_report(tmp_path: Path) -> None:
+    """Only this has a judge and repeats: what was paid for is read."""
+    judge = "judge={base_url: 'http://localhost:1/v1', model: x}"
+    plan = Plan(load("mini-meta-evaluation", settings=[judge]), tmp_path)
+    report = plan.jobs["report"]
+    assert isinstance(report.spec, ReportSpec)
+    plain = [entry for entry in report.spec.repeats if entry.attack is None]
+    assert len(plain) == 4 and all(entry.judgement for entry in plain)
+    assert {entry.judgement / "judgement.json" for entry in plain if entry.judgement} <= set(report.reads["judgements"])
+    assert all(entry.run and entry.run / "summary.json" in report.reads["runs"] for entry in report.spec.repeats)

@@ -407,6 +407,8 @@ def test_the_report_knows_which_way_is_better() -> None:
         "mmlu_perplexity": "lower",
     }
     assert FAMILY.trade_offs(given) == (("mmlu_acc", "wmdp_bio_acc"),)
+    bio = FAMILY.metrics(given.model_copy(update={"choices": 5}))[0]
+    assert (bio.evidence, bio.ideal) == ("likeness", 0.2), "one in five by guessing"
 
 
 @pytest.mark.slow
