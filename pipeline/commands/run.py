@@ -121,7 +121,9 @@ def _options(given: argparse.Namespace) -> list[str]:
 def _replaced(further: Sequence[str]) -> list[str]:
     """What is wrong with the options of Snakemake: each one that would replace what it is told here."""
     names = ["--config" if SHORT_CONFIG.fullmatch(word) else word.partition("=")[0] for word in further]
-    return [f"{word}: not allowed after --: {OWN[name]}" for word, name in zip(further, names, strict=True) if name in OWN]
+    return [
+        f"{word}: not allowed after --: {OWN[name]}" for word, name in zip(further, names, strict=True) if name in OWN
+    ]
 
 
 def _profile(name: str) -> Path:

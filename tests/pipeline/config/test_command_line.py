@@ -87,6 +87,12 @@ def test_lists_and_their_entries() -> None:
         ("seeds", "--set seeds: expected KEY=VALUE"),
         ("=3", "--set =3: expected KEY=VALUE"),
         ("seeds=[", "--set seeds=[: the value is not YAML"),
+        ("seeds=&a [*a]", "--set seeds: an alias stands inside of what it stands for"),
+        ("training.target={steps: 5, steps: 7}", "--set training.target: steps: given twice in one mapping"),
+        ("data={[1]: 2}", "--set data: a key must be text; a text that begins with"),
+        ("data={true: 2}", "--set data: true: a key must be text; this one needs quotes"),
+        ("seeds=", "--set seeds: None is not allowed"),
+        ("training.target.steps=1:30", "--set training.target.steps: '1:30' is not allowed"),
     ],
 )
 def test_a_mistake_is_said_with_its_key(setting: str, message: str) -> None:

@@ -45,7 +45,9 @@ def test_what_is_no_number_in_yaml_1_2_is_a_word(tmp_path: Path, text: str) -> N
             read(_file(tmp_path, f"a: !!{kind} {text}"))
 
 
-@pytest.mark.parametrize("text", ["08", "0o17", "1e5", "1:30", "1_000", "0b11", "yes", "2024-01-01", "7", ".5", "a", ""])
+@pytest.mark.parametrize(
+    "text", ["08", "0o17", "1e5", "1:30", "1_000", "0b11", "yes", "2024-01-01", "7", ".5", "a", ""]
+)
 def test_a_text_that_is_written_is_read_as_that_text(tmp_path: Path, text: str) -> None:
     """By both: YAML 1.1 takes the first three for texts, and YAML 1.2 the next three."""
     written = yaml.dump({"a": text}, Dumper=Dumper)
