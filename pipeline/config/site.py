@@ -75,7 +75,7 @@ class Site(Strict):
 
     @property
     def huggingface(self) -> Path:
-        """The folder of models and data sets that were fetched: the libraries' own choice, unless ``hf_home`` says it."""
+        """The folder of models and data sets that were fetched: the libraries' own, unless ``hf_home`` says it."""
         default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
         return self.hf_home or _folder(os.environ.get("HF_HOME") or default)
 
