@@ -81,6 +81,7 @@ def test_lists_and_their_entries() -> None:
         ("seeds.7=3", "--set seeds.7: '7' is no entry of a list of 1"),
         ("split=forget11", "--set split: unknown split 'forget11'"),
         ("layout=3", "--set layout: model 'mini-llama' has no layout for 3 ranks"),
+        ("name=cache", "--set name: 'cache' is not allowed: the folder of results that all experiments share"),
         ("splitt=a", "--set splitt: unknown key; did you mean 'split'?"),
         ("training.base.steps=0", "--set training.base.steps: 0 is not allowed"),
         ("runtime.recompute=true", "--set runtime.recompute: was renamed to 'runtime.recompute_activations'"),
