@@ -84,7 +84,9 @@ FLOAT = re.compile(
 
 def _number(loader: Loader, node: yaml.Node) -> int | float:
     """The number of a node, whose tag may be written in the file; ``ValueError`` for a text that is none."""
-    text = str(loader.construct_scalar(node))
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError
+    text = node.value
     if node.tag == f"{TAG}int":
         if not INTEGER.fullmatch(text):
             raise ValueError

@@ -68,7 +68,7 @@ def main(given: argparse.Namespace) -> int:
         The exit status: 0, 1 where a step failed, 2 for what cannot be asked for.
     """
     try:
-        refused = [*_replaced(given.further)]
+        refused: list[str | None] = [*_replaced(given.further)]
         refused += [refusal(name.replace("_", "-"), path) for name, path in _paths(given).items()]
         if any(refused):
             raise ConfigError(list(filter(None, refused)))
