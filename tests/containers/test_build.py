@@ -323,6 +323,9 @@ def test_a_base_can_be_one_image_for_ever(tree: Path, monkeypatch, machine, caps
     base = f"registry.invalid/pytorch@sha256:{'0a' * 32}"
     assert run(tree, monkeypatch, "gpu", "--base", base) == 0
     assert recorded(machine)["arguments"]["BASE"] == base and "--pin" not in capsys.readouterr().out
+    records = [json.loads(file.read_text()) for file in (tree / "images").glob("unlearn-gpu-*.json")]
+    assert {record["base"]: record["base_given"] for record in records}[base] is True
+    assert sorted(record["base_given"] for record in records) == [False, True]
 
 
 class Registry(BaseHTTPRequestHandler):
