@@ -44,6 +44,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = items[first::2]
 
 
+# What planning sets for the steps that it starts.
+CACHES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH")
+OUTSIDE = {name: os.environ[name] for name in CACHES if name in os.environ}
+
+
+@pytest.fixture(autouse=True)
+def caches() -> Iterator[None]:
+    """No test tells the next one where the hub's files are."""
+    yield
+    for name in CACHES:
+        os.environ.pop(name, None)
+    os.environ.update(OUTSIDE)
+
+
 def pytest_configure() -> None:
     """Nothing of what is imported with the tests is ever garbage."""
     gc.disable()

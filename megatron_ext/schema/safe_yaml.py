@@ -11,7 +11,7 @@ DEEPEST, REPEATED, BITS = 50, 10_000, 128  # nesting, nodes that aliases stand f
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: ``1e-5`` is a float here, a string in YAML 1.1.
+    """YAML 1.2's numbers. YAML 1.1, which PyYAML reads, takes ``1e-5`` for a text, ``0100`` for 64 and ``1:30`` for 90.
 
     A few bytes may not become much: nesting, what aliases stand for and whole numbers are bounded. Everything that is
     wrong is a ``yaml.YAMLError``.
@@ -71,7 +71,43 @@ class Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from None
 
 
-Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+class Dumper(yaml.SafeDumper):
+    """Puts every text into quotes that is no text for ``Loader``, or for a reader of YAML 1.1."""
+
+
+TAG = "tag:yaml.org,2002:"
+INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
+
+
+def _number(loader: Loader, node: yaml.Node) -> int | float:
+    """The number of a node, whose tag may be written in the file; ``ValueError`` for a text that is none."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError
+    text = node.value
+    if node.tag == f"{TAG}int":
+        if not INTEGER.fullmatch(text):
+            raise ValueError
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+    if not FLOAT.fullmatch(text):
+        raise ValueError
+    return float(text.replace(".", "") if text.lower().endswith(("inf", "nan")) else text)
+
+
+def _take_numbers() -> None:
+    """Give ``Loader`` YAML 1.2's numbers in the place of YAML 1.1's, and let ``Dumper`` know both."""
+    others = yaml.SafeLoader.yaml_implicit_resolvers.items()
+    numbers = (f"{TAG}int", f"{TAG}float")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in known if tag not in numbers] for first, known in others
+    }
+    for tag, form in zip(numbers, (INTEGER, FLOAT), strict=True):
+        whole = re.compile(f"(?:{form.pattern})$")  # the first that matches decides: an integer is no float
+        for kind in (Loader, Dumper):
+            kind.add_implicit_resolver(tag, whole, list("-+.0123456789"))
+        Loader.add_constructor(tag, _number)
+
+
+_take_numbers()

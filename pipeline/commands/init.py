@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,7 @@ def main(given: argparse.Namespace) -> int:
     """Write the file, and check it; returns the exit status: 0, or 2 where it would not do."""
     name = given.name or "forget-" + (re.sub(r"[^a-z0-9]+", "-", given.forget[0].stem.lower()).strip("-") or "data")
     out = given.out or Path(f"{name}.yaml")
-    if out.exists():
+    if os.path.exists(out):  # which a folder that may not be looked into does not fail
         print(f"{out}: is there already; --out names another file", file=sys.stderr)
         return 2
     good = False
@@ -117,12 +119,12 @@ def main(given: argparse.Namespace) -> int:
         if given.gpu_memory and given.gpus is None:
             raise ConfigError(["--gpu-memory: says how large each of --gpus is, which is missing"])
         size = size_of(given.gpu_memory) if given.gpu_memory else None
-        write_text(out, text_of(given, name, out))
+        _write(out, text_of(given, name, out))
         config = load(out)
         precision = "bf16" if config.shape.parameters >= LARGE else "fp32"
-        write_text(out, text_of(given, name, out, rows=config.forget_rows, precision=precision))
+        _write(out, text_of(given, name, out, rows=config.forget_rows, precision=precision))
         layout = fitting(out, given.gpus, size) if given.gpus else None
-        write_text(out, text_of(given, name, out, rows=config.forget_rows, precision=precision, layout=layout))
+        _write(out, text_of(given, name, out, rows=config.forget_rows, precision=precision, layout=layout))
         config = load(out)
         good = True
     except (ConfigError, DataError) as error:
@@ -139,9 +141,19 @@ def main(given: argparse.Namespace) -> int:
         return 2
     finally:
         if not good:
-            out.unlink(missing_ok=True)
+            with suppress(OSError):
+                out.unlink(missing_ok=True)
     print(f"{out}: {number_of(config.forget_rows, 'row')} to forget. Next: unlearn validate {out}, unlearn run {out}")
     return 0
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        write_text(out, text)
+    except OSError as error:
+        files = [f"{path} is a file" for path in out.parents if os.path.isfile(path)]
+        reason = files[0] if files else error.strerror
+        raise ConfigError([f"--out: {out}: cannot be written: {reason}"]) from None
 
 
 def fitting(experiment: Path, gpus: int, size: float | None) -> str:

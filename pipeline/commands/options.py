@@ -11,9 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from megatron_ext.config import Layout
-from megatron_ext.schema.safe_yaml import Loader
 from pipeline.benchmarks import Options, family
-from pipeline.config.located_yaml import Document, Key, Mark, explain, hint, merge
+from pipeline.config.command_line import value_of
+from pipeline.config.located_yaml import ConfigError, Document, Key, Mark, explain, hint, merge
 
 OPTION = Path("--option")  # stands for a file in messages
 SIDES = {"tp": "tensor", "pp": "pipeline", "dp": "data", "tensor": "tensor", "pipeline": "pipeline", "data": "data"}
@@ -59,9 +59,11 @@ def _document(given: Sequence[str], problems: list[str]) -> Document:
             problems.append(f"--option {text}: expected KEY=VALUE")
             continue
         try:
-            data[key.strip()] = yaml.load(value, Loader)
+            data[key.strip()] = value_of(value)
         except yaml.YAMLError:
             problems.append(f"--option {text}: the value is not YAML")
+        except ConfigError as error:
+            problems += [f"--option {key.strip()}: {message}" for message in error.problems]
     marks: dict[Key, Mark] = {(): Mark(OPTION, 0, ())}
     return Document(data, marks | {(key,): Mark(OPTION, 0, (key,)) for key in data})
 

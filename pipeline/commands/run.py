@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.commands.validate import add_experiment, planned
 from pipeline.config import site
 from pipeline.config.load import CONFIGS
-from pipeline.config.located_yaml import ConfigError
+from pipeline.config.located_yaml import ConfigError, short
 from pipeline.launch.lease import Held
 from pipeline.tracking.beside import beside
 from pipeline.workflow import progress, runs
@@ -28,6 +30,15 @@ from pipeline.workflow.unchanged import State
 
 SNAKEFILE = CONFIGS.parent / "Snakefile"
 STAGES = ("all", "fetch", "data", "train", "unlearn", "evaluate", "robustness", "judge", "report")
+# Options of Snakemake that would replace what it is told here, with their short forms, and what is meant for that.
+OWN = {
+    "--config": "--set KEY=VALUE, --results, --data-root, --site and --image before -- say what it would",
+    "--configfile": "--set KEY=VALUE before -- says what is to be different",
+    "--configfiles": "--set KEY=VALUE before -- says what is to be different",
+    "--profile": "--profile belongs before --",
+}
+SHORT_CONFIG = re.compile("-[nFfktpSDl]*C.*", re.DOTALL)  # also behind options of a letter that take no value
+PROFILE_FILE = re.compile(r"(?:config|profile)(?:\.v(\d+)\+)?\.yaml")  # Snakemake's names, by its major version
 LOOKS_ONLY = ("--dry-run", "--dryrun", "-n", "--summary", "-S", "--lint", "--list-rules", "--rulegraph", "--dag")
 
 USAGE = """
@@ -57,11 +68,12 @@ def main(given: argparse.Namespace) -> int:
         The exit status: 0, 1 where a step failed, 2 for what cannot be asked for.
     """
     try:
-        refused = [refusal(name.replace("_", "-"), path) for name, path in _paths(given).items()]
+        refused: list[str | None] = [*_replaced(given.further)]
+        refused += [refusal(name.replace("_", "-"), path) for name, path in _paths(given).items()]
         if any(refused):
             raise ConfigError(list(filter(None, refused)))
         profile = _profile(given.profile)
-        cluster = profile.name == "slurm"
+        cluster = _executor(profile) != "local"
         plan, _ = planned(given, cluster)
         tracking = plan.config.experiment.tracking
         if tracking is not None and tracking.missing:
@@ -106,17 +118,49 @@ def _options(given: argparse.Namespace) -> list[str]:
     return [f"{name}={value}" for name, value in options.items()]
 
 
+def _replaced(further: Sequence[str]) -> list[str]:
+    """What is wrong with the options of Snakemake: each one that would replace what it is told here."""
+    names = ["--config" if SHORT_CONFIG.fullmatch(word) else word.partition("=")[0] for word in further]
+    return [
+        f"{word}: not allowed after --: {OWN[name]}" for word, name in zip(further, names, strict=True) if name in OWN
+    ]
+
+
 def _profile(name: str) -> Path:
     for folder in (CONFIGS / "profiles" / name, Path(name)):
-        if (folder / "config.yaml").is_file():
+        if _settings(folder) is not None:
             return folder.absolute()
     known = sorted(folder.name for folder in (CONFIGS / "profiles").iterdir())
     raise ConfigError([f"--profile: {name!r} is no folder with a config.yaml, and none of {', '.join(known)}"])
 
 
+def _settings(profile: Path) -> Path | None:
+    """The file of a profile's folder that Snakemake reads: the one for its own or the closest earlier version."""
+    if not profile.is_dir():
+        return None
+    major = int(version("snakemake").partition(".")[0])
+    found = {file: int(named[1] or 0) for file in profile.iterdir() if (named := PROFILE_FILE.fullmatch(file.name))}
+    return max((file for file in found if found[file] <= major and file.is_file()), key=found.__getitem__, default=None)
+
+
+def _executor(profile: Path) -> str:
+    """What runs the jobs of a profile: ``local`` for this machine; raises ``ConfigError`` where it cannot be read."""
+    from snakemake.profiles import ProfileConfigFileParser  # which also fills templates in
+
+    file = _settings(profile)
+    assert file is not None, "_profile found it"
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return str(ProfileConfigFileParser().parse(stream).get("executor", "local"))
+    except Exception as error:  # the parser's own, of Snakemake and of templates
+        said = " ".join(str(error).split())
+        raise ConfigError([f"--profile: {short(file)}: no profile of Snakemake: {said}"]) from None
+
+
 def _state(given: argparse.Namespace, plan: Plan, command: list[str], profile: Path) -> State:
     """What decides whether there is anything to do."""
-    settings = (profile / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    file = _settings(profile)
+    settings = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
     return State(plan, site.load(site.find(given.site)), [*command, settings])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.commands.signatures import differing, library, signature, signed_folders
 from pipeline.config.located_yaml import ConfigError
-from pipeline.data.errors import DataError
+from pipeline.data.errors import DataError, printable
 
 PASSWORD = "UNLEARN_KEY_PASSWORD"  # variable of the environment
 
@@ -48,8 +48,8 @@ def main(given: argparse.Namespace) -> int:
             config.set_hashing_config(whole)
         except (TypeError, ValueError) as error:
             raise ConfigError([f"--key: {given.key}: {error}"]) from None
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
+    except (ConfigError, DataError, OSError) as error:
+        print(printable(str(error)), file=sys.stderr)
         return 2
     for name, folder in folders.items():
         file = signature(given.results, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.commands.signatures import differing, library, signature, signed_folders
 from pipeline.config.located_yaml import ConfigError
-from pipeline.data.errors import DataError
+from pipeline.data.errors import DataError, printable
 
 USAGE = """
 unlearn verify results/forget-forget --key key.pub
@@ -37,10 +37,10 @@ def main(given: argparse.Namespace) -> int:
             config = verifying.Config().use_elliptic_key_verifier(public_key=given.key)
         except (TypeError, ValueError) as error:
             raise ConfigError([f"--key: {given.key}: {error}"]) from None
-    except (ConfigError, DataError) as error:
-        print(error, file=sys.stderr)
+        wrong = differing(given.results)
+    except (ConfigError, DataError, OSError) as error:  # a file that may not be read is none that has changed
+        print(printable(str(error)), file=sys.stderr)
         return 2
-    wrong = differing(given.results)
     for name, folder in folders.items():
         file = signature(given.results, name)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from megatron_ext.schema.safe_yaml import Loader
-from pipeline.config.located_yaml import Document, Key, Mark, hint, merge
+from pipeline.config.located_yaml import ConfigError, Document, Key, Mark, hint, merge, wrong_nodes
 from pipeline.config.named_files import is_path
 
 SET = Path("--set")  # stands for a file in messages
@@ -33,14 +33,34 @@ def with_settings(document: Document, given: Sequence[str], problems: list[str])
             problems.append(f"{SET} {text}: expected KEY=VALUE, such as seeds=[0, 1]")
             continue
         try:
-            setting = _document(yaml.load(value, Loader), (*parts,))
+            setting = _document(value_of(value), (*parts,))
             for key in _keys(document, parts):
                 document = _put(document, key, setting)
         except yaml.YAMLError:
             problems.append(f"{SET} {text}: the value is not YAML")
+        except ConfigError as error:
+            problems += [f"{SET} {name.strip()}: {message}" for message in error.problems]
         except LookupError as error:
             problems.append(f"{SET} {name.strip()}: {error.args[0]}")
     return document
+
+
+def value_of(text: str) -> Any:
+    """The value of an option in YAML, by the rules of files.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML.
+        ConfigError: It is, and a configuration does not allow it, such as doubled keys.
+    """
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        wrong = [] if node is None else [message for message, _ in wrong_nodes(node, set(), ())]
+        if wrong:
+            raise ConfigError(wrong)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _document(value: Any, key: Key) -> Document:

@@ -16,6 +16,7 @@ from pipeline.config.located_yaml import ConfigError, Document, hint, merge, rea
 from pipeline.config.named_files import CONFIGS, beside, is_path
 
 MINI = "-mini"  # ends the name of results at mini scale
+NAMED = ("name", "title")  # say that scale, also where the command line sets them
 EVERY_METHOD = "mini-all"  # has the hyper-parameters at that scale of methods that the benchmark's own mini lacks
 # Of the stand-in; everything else is the experiment's own.
 SCALED = ("benchmark", "split", "utility", "model", "layout", "runtime", "data", "training", "evaluation")
@@ -47,8 +48,9 @@ def composed(experiment: str | Path, settings: Sequence[str], problems: list[str
     own = _without(document, ("scale",))
     if scale != "mini":
         return own
-    # Once more: what is set goes over the stand-in's values too.
-    return _without(with_settings(_mini(own, problems), settings, problems), ("scale",))
+    # Once more: what is set goes over the stand-in's values too, but for what the scale is added to.
+    again = [text for text in settings if text.partition("=")[0].strip() not in NAMED]
+    return _without(with_settings(_mini(own, problems), again, problems), ("scale",))
 
 
 def file_of(experiment: str | Path) -> Path:

@@ -105,7 +105,7 @@ def read(path: Path, empty: bool = False) -> Document:
             return Document({}, {(): Mark(Path(path), 1, ())})
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError([f"{short(path)}: expected lines of 'key: value'"])
-        wrong = [f"{short(path)}:{line}: {message}" for message, line in _wrong_nodes(node, set(), ())]
+        wrong = [f"{short(path)}:{line}: {message}" for message, line in wrong_nodes(node, set(), ())]
         if wrong:
             raise ConfigError(wrong)
         marks: dict[Key, Mark] = {(): Mark(Path(path), 1, ())}
@@ -118,7 +118,7 @@ def read(path: Path, empty: bool = False) -> Document:
         loader.dispose()
 
 
-def _wrong_nodes(node: Any, seen: set[int], around: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+def wrong_nodes(node: Any, seen: set[int], around: tuple[int, ...]) -> Iterator[tuple[str, int]]:
     """What YAML allows and a configuration does not, with its line: doubled keys, keys that are neither text nor whole
     numbers, and values that hold themselves.
 
@@ -142,7 +142,7 @@ def _wrong_nodes(node: Any, seen: set[int], around: tuple[int, ...]) -> Iterator
             if name.value in names:
                 yield f"{name.value}: given twice in one mapping", line
             names.add(name.value)
-        yield from _wrong_nodes(item, seen, (*around, id(node)))
+        yield from wrong_nodes(item, seen, (*around, id(node)))
 
 
 def _walk(loader: Any, node: Any, key: Key, path: Path, marks: dict[Key, Mark]) -> None:

@@ -21,6 +21,8 @@ from pipeline.data.settings import BadRows, RequestOrder
 from pipeline.judging.settings import JudgeSettings
 from pipeline.tracking.settings import TrackingSettings
 
+CACHE = "cache"  # the folder of results that experiments share, beside those of their names
+
 
 class TrainingPlan(Strict):
     """What is trained here; a model that is left out is a published checkpoint of the model file."""
@@ -169,6 +171,13 @@ class Experiment(Strict):
     tracking: TrackingSettings | None = None
     requests: UnlearningRequests | None = None
     runtime: RuntimeSettings = RuntimeSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _own_folder(cls, name: str) -> str:
+        if name == CACHE:
+            raise ValueError(f"{name!r} is not allowed: the folder of results that all experiments share is called so")
+        return name
 
     @field_validator("seeds")
     @classmethod

@@ -54,7 +54,7 @@ class Site(Strict):
     image: Path | None = Field(None, strict=False)
     require_current_image: bool = Field(False, description="an image of another checkout is refused")
     binds: list[str] = Field([], description="folders that steps see in the image; also SOURCE:TARGET[:ro]")
-    hf_home: Path | None = Field(None, strict=False, description="default: $HF_HOME, or ~/.cache/huggingface")
+    hf_home: Path | None = Field(None, strict=False, description="default: that of the hub's library, such as $HF_HOME")
     time_factor: float = Field(1.0, gt=0, le=100)
     warn_seconds: int = Field(120, ge=10, le=3600, description="jobs are told to stop that long before the limit")
 
@@ -75,9 +75,23 @@ class Site(Strict):
 
     @property
     def huggingface(self) -> Path:
-        """The folder of models and data sets that were fetched."""
-        given = os.environ.get("HF_HOME")
-        return self.hf_home or (Path(given) if given else Path("~/.cache/huggingface")).expanduser().absolute()
+        """The folder of models and data sets that were fetched: the libraries' own, unless ``hf_home`` says it."""
+        default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+        return self.hf_home or _folder(os.environ.get("HF_HOME") or default)
+
+    @property
+    def hub(self) -> Path:
+        """The folder of what was fetched from the hub; ``hf_home`` goes over what the environment says of it."""
+        return self._cache("hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+
+    @property
+    def datasets(self) -> Path:
+        """The folder of the data sets that the library ``datasets`` keeps."""
+        return self._cache("datasets", "HF_DATASETS_CACHE")
+
+    def _cache(self, name: str, *variables: str) -> Path:
+        given = [] if self.hf_home else [os.environ[key] for key in variables if os.environ.get(key)]
+        return _folder(given[0]) if given else self.huggingface / name
 
 
 def find(option: object = None) -> Path | None:
@@ -116,6 +130,11 @@ def load(path: Path | None) -> Site:
 def named(path: Path | None) -> str:
     """How messages call the site file."""
     return short(path) if path else "site.yaml (there is none)"
+
+
+def _folder(text: str) -> Path:
+    """A folder of the environment, as the hub's library reads it."""
+    return Path(os.path.expandvars(os.path.expanduser(text))).absolute()
 
 
 def _paths(site: Site) -> list[tuple[str, int | None, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.site import ROOT, Site
 
@@ -23,11 +24,19 @@ def image(site: Site, gpus: bool) -> Path:
 
 
 def image_sha256(image: Path) -> str | None:
-    """The digest that `containers/build` wrote beside the image; ``None`` for an image from elsewhere."""
+    """The digest that `containers/build` wrote beside the image; ``None`` where there is none that can be read, as for
+    an image from elsewhere."""
+    digest = (record(image) or {}).get("sha256")
+    return digest if isinstance(digest, str) else None
+
+
+def record(image: Path) -> dict[str, Any] | None:
+    """What `containers/build` wrote beside an image; ``None`` where nothing can be read."""
     try:
-        return json.loads(image.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
-    except FileNotFoundError:
+        found = json.loads(image.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def name_image(image: Path) -> None:

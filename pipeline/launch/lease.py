@@ -199,13 +199,18 @@ def _place() -> str:
 
 
 def _create(file: Path, text: str) -> bool:
-    """Make a file that must not be there yet; whether that was so."""
+    """Make a file that must not be there yet; whether that was so. Where it cannot be written, it is gone again: an
+    empty one would keep out every run that follows."""
     try:
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(opened, "w", encoding="utf-8") as stream:
-        stream.write(text)
+    try:
+        with os.fdopen(opened, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
     return True
 
 

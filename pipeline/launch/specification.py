@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from megatron_ext.atomic_files import write_text
+from megatron_ext.schema.safe_yaml import Dumper
 from megatron_ext.specs import StepSpec
 from pipeline.config.located_yaml import ConfigError, current, read
 from pipeline.specs import AnyStepSpec
@@ -46,4 +47,5 @@ def specification(path: Path, text: str | None = None) -> StepSpec:
 
 def as_yaml(spec: StepSpec) -> str:
     """The specification as the text of its file."""
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    plain = spec.model_dump(mode="json")
+    return str(yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120))

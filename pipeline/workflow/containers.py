@@ -29,6 +29,7 @@ PASSED_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "FI_", "PYTORCH_", "
 # Variables of containers that are set here.
 SET = (
     "HF_HOME",
+    "HF_HUB_CACHE",
     "HF_TOKEN_PATH",
     "HF_DATASETS_CACHE",
     "HF_HUB_OFFLINE",
@@ -37,9 +38,7 @@ SET = (
     IMAGE,
     IMAGE_SHA256,
 )
-# Of `HF_HOME`, which holds the hub's token beside them, containers see only what has been fetched.
-FETCHED = ("hub", "datasets")
-TOKENS = ("token", "stored_tokens")
+TOKENS = ("token", "stored_tokens")  # of the hub, in `HF_HOME`, of which containers see only what has been fetched
 
 
 def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
@@ -52,12 +51,13 @@ def environment(site: Site, plan: Plan, image: Path) -> dict[str, str]:
     wrong = [problem for what, path in named.items() if (problem := refusal(what, path))]
     if wrong:
         raise ConfigError(wrong)
-    temporary, datasets = tempfile.gettempdir(), site.huggingface / "datasets"
+    temporary = tempfile.gettempdir()
     inside = {name: value for name, value in os.environ.items() if name.startswith(PASSED_PREFIXES)}
     inside |= {name: os.environ[name] for name in PASSED if name in os.environ}
     inside |= {
         "HF_HOME": str(site.huggingface),
-        **({"HF_DATASETS_CACHE": str(datasets)} if datasets.is_dir() else {}),
+        "HF_HUB_CACHE": str(site.hub),
+        **({"HF_DATASETS_CACHE": str(site.datasets)} if site.datasets.is_dir() else {}),
         "HF_TOKEN_PATH": "/nonexistent/token",
         "HF_HUB_OFFLINE": "1",
         "PYTHONNOUSERSITE": "1",
@@ -90,14 +90,14 @@ def enter(variables: dict[str, str], environ: MutableMapping[str, str] = os.envi
 def binds(site: Site, plan: Plan) -> list[str]:
     """What containers see of the file system: absolute, there, and none inside another.
 
-    The clone, the working directory, results, the user's own data, what has been fetched into `HF_HOME`, the folder for
+    The clone, the working directory, results, the user's own data, what has been fetched from the hub, the folder for
     temporary files, the site's `binds`, and what `APPTAINER_BIND` already names. Of a symbolic link, both its path and
     its target. Results that are not there yet are made in the nearest folder that is. Where the hub's token lies in one
     of these folders, there is nothing to read in its place.
     """
     written = [folder for folder in (plan.paths.root, plan.paths.cache) if folder is not None]
     folders = [ROOT, Path.cwd(), *map(_nearest, written), Path(tempfile.gettempdir())]
-    folders += [site.huggingface / name for name in FETCHED]
+    folders += [site.hub, site.datasets]
     asked: list[Config | Utility] = [plan.config, *plan.config.utility]
     for one in asked:
         folders += [one.source.path] if isinstance(one.source, FolderSource) else []
@@ -111,14 +111,23 @@ def binds(site: Site, plan: Plan) -> list[str]:
     mapped: dict[str, None] = {}
     for text in [*os.environ.get("APPTAINER_BIND", "").split(","), *site.binds]:
         (mapped if ":" in text else plain)[text] = None
-    wrong = [path for path in plain if "," in path or (":" in path)]
-    if wrong:
-        raise ConfigError([f"{path!r}: Apptainer cannot bind a folder whose name has ',' or ':'" for path in wrong])
     there = [path for path in plain if path not in ("", "/") and Path(path).exists()]
     outer = [path for path in there if not _below(path, [other for other in there if other != path])]
-    tokens = [site.huggingface.resolve() / name for name in TOKENS]
-    mapped |= {f"/dev/null:{path}": None for path in tokens if path.exists() and _below(str(path), outer)}
+    covered = [str(path) for path in _tokens(site) if path.exists() and _below(str(path), outer)]
+    wrong = [path for path in (*plain, *covered) if "," in path or (":" in path)]
+    if wrong:
+        raise ConfigError([f"{path!r}: Apptainer cannot bind a path that has ',' or ':'" for path in wrong])
+    mapped |= {f"/dev/null:{path}": None for path in covered}
     return [*outer, *(text for text in mapped if Path(text.partition(":")[0]).exists())]
+
+
+def _tokens(site: Site) -> list[Path]:
+    """Where the hub's tokens may lie: in its folder, and where ``HF_TOKEN_PATH`` says."""
+    found = [site.huggingface / name for name in TOKENS]
+    if given := os.environ.get("HF_TOKEN_PATH"):
+        token = Path(os.path.expandvars(os.path.expanduser(given))).absolute()
+        found += [token, token.with_name(TOKENS[1])]
+    return [path.parent.resolve() / path.name for path in found]
 
 
 def _nearest(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_ext.specs import ReferenceSpec
 from pipeline.config.experiment import Config
+from pipeline.config.schema import CACHE
 from pipeline.data.prepared import Names
 from pipeline.specs import ModelId, ReleaseSpec
 from pipeline.workflow import data_sets
@@ -54,7 +55,7 @@ class Plan:
             self.paths = results
         else:
             root = Path(results) / config.experiment.name
-            self.paths = Paths(root, config.benchmark.name, Path(results) / "cache")
+            self.paths = Paths(root, config.benchmark.name, Path(results) / CACHE)
 
     @cached_property
     def jobs(self) -> dict[str, Job]:

@@ -80,12 +80,13 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
 
 
 def use_cache(here: Site) -> None:
-    """Let what is fetched come into the site's cache; a token stays where a login put it, which others may not read."""
-    if here.hf_home is not None:
-        token = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "token"
-        if token.is_file():
-            os.environ.setdefault("HF_TOKEN_PATH", str(token))
-        os.environ["HF_HOME"] = str(here.hf_home)
+    """Let what is fetched come into the folders that containers see; a token stays where a login put it, which others
+    may not read."""
+    token = Site().huggingface / "token"  # without the site's hf_home
+    if here.hf_home is not None and token.is_file():
+        os.environ.setdefault("HF_TOKEN_PATH", str(token))
+    folders = {"HF_HOME": here.huggingface, "HF_HUB_CACHE": here.hub, "HF_DATASETS_CACHE": here.datasets}
+    os.environ |= {name: str(folder) for name, folder in folders.items()}
 
 
 def set_environment(plan: Plan, here: Site, image: Path | None) -> None:

@@ -230,7 +230,17 @@ def test_an_image_its_record_and_its_link(tree: Path, monkeypatch, machine) -> N
         "sha256": hashlib.sha256(b"an image").hexdigest(),
         "bytes": len(b"an image"),
         "base": "debian:bookworm",
+        "base_given": False,
     }
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"content": '])
+def test_a_record_that_is_not_whole_names_no_image(text: str, tree: Path, monkeypatch, machine) -> None:
+    """Its image is built again."""
+    assert run(tree, monkeypatch, "cpu") == 0
+    image = build.Image("cpu", tree)
+    (tree / "images" / image.name).with_suffix(".json").write_text(text)
+    assert image.find(tree / "images") is None
 
 
 def test_what_is_there_is_not_built_again(tree: Path, monkeypatch, machine) -> None:
@@ -313,6 +323,9 @@ def test_a_base_can_be_one_image_for_ever(tree: Path, monkeypatch, machine, caps
     base = f"registry.invalid/pytorch@sha256:{'0a' * 32}"
     assert run(tree, monkeypatch, "gpu", "--base", base) == 0
     assert recorded(machine)["arguments"]["BASE"] == base and "--pin" not in capsys.readouterr().out
+    records = [json.loads(file.read_text()) for file in (tree / "images").glob("unlearn-gpu-*.json")]
+    assert {record["base"]: record["base_given"] for record in records}[base] is True
+    assert sorted(record["base_given"] for record in records) == [False, True]
 
 
 class Registry(BaseHTTPRequestHandler):

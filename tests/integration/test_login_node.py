@@ -121,6 +121,7 @@ def test_the_sites_cache_and_the_users_token(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HF_HOME", str(own))
     snakemake_rules.use_cache(Site())
     assert os.environ["HF_HOME"] == str(own) and "HF_TOKEN_PATH" not in os.environ
+    assert os.environ["HF_HUB_CACHE"] == str(own / "hub")
     snakemake_rules.use_cache(Site(hf_home=scratch))
     assert os.environ["HF_HOME"] == str(scratch) and "HF_TOKEN_PATH" not in os.environ
     monkeypatch.setenv("HF_HOME", str(own))
@@ -129,6 +130,14 @@ def test_the_sites_cache_and_the_users_token(tmp_path: Path, monkeypatch: pytest
         snakemake_rules.use_cache(Site(hf_home=scratch))
         assert os.environ["HF_HOME"] == str(scratch)
         assert os.environ["HF_TOKEN_PATH"] == str(own / "token")
+        assert os.environ["HF_HUB_CACHE"] == str(scratch / "hub")
+    del os.environ["HF_TOKEN_PATH"]
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "cache" / "huggingface" / "token").write_text("hf_secretsecretsecret")
+    snakemake_rules.use_cache(Site(hf_home=scratch))
+    assert os.environ["HF_TOKEN_PATH"] == str(tmp_path / "cache" / "huggingface" / "token")
     del os.environ["HF_TOKEN_PATH"]
 
 

@@ -112,10 +112,12 @@ def test_a_split_must_be_named_where_there_are_several(model: Path, tmp_path: Pa
 
 def test_a_value_that_an_option_does_not_take(model: Path, benchmark: Path, tmp_path: Path, capsys: Any) -> None:
     more = ["--option", "membership=[loss, guess]", "--option", "max_new_tokens", "--option", "memorisation=[1"]
+    more += ["--option", "privleak={a: 1, a: 2}"]
     said = refused(capsys, *command(model, benchmark, tmp_path / "out", *more))
     assert "--option membership[1]: unknown value 'guess'" in said and "min_k_plus_plus" in said
     assert "--option max_new_tokens: expected KEY=VALUE" in said
     assert "--option memorisation=[1: the value is not YAML" in said
+    assert "--option privleak: a: given twice in one mapping" in said
 
 
 def test_files_that_a_data_folder_lacks_are_named(model: Path, tmp_path: Path, capsys: Any) -> None:

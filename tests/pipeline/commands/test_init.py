@@ -80,6 +80,32 @@ def test_own_answers_are_offered_by_name(folder: Path, capsys: pytest.CaptureFix
     assert source.sets["own-answers"] == source.sets["forget"]
 
 
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("forget.jsonl/x.yaml", "forget.jsonl is a file"),
+        ("forget.jsonl/a/x.yaml", "forget.jsonl is a file"),
+        ("closed/x.yaml", "Permission denied"),
+        ("n" * 300, "File name too long"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(
+    out: str, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where its folder is a file, or somebody else's."""
+    if out.startswith("closed"):  # root may write everywhere
+
+        def refuse(path: Path, text: str) -> None:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(init, "write_text", refuse)
+    before = sorted(folder.rglob("*"))
+    assert main(["init", "--model", "model", "--forget", "forget.jsonl", "--retain", "kept.csv", "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"--out: {out}: cannot be written: {reason}") and "nothing was written" in said
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_folder_that_is_not_there_is_said_to_be_taken_for_a_name(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

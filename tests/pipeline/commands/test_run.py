@@ -72,6 +72,60 @@ def test_options_of_snakemake_go_to_snakemake(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("further", "named"),
+    [
+        (["--config", "set=seeds=[5]"], "--config: not allowed after --: --set KEY=VALUE"),
+        (["--config=image=x"], "--config=image=x: not allowed after --: --set KEY=VALUE"),
+        (["-C", "results=other"], "-C: not allowed after --: --set KEY=VALUE"),
+        (["-nCresults=other"], "-nCresults=other: not allowed after --: --set KEY=VALUE"),
+        (["--configfile", "x.yaml"], "--configfile: not allowed after --: --set KEY=VALUE"),
+        (["--profile", "slurm"], "--profile: not allowed after --: --profile belongs before --"),
+    ],
+)
+def test_what_would_replace_its_own_options_is_refused(
+    further: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Snakemake takes the last ``--config`` alone, and says nothing of the others."""
+    monkeypatch.setattr(run, "_snakemake", lambda _: pytest.fail("was started"))
+    assert main(["run", "mini", "--", "--dry-run", *further]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "cluster"),
+    [
+        ({"config.yaml": "executor: slurm\njobs: 2\n"}, True),
+        ({"config.yaml": "executor: local\ncores: 2\n"}, False),
+        ({"config.yaml": "cores: 2\n"}, False),
+        ({"config.yaml": "cores: 2\n", "config.v8+.yaml": "executor: slurm\njobs: 2\n"}, True),
+        ({"config.yaml": "cores: 2\n", "config.v99+.yaml": "executor: slurm\njobs: 2\n"}, False),
+    ],
+)
+def test_a_cluster_is_known_by_the_profiles_executor(
+    files: dict[str, str], cluster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its folder is called."""
+    asked: list[bool] = []
+    folder = tmp_path / "our-cluster"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    planned = run.planned
+    monkeypatch.setattr(run, "planned", lambda given, on: asked.append(on) or planned(given, False))
+    monkeypatch.setattr(run, "_snakemake", lambda _: 0)
+    assert main(["run", "mini", "--profile", str(folder), "--", "--dry-run"]) == 0
+    assert asked == [cluster]
+
+
+@pytest.mark.parametrize("text", ["executor: [", "- executor", "", "\x80"])
+def test_a_profile_that_is_none_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_bytes(text.encode("latin-1"))
+    assert main(["run", "mini", "--profile", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"--profile: {tmp_path / 'config.yaml'}: no profile of Snakemake: " in said and len(said.splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_a_reader_that_has_enough_gets_no_traceback(tmp_path: Path) -> None:
     """Only this closes the pipe that the output goes to, as ``unlearn validate mini | head -1`` does."""

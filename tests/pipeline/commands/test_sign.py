@@ -78,3 +78,50 @@ def test_another_key_and_weights_of_another_run_are_refused(results: Path, keys:
     (results / "report" / "evidence.json").unlink()
     assert main(["sign", str(results), "--key", private]) == 2
     assert "evidence.json is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        ({}, "models: expected a list, got null"),
+        ({"models": {"model": "a"}}, "models: expected a list, got "),
+        ({"models": ["npo-seed-0"]}, "models[0]: expected an object whose 'model' is a text"),
+        ({"models": [{"model": ["x"]}]}, "models[0]: expected an object whose 'model' is a text"),
+        ({"models": [{"model": "npo-seed-0", "files_sha256": ["x"]}]}, "models[0].files_sha256: expected a SHA-256"),
+        ({"models": [{"model": "npo-seed-0", "files_sha256": {"x": 3}}]}, "models[0].files_sha256: expected a SHA-256"),
+        ({"models": [{"model": "npo-seed-0", "files_sha256": {"../x": "3"}}]}, "is no file in a checkpoint"),
+    ],
+)
+def test_evidence_of_another_form_cannot_be_checked(
+    evidence: object, expected: str, results: Path, keys: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which is something else than a byte that has changed: results may come from others."""
+    (results / "report" / "evidence.json").write_text(json.dumps(evidence))
+    for command, key in zip(("sign", "verify"), keys, strict=True):
+        assert main([command, str(results), "--key", key]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"{results / 'report' / 'evidence.json'}: ") and expected in said
+
+
+def test_a_checkpoint_that_was_removed_as_the_experiment_says_is_not_looked_for(
+    results: Path, keys: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evidence still names its files."""
+    for file in (results / "unlearned").rglob("*.*"):
+        file.unlink()
+    (results / "kept" / "npo-seed-0").mkdir(parents=True)
+    (results / "kept" / "npo-seed-0" / "ready.json").write_text("{}")
+    private, public = keys
+    assert main(["sign", str(results), "--key", private]) == 0
+    assert main(["verify", str(results), "--key", public]) == 0
+
+
+def test_a_file_that_cannot_be_read_has_not_changed(
+    results: Path, keys: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pipeline.data.cache.sha256", refuse)
+    assert main(["verify", str(results), "--key", keys[1]]) == 2
+    assert "Permission denied" in capsys.readouterr().err

@@ -102,6 +102,7 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
         ({"title": 3}, "title: 3 is not allowed: input should be a valid string; put it in quotes"),
         ({"title": ...}, "title: is missing"),
         ({"name": "a b"}, "name: 'a b' is not allowed"),
+        ({"name": "cache"}, "name: 'cache' is not allowed: the folder of results that all experiments share"),
         (
             {"runtime.device": "gpu"},
             "runtime.device: unknown value 'gpu'; did you mean 'cpu'? allowed: auto, cpu, cuda",

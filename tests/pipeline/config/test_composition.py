@@ -95,6 +95,15 @@ def test_settings_go_over_the_stand_ins_values() -> None:
     assert npo.forget.model_dump()["beta"] == 0.7
 
 
+def test_a_name_that_is_set_is_that_of_the_scale_too() -> None:
+    """Results at full scale are in the folder of that very name."""
+    settings = ["name=foo", " title = Foo", "unlearning.epochs=1"]
+    small = load("blur-table-4", settings=[*settings, "scale=mini"]).experiment
+    assert (small.name, small.title) == ("foo-mini", "Foo, at mini scale") and small.unlearning["epochs"] == 1
+    full = load("blur-table-4", settings=settings).experiment
+    assert (full.name, full.title) == ("foo", "Foo")
+
+
 def test_what_is_no_scale_or_has_no_mini_is_refused() -> None:
     with pytest.raises(ConfigError, match="scale: unknown value 'small'"):
         load("blur-table-4", settings=["scale=small"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_ext import specs
+from megatron_ext.schema.safe_yaml import Dumper
 from pipeline.config.located_yaml import ConfigError, Document, merge, read
 
 
@@ -17,7 +20,12 @@ def _file(tmp_path: Path, text: str, name: str = "a.yaml") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-5", 1e-5), ("2E3", 2000.0), ("1.5e-3", 1.5e-3), (".5e1", 5.0), ("3", 3)]
+    ("text", "value"),
+    [
+        *[("1e-5", 1e-5), ("2E3", 2000.0), ("1.5e-3", 1.5e-3), (".5e1", 5.0), ("3", 3), ("1.", 1.0), ("+.5", 0.5)],
+        *[("0100", 100), ("-007", -7), ("+08", 8), ("0o17", 15), ("0xfF", 255), ("010.5", 10.5), ("-.inf", -math.inf)],
+        *[("!!int 0100", 100), ("!!float 3", 3.0), ("0", 0), ("-0.0", -0.0), ("1e5", 1e5), ("!!float 0100", 100.0)],
+    ],
 )
 def test_numbers_are_numbers(tmp_path: Path, text: str, value: float) -> None:
     found = read(_file(tmp_path, f"a: {text}")).data["a"]
@@ -26,6 +34,24 @@ def test_numbers_are_numbers(tmp_path: Path, text: str, value: float) -> None:
 
 def test_a_word_stays_a_word(tmp_path: Path) -> None:
     assert read(_file(tmp_path, "a: e5\nb: 1e\nc: '1e-5'")).data == {"a": "e5", "b": "1e", "c": "1e-5"}
+
+
+@pytest.mark.parametrize("text", ["1:30", "1:30.5", "1_000", "1_0.5", "0b11", "-0o7", "0o8", "0x", ".", "1.5.2", "08h"])
+def test_what_is_no_number_in_yaml_1_2_is_a_word(tmp_path: Path, text: str) -> None:
+    """YAML 1.1 has base 60, underscores and base 2."""
+    assert read(_file(tmp_path, f"a: {text}")).data["a"] == text
+    for kind in ("int", "float"):
+        with pytest.raises(ConfigError, match=rf"a\.yaml:1: not YAML: .*is no {kind}"):
+            read(_file(tmp_path, f"a: !!{kind} {text}"))
+
+
+@pytest.mark.parametrize(
+    "text", ["08", "0o17", "1e5", "1:30", "1_000", "0b11", "yes", "2024-01-01", "7", ".5", "a", ""]
+)
+def test_a_text_that_is_written_is_read_as_that_text(tmp_path: Path, text: str) -> None:
+    """By both: YAML 1.1 takes the first three for texts, and YAML 1.2 the next three."""
+    written = yaml.dump({"a": text}, Dumper=Dumper)
+    assert read(_file(tmp_path, written)).data == yaml.safe_load(written) == {"a": text}
 
 
 def test_doubled_keys_are_refused(tmp_path: Path) -> None:
@@ -65,7 +91,7 @@ BOMBS = {
     "unclosed lists": "a: " + "[" * 5000,
     "digits": f"a: {'9' * 5000}",
     "hexadecimal digits": f"a: 0x{'f' * 5000}",
-    "sexagesimal digits": f"a: {'59:' * 900}59",
+    "sexagesimal digits": f"a: !!int {'59:' * 900}59",
     "a date that is none": "a: 2024-13-45",
     "a date of a tag": "a: !!timestamp soon",
     "a truth of a tag": "a: !!bool perhaps",

@@ -105,8 +105,17 @@ def test_paths_are_absolute(load: Any, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_models_are_where_the_hub_library_keeps_them(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.delenv("HF_HOME", raising=False)
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
     assert Site().huggingface == Path("/home/me/.cache/huggingface")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/me/cache")
+    assert Site().hub == Path("/scratch/me/cache/huggingface/hub")
     monkeypatch.setenv("HF_HOME", "/cache")
-    assert Site().huggingface == Path("/cache")
-    assert load(hf_home="/own").huggingface == Path("/own")
+    assert Site().huggingface == Path("/cache") and Site().datasets == Path("/cache/datasets")
+    monkeypatch.setenv("HUGGINGFACE_HUB_CACHE", "~/old")
+    assert Site().hub == Path("/home/me/old")
+    monkeypatch.setenv("HF_HUB_CACHE", "$HOME/hub")
+    monkeypatch.setenv("HF_DATASETS_CACHE", "/data")
+    assert (Site().hub, Site().datasets) == (Path("/home/me/hub"), Path("/data"))
+    own = load(hf_home="/own")
+    assert (own.huggingface, own.hub, own.datasets) == (Path("/own"), Path("/own/hub"), Path("/own/datasets"))

@@ -113,6 +113,14 @@ def reference(folder: Path, ranks: int = 1, threads: int = 1, device: Any = "cpu
     return ReferenceSpec(checkpoint=folder / "none", data=folder / "none.npz", runtime=runtime, output=folder)
 
 
+@pytest.mark.parametrize("revision", ["08", "0o17", "1e5", "1:30", "1_000", "main"])
+def test_a_text_of_a_specification_stays_a_text(revision: str, tmp_path: Path) -> None:
+    """As a commit of digits alone: what is written is in quotes where it would be a number for its reader."""
+    spec = FetchSpec(hub="a/b", revision=revision, output=tmp_path)
+    (tmp_path / "spec.yaml").write_text(as_yaml(spec))
+    assert specification(tmp_path / "spec.yaml") == spec
+
+
 def test_a_number_that_was_edited_by_hand_is_a_number(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     text = as_yaml(reference(tmp_path, threads=3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -56,6 +57,19 @@ def test_a_run_that_lives_is_named_and_one_that_was_killed_is_followed(
     assert taken.dead == holder
     taken.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """An empty file would be taken for the lease of a run that has just begun."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Lease.take(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    Lease.take(tmp_path).release()
 
 
 def test_a_process_that_got_the_number_of_the_run_is_not_the_run(

@@ -12,7 +12,7 @@ from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.site import ROOT, Site
 from pipeline.launch import image, ranks
-from pipeline.workflow import containers
+from pipeline.workflow import containers, snakemake_rules
 from pipeline.workflow.plan import Plan
 
 
@@ -24,6 +24,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setattr(containers.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("hf/hub", "hf/datasets", "work", "outer/results", "temporary"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
@@ -84,6 +86,38 @@ def test_a_token_in_a_folder_that_is_bound_is_covered(here: Path) -> None:
     assert {f"/dev/null:{here}/hf/token", f"/dev/null:{here}/hf/stored_tokens"} <= set(found)
 
 
+def test_a_token_that_a_login_left_elsewhere_is_covered_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays where it is when the site names another folder of the hub."""
+    for name in ("token", "stored_tokens"):
+        (here / "work" / name).write_text("hf_secret")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(here / "work" / "token"))
+    found = containers.binds(Site(hf_home=here / "hf"), plan(here / "outer"))
+    assert {f"/dev/null:{here}/work/token", f"/dev/null:{here}/work/stored_tokens"} <= set(found)
+    (here / "work" / "a,b").write_text("hf_secret")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(here / "work" / "a,b"))
+    with pytest.raises(ConfigError, match="a,b': Apptainer cannot bind"):
+        containers.binds(Site(hf_home=here / "hf"), plan(here / "outer"))
+
+
+@pytest.mark.parametrize("hf_home", [None, "scratch"])
+def test_what_is_fetched_is_what_containers_see(
+    hf_home: str | None, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's library has a variable for each folder, which a shell may set as well."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(here / "other-hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(here / "other-datasets"))
+    site = Site(hf_home=None if hf_home is None else here / hf_home)
+    for folder in ("other-hub", "other-datasets", "scratch/hub", "scratch/datasets"):
+        (here / folder).mkdir(parents=True)
+    snakemake_rules.use_cache(site)
+    made = containers.environment(site, plan(here / "outer"), here / "a.sif")
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+        assert made[f"APPTAINERENV_{name}"] == os.environ[name], name
+    wanted = ("other-hub", "other-datasets") if hf_home is None else ("scratch/hub", "scratch/datasets")
+    assert {str(here / name) for name in wanted} <= set(made["APPTAINER_BIND"].split(","))
+    assert os.environ["HF_HUB_CACHE"] == str(here / wanted[0])
+
+
 def test_the_users_data_are_bound(here: Path) -> None:
     (here / "tofu").mkdir()
     for name in ("full", "forget10", "retain90", "holdout10"):
@@ -107,7 +141,7 @@ def test_the_users_tasks_are_bound(here: Path) -> None:
 
 def test_a_folder_that_a_bind_cannot_name(here: Path) -> None:
     (here / "a,b").mkdir()
-    with pytest.raises(ConfigError, match="a,b/results': Apptainer cannot bind a folder whose name has ',' or ':'"):
+    with pytest.raises(ConfigError, match="a,b/results': Apptainer cannot bind a path that has ',' or ':'"):
         (here / "a,b" / "results").mkdir()
         containers.binds(Site(), plan(here / "a,b" / "results"))
 
@@ -128,6 +162,7 @@ def test_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "APPTAINER_CLEANENV": "1",
         "APPTAINER_CONTAINALL": "1",
         "APPTAINERENV_HF_HOME": f"{here}/hf",
+        "APPTAINERENV_HF_HUB_CACHE": f"{here}/hf/hub",
         "APPTAINERENV_HF_DATASETS_CACHE": f"{here}/hf/datasets",
         "APPTAINERENV_HF_HUB_OFFLINE": "1",
         "APPTAINERENV_PYTHONNOUSERSITE": "1",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.site import Site
+from pipeline.launch.image import image_sha256
 from pipeline.workflow import image_checks, snakemake_rules
 
 
@@ -75,3 +76,44 @@ def test_an_image_from_elsewhere_is_taken_as_it_is_and_a_folder_is_not(
     with pytest.raises(SystemExit, match="2"):
         snakemake_rules.require_image(image.parent, Site())
     assert "is no file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"bytes": 8000, "sha', '{"bytes": 8000}'])
+def test_a_record_that_is_not_whole_is_named(text: str, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a copy of both ended early; a plan, which needs no image, is made all the same."""
+    image.with_suffix(".json").write_text(text)
+    assert image_sha256(image) is None
+    with pytest.raises(SystemExit, match="2"):
+        snakemake_rules.require_image(image, Site())
+    assert f"{str(image.with_suffix('.json'))!r} cannot be read as the record" in capsys.readouterr().err
+
+
+DEFAULT = "nvcr.io/nvidia/pytorch"
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "asked"),
+    [
+        (f"{DEFAULT}:25.12-py3", False, []),
+        (f"{DEFAULT}@sha256:{'a' * 64}", False, []),
+        (f"{DEFAULT}@sha256:{'a' * 64}", None, []),  # written before ``base_given`` was
+        (f"{DEFAULT}:25.11-py3", None, []),
+        (f"{DEFAULT}:25.11-py3", True, ["--base", f"{DEFAULT}:25.11-py3"]),
+        ("registry.invalid:5000/pytorch:25.12-py3", None, ["--base", "registry.invalid:5000/pytorch:25.12-py3"]),
+        ("registry.invalid/pytorch", True, ["--base", "registry.invalid/pytorch"]),
+    ],
+)
+def test_an_image_of_another_pinned_base_is_older(
+    base: str, given: bool | None, asked: list[str], image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base goes over the checkout's pin only where somebody chose it when the image was built."""
+    change(image, kind="gpu", base=base, **({} if given is None else {"base_given": given}))
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append(command[2:])
+        return subprocess.CompletedProcess(command, 0, "unlearn-gpu-other.sif\n", "")
+
+    monkeypatch.setattr(image_checks.subprocess, "run", run)
+    assert "would make unlearn-gpu-other.sif (`make image`)" in (image_checks.older(image) or "")
+    assert seen == [["gpu", "--print-name", *asked]]
