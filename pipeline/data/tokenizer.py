@@ -38,6 +38,7 @@ class Tokenizer:
         bos_id: id of the start token; ``None`` where the vocabulary has none
         eos_id: id of the end token
         end_ids: ids that end an answer: the end token's, and those that ``ends_with`` has added
+        special_ids: ids of special tokens, which are no part of a decoded text
         vocab_size: the highest id plus one
         sha256: digest of the folder's tokenizer files
     """
@@ -47,6 +48,8 @@ class Tokenizer:
         self.bos_id: int | None = None if names.bos is None else _known_id(backend, names.bos)
         self.eos_id: int = _known_id(backend, names.eos)
         self.end_ids: frozenset[int] = frozenset({self.eos_id})
+        added = backend.get_added_tokens_decoder()
+        self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
         self._start = [self.bos_id] if adds_bos and self.bos_id is not None else []
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.sha256 = sha256
