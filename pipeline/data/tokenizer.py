@@ -190,7 +190,10 @@ def _check(folder: Path) -> None:
 
 
 def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
-    """The tokenizer of a folder. What its files do not say of special tokens, config.json's ids or transformers do."""
+    """The tokenizer of a folder. What its files do not say of special tokens, config.json's ids or transformers do.
+
+    A start token that they say is null is none, whatever config.json has (Qwen2.5); an end token there must be.
+    """
     known = None
     backend: tokenizers.Tokenizer | None
     if (folder / "tokenizer.json").is_file():
@@ -214,7 +217,8 @@ def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     tokens: dict[str, str | None] = {}
     for kind in ("bos", "eos"):
         token = next((file[f"{kind}_token"] for file in files if file.get(f"{kind}_token")), None)
-        number = ids.get(f"{kind}_token_id")
+        stated = any(f"{kind}_token" in file for file in files)
+        number = None if kind == "bos" and stated else ids.get(f"{kind}_token_id")
         if isinstance(token, dict):
             token = token.get("content")
         if token is not None and not isinstance(token, str):

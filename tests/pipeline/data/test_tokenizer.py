@@ -96,6 +96,26 @@ def test_copy_takes_tokenizer_files_only_and_keeps_an_end_token_named_by_config_
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_start_token_that_the_tokenizer_says_is_null_is_none(folder: Path, tmp_path: Path, name: str) -> None:
+    """As transformers has it, though config.json has an id (Qwen2.5); the end token may stand there alone."""
+    from transformers import AutoTokenizer
+
+    source = tmp_path / "model"
+    source.mkdir()
+    shutil.copyfile(folder / "tokenizer.json", source / "tokenizer.json")
+    given = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": None}
+    (source / "tokenizer_config.json").write_text(json.dumps(given))
+    (source / name).write_text(json.dumps({**given, "bos_token": None}))
+    (source / "config.json").write_text(json.dumps({"model_type": "qwen2", "bos_token_id": 0, "eos_token_id": 1}))
+    tokenizer = Tokenizer.load(source)
+    assert (tokenizer.bos_id, tokenizer.names.bos, tokenizer.eos_id) == (None, None, 1)
+    assert tokenizer.bos_id == AutoTokenizer.from_pretrained(source).bos_token_id
+    copied = tokenizers.copy(source, tmp_path / "copy")
+    assert (copied.bos_id, copied.eos_id) == (None, 1)
+    assert not json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text()).get("bos_token")
+
+
 def test_add_bos_token_of_the_configuration_decides(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((folder / "tokenizer_config.json").read_text())
