@@ -137,8 +137,8 @@ def megatron_engine(
 def stopped_by(tokenizer: Tokenizer) -> Callable[[list[int], tuple[str, ...]], bool]:
     """A function that says whether the text of new ids holds one of the stops.
 
-    It is asked after each id, so that only a stop that ends in the last one is looked for. A stop may be, or have in it, a
-    special token: the text is looked at with these too, as lm-evaluation-harness does. They are no part of an answer.
+    It is asked after each id, so that only a stop that ends in the last one is looked for. A stop may hold a special
+    token: the text is looked at with these too, as lm-evaluation-harness does. They are no part of an answer.
     """
 
     def stopped(ids: list[int], stops: tuple[str, ...]) -> bool:

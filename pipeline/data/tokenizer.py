@@ -101,6 +101,17 @@ class Tokenizer:
         return self.backend.token_to_id(token)
 
 
+def ids_needed(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
+    """How many ids a model must have for this tokenizer and a template with these special ``tokens``.
+
+    Other special tokens may lie beyond the model's ids: the place of an image (Gemma 3), or padding that was added to a
+    tokenizer (fine-tuned Llama 2). No text becomes them but one that spells them out, which is refused with its row.
+    """
+    used = {tokenizer.bos_id, tokenizer.eos_id, *map(tokenizer.token_id, tokens)}
+    ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
+    return max(number for number in ids if number in used or number not in tokenizer.special_ids) + 1
+
+
 def special_token_fault(tokenizer: Tokenizer, tokens: Sequence[str]) -> str | None:
     """Which special token of a template is not one token to this tokenizer; ``None`` where all are."""
     for token in tokens:
