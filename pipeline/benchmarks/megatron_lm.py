@@ -137,13 +137,17 @@ def megatron_engine(
 def stopped_by(tokenizer: Tokenizer) -> Callable[[list[int], tuple[str, ...]], bool]:
     """A function that says whether the text of new ids holds one of the stops.
 
-    It is asked after each id, so that only a stop that ends in the last one is looked for.
+    It is asked after each id, so that only a stop that ends in the last one is looked for. A stop may hold a special
+    token: the text is looked at with these too, as lm-evaluation-harness does. They are no part of an answer.
     """
 
     def stopped(ids: list[int], stops: tuple[str, ...]) -> bool:
         # A token is at least one byte, so that a stop that ends in the last token began at most so many before it.
         longest = max(len(stop.encode("utf-8")) for stop in stops)
-        text = tokenizer.decode(ids[-longest - 1 :])
-        return any(stop in text for stop in stops)
+        last = ids[-longest - 1 :]
+        texts = [tokenizer.decode(last)]
+        if not tokenizer.special_ids.isdisjoint(last):
+            texts.append(tokenizer.decode(last, skip_special=False))
+        return any(stop in text for text in texts for stop in stops)
 
     return stopped

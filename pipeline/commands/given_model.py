@@ -8,7 +8,7 @@ from megatron_ext.config import Layout, even_split
 from pipeline.config import sizing
 from pipeline.config.located_yaml import ConfigError
 from pipeline.config.sizing import Shape
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import Tokenizer, ids_needed
 from pipeline.hub import local_files
 
 
@@ -30,7 +30,7 @@ def shape_of(model: Path, new_tokens: int) -> Shape:
     except (ValueError, KeyError, TypeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError([f"--model: {model / 'config.json'}: {what}"]) from None
-    size = Tokenizer.load(model).vocab_size
+    size = ids_needed(Tokenizer.load(model), ())  # without the template's tokens, which the step looks at
     if size > shape.vocabulary:
         message = f"its tokenizer has {size} ids, but vocab_size of its config.json is {shape.vocabulary}"
         raise ConfigError([f"--model: {model}: {message}: they do not fit"])

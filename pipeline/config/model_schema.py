@@ -12,7 +12,7 @@ from megatron_ext.config import Layout
 from megatron_ext.schema import Line, Strict
 from pipeline.config.located_yaml import NAME
 from pipeline.data.errors import printable
-from pipeline.data.settings import BpeTokenizer, TemplateName, TemplateParts
+from pipeline.data.settings import BpeTokenizer, TemplateName, TemplateParts, Trims
 from pipeline.data.templates import SYSTEM, TEMPLATES
 
 Name = Annotated[str, Field(pattern=NAME, description="goes into folder names")]
@@ -29,7 +29,7 @@ class TemplateBlock(Strict):
     after_answer: str | None = Field(None, description="the token that closes an answer")
     adds_bos: bool | None = Field(None, description="whether the tokenizer's own start token goes first")
     special_tokens: list[str] | None = Field(None, description="texts that must be one token each")
-    trims: bool | None = Field(None, description="whether white space around question and answer is removed")
+    trims: Trims | None = Field(None, description="whether white space around question and answer, or one, is removed")
     labels_by_length: bool | None = Field(
         None, description="whether labels begin after as many tokens of the whole text as the prompt has by itself"
     )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data.errors import DataError
-from pipeline.data.settings import TemplateName, TemplateParts
+from pipeline.data.settings import TemplateName, TemplateParts, Trims
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # What in a chat template tells which of our templates its model was tuned with, the most specific first.
 CHAT_MARKS: dict[str, TemplateName] = {
@@ -68,12 +71,12 @@ def rendered(model: Path) -> TemplateParts:
     text = chat_template(model)
     if not text:
         raise DataError("the tokenizer has no chat template; name one of ours")
-    config = _json(model / "tokenizer_config.json")
+    tokens = _named_tokens(model)
 
     def render(question: str, answer: str | None) -> str:
         messages = [{"role": "user", "content": question}]
         messages += [] if answer is None else [{"role": "assistant", "content": answer}]
-        return _render(text, config, messages, prompt=answer is None)
+        return _render(text, tokens, messages, prompt=answer is None)
 
     prompt, whole = render(QUESTION, None), render(QUESTION, ANSWER)
     if (prompt.count(QUESTION), whole.count(QUESTION), whole.count(ANSWER)) != (1, 1, 1):
@@ -91,34 +94,87 @@ def rendered(model: Path) -> TemplateParts:
         after_answer=parts[-1],
         adds_bos=False,  # a chat template writes it itself
         special_tokens=[token for token in _added_tokens(model) if any(token in part for part in parts)],
-        trims=render(f" {QUESTION} ", f" {ANSWER} ") == whole,
+        trims=_trims(whole, render(f" {QUESTION} ", ANSWER), render(QUESTION, f" {ANSWER} ")),
     )
 
 
-def _render(text: str, config: dict[str, Any], messages: list[dict[str, str]], prompt: bool) -> str:
+def _trims(whole: str, question: str, answer: str) -> Trims:
+    """Of which texts a template removes white space, given what it renders with spaces around neither, and around each.
+
+    Many templates do so with the question alone, or with the answer alone.
+    """
+    trimmed = []
+    for name, mark, found in (("question", QUESTION, question), ("answer", ANSWER, answer)):
+        if found not in (whole, whole.replace(mark, f" {mark} ")):
+            raise DataError(
+                f"the tokenizer's chat template does something else with white space around the {name} than to keep "
+                "it or to remove it on both sides; give its parts"
+            )
+        trimmed.append(found == whole)
+    if trimmed[0] == trimmed[1]:
+        return trimmed[0]
+    return "question" if trimmed[0] else "answer"
+
+
+def _named_tokens(model: Path) -> dict[str, Any]:
+    """The special tokens that a chat template may write by name: those of tokenizer_config.json, else of the map."""
+    files = [_json(model / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    tokens = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = next((file[name] for file in files if file.get(name)), None)
+        token = value.get("content") if isinstance(value, dict) else value
+        if token is not None:
+            tokens[name] = token
+    return tokens
+
+
+def _render(text: str, tokens: dict[str, Any], messages: list[dict[str, str]], prompt: bool) -> str:
     """As transformers renders a chat template."""
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    def refuse(message: str) -> None:
-        raise DataError(f"the tokenizer's chat template refuses a question with its answer: {message}")
-
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    tokens = {name: value.get("content") if isinstance(value := config.get(name), dict) else value for name in names}
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals |= {"raise_exception": refuse, "strftime_now": TODAY.strftime}
-    given = {name: token for name, token in tokens.items() if token is not None}
     try:
-        return environment.from_string(text).render(
-            messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **given
+        return (
+            _environment()
+            .from_string(text)
+            .render(messages=messages, add_generation_prompt=prompt, tools=None, documents=None, **tokens)
         )
     except DataError:
         raise
     except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise DataError(f"the tokenizer's chat template cannot be rendered: {error}") from None
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What chat templates may use; nothing in it reaches Python or files."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}``: marks what the model says, for training on that alone; here only its text counts."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)  # as in transformers, what is set in it is not seen outside
+
+    def refuse(message: str) -> None:
+        raise DataError(f"the tokenizer's chat template refuses a question with its answer: {message}")
+
+    def to_json(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals |= {"raise_exception": refuse, "strftime_now": TODAY.strftime}
+    return environment
 
 
 def _added_tokens(model: Path) -> list[str]:

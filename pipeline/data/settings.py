@@ -236,6 +236,10 @@ TemplateName = Literal[
 ]
 
 
+# Of which texts white space around them is removed: of both, of neither, or of one.
+Trims = bool | Literal["question", "answer"]
+
+
 class TemplateParts(Strict):
     """What stands before, between and after a question and its answer."""
 
@@ -245,7 +249,7 @@ class TemplateParts(Strict):
     after_answer: str = Field("", description="the token that closes an answer, where there is one")
     adds_bos: bool = Field(True, description="whether the tokenizer's own start token goes first")
     special_tokens: list[str] = Field([], description="texts that must be one token each")
-    trims: bool = Field(False, description="whether white space around question and answer is removed")
+    trims: Trims = Field(False, description="whether white space around question and answer, or one, is removed")
     labels_by_length: bool = Field(
         False, description="whether labels begin after as many tokens of the whole text as the prompt has by itself"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.data.settings import PromptTemplate, TemplateName, TemplateParts
+from pipeline.data.settings import PromptTemplate, TemplateName, TemplateParts, Trims
 
 SYSTEM = "You are a helpful assistant."
 
@@ -26,7 +26,7 @@ class Template:
         special_tokens: texts that must be one token each
         bos: start token of a tokenizer that is trained for this template
         eos: end token of such a tokenizer
-        trims: whether white space around question and answer is removed
+        trims: whether white space around question and answer is removed, or around which one of them
         labels_by_length: whether the text is encoded as a whole and labels begin after as many tokens as the prompt has
             by itself; otherwise after the prompt's own tokens
     """
@@ -39,7 +39,7 @@ class Template:
     special_tokens: tuple[str, ...] = ()
     bos: str = "<s>"
     eos: str = "</s>"
-    trims: bool = False
+    trims: Trims = False
     labels_by_length: bool = False
 
     @classmethod
@@ -79,11 +79,15 @@ class Template:
 
     def prompt(self, question: str) -> str:
         """The text up to the place where the answer begins: what the model is given to generate from."""
-        return self.before_question + (question.strip() if self.trims else question) + self.after_question
+        return (
+            self.before_question
+            + (question.strip() if self.trims in (True, "question") else question)
+            + self.after_question
+        )
 
     def completion(self, answer: str) -> str:
         """The text that follows the prompt: what is labelled."""
-        return self.before_answer + (answer.strip() if self.trims else answer) + self.after_answer
+        return self.before_answer + (answer.strip() if self.trims in (True, "answer") else answer) + self.after_answer
 
     def text(self, question: str, answer: str) -> str:
         return self.prompt(question) + self.completion(answer)

@@ -38,6 +38,7 @@ class Tokenizer:
         bos_id: id of the start token; ``None`` where the vocabulary has none
         eos_id: id of the end token
         end_ids: ids that end an answer: the end token's, and those that ``ends_with`` has added
+        special_ids: ids of special tokens, which are no part of a decoded text
         vocab_size: the highest id plus one
         sha256: digest of the folder's tokenizer files
     """
@@ -47,6 +48,8 @@ class Tokenizer:
         self.bos_id: int | None = None if names.bos is None else _known_id(backend, names.bos)
         self.eos_id: int = _known_id(backend, names.eos)
         self.end_ids: frozenset[int] = frozenset({self.eos_id})
+        added = backend.get_added_tokens_decoder()
+        self.special_ids: frozenset[int] = frozenset(number for number, token in added.items() if token.special)
         self._start = [self.bos_id] if adds_bos and self.bos_id is not None else []
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.sha256 = sha256
@@ -96,6 +99,17 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         """The id of one token's exact text, None where the vocabulary does not hold it."""
         return self.backend.token_to_id(token)
+
+
+def ids_needed(tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
+    """How many ids a model must have for this tokenizer and a template with these special ``tokens``.
+
+    Other special tokens may lie beyond the model's ids: the place of an image (Gemma 3), or padding that was added to a
+    tokenizer (fine-tuned Llama 2). No text becomes them but one that spells them out, which is refused with its row.
+    """
+    used = {tokenizer.bos_id, tokenizer.eos_id, *map(tokenizer.token_id, tokens)}
+    ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
+    return max(number for number in ids if number in used or number not in tokenizer.special_ids) + 1
 
 
 def special_token_fault(tokenizer: Tokenizer, tokens: Sequence[str]) -> str | None:
@@ -187,7 +201,10 @@ def _check(folder: Path) -> None:
 
 
 def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
-    """The tokenizer of a folder. What its files do not say of special tokens, config.json's ids or transformers do."""
+    """The tokenizer of a folder. What its files do not say of special tokens, config.json's ids or transformers do.
+
+    A start token that they say is null is none, whatever config.json has (Qwen2.5); an end token there must be.
+    """
     known = None
     backend: tokenizers.Tokenizer | None
     if (folder / "tokenizer.json").is_file():
@@ -211,7 +228,8 @@ def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     tokens: dict[str, str | None] = {}
     for kind in ("bos", "eos"):
         token = next((file[f"{kind}_token"] for file in files if file.get(f"{kind}_token")), None)
-        number = ids.get(f"{kind}_token_id")
+        stated = any(f"{kind}_token" in file for file in files)
+        number = None if kind == "bos" and stated else ids.get(f"{kind}_token_id")
         if isinstance(token, dict):
             token = token.get("content")
         if token is not None and not isinstance(token, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -26,16 +27,19 @@ def accuracy(log_probs: Sequence[float], gold: int | Sequence[int]) -> float:
 def accuracy_per_length(log_probs: Sequence[float], lengths: Sequence[int], gold: int | Sequence[int]) -> float:
     """As ``accuracy``, of log-probabilities divided by the lengths of the choices' texts.
 
+    An empty choice counts as the least likely one, minus infinity, as in the harness, which divides by zero there.
+
     Args:
         log_probs: log-probability of each choice, in nats
         lengths: length of each choice's text, in characters or UTF-8 bytes
         gold: place of the right choice, from 0, or places of several
 
     Raises:
-        ValueError: as ``accuracy``, and for an empty choice
+        ValueError: as ``accuracy``, and for a negative length
 
     Source: lm-evaluation-harness, ``acc_norm`` with characters and ``acc_bytes`` with bytes.
     """
-    if not all(length > 0 for length in lengths):
-        raise ValueError(f"a choice is empty: lengths are {list(lengths)}")
-    return accuracy([value / length for value, length in zip(log_probs, lengths, strict=True)], gold)
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"a choice's length is negative: lengths are {list(lengths)}")
+    pairs = zip(log_probs, lengths, strict=True)
+    return accuracy([value / length if length else -math.inf for value, length in pairs], gold)

@@ -36,7 +36,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.json_files import Row, agree, read_object
 from pipeline.data.settings import TemplateParts
 from pipeline.data.templates import Template
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import Tokenizer, ids_needed
 from pipeline.specs import RETRAIN, EvaluateSpec
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -115,11 +115,12 @@ def read_inputs(spec: EvaluateSpec) -> Inputs:
     tokenizer = Tokenizer.load(spec.data / "tokenizer")
     named = read_object(spec.data / MANIFEST).get("template", "plain")
     parts = TemplateParts.model_validate(named) if isinstance(named, dict) else named
-    tokenizer.ends_with(spec.checkpoint, Template.of(parts))
+    template = Template.of(parts)
+    tokenizer.ends_with(spec.checkpoint, template)
     retain = None if spec.retain_evaluation is None else read_retain_examples(spec.retain_evaluation, spec, hashes)
     if retain is None and spec.model_id != RETRAIN and spec.options.needs_retrain:
         raise DataError(f"retain_evaluation: is missing: {spec.options.needs_retrain}")
-    return Inputs(hashes, tokenizer, retain, _check_model(spec, tokenizer))
+    return Inputs(hashes, tokenizer, retain, _check_model(spec, tokenizer, template.special_tokens))
 
 
 def _write_examples(
@@ -188,8 +189,8 @@ def _data_hashes(spec: EvaluateSpec, sets: Sequence[str]) -> dict[str, str]:
     return hashes
 
 
-def _check_model(spec: EvaluateSpec, tokenizer: Tokenizer) -> int:
-    """The number of the model's token ids.
+def _check_model(spec: EvaluateSpec, tokenizer: Tokenizer, tokens: Sequence[str]) -> int:
+    """The number of the model's token ids, among which the template's special ``tokens`` must be.
 
     The checkpoint's ``tokenizer.json``, where it has one, must be the data's but for limits on length.
 
@@ -199,8 +200,9 @@ def _check_model(spec: EvaluateSpec, tokenizer: Tokenizer) -> int:
     path, data = spec.checkpoint / "config.json", spec.data / "tokenizer"
     config = read_object(path)
     size = config.get("vocab_size")
-    if not isinstance(size, int) or size < tokenizer.vocab_size:
-        raise DataError(f"{path}: vocab_size is {size!r}, but the tokenizer of {data} has {tokenizer.vocab_size} ids")
+    needed = ids_needed(tokenizer, tokens)
+    if not isinstance(size, int) or size < needed:
+        raise DataError(f"{path}: vocab_size is {size!r}, but the tokenizer of {data} has {needed} ids")
     if (spec.checkpoint / "tokenizer.json").is_file():
         own = Tokenizer.load(spec.checkpoint)
         if own.eos_id != tokenizer.eos_id or own.backend.to_str() != tokenizer.backend.to_str():

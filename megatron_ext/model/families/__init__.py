@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_ext.model.families.base import REQUIRED, AttentionKind, Experts, Family, Latent, lacking, rope_parameters
-from megatron_ext.model.families.sizes import SCALING, check_sizes
+from megatron_ext.model.families.sizes import SCALING, check_heads_are_given, check_sizes
 
 # Kinds of scaling, and what each needs.
 SCALINGS: dict[str, tuple[str, ...]] = {
@@ -54,6 +54,7 @@ def family_of(config: Mapping[str, Any]) -> type[Family]:
         raise ValueError(f"the model's config lacks {missing}")
     rope = _rope(config, family)
     check_sizes(config, rope)
+    check_heads_are_given(config, family.defaults)
     key, activation = family.activation
     if config.get(key, activation) != activation:
         raise ValueError(f"{key}: {config[key]!r:.60} is not supported; known: {[activation]}")

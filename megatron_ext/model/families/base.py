@@ -93,6 +93,8 @@ class Family:
         output_bias: What attention gives has a bias.
         sinks: Each head has a learned product with a position that does not exist, which takes its share of attention.
         qk_norm: Each head's queries and keys are normed.
+        defaults: What transformers takes for ``num_key_value_heads`` and ``head_dim`` where a config lacks them, if
+            that follows from none of its other numbers.
         activation: Of the MLP, and the config's key for it.
         scalings: Kinds of scaling of the rotary embedding.
         tied: Whether output and input embedding are one where the config does not say.
@@ -108,6 +110,7 @@ class Family:
     output_bias: ClassVar[bool] = False
     sinks: ClassVar[bool] = False
     qk_norm: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, int]] = {}
     activation: ClassVar[tuple[str, str]] = ("hidden_act", "silu")
     scalings: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3")
     tied: ClassVar[bool] = False
@@ -174,6 +177,7 @@ def lacking(latent: Latent | None, modules: Sequence[str]) -> str | None:
     return "target_modules: 'qkv_proj' is no matrix of latent attention; allowed: o_proj, gate_up_proj, down_proj"
 
 
+ORIGINAL = "original_max_position_embeddings"
 REQUIRED = (
     "model_type",
     "hidden_size",
@@ -189,11 +193,14 @@ REQUIRED = (
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_theta`` and the scaling of a config, as written by transformers before and since version 5.
 
-    Where layers with and without a window differ, those of the layers without.
+    Where layers with and without a window differ, those of the layers without. Of two original lengths the config's own
+    goes before that of the scaling, as in transformers.
     """
     new = dict(config.get("rope_parameters") or {})
     new = dict(new.get("full_attention") or {}) if "full_attention" in new else new
     old = dict(config.get("rope_scaling") or {})
     merged = {"rope_theta": config.get("rope_theta", 10000.0), **old, **new}
     merged["rope_type"] = merged.get("rope_type") or merged.pop("type", None) or "default"
+    if merged["rope_type"] in ("llama3", "yarn", "longrope") and ORIGINAL in config:
+        merged[ORIGINAL] = config[ORIGINAL]
     return merged

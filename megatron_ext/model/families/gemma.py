@@ -12,6 +12,7 @@ SLIDING = "sliding_attention"
 
 
 class _Gemma(Family):
+    defaults = {"num_key_value_heads": 4, "head_dim": 256}
     activation = ("hidden_activation", "gelu_pytorch_tanh")
     scalings = ("default", "linear")
     tied = True

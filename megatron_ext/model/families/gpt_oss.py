@@ -15,6 +15,7 @@ class GptOss(Family):
     """gpt-oss, in unquantised checkpoints."""
 
     architectures = ("GptOssForCausalLM",)
+    defaults = {"num_key_value_heads": 8, "head_dim": 64}
     qkv_bias = True
     output_bias = True
     sinks = True
@@ -27,6 +28,12 @@ class GptOss(Family):
         check_layer_types(config)
         rope = rope_parameters(config)
         check_theta(config)
+        kinds = [(config.get(name) or {}).keys() for name in ("rope_parameters", "rope_scaling")]
+        if not any(kind & {"rope_type", "type"} for kind in kinds):
+            raise ValueError(
+                "the model's config lacks ['rope_scaling'] with a 'rope_type': transformers would take 'yarn' with "
+                "factor 32; allowed: 'yarn', 'default'"
+            )
         if rope["rope_type"] == "yarn":
             yarn.check(rope)
         if config.get("attention_bias") is False:

@@ -10,6 +10,7 @@ class Mistral(Family):
     """Sliding-window attention equals full attention up to the window's length, which bounds the context here."""
 
     architectures = ("MistralForCausalLM",)
+    defaults = {"num_key_value_heads": 8}
     window: ClassVar[int | None] = 4096  # of a config that says nothing of it; one without says null
 
     @classmethod

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ext.model.families.base import Family, rope_parameters
+from megatron_ext.model.families.base import ORIGINAL, Family, rope_parameters
 from megatron_ext.model.families.sizes import positive
 
 
@@ -38,7 +38,7 @@ class Phi3(Family):
                 positive(key, value)
         original = cls._original(config)
         if type(original) is not int or original < 2:
-            raise ValueError(f"original_max_position_embeddings: {original!r:.60}; allowed: a whole number from 2")
+            raise ValueError(f"{ORIGINAL}: {original!r:.60}; allowed: a whole number from 2")
         for key in ("factor", "attention_factor"):
             if rope.get(key) is not None:
                 positive(key, rope[key])
@@ -71,6 +71,6 @@ class Phi3(Family):
 
     @classmethod
     def _original(cls, config: Mapping[str, Any]) -> int:
-        key = "original_max_position_embeddings"
-        given: int = rope_parameters(config).get(key) or config.get(key) or config["max_position_embeddings"]
+        """The config's own number: transformers reads none of the scaling."""
+        given: int = config.get(ORIGINAL, 4096)
         return given

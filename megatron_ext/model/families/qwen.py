@@ -16,11 +16,13 @@ class _Qwen(Family):
 
 class Qwen2(_Qwen):
     architectures = ("Qwen2ForCausalLM",)
+    defaults = {"num_key_value_heads": 32}
     qkv_bias = True
 
 
 class Qwen3(_Qwen):
     architectures = ("Qwen3ForCausalLM",)
+    defaults = {"num_key_value_heads": 32, "head_dim": 128}
     qk_norm = True
 
 
@@ -28,6 +30,7 @@ class Qwen3Moe(Qwen3):
     """Qwen3, with a mixture of experts in every layer."""
 
     architectures = ("Qwen3MoeForCausalLM",)
+    defaults = {"num_key_value_heads": 4}
     torch_only = "mixtures of experts"
 
     @classmethod

@@ -89,6 +89,26 @@ def check_theta(config: Mapping[str, Any]) -> None:
         raise ValueError("the model's config lacks ['rope_theta']")
 
 
+def check_heads_are_given(config: Mapping[str, Any], defaults: Mapping[str, int]) -> None:
+    """Check that a model has the same shapes in transformers.
+
+    Args:
+        config: A Hugging Face config with right sizes.
+        defaults: What transformers takes for a key that is not there, where that is a number of the family's own.
+
+    Raises:
+        ValueError: ``num_key_value_heads`` or ``head_dim`` is missing, and here another number would be taken for it.
+    """
+    heads = config["num_attention_heads"]
+    ours = {"num_key_value_heads": heads, "head_dim": config["hidden_size"] // heads}
+    # A null means what it means here for key-value heads; transformers has no meaning for that of a head's size.
+    given = {key for key in config if key != "head_dim" or config[key] is not None}
+    lacking = [key for key, number in defaults.items() if key not in given and number != ours[key]]
+    if lacking:
+        taken = ", ".join(f"{defaults[key]} for {key}" for key in lacking)
+        raise ValueError(f"the model's config lacks {lacking}: transformers would take {taken}")
+
+
 def _check_heads(config: Mapping[str, Any]) -> None:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     groups, size = config.get("num_key_value_heads"), config.get("head_dim")

@@ -192,28 +192,35 @@ def tokenizer(checker: Checker, model: Model) -> None:
 
 
 def special_tokens(checker: Checker, model: Model, model_file: Document) -> None:
-    """Whether the tokenizer that is here takes each special token of the template for one token."""
-    from pipeline.data.tokenizer import Tokenizer, special_token_fault
+    """Whether the tokenizer that is here takes each special token of the template for one token, and the model has its
+    ids."""
+    from pipeline.data.tokenizer import Tokenizer, ids_needed, special_token_fault
 
     if importlib.util.find_spec("tokenizers") is None:  # an installation that plans only
         return
-    training, parts = checker.experiment.training, checker.parts.template
+    training, parts, shape = checker.experiment.training, checker.parts.template, checker.parts.shape
     used = checkpoints(model, training, checker.retrain_split)
     which = tokenizer_source(training, used)
     tokens = Template.of(parts).special_tokens if parts else ()
-    if which is None or not tokens:
+    if which is None:
         return
-    folder = used[which].folder
+    key, folder = weights.key_of(checker, which, used[which]), used[which].folder
     if folder is None and isinstance(checker.experiment.model, GivenModel):
-        folder = weights.described(checker, used[which], model_file, weights.key_of(checker, which, used[which]))
+        folder = weights.described(checker, used[which], model_file, key)
     if folder is None:
         return
+    needed = 0
     try:
-        fault = special_token_fault(Tokenizer.load(folder), tokens)
+        tokenizer = Tokenizer.load(folder)
+        fault, needed = special_token_fault(tokenizer, tokens), ids_needed(tokenizer, tokens)
     except DataError as error:
-        fault = str(error)
+        # Of a template without special tokens the step that prepares data says it.
+        fault = str(error) if tokens else None
     if fault:
         checker.problems.append(model_file.problem(("template",), fault))
+    elif shape and needed > shape.vocabulary:
+        message = f"its tokenizer has {needed} ids, but the model's vocab_size is {shape.vocabulary}"
+        checker.problems.append(model_file.problem(key, message))
 
 
 def lengths(checker: Checker, model: Model, model_file: Document, shape: Shape) -> None:

@@ -22,12 +22,14 @@ CONFIG = {
     "intermediate_size": 88,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6,
 }
 
 
-MIXED = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+MIXED = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT = {"kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 6, "n_routed_experts": 4}
 LATENT |= {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
@@ -48,7 +50,16 @@ def models(tmp_path_factory):
         ({"architectures": ["Qwen3MoeForCausalLM"], **MOE, "mlp_only_layers": [0]}, "layers without experts"),
         ({"architectures": ["MixtralForCausalLM"], **MIXED}, "lacks ['rope_theta']"),
         ({"architectures": ["GptOssForCausalLM"], **MIXED}, "lacks ['rope_theta']"),
-        ({"architectures": ["GptOssForCausalLM"], **MIXED, "rope_theta": 1e4, "attention_bias": False}, "attention_b"),
+        ({"architectures": ["GptOssForCausalLM"], **MIXED, "rope_theta": 1e4}, "lacks ['rope_scaling'] with a 'rope_t"),
+        (
+            {"architectures": ["GptOssForCausalLM"], **MIXED, "rope_theta": 1e4, "rope_scaling": None},
+            "lacks ['rope_scaling'] with a 'rope_type'",
+        ),
+        (
+            {"architectures": ["GptOssForCausalLM"], **MIXED, "rope_theta": 1e4, "attention_bias": False}
+            | {"rope_scaling": {"rope_type": "default"}},
+            "attention_bias",
+        ),
         ({"architectures": ["DeepseekV3ForCausalLM"]}, "experts that are chosen in groups"),
         ({"architectures": ["DeepseekV2ForCausalLM"], **LATENT}, "q_lora_rank: missing; low-rank queries"),
         ({"architectures": ["DeepseekV2ForCausalLM"], **LATENT, "q_lora_rank": 8}, "q_lora_rank: 8; low-rank"),
@@ -102,6 +113,12 @@ def test_configs_as_the_hub_has_them():
     phi |= {"partial_rotary_factor": 0.75, "original_max_position_embeddings": 16}
     assert family_of(phi).context(phi) == 16 and family_of(phi).rotary_size(phi) == 12
     assert family_of(phi).rotary_gain(phi) == pytest.approx(math.sqrt(1.5))
+    # Of two original lengths the config's own goes first, and transformers reads no other one of Phi.
+    two = {**phi, "rope_scaling": {**phi["rope_scaling"], "original_max_position_embeddings": 32}}
+    assert family_of(two).context(two) == 16 and family_of(two).rotary_gain(two) == family_of(phi).rotary_gain(phi)
+    del two["original_max_position_embeddings"]
+    two["max_position_embeddings"] = 8192
+    assert family_of(two).context(two) == 4096
     assert family_of(phi).context({**phi, "rope_scaling": None, "sliding_window": 48}) == 48
 
 

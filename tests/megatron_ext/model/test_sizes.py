@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from megatron_ext.checkpoint import reading
-from megatron_ext.model.families import family_of
+from megatron_ext.model.families import family_of, known
 from megatron_ext.model.families.sizes import FLAGS, MOST, OPTIONAL
 from pipeline.config.sizing import Shape
 from tests.support.worlds import CONFIG
@@ -88,6 +89,40 @@ def test_a_flag_is_true_or_false(key: str) -> None:
 )
 def test_numbers_fit_each_other(changes: dict[str, Any], expected: str) -> None:
     assert expected in refused(**changes)
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "GptOssForCausalLM": {"num_local_experts": 2, "num_experts_per_tok": 1, "rope_scaling": {"rope_type": "default"}},
+    "MixtralForCausalLM": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "Qwen3MoeForCausalLM": {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
+    "DeepseekV2ForCausalLM": {"kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 6}
+    | {"n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "q_lora_rank": None},
+}
+
+
+@pytest.mark.parametrize("name", known())
+def test_numbers_of_heads_that_transformers_has_otherwise_are_given(name: str) -> None:
+    """A family's own default is in its config class; where it is what is taken here, the key may be missing."""
+    config = {**CONFIG, "num_key_value_heads": 4, "head_dim": 8, "architectures": [name], **OWN.get(name, {})}
+    kind = getattr(transformers, name).config_class
+    sizes = {key: config[key] for key in ("hidden_size", "num_attention_heads")}
+    for key in ("num_key_value_heads", "head_dim"):
+        theirs = getattr(kind(**sizes, pad_token_id=0), key, None)
+        less = {other: value for other, value in config.items() if other != key}
+        if theirs in (None, config[key]) or (name, key) == ("DeepseekV2ForCausalLM", "head_dim"):
+            family_of(less)
+        else:
+            with pytest.raises(ValueError, match=rf"lacks \['{key}'\]: transformers would take {theirs} for {key}"):
+                family_of(less)
+    family_of(config)
+
+
+def test_a_default_of_transformers_that_is_also_ours_may_be_left_out() -> None:
+    mistral = {**CONFIG, "architectures": ["MistralForCausalLM"], "hidden_size": 64, "num_attention_heads": 8}
+    del mistral["num_key_value_heads"]
+    assert family_of(mistral)
+    with pytest.raises(ValueError, match=r"lacks \['num_key_value_heads'\]: transformers would take 8"):
+        family_of({**mistral, "num_attention_heads": 16})
 
 
 def test_two_spellings_of_one_rotary_embedding_may_agree() -> None:

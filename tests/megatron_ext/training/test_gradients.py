@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     # norms of queries and keys, whose weights see only a rank's heads; the embedding is on both pipeline ends
     "tied": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
     # norms behind attention and MLP, windows
-    "gemma": {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "sliding_window": 5},
+    "gemma": {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 8, "sliding_window": 5},
     # biases
     "untied": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": False},
 }

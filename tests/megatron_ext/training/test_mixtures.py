@@ -50,6 +50,7 @@ GPT_OSS = {
     "num_experts_per_tok": 2,
     "sliding_window": 7,
     "rope_theta": 5000.0,
+    "rope_scaling": {"rope_type": "default"},
     "tie_word_embeddings": False,
 }
 DEEPSEEK = {
@@ -67,7 +68,7 @@ DEEPSEEK = {
     "n_shared_experts": 2,
     "first_k_dense_replace": 1,
 }
-GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "sliding_window": 7}
+GEMMA2 = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 8, "sliding_window": 7}
 GEMMA3 = {
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",

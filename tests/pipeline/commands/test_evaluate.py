@@ -156,6 +156,18 @@ def test_a_tokenizer_that_does_not_fit_the_model(model: Path, benchmark: Path, t
     assert f"its tokenizer has {size} ids, but vocab_size of its config.json is 270" in said and "--model:" in said
 
 
+def test_a_special_token_beyond_the_models_ids_is_no_misfit(model: Path, tmp_path: Path) -> None:
+    """Nor does text become it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    config, own = (json.loads((copy / name).read_text()) for name in ("config.json", "tokenizer.json"))
+    size = config["vocab_size"] - 3
+    (copy / "config.json").write_text(json.dumps({**config, "vocab_size": size}))
+    own["added_tokens"].append({**own["added_tokens"][0], "id": size, "content": "<image_soft_token>"})
+    (copy / "tokenizer.json").write_text(json.dumps(own))
+    assert given_model.shape_of(copy, 5).vocabulary == size
+
+
 def test_a_layout_that_the_model_cannot_have(model: Path, benchmark: Path, tmp_path: Path, capsys: Any) -> None:
     said = refused(capsys, *command(model, benchmark, tmp_path / "out", "--layout", "tp=3"))
     assert "--layout: tensor: 3 does not divide the model's 4 (attention heads)" in said

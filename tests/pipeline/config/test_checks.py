@@ -573,6 +573,7 @@ def test_gpus_that_are_not_here_are_noted(write: Callable[..., Path], monkeypatc
 def test_what_a_family_lacks_is_said_before_anything_runs(write: Callable[..., Path]) -> None:
     """Matrices that are rounded, trained or adapted by names that the model's layers have not."""
     mixed = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "rope_theta": 1e4}
+    mixed |= {"rope_scaling": {"rope_type": "default"}}
     latent = {"kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": None}
     latent |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
     one = {"architecture.architectures": ["GptOssForCausalLM"], **{f"architecture.{k}": v for k, v in mixed.items()}}

@@ -15,9 +15,12 @@ from pipeline.config.sizing import Shape, layout_problems
 from tests.support.worlds import CONFIG
 
 OWN: dict[str, dict[str, Any]] = {
+    "Gemma2ForCausalLM": {"head_dim": 16},
     "Gemma3ForCausalLM": {"head_dim": 16},
+    "Qwen3ForCausalLM": {"head_dim": 16},
     "MixtralForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "GptOssForCausalLM": {"head_dim": 16, "rope_theta": 1e4, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "GptOssForCausalLM": {"head_dim": 16, "rope_theta": 1e4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    | {"rope_scaling": {"rope_type": "default"}},
     "DeepseekV2ForCausalLM": {"num_key_value_heads": None, "q_lora_rank": None, "kv_lora_rank": 20, "v_head_dim": 10}
     | {"qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2}
     | {"moe_intermediate_size": 24, "first_k_dense_replace": 1},

@@ -135,6 +135,25 @@ def test_each_special_token_of_a_template_is_one_token(write: Callable[..., Path
     assert "tokenizer.json: no tokenizer that can be read" in found
 
 
+@pytest.mark.parametrize("template", ["zephyr", "plain"])
+def test_the_model_has_every_id_that_its_tokenizer_uses(
+    write: Callable[..., Path], tmp_path: Path, template: str
+) -> None:
+    """A special token of neither the tokenizer's ends nor the template may be beyond them."""
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    words = [f"w{i}" for i in range(size - 2)]
+    write_tokenizer(folder, "<s>", "</s>", more=words[1:])
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": size, "content": "<image_soft_token>"})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert load(write({"path": "model", "template": template})).shape.vocabulary == size
+    write_tokenizer(folder, "<s>", "</s>", more=words)
+    (found,) = problems(write({"path": "model", "template": template}))
+    assert f"model.path: its tokenizer has {size + 1} ids, but the model's vocab_size is {size}" in found
+
+
 def test_a_folders_name_is_shown_as_one_line(write: Callable[..., Path], tmp_path: Path) -> None:
     """It becomes a title, which a terminal prints."""
     write_checkpoint(tmp_path / "a\x1b[2J\nb")

@@ -62,6 +62,8 @@ def test_parts(write: Callable[[Any], Path]) -> None:
     assert config.template == TemplateParts(**parts, special_tokens=["<|x|>"], trims=True)
     assert Template.of(config.template).text(" Who?", "Ada. ") == "Q: Who?\nA: Ada.<|x|>"
     assert Template.of(config.template).eos == "<|x|>"
+    config = load(write({**parts, "special_tokens": ["<|x|>"], "trims": "answer"}))
+    assert Template.of(config.template).text(" Who?", "Ada. ") == "Q:  Who?\nA: Ada.<|x|>"
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,65 @@ def test_a_template_of_somebody_else_runs_nothing(code: str, tmp_path: Path, mon
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("start", ["<s>", {"content": "<s>"}])
+def test_a_start_token_that_the_map_alone_names_is_written(start: object, tmp_path: Path) -> None:
+    folder = folder_of(MISTRAL, tmp_path, eos_token="</s>")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": start, "eos_token": "<|end|>"}))
+    parts = rendered(folder)
+    assert parts.before_question == "<s>[INST] "
+    assert parts.after_answer == "</s>"  # what tokenizer_config.json names goes first
+
+
+def test_a_block_that_marks_what_is_generated_is_its_text(tmp_path: Path) -> None:
+    marked = PHI_3.replace("{{'<|assistant|>\n' + ", "{{'<|assistant|>\n'}}{% generation %}{{").replace(
+        "+ '<|end|>\n'}}{% endif %}{% endfor", "+ '<|end|>\n'}}{% endgeneration %}{% endif %}{% endfor"
+    )
+    assert marked.count("generation %}") == 2
+    assert rendered(folder_of(marked, tmp_path / "marked")) == rendered(folder_of(PHI_3, tmp_path / "plain"))
+    # Nothing is seen outside that is set inside.
+    inside = "{% generation %}{% set x = 'inside' %}{% endgeneration %}{{ x }}" + PHI_3
+    assert rendered(folder_of(inside, tmp_path / "set")) == rendered(folder_of(PHI_3, tmp_path / "plain"))
+    with pytest.raises(DataError, match="cannot be rendered"):
+        rendered(folder_of("{% generation %}{{ messages.__class__.__mro__ }}{% endgeneration %}", tmp_path / "code"))
+
+
+def test_json_is_written_with_the_settings_that_transformers_has(tmp_path: Path) -> None:
+    given = "{{ {'b': 'é', 'a': 1} | tojson(ensure_ascii=true, separators=[',', ':'], sort_keys=true) }}"
+    assert rendered(folder_of(given + PHI_3, tmp_path)).before_question == '{"a":1,"b":"\\u00e9"}<|user|>\n'
+
+
+@pytest.mark.parametrize(
+    ("user", "assistant", "trims"),
+    [("", "", False), (" | trim", " | trim", True), (" | trim", "", "question"), ("", ".strip()", "answer")],
+)
+def test_question_and_answer_are_trimmed_each_as_the_template_does(
+    user: str, assistant: str, trims: object, tmp_path: Path
+) -> None:
+    template = (
+        f"{{% for m in messages %}}{{% if m.role == 'user' %}}<|user|>{{{{ m.content{user} }}}}<|end|>{{% else %}}"
+        f"<|assistant|>{{{{ m.content{assistant} }}}}<|end|>{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    parts = rendered(folder_of(template, tmp_path))
+    assert parts.trims == trims
+    question, answer = " Who? ".strip() if user else " Who? ", " Ada ".strip() if assistant else " Ada "
+    assert Template.of(parts).text(" Who? ", " Ada ") == f"<|user|>{question}<|end|><|assistant|>{answer}<|end|>"
+    assert Template.of(parts).parts == parts
+
+
+def test_white_space_that_is_removed_on_one_side_alone_is_refused(tmp_path: Path) -> None:
+    """Which no template here can say."""
+    with pytest.raises(DataError, match="white space around the answer"):
+        rendered(
+            folder_of(
+                PHI_3.replace(
+                    "message['content'] + '<|end|>\n'}}{% endif", "message['content'].rstrip() + '<|end|>\n'}}{% endif"
+                ),
+                tmp_path,
+            )
+        )
+
+
 @pytest.mark.parametrize("given", [5, {"a": 1}, [1], [{"name": "x"}], [{"name": "default", "template": 5}]])
 def test_a_template_that_is_no_text_is_named(given: object, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="chat_template: must be a text"):

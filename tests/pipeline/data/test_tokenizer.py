@@ -9,7 +9,7 @@ import pytest
 from pipeline.data import tokenizer as tokenizers
 from pipeline.data.errors import DataError
 from pipeline.data.templates import TEMPLATES
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import Tokenizer, ids_needed
 
 TEXTS = [f"Question: Where does author {i} live?\nAnswer: Author {i} lives in city {i * 7}." for i in range(50)]
 STRANGE = "  Zoë's \t“naïve” 東京 🙂\n\n</s!> \x00é"
@@ -94,6 +94,44 @@ def test_copy_takes_tokenizer_files_only_and_keeps_an_end_token_named_by_config_
     copied = tokenizers.copy(source, tmp_path / "copy")
     assert (copied.bos_id, copied.eos_id) == (0, 1)
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_special_tokens_that_no_text_becomes_need_no_id_of_the_model(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    backend = Tokenizer.load(folder).backend
+    larger = type(backend).from_file(str(folder / "tokenizer.json"))
+    larger.add_special_tokens(["<|im_end|>", "<image_soft_token>"])
+    larger.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.vocab_size, ids_needed(tokenizer, ())) == (322, 320)
+    assert ids_needed(tokenizer, ("<|im_end|>",)) == 321
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for key in ("bos_token", "eos_token"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, key: "<image_soft_token>"}))
+        assert ids_needed(Tokenizer.load(tmp_path), ()) == 322
+    larger.add_tokens(["word"])  # of text
+    larger.save(str(tmp_path / "tokenizer.json"))
+    assert ids_needed(Tokenizer.load(tmp_path), ()) == 323
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_start_token_that_the_tokenizer_says_is_null_is_none(folder: Path, tmp_path: Path, name: str) -> None:
+    """As transformers has it, though config.json has an id (Qwen2.5); the end token may stand there alone."""
+    from transformers import AutoTokenizer
+
+    source = tmp_path / "model"
+    source.mkdir()
+    shutil.copyfile(folder / "tokenizer.json", source / "tokenizer.json")
+    given = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": None}
+    (source / "tokenizer_config.json").write_text(json.dumps(given))
+    (source / name).write_text(json.dumps({**given, "bos_token": None}))
+    (source / "config.json").write_text(json.dumps({"model_type": "qwen2", "bos_token_id": 0, "eos_token_id": 1}))
+    tokenizer = Tokenizer.load(source)
+    assert (tokenizer.bos_id, tokenizer.names.bos, tokenizer.eos_id) == (None, None, 1)
+    assert tokenizer.bos_id == AutoTokenizer.from_pretrained(source).bos_token_id
+    copied = tokenizers.copy(source, tmp_path / "copy")
+    assert (copied.bos_id, copied.eos_id) == (None, 1)
+    assert not json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text()).get("bos_token")
 
 
 def test_add_bos_token_of_the_configuration_decides(folder: Path, tmp_path: Path) -> None:

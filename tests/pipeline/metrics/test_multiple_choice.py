@@ -1,5 +1,6 @@
 """Accuracies of one question by hand."""
 
+import numpy as np
 import pytest
 
 from pipeline.metrics.multiple_choice import accuracy, accuracy_per_length
@@ -24,6 +25,15 @@ def test_a_right_answer_is_one_of_the_choices(gold):
         accuracy([-1, -2, -3], gold)
 
 
-def test_an_empty_choice_has_no_length_to_divide_by():
-    with pytest.raises(ValueError, match="a choice is empty"):
-        accuracy_per_length([-1, -2], [0, 2], 1)
+@pytest.mark.parametrize(
+    ("log_probs", "lengths", "best"), [([-3, -1], [4, 0], 0), ([-1, -3], [0, 4], 1), ([-1, -2], [0, 0], 0)]
+)
+def test_an_empty_choice_is_the_least_likely_as_in_the_harness(log_probs, lengths, best):
+    with np.errstate(divide="ignore"):
+        assert np.argmax(np.array(log_probs) / np.array(lengths)) == best
+    assert [accuracy_per_length(log_probs, lengths, place) for place in (0, 1)] == [best == 0, best == 1]
+
+
+def test_a_length_is_not_negative():
+    with pytest.raises(ValueError, match="length is negative"):
+        accuracy_per_length([-1, -2], [-1, 2], 1)

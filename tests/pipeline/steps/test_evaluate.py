@@ -245,6 +245,20 @@ def test_a_model_with_another_vocabulary_is_refused(run, data, checkpoint):
         run("target")
 
 
+def test_a_special_token_beyond_the_vocabulary_is_no_fault_where_no_text_has_it(run, data, checkpoint):
+    """As the place of an image in Gemma 3's tokenizer."""
+    size = Tokenizer.load(data / "tokenizer").vocab_size
+    for folder in (data / "tokenizer", checkpoint):
+        path = folder / "tokenizer.json"
+        own = read(path)
+        token = {"id": size, "content": "<image_soft_token>", "special": True, "normalized": False}
+        own["added_tokens"].append({**token, "single_word": False, "lstrip": False, "rstrip": False})
+        path.write_text(json.dumps(own))
+    assert Tokenizer.load(data / "tokenizer").vocab_size == size + 1
+    (checkpoint / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": size}))
+    run("target")
+
+
 def test_a_model_with_another_tokenizer_is_refused(run, data, checkpoint):
     path = checkpoint / "tokenizer.json"
     own = read(path)
