@@ -50,7 +50,7 @@ def local(path: Path, ranks: int, logs: Path | None = None) -> int:
 def apptainer(path: Path, image: str, logs: Path | None = None, text: str | None = None) -> int:
     """Run the step of ``path`` in a container on this machine, all of its ranks in the same one; the exit status.
     ``text``: its specification as JSON, to be written to ``path`` there."""
-    step = [*_launch(path, logs), *([] if text is None else ["-"])]
+    step = _launch(path, logs, () if text is None else ("-",))
     return supervise(contained(image, ["python", "-m", *step]), to_child, text)
 
 
@@ -168,8 +168,8 @@ def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def _launch(path: Path, logs: Path | None) -> list[str]:
-    return ["pipeline.launch", str(path), *(["--rank-logs", str(logs)] if logs else [])]
+def _launch(path: Path, logs: Path | None, told: Sequence[str] = ()) -> list[str]:
+    return ["pipeline.launch", str(path), *told, *(["--rank-logs", str(logs)] if logs else [])]
 
 
 def to_child(child: subprocess.Popen[bytes], number: int) -> None:
