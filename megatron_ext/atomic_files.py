@@ -6,6 +6,7 @@ followed. Modes are what the umask leaves of 0666 and 0777.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,18 @@ class Unreadable(Exception):
 def temporary_name(path: Path) -> Path:
     """A hidden name beside ``path`` that nothing has and that nobody can guess."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def sync(path: Path) -> None:
+    """Have a file's content on disk, or the names that a folder has; not every file system knows of folders."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(opened)
 
 
 def remove_leftovers(folder: Path) -> None:

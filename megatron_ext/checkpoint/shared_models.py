@@ -7,7 +7,6 @@ trained again. Equal runs give equal bits, so nothing else changes. Imports neit
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -15,20 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import megatron_ext
 from megatron_ext.atomic_files import Unreadable, copy, new_folder, read_bytes
+from megatron_ext.checkpoint.identity import code, versions
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 
 STEPS = "steps.jsonl"
 FILES = "files.json"  # of an entry: the SHA-256 of each file, and when it was trained
-PACKAGES = ("torch", "megatron-core", "numpy")
 
 
 def key(**parts: Any) -> str:
     """The name of a model: a digest of JSON values that decide its weights, of this package's code, and of the versions
     of the packages that compute them."""
-    parts["code"] = _code()
-    parts["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    parts["code"] = code()
+    parts["versions"] = versions()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -122,14 +120,6 @@ def store(shared: Path, name: str, output: Path, facts: dict[str, Any]) -> None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _code() -> str:
-    """SHA-256 of this package's sources, so that code that has changed never meets a model of the code before."""
-    root, total = Path(megatron_ext.__file__).parent, hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        total.update(f"{file.relative_to(root).as_posix()}\n{_sha256(file)}\n".encode())
-    return total.hexdigest()
 
 
 def _sha256(path: Path) -> str:
