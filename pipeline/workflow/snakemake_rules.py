@@ -37,13 +37,19 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     """The plan that ``--config`` asks for, and the site; prints every problem and exits with 2 where there is one.
 
     Args:
-        options: What ``--config`` gives.
+        options: What ``--config`` gives; each but ``set`` is a text, or a list of one, which Snakemake reads as it is.
         cluster: Whether jobs run on the site's nodes, which must hold them then in place of this machine.
     """
+    options = {name: _text(value) if name != "set" else value for name, value in options.items()}
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
     given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name not in ("image", "set")}
     problems += [wrong for name, path in given.items() if (wrong := paths.refusal(name, path))]
+    problems += [
+        f"{name}: Snakemake reads it as {path!r}, which is no text; write it as '[\"TEXT\"]'"
+        for name, path in given.items()
+        if isinstance(path, bool) or not isinstance(path, str | int)
+    ]
     if cluster:  # a job is told every option again
         told = {f"--config {name}": options[name] for name in ("image", "set") if name in options}
         problems += [wrong for name, text in told.items() if (wrong := paths.refusal(name, text, paths.QUOTED))]
@@ -77,6 +83,10 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     if problems or plan is None:
         _stop(problems)
     return plan, here
+
+
+def _text(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
 
 
 def use_cache(here: Site) -> None:
@@ -147,13 +157,13 @@ def require_judge_key(plan: Plan) -> None:
     print(f"judge: {settings.sends}", file=sys.stderr)
 
 
-def hold(plan: Plan) -> None:
+def hold(plan: Plan, cluster: bool = False) -> None:
     """Hold the experiment's results until this process ends, unless ``unlearn run`` does, and end what killed runs have
-    left at work on them; exit with 2 where another run is alive."""
+    left at work on them, on a ``cluster`` in Slurm's queue too; exit with 2 where another run is alive."""
     if os.environ.get(RUN):
         return
     try:
-        held = runs.begin(plan.paths.root, lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        held = runs.begin(plan.paths.root, lambda: os.kill(os.getpid(), signal.SIGTERM), cluster)
     except Held as error:
         _stop([str(error)])
     atexit.register(held.release)
