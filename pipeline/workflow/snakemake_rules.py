@@ -26,6 +26,7 @@ from pipeline.launch.lease import Held
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_digest
 from pipeline.workflow import containers, image_checks, paths, resources, runs, slurm_site
+from pipeline.workflow.given_files import fingerprint
 from pipeline.workflow.jobs import Job, canonical
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
@@ -45,11 +46,6 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
     given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name not in ("image", "set")}
     problems += [wrong for name, path in given.items() if (wrong := paths.refusal(name, path))]
-    problems += [
-        f"{name}: Snakemake reads it as {path!r}, which is no text; write it as '[\"TEXT\"]'"
-        for name, path in given.items()
-        if isinstance(path, bool) or not isinstance(path, str | int)
-    ]
     if cluster:  # a job is told every option again
         told = {f"--config {name}": options[name] for name in ("image", "set") if name in options}
         problems += [wrong for name, text in told.items() if (wrong := paths.refusal(name, text, paths.QUOTED))]
@@ -252,8 +248,15 @@ class Rules:
         return lambda wildcards: [str(path) for path in self._job(pattern, wildcards).reads.get(purpose, ())]
 
     def source(self, pattern: str) -> Callable[[Any], str]:
-        """The digest of the source files that the job runs: a change in one is a reason to run the job again."""
-        return lambda wildcards: source_digest(self._job(pattern, wildcards).spec)
+        """A digest of the source files that the job runs, and one of the files that a user gives it, if there are
+        some: a change in one is a reason to run the job again."""
+
+        def digests(wildcards: Any) -> str:
+            job = self._job(pattern, wildcards)
+            given = fingerprint(path for path in job.inputs if not path.is_relative_to(self.plan.paths.root))
+            return f"{source_digest(job.spec)} {given}".rstrip()
+
+        return digests
 
     def spec(self, pattern: str) -> Callable[[Any], str]:
         """The job's specification: a change in it is a reason to run the job again."""
