@@ -79,7 +79,7 @@ include: "pipeline/workflow/rules/report.smk"
 
 onstart:
     if not workflow.touch:
-        steps.hold(plan)
+        steps.hold(plan, CLUSTER)
     # Only now is it known that jobs start: a plan can be made and looked at where neither GPUs, image, Apptainer nor
     # Slurm are.
     # To fetch, to ask a judge and to remove files, none of them is needed.

@@ -6,22 +6,41 @@ followed. Modes are what the umask leaves of 0666 and 0777.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
+CHUNK = 2**22  # bytes that are copied at a time
+
+
+class Unreadable(Exception):
+    """A file could not be read; that says nothing about what is in it."""
 
 
 def temporary_name(path: Path) -> Path:
     """A hidden name beside ``path`` that nothing has and that nobody can guess."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def sync(path: Path) -> None:
+    """Have a file's content on disk, or the names that a folder has; not every file system knows of folders."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(opened)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -41,6 +60,42 @@ def new_folder(path: Path) -> Path:
     folder = temporary_name(path)
     folder.mkdir(parents=True)
     return folder
+
+
+def copy(source: Path, target: Path) -> str:
+    """Copy a file to a name that may be seen before it is whole.
+
+    Returns:
+        The SHA-256 of what was copied.
+
+    Raises:
+        Unreadable: ``source`` cannot be read.
+        OSError: ``target`` cannot be written: its disk is full, for example.
+    """
+    digest = hashlib.sha256()
+    with ExitStack() as opened:
+        try:
+            read = opened.enter_context(source.open("rb"))
+        except OSError as error:
+            raise Unreadable(error) from error
+        written = opened.enter_context(target.open("wb"))
+        while True:
+            try:
+                chunk = read.read(CHUNK)
+            except OSError as error:
+                raise Unreadable(error) from error
+            if not chunk:
+                return digest.hexdigest()
+            digest.update(chunk)
+            written.write(chunk)
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; raises ``Unreadable`` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error) from error
 
 
 @contextmanager

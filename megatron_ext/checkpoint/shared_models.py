@@ -7,7 +7,6 @@ trained again. Equal runs give equal bits, so nothing else changes. Imports neit
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -15,19 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import megatron_ext
-from megatron_ext.atomic_files import new_folder
+from megatron_ext.atomic_files import Unreadable, copy, new_folder, read_bytes
+from megatron_ext.checkpoint.identity import code, versions
 from megatron_ext.checkpoint.tokenizer_files import TOKENIZER_FILES
 
+STEPS = "steps.jsonl"
 FILES = "files.json"  # of an entry: the SHA-256 of each file, and when it was trained
-PACKAGES = ("torch", "megatron-core", "numpy")
 
 
 def key(**parts: Any) -> str:
     """The name of a model: a digest of JSON values that decide its weights, of this package's code, and of the versions
     of the packages that compute them."""
-    parts["code"] = _code()
-    parts["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
+    parts["code"] = code()
+    parts["versions"] = versions()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -48,32 +47,53 @@ def fetch(shared: Path, name: str, output: Path) -> dict[str, Any] | None:
         output: Gets ``checkpoint/`` and ``steps.jsonl``.
 
     Returns:
-        The facts that it was stored with; ``None`` where there is none, or it is not as it was stored, which is said
-        on standard error, and the entry removed.
+        The facts that it was stored with; ``None`` where there is none, or it cannot be read, or it is not as it was
+        stored. The last two are said on standard error; what is not as it was stored is removed.
+
+    Raises:
+        OSError: The output cannot be written.
     """
     entry = shared / name
     if not entry.is_dir() or entry.is_symlink():
         return None
     partial = new_folder(output / "checkpoint")
     try:
-        record = json.loads((entry / FILES).read_text(encoding="utf-8"))
-        for file, digest in record["files"].items():
-            source = entry / file
-            if Path(file).name != file or source.is_symlink() or not source.is_file():
-                raise ValueError(f"{file!r} is no file of its own")
-            shutil.copyfile(source, partial / file)
-            if _sha256(partial / file) != digest:
-                raise ValueError(f"{file} is not the file that was stored")
-        facts: dict[str, Any] = dict(record["facts"])
-        os.replace(partial / "steps.jsonl", output / "steps.jsonl")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        facts = _copied(entry, partial)
+        os.replace(partial / STEPS, output / STEPS)
+        shutil.rmtree(output / "checkpoint", ignore_errors=True)
+        os.replace(partial, output / "checkpoint")
+        return facts
+    except Unreadable as error:
+        print(f"shared model {entry} cannot be read ({error}): training it again", file=sys.stderr)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         print(f"shared model {entry} is damaged ({error}): training it again", file=sys.stderr)
-        shutil.rmtree(partial)
-        shutil.rmtree(entry)
-        return None
-    shutil.rmtree(output / "checkpoint", ignore_errors=True)
-    os.replace(partial, output / "checkpoint")
-    return facts
+        shutil.rmtree(entry, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return None
+
+
+def _copied(entry: Path, folder: Path) -> dict[str, Any]:
+    """Copy an entry's files into a folder; the facts that it was stored with."""
+    if not _is_file(entry / FILES):
+        raise ValueError(f"it has no {FILES}")
+    record = json.loads(read_bytes(entry / FILES))
+    if STEPS not in record["files"]:
+        raise ValueError(f"{FILES} does not name {STEPS}")
+    for name, digest in record["files"].items():
+        source = entry / name
+        if Path(name).name != name or source.is_symlink() or not _is_file(source):
+            raise ValueError(f"{name!r} is no file of its own")
+        if copy(source, folder / name) != digest:
+            raise ValueError(f"{name} is not the file that was stored")
+    return dict(record["facts"])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise Unreadable(error) from error
 
 
 def store(shared: Path, name: str, output: Path, facts: dict[str, Any]) -> None:
@@ -90,7 +110,7 @@ def store(shared: Path, name: str, output: Path, facts: dict[str, Any]) -> None:
         return
     partial = new_folder(entry)
     try:
-        for file in (*sorted((output / "checkpoint").iterdir()), output / "steps.jsonl"):
+        for file in (*sorted((output / "checkpoint").iterdir()), output / STEPS):
             shutil.copyfile(file, partial / file.name)
         record = {"facts": facts, "files": {file.name: _sha256(file) for file in sorted(partial.iterdir())}}
         (partial / FILES).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -100,14 +120,6 @@ def store(shared: Path, name: str, output: Path, facts: dict[str, Any]) -> None:
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _code() -> str:
-    """SHA-256 of this package's sources, so that code that has changed never meets a model of the code before."""
-    root, total = Path(megatron_ext.__file__).parent, hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        total.update(f"{file.relative_to(root).as_posix()}\n{_sha256(file)}\n".encode())
-    return total.hexdigest()
 
 
 def _sha256(path: Path) -> str:

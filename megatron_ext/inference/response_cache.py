@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from megatron_ext.atomic_files import write_json, write_text
+from megatron_ext.atomic_files import replacing_file, sync, write_json
+from megatron_ext.checkpoint.identity import differences, digests
 
 if TYPE_CHECKING:
     from megatron_ext.distributed.process_groups import Ranks
@@ -30,8 +31,8 @@ class ResponseCache:
 
         Args:
             folder: Where the table lies; None keeps nothing.
-            identity: Everything that the values depend on beside their keys: model, precision, layout. What a folder of
-                another identity holds is dropped, with a message.
+            identity: Everything that the values depend on beside their keys and the code: model, precision, layout.
+                What a folder of another identity holds is dropped, with a message.
             ranks: Where this process stands.
         """
         from megatron_ext.distributed.collectives import barrier, from_first_rank
@@ -72,30 +73,45 @@ class ResponseCache:
 
     def _open(self, folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
         """What the folder holds, which is made or emptied where it is not of this identity."""
-        head = folder / "identity.json"
-        text = json.dumps(identity, sort_keys=True, default=str)
-        wanted = {"identity": hashlib.sha256(text.encode()).hexdigest()}
-        if head.is_file() and json.loads(head.read_text()) == wanted:
+        head, wanted = folder / "identity.json", digests(identity)
+        differ = differences(_identity(head), wanted)
+        if not differ:
             known = dict(_lines(sorted(folder.glob("rank-*.jsonl"))))
             if known:
                 print(f"going on: {len(known)} answers are in {folder}", flush=True)
             return known
         if folder.exists():
-            print(f"{folder} is of another model, data or layout: starting from the beginning", flush=True)
+            what = f"is of another model, data, layout or code ({', '.join(differ)})"
+            print(f"{folder} {what}: starting from the beginning", flush=True)
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         write_json(head, wanted)
+        sync(head)
         return {}
+
+
+def _identity(head: Path) -> Any:
+    """The identity that a file says; None where it says none."""
+    try:
+        return json.loads(head.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def _lines(files: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     for file in files:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # cut short by a kill; what follows must begin on a line of its own
-            lines.pop()
-            write_text(file, "".join(lines))
-        for line in lines:
-            key, value = json.loads(line)
+        text = file.read_bytes()
+        if not text.endswith(b"\n"):  # cut short by a kill; what follows must begin on a line of its own
+            text = text[: text.rfind(b"\n") + 1]
+            with replacing_file(file) as whole:
+                whole.write(text)
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                key, value = json.loads(line)
+                hash(key)
+            except (ValueError, TypeError, RecursionError) as error:  # a machine has crashed while it was written
+                print(f"{file}, line {number}: is left out: {error}", flush=True)
+                continue
             yield key, value
 
 

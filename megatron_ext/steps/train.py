@@ -94,7 +94,10 @@ def train(spec: TrainSpec, ranks: Ranks, clock: Clock) -> None:
         summary = clock.write(spec.output, steps=spec.steps)
         if spec.shared is not None:
             facts = {"steps": spec.steps, "trained_seconds": summary["work_seconds"]}
-            shared_models.store(spec.shared, kept_as, spec.output, facts)
+            try:
+                shared_models.store(spec.shared, kept_as, spec.output, facts)
+            except OSError as error:  # the model itself is written, and no state is left to train it again from
+                print(f"not kept for other experiments: {spec.shared / kept_as}: {error}", file=sys.stderr)
 
 
 def _model(spec: TrainSpec, ranks: Ranks) -> tuple[LanguageModel, str]:

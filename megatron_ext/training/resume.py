@@ -1,31 +1,33 @@
 """Stopping and going on: the state of a run, written every N steps and read back bit for bit.
 
 One safetensors file a rank, in a folder that is renamed when all are written: no pickle, and no process sees another's
-tensors. A state belongs to one run at one layout; for any other it is dropped, with a message. What follows from a
-state has the same bits wherever the same step twice has: on a CPU with the same number of threads, and on a GPU with
-``runtime.deterministic``, without which attention and scatter kernels add in an order of their own. (Checkpoints that
-others read are Hugging Face folders, see ``megatron_ext.checkpoint``.)
+tensors. A state belongs to one run of the same code at one layout; for any other it is dropped, with a message. What
+follows from a state has the same bits wherever the same step twice has: on a CPU with the same number of threads, and
+on a GPU with ``runtime.deterministic``, without which attention and scatter kernels add in an order of their own.
+(Checkpoints that others read are Hugging Face folders, see ``megatron_ext.checkpoint``.)
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_ext.atomic_files import write_json, write_text
-from megatron_ext.distributed.collectives import barrier, from_first_rank
+from megatron_ext.atomic_files import sync, write_json, write_text
+from megatron_ext.checkpoint.identity import differences, digests
+from megatron_ext.distributed.collectives import barrier, from_first_rank, gather_from_ranks
 from megatron_ext.training import optimizer as optimizers
 from megatron_ext.training.optimizer import inner_optimizers
+from megatron_ext.training.step_log import StepLog
 from megatron_ext.training.trainer import Trainer
 from megatron_ext.updates import Vector
 
@@ -59,8 +61,8 @@ class Resume:
 
         Args:
             output: The run's output folder.
-            identity: Everything that makes this run the run it is: specification, digests of its inputs. A state of
-                another identity is dropped, with a message.
+            identity: Everything that makes this run the run it is, beside its code: specification, digests of its
+                inputs. A state of another identity is dropped, with a message.
             trainer: Whose model and optimizer are saved.
             rule_state: The update rule's own numbers, which restoring changes in place.
             rule_vectors: The vectors that the rule keeps, this rank's pieces of them; as ``rule_state``.
@@ -70,13 +72,12 @@ class Resume:
         self.rule_state = {} if rule_state is None else rule_state
         self.rule_vectors = {} if rule_vectors is None else rule_vectors
         self.trainer, self.ranks = trainer, trainer.ranks
-        text = json.dumps(identity, sort_keys=True, default=str)
-        self.identity = hashlib.sha256(text.encode()).hexdigest()
+        self.identity = digests(identity)
         self.log = StepLog(self.folder / "steps.jsonl", active=self.ranks.world_rank == 0)
 
     def restore(self) -> int:
-        """Load the newest state, if it is this run's. Returns the number of steps already taken."""
-        state, steps = from_first_rank(self._choose, self.ranks), 0
+        """Load the newest state that can be read, if it is this run's. Returns the number of steps already taken."""
+        state, steps = self._choose(), 0
         if state is not None:
             steps = int(state["steps"])
             self.rule_state.clear()
@@ -88,42 +89,78 @@ class Resume:
         return steps
 
     def _choose(self) -> dict[str, Any] | None:
-        """The newest state: its folder's name, how many steps had been taken, the rule's own numbers. Where it is not
-        this run's, or there is none, the folder is emptied for a clean start."""
-        newest = self._newest()
-        if newest is not None:
-            known = json.loads((newest / "state.json").read_text())
-            if known["identity"] == self.identity:
-                print(f"going on after step {known['steps']}", flush=True)
-                return {"folder": newest.name, **{key: known[key] for key in ("steps", "rule_state")}}
-            print(f"{self.folder} is of another configuration or other inputs: starting from the beginning", flush=True)
-        _discard(self.folder)
+        """The newest state that every rank can read: its folder's name, how many steps had been taken, the rule's own
+        numbers. Where it is not this run's, or there is none, the folder is emptied for a clean start."""
+        for name in from_first_rank(lambda: [state.name for state in reversed(self._states())], self.ranks):
+            state: dict[str, Any] = from_first_rank(partial(self._described, self.folder / name), self.ranks)
+            if "differ" in state:
+                break
+            wrong = state.get("wrong") or self._unreadable(self.folder / name / self._file())
+            found = [each for each in gather_from_ranks(wrong, self.ranks) if each]
+            if not found:
+                if self.ranks.world_rank == 0:
+                    print(f"going on after step {state['steps']}", flush=True)
+                return state
+            if self.ranks.world_rank == 0:
+                print(f"a state cannot be read and is left out: {found[0]}", flush=True)
+        if self.ranks.world_rank == 0:
+            _discard(self.folder)
+        barrier(self.ranks)
         return None
+
+    def _described(self, folder: Path) -> dict[str, Any]:
+        """A state's name, steps and numbers of the rule. Or ``wrong``, a text, where they cannot be read, or
+        ``differ``, where they are another run's, which is said."""
+        file = folder / "state.json"
+        try:
+            known = json.loads(file.read_bytes())
+            identity, steps = known["identity"], int(known["steps"])
+            state = {"folder": folder.name, "steps": steps, "rule_state": dict(known["rule_state"])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return {"wrong": f"{file}: {type(error).__name__}: {error}"}
+        if differ := differences(identity, self.identity):
+            what = f"is of another configuration, other inputs or other code ({', '.join(differ)})"
+            print(f"{self.folder} {what}: starting from the beginning", flush=True)
+            return {"differ": differ}
+        lines = self.log.count()
+        return {"wrong": f"{self.log.path}: {lines} lines, and {file} needs {steps}"} if lines < steps else state
+
+    @staticmethod
+    def _unreadable(file: Path) -> str:
+        """What is wrong with a rank's file; that it has all of its bytes is in its header."""
+        try:
+            with safe_open(file, framework="pt"):
+                return ""
+        except (FileNotFoundError, SafetensorError) as error:
+            return f"{file}: {error}"
 
     def save(self, steps: int) -> None:
         """Write the state after ``steps`` steps, then delete older ones."""
         final = self.folder / f"step-{steps:08d}"
-        partial = self.folder / f".{final.name}"
+        unfinished = self.folder / f".{final.name}"
         if self.ranks.world_rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
         barrier(self.ranks)
         if self._writes():
             tensors = {name: t.detach().contiguous().cpu() for name, t in self._tensors()}
             tensors |= {name: torch.tensor(group["step"]) for name, group in self._groups() if "step" in group}
-            save_file(tensors, partial / self._file())
-            _sync(partial / self._file())
+            save_file(tensors, unfinished / self._file())
+            sync(unfinished / self._file())
         for companion in self.companions:
             companion.flush()
         barrier(self.ranks)
         if self.ranks.world_rank == 0:
             self.log.flush()
             write_json(
-                partial / "state.json", {"identity": self.identity, "steps": steps, "rule_state": self.rule_state}
+                unfinished / "state.json", {"identity": self.identity, "steps": steps, "rule_state": self.rule_state}
             )
+            sync(unfinished / "state.json")
+            sync(unfinished)  # before it gets its name, and has it before older ones are gone
             if final.exists():
                 shutil.rmtree(final)
-            os.replace(partial, final)
+            os.replace(unfinished, final)
+            sync(self.folder)
             for older in self._states():
                 if older != final:
                     shutil.rmtree(older)
@@ -217,45 +254,6 @@ class Resume:
             self.rule_vectors[name] = [file.get_tensor(f"rule.{name}.{i}").to(self.ranks.device) for i in pieces]
 
 
-class StepLog:
-    """Lines of JSON, one an optimizer step or one a measurement, appended as they happen; cut back on resume."""
-
-    def __init__(self, path: Path, active: bool) -> None:
-        self.path, self.active = path, active
-        self._file: Any = None
-
-    def open(self, count: int) -> None:
-        """Go on after the first ``count`` lines."""
-        if not self.active:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines(keepends=True)[:count] if self.path.exists() else []
-        if len(lines) != count:
-            raise RuntimeError(
-                f"{self.path} has {len(lines)} lines where the state needs {count}; delete {self.path.parent}"
-            )
-        write_text(self.path, "".join(lines))
-        self._file = self.path.open("a")
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append a line."""
-        if self.active:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-
-    def flush(self) -> None:
-        """Have every line on disk."""
-        if self.active:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Write no more lines."""
-        if self.active:
-            self.flush()
-            self._file.close()
-
-
 def folder_of(output: Path) -> Path:
     """Where a run with this output folder keeps its states."""
     return output / "resume"
@@ -268,8 +266,3 @@ def _discard(folder: Path) -> None:
     if folder.exists():
         os.replace(folder, gone)
         shutil.rmtree(gone)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -31,7 +31,8 @@ from megatron_ext.specs import UnlearnSpec
 from megatron_ext.training.accumulator import NonFinite
 from megatron_ext.training.best_step import BestStep
 from megatron_ext.training.epoch_checkpoints import as_written
-from megatron_ext.training.resume import StepLog, folder_of
+from megatron_ext.training.resume import folder_of
+from megatron_ext.training.step_log import StepLog
 from megatron_ext.training.topics import TopicData
 from megatron_ext.training.trainer import Trainer
 from megatron_ext.updates import Objective

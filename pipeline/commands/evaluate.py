@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import yaml
 
@@ -43,7 +43,8 @@ from pipeline.workflow.jobs import canonical
 from pipeline.workflow.paths import TARGET, EvaluationPaths
 from pipeline.workflow.plan import Plan
 
-INPUTS = "inputs.json"  # digests of everything that an evaluation was computed from
+INPUTS = "inputs.json"  # what the finished evaluation was computed from, and which one that is, by digests
+UNREADABLE = "what an earlier run left cannot be read: evaluated again"
 GIVEN = "given"  # the name of the model and of the experiment that are made in memory
 
 USAGE = """
@@ -184,15 +185,42 @@ def _evaluate(spec: EvaluateSpec) -> int:
     else:
         if state != "new":
             print(f"evaluation {spec.output}: {state}", flush=True)
-        # A folder with an evaluation.json is complete: the old one is not the new one's.
-        (spec.output / EVALUATION).unlink(missing_ok=True)
         read_inputs(spec)
-        write_json(spec.output / INPUTS, inputs)
         status = _run(spec)
         if status:
             return status
+        _remember(spec, inputs)
     print(printable("\n".join(results.lines(spec))))
     return 0
+
+
+def _remember(spec: EvaluateSpec, inputs: dict[str, str]) -> None:
+    """Keep that the evaluation in ``spec.output`` is that of ``spec`` and of ``inputs``, so that it is not run again.
+
+    Not before its end: another command, which is refused because a run is alive, must not say that of its results.
+
+    Raises:
+        DataError: Another run has begun there since.
+    """
+    from pipeline.data import cache
+
+    try:
+        evaluation = cache.sha256(spec.output / EVALUATION)
+        ran = json.loads((spec.output / "provenance.json").read_text(encoding="utf-8"))["spec"]
+    except FileNotFoundError:
+        ran = None
+    if ran != _values(spec):
+        raise DataError(f"{spec.output}: another run has begun there since this one ended, and its results are gone")
+    if _inputs(spec) == inputs:
+        write_json(spec.output / INPUTS, {"spec": ran, "evaluation": evaluation, **inputs})
+    else:
+        print(f"evaluation {spec.output}: its model, data or code changed meanwhile: run it again", file=sys.stderr)
+
+
+def _values(spec: EvaluateSpec) -> dict[str, Any]:
+    """The specification as it is read back from JSON."""
+    values: dict[str, Any] = json.loads(canonical(spec))
+    return values
 
 
 def _inputs(spec: EvaluateSpec) -> dict[str, str]:
@@ -220,19 +248,26 @@ def _inputs(spec: EvaluateSpec) -> dict[str, str]:
 
 def _state(spec: EvaluateSpec, inputs: dict[str, str]) -> str:
     """``new``, ``finished``, or what else an earlier run has left in the output, in words."""
+    from pipeline.data import cache
+
     folder = spec.output
     if not (folder / "spec.yaml").is_file():
         return "new"
+    complete, wanted = is_complete(folder), {**_values(spec), **inputs}
     try:
-        before = read(folder / "spec.yaml", EvaluateSpec)
-        known = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return "what an earlier run left cannot be read: evaluated again"
-    names = [name for name in type(spec).model_fields if getattr(before, name) != getattr(spec, name)]
-    names += [name for name in {**known, **inputs} if known.get(name) != inputs.get(name)]
+        if complete:
+            known = json.loads((folder / INPUTS).read_text(encoding="utf-8"))
+            if known.pop("evaluation") != cache.sha256(folder / EVALUATION):
+                return UNREADABLE  # of another evaluation: a run was killed after its end
+            known = {**known.pop("spec"), **known}
+        else:  # the answers that it left are told from others where they are read
+            known = {**_values(read(folder / "spec.yaml", EvaluateSpec)), **inputs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return UNREADABLE
+    names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
     if names:
         return f"other than before: {', '.join(names)}; evaluated again"
-    return "finished" if is_complete(folder) else "an earlier run did not finish: going on"
+    return "finished" if complete else "an earlier run did not finish: going on"
 
 
 def _run(spec: StepSpec) -> int:

@@ -86,7 +86,7 @@ def main(given: argparse.Namespace) -> int:
     if any(option in LOOKS_ONLY for option in given.further):
         return _snakemake(command)
     try:
-        held = runs.begin(plan.paths.root, _lost(plan))
+        held = runs.begin(plan.paths.root, _lost(plan), cluster)
     except Held as error:
         print(error, file=sys.stderr)
         return 2
@@ -113,8 +113,10 @@ def _paths(given: argparse.Namespace) -> dict[str, object]:
 
 
 def _options(given: argparse.Namespace) -> list[str]:
-    """What ``--config`` is given."""
-    options = _paths(given) | ({"set": json.dumps(given.set)} if given.set else {})
+    """What ``--config`` is given. A path is a list of one text: Snakemake would read a folder ``2024_01`` as the number
+    202401 and what follows a ``#`` not at all, and it takes off quotes before that."""
+    options = {name: json.dumps([str(path)], ensure_ascii=False) for name, path in _paths(given).items()}
+    options |= {"set": json.dumps(given.set)} if given.set else {}
     return [f"{name}={value}" for name, value in options.items()]
 
 

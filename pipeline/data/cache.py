@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from megatron_ext.atomic_files import new_folder
+from megatron_ext.atomic_files import Unreadable, copy, new_folder, read_bytes
 from megatron_ext.checkpoint import tokenizer_files
 from megatron_ext.data import sequences
 from pipeline.data.errors import printable
@@ -57,35 +58,45 @@ def code_files() -> list[Path]:
 
 
 def fetch(cache: Path, key: str, folder: Path) -> dict[str, Any] | None:
-    """Copy an entry's files into ``folder`` and return its manifest, or ``None`` where there is none or it is damaged.
+    """Copy an entry's files into ``folder`` and return its manifest, or ``None`` where there is none, or it is damaged
+    or cannot be read, which is said on standard error.
 
-    A damaged entry is removed, with a message on standard error. Others may write into a shared cache: a name that
-    leaves the entry, a link and what is no file are damage too.
+    A damaged entry is removed; one that cannot be read stays. Others may write into a shared cache: a name that leaves
+    the entry, a link and what is no file are damage too.
+
+    Raises:
+        OSError: ``folder`` cannot be written.
     """
     entry = cache / key
     if not entry.exists() and not entry.is_symlink():
         return None
     try:
-        _own(entry, MANIFEST)
-        manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        for name in FOLDERS:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        for name, wanted in manifest["files"].items():
-            _own(entry, name)
-            if PurePosixPath(name).parts[0] not in FOLDERS:
-                raise ValueError(f"{name!r} is in none of {', '.join(FOLDERS)}")
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(entry / name, folder / name)
-            if sha256(folder / name) != wanted:
-                raise ValueError(f"{name} is not the file that was written")
-        return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _copied(entry, folder)
+    except Unreadable as error:
+        print(printable(f"prepare: cache entry {entry} cannot be read ({error}): making it again"), file=sys.stderr)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         print(printable(f"prepare: cache entry {entry} is damaged ({error}): making it again"), file=sys.stderr)
         _remove(entry)
-        for name in FOLDERS:
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-        return None
+    for name in FOLDERS:
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+    return None
+
+
+def _copied(entry: Path, folder: Path) -> dict[str, Any]:
+    """Copy an entry's files into ``folder``; its manifest. Raises ``Unreadable``, or another error for damage."""
+    _own(entry, MANIFEST)
+    manifest: dict[str, Any] = json.loads(read_bytes(entry / MANIFEST))
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name, wanted in manifest["files"].items():
+        _own(entry, name)
+        if PurePosixPath(name).parts[0] not in FOLDERS:
+            raise ValueError(f"{name!r} is in none of {', '.join(FOLDERS)}")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if copy(entry / name, folder / name) != wanted:
+            raise ValueError(f"{name} is not the file that was written")
+    return manifest
 
 
 def _own(entry: Path, name: str) -> None:
@@ -93,18 +104,24 @@ def _own(entry: Path, name: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or "/".join(parts) != name or name.startswith("/") or ".." in parts:
         raise ValueError(f"{name!r} is no name of a file in it")
-    for size in range(len(parts) + 1):
-        if entry.joinpath(*parts[:size]).is_symlink():
-            raise ValueError(f"{'/'.join(parts[:size]) or 'the entry'!r} is a link")
-    if not (entry / name).is_file():
+    try:
+        link = next((size for size in range(len(parts) + 1) if entry.joinpath(*parts[:size]).is_symlink()), None)
+        is_file = (entry / name).is_file()
+    except OSError as error:
+        raise Unreadable(error) from error
+    if link is not None:
+        raise ValueError(f"{'/'.join(parts[:link]) or 'the entry'!r} is a link")
+    if not is_file:
         raise ValueError(f"{name!r} is no file")
 
 
 def _remove(entry: Path) -> None:
+    """Remove an entry as far as that is allowed."""
     if entry.is_symlink() or not entry.is_dir():
-        entry.unlink()
+        with suppress(OSError):
+            entry.unlink()
     else:
-        shutil.rmtree(entry)
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def store(cache: Path, key: str, folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,16 +1,19 @@
 """Start one step: ``python -m pipeline.launch SPEC.yaml [JSON]``.
 
-With ``JSON`` (or ``-``, for standard input) the specification is checked and written to ``SPEC.yaml`` first. The step's
-program then runs in this process or, where its layout has several ranks, in one process a rank: on this machine, with
-``--image`` inside a container, and with ``--nodes`` in a Slurm job under srun, a container a rank. Its exit status
-becomes this program's. At the end ``provenance.json`` is written beside what the step wrote.
+With ``JSON`` (or ``-``, for standard input) the specification is checked and, when nobody else works on the step's
+folder, written to ``SPEC.yaml`` first. The step's program then runs in this process or, where its layout has several
+ranks, in one process a rank: on this machine, with ``--image`` inside a container, and with ``--nodes`` in a Slurm job
+under srun, a container a rank. Its exit status becomes this program's. At the end ``provenance.json`` is written beside
+what the step wrote.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import importlib
+import json
 import os
 import signal
 import socket
@@ -21,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from megatron_ext.atomic_files import remove_leftovers
+from megatron_ext.atomic_files import remove_leftovers, write_text
 from megatron_ext.specs import StepSpec
 from pipeline.config.located_yaml import ConfigError
 from pipeline.data.errors import printable
@@ -31,7 +34,7 @@ from pipeline.launch.image import name_image
 from pipeline.launch.lease import Held, take_step
 from pipeline.launch.parent import follow
 from pipeline.launch.signals import STOPPED
-from pipeline.launch.specification import specification
+from pipeline.launch.specification import as_yaml, specification
 from pipeline.steps.programs import program
 
 
@@ -106,7 +109,9 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
         name_image(Path(given.image))
     several = count > 1 and given.nodes and "SLURM_JOB_ID" in os.environ
     if given.image and not several:
-        return ranks.apptainer(given.path, given.image, logs)  # where the same program takes the lease
+        # Where the same program takes the lease, without which nothing is written.
+        text = None if given.json is None else json.dumps(spec.model_dump(mode="json"))
+        return ranks.apptainer(given.path, given.image, logs, text)
     try:
         held = take_step(spec.output)
     except (Held, OSError) as error:
@@ -114,6 +119,8 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
         return 2
     try:
         remove_leftovers(spec.output)
+        if given.json is not None and not _written(spec, given.path):
+            return 2
         if several:
             return ranks.srun(given.path, count, given.nodes, spec.threads, given.image, logs)
         return ranks.local(given.path, count, logs) if count > 1 else _alone(spec, given.path)
@@ -121,18 +128,27 @@ def _step(given: argparse.Namespace, rank_logs: Path | None) -> int:
         held.release()
 
 
+def _written(spec: StepSpec, path: Path) -> bool:
+    try:
+        write_text(path, as_yaml(spec))
+    except OSError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def _alone(spec: StepSpec, path: Path) -> int:
     # In this process: a child would import everything once more.
-    started = datetime.now(UTC)
+    started, digest = datetime.now(UTC), _digest(path)
     status, _ = _program(spec, path)
     if status == 0:
-        _provenance(spec, path, started)
+        _provenance(spec, digest, started)
     return status
 
 
 def _as_rank(path: Path, logs: Path | None) -> int:
     """Be one rank; the first one writes the step's provenance, from where the step has run."""
-    started = datetime.now(UTC)
+    started, digest = datetime.now(UTC), _digest(path)
     spec = specification(path)
     set_environment(spec)
     rank = os.environ.get("RANK", "0")
@@ -144,7 +160,7 @@ def _as_rank(path: Path, logs: Path | None) -> int:
     elif rank == "0" and status == STOPPED:
         print(ranks.ORDERLY)
     elif rank == "0" and status == 0:
-        _provenance(spec, path, started)
+        _provenance(spec, digest, started)
     return status
 
 
@@ -172,10 +188,14 @@ def _words(error: BaseException, short: bool = False) -> list[str]:
     return printable("".join(lines)).splitlines()
 
 
-def _provenance(spec: StepSpec, path: Path, started: datetime) -> None:
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _provenance(spec: StepSpec, digest: str, started: datetime) -> None:
     from pipeline.launch import provenance
 
-    provenance.write(spec, path, started)
+    provenance.write(spec, digest, started)
 
 
 def _here() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,12 +24,12 @@ SCHEMA = 1
 PROJECT = "megatron-unlearning"
 
 
-def write(spec: StepSpec, path: Path, started: datetime) -> None:
-    """Write ``provenance.json`` into the output of ``spec``, which was read from ``path``; atomic."""
-    write_json(Path(spec.output) / "provenance.json", record(spec, path, started))
+def write(spec: StepSpec, digest: str, started: datetime) -> None:
+    """Write ``provenance.json`` into the output of ``spec``, the file of which has this SHA-256; atomic."""
+    write_json(Path(spec.output) / "provenance.json", record(spec, digest, started))
 
 
-def record(spec: StepSpec, path: Path, started: datetime) -> dict[str, Any]:
+def record(spec: StepSpec, digest: str, started: datetime) -> dict[str, Any]:
     """What ``provenance.json`` holds; times are UTC, ``summary`` is the step's own (seconds, flags)."""
     values = spec.model_dump(mode="json")
     summary = Path(spec.output) / "summary.json"
@@ -39,7 +38,7 @@ def record(spec: StepSpec, path: Path, started: datetime) -> dict[str, Any]:
         "step": spec.program,
         "git": _git(),
         "spec": values,
-        "spec_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "spec_sha256": digest,
         "data": {str(file): json.loads(file.read_text(encoding="utf-8")) for file in _manifests(values)},
         "packages": _packages(),
         "python": platform.python_version(),

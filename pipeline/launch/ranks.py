@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from megatron_ext.distributed.rendezvous import STORE
@@ -47,9 +47,11 @@ def local(path: Path, ranks: int, logs: Path | None = None) -> int:
     return local_ranks.run([sys.executable, "-m", *_launch(path, logs), "--rank"], ranks)
 
 
-def apptainer(path: Path, image: str, logs: Path | None = None) -> int:
-    """Run the step of ``path`` in a container on this machine, all of its ranks in the same one; the exit status."""
-    return supervise(contained(image, ["python", "-m", *_launch(path, logs)]), to_child)
+def apptainer(path: Path, image: str, logs: Path | None = None, text: str | None = None) -> int:
+    """Run the step of ``path`` in a container on this machine, all of its ranks in the same one; the exit status.
+    ``text``: its specification as JSON, to be written to ``path`` there."""
+    step = _launch(path, logs, () if text is None else ("-",))
+    return supervise(contained(image, ["python", "-m", *step]), to_child, text)
 
 
 def srun(path: Path, ranks: int, nodes: int, cpus: int, image: str | None, logs: Path | None = None) -> int:
@@ -104,9 +106,9 @@ def refusal(ranks: int, nodes: int | None) -> str | None:
     return None
 
 
-def supervise(command: Sequence[str], forward: Forward) -> int:
-    """Run ``command`` to its end; ``forward`` passes SIGTERM, the first one only, and SIGINT on. The exit status,
-    which after a SIGTERM is 143 for every way of not succeeding."""
+def supervise(command: Sequence[str], forward: Forward, text: str | None = None) -> int:
+    """Run ``command`` to its end, with ``text`` as its standard input; ``forward`` passes SIGTERM, the first one only,
+    and SIGINT on. The exit status, which after a SIGTERM is 143 for every way of not succeeding."""
     child: subprocess.Popen[bytes] | None = None
 
     def send(number: int) -> None:
@@ -115,11 +117,15 @@ def supervise(command: Sequence[str], forward: Forward) -> int:
 
     with passed_on(send) as (received, begin):
         try:
-            child = subprocess.Popen(command, env={**os.environ, "PATH": shielded(os.environ.get("PATH", os.defpath))})
+            environment = {**os.environ, "PATH": shielded(os.environ.get("PATH", os.defpath))}
+            child = subprocess.Popen(command, env=environment, stdin=None if text is None else subprocess.PIPE)
         except FileNotFoundError:
             print(f"{command[0]}: no such program on PATH", file=sys.stderr)
             return NOT_FOUND
         begin()
+        if text is not None and child.stdin is not None:
+            with suppress(BrokenPipeError), child.stdin as told:
+                told.write(text.encode())
         status = child.wait()
     return STOPPED if status and signal.SIGTERM in received else exit_status(status)
 
@@ -162,8 +168,8 @@ def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
-def _launch(path: Path, logs: Path | None) -> list[str]:
-    return ["pipeline.launch", str(path), *(["--rank-logs", str(logs)] if logs else [])]
+def _launch(path: Path, logs: Path | None, told: Sequence[str] = ()) -> list[str]:
+    return ["pipeline.launch", str(path), *told, *(["--rank-logs", str(logs)] if logs else [])]
 
 
 def to_child(child: subprocess.Popen[bytes], number: int) -> None:

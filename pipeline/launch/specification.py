@@ -1,4 +1,4 @@
-"""A step's specification: read from its file or taken from the command line, checked, and written."""
+"""A step's specification: read from its file or taken from the command line, and checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from megatron_ext.atomic_files import write_text
 from megatron_ext.schema.safe_yaml import Dumper
 from megatron_ext.specs import StepSpec
 from pipeline.config.located_yaml import ConfigError, current, read
@@ -24,8 +23,8 @@ def specification(path: Path, text: str | None = None) -> StepSpec:
     """A step's specification, checked.
 
     Args:
-        path: Its YAML file.
-        text: The specification as JSON, which is then written to ``path``; ``-`` reads it from standard input.
+        path: Its YAML file, which is not read where there is ``text``.
+        text: The specification as JSON; ``-`` reads it from standard input.
 
     Returns:
         The specification: of ``text`` where that is given, else of ``path``.
@@ -35,9 +34,7 @@ def specification(path: Path, text: str | None = None) -> StepSpec:
         ValueError: The specification is wrong, or no JSON.
     """
     if text is not None:
-        spec = _ANY.validate_python(json.loads(sys.stdin.read() if text == "-" else text))
-        write_text(path, as_yaml(spec))
-        return spec
+        return _ANY.validate_python(json.loads(sys.stdin.read() if text == "-" else text))
     problems: list[str] = []
     document = current("specification", read(path), problems)
     if problems:

@@ -79,6 +79,15 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric, against: str) -> F
             axes.axhline(SIGNIFICANT, color=INK, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         legend(axes, items, columns=columns, right=many)
         svg = save()
+    caption = _caption(groups, x, y, log, low, len(best) > 1, missing)
+    name = f"trade-off-{y.key}{against}".replace("_", "-")
+    return Figure(name, "trade-off", title, caption, svg)
+
+
+def _caption(
+    groups: Sequence[Group], x: Metric, y: Metric, log: bool, low: bool, with_front: bool, missing: Sequence[str]
+) -> str:
+    """What a reader must know of the lines and marks of a figure."""
     caption = []
     if log:
         caption += [
@@ -90,7 +99,7 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric, against: str) -> F
         caption.append("Small points: seeds; large: their mean.")
     if not all(group.sound for group in groups):
         caption.append("Hollow: flagged collapsed, unchanged or over-budget.")
-    if len(best) > 1:
+    if with_front:
         caption.append(
             "Dashed and dotted: the Pareto front, of models that no other one equals in both means and beats in one."
         )
@@ -99,8 +108,7 @@ def _trade_off(groups: Sequence[Group], x: Metric, y: Metric, against: str) -> F
         caption.append(f"Some seeds have no value, which keeps a model out of any front: {', '.join(fewer)}.")
     if missing:
         caption.append(f"No value: {', '.join(missing)}.")
-    name = f"trade-off-{y.key}{against}".replace("_", "-")
-    return Figure(name, "trade-off", title, " ".join(caption), svg)
+    return " ".join(caption)
 
 
 def front(groups: Sequence[Group], x: Metric, y: Metric) -> list[tuple[float, float]]:

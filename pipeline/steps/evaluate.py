@@ -57,6 +57,8 @@ def evaluate(
         DataError: data, a score or retrain's evaluation cannot be used; the message names the file, or set and example
     """
     clock = clock or Clock()
+    # A folder with a record is complete, and an older one is not this evaluation's.
+    (spec.output / EVALUATION).unlink(missing_ok=True)
     options, benchmark = spec.options, family(spec.options.family)
     inputs = read_inputs(spec)
     requests = benchmark.requests(spec.data, options, inputs.tokenizer, inputs.vocabulary)

@@ -22,7 +22,7 @@ from megatron_ext.summary import Clock
 from pipeline.benchmarks import data_family
 from pipeline.data import cache, user_files
 from pipeline.data import tokenizer as tokenizers
-from pipeline.data.errors import DataError
+from pipeline.data.errors import DataError, printable
 from pipeline.data.prepared import Content, HasRequests, PreparedWriter
 from pipeline.data.settings import FolderTokenizer
 from pipeline.data.templates import Template
@@ -65,7 +65,7 @@ def prepare(spec: PrepareSpec, clock: Clock | None = None) -> dict[str, Any]:
         if content is None:
             content = _build(spec, loaded, staging)
             if spec.cache is not None:
-                cache.store(spec.cache, key, staging, content)
+                _keep(spec.cache, key, staging, content)
         clock.mark("work")
         (output / cache.MANIFEST).unlink(missing_ok=True)
         for name in cache.FOLDERS:
@@ -93,6 +93,14 @@ def prepare(spec: PrepareSpec, clock: Clock | None = None) -> dict[str, Any]:
     )
     write_json(output / cache.MANIFEST, manifest)
     return summary
+
+
+def _keep(folder: Path, key: str, staging: Path, content: dict[str, Any]) -> None:
+    """Store what was made in the cache, without which it is made again elsewhere and no more."""
+    try:
+        cache.store(folder, key, staging, content)
+    except OSError as error:
+        print(printable(f"prepare: not kept for other experiments: {folder / key}: {error}"), file=sys.stderr)
 
 
 def is_current(spec: PrepareSpec) -> bool:

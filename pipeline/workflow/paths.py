@@ -29,6 +29,8 @@ def refusal(what: str, path: object, refused: str = REFUSED) -> str | None:
         path: The path as it was given.
         refused: The characters that it may not hold, besides those that cannot be printed.
     """
+    if isinstance(path, bool) or not isinstance(path, str | int | Path):
+        return f"{what}: Snakemake reads it as {path!r}, which is no text; write it as '[\"TEXT\"]'"
     text = str(path)
     if what == "image":
         wrong = sorted(set(IMAGE.sub("", text)))

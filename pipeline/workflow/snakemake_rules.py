@@ -26,6 +26,7 @@ from pipeline.launch.lease import Held
 from pipeline.specs import ModelId
 from pipeline.steps.programs import source_digest
 from pipeline.workflow import containers, image_checks, paths, resources, runs, slurm_site
+from pipeline.workflow.given_files import fingerprint
 from pipeline.workflow.jobs import Job, canonical
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.robustness_jobs import attacks
@@ -37,9 +38,10 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     """The plan that ``--config`` asks for, and the site; prints every problem and exits with 2 where there is one.
 
     Args:
-        options: What ``--config`` gives.
+        options: What ``--config`` gives; each but ``set`` is a text, or a list of one, which Snakemake reads as it is.
         cluster: Whether jobs run on the site's nodes, which must hold them then in place of this machine.
     """
+    options = {name: _text(value) if name != "set" else value for name, value in options.items()}
     unknown = [name for name in options if name not in OPTIONS]
     problems = [f"--config {name}: unknown option{hint(name, list(OPTIONS))}" for name in unknown]
     given = {f"--config {name}": options[name] for name in OPTIONS if name in options and name not in ("image", "set")}
@@ -77,6 +79,10 @@ def read(options: Mapping[str, Any], cluster: bool = False) -> tuple[Plan, Site]
     if problems or plan is None:
         _stop(problems)
     return plan, here
+
+
+def _text(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
 
 
 def use_cache(here: Site) -> None:
@@ -148,13 +154,13 @@ def require_judge_key(plan: Plan) -> None:
     print(f"judge: {settings.sends}", file=sys.stderr)
 
 
-def hold(plan: Plan) -> None:
+def hold(plan: Plan, cluster: bool = False) -> None:
     """Hold the experiment's results until this process ends, unless ``unlearn run`` does, and end what killed runs have
-    left at work on them; exit with 2 where another run is alive."""
+    left at work on them, on a ``cluster`` in Slurm's queue too; exit with 2 where another run is alive."""
     if os.environ.get(RUN):
         return
     try:
-        held = runs.begin(plan.paths.root, lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+        held = runs.begin(plan.paths.root, lambda: os.kill(os.getpid(), signal.SIGTERM), cluster)
     except Held as error:
         _stop([str(error)])
     atexit.register(held.release)
@@ -243,8 +249,15 @@ class Rules:
         return lambda wildcards: [str(path) for path in self._job(pattern, wildcards).reads.get(purpose, ())]
 
     def source(self, pattern: str) -> Callable[[Any], str]:
-        """The digest of the source files that the job runs: a change in one is a reason to run the job again."""
-        return lambda wildcards: source_digest(self._job(pattern, wildcards).spec)
+        """A digest of the source files that the job runs, and one of the files that a user gives it, if there are
+        some: a change in one is a reason to run the job again."""
+
+        def digests(wildcards: Any) -> str:
+            job = self._job(pattern, wildcards)
+            given = fingerprint(path for path in job.inputs if not path.is_relative_to(self.plan.paths.root))
+            return f"{source_digest(job.spec)} {given}".rstrip()
+
+        return digests
 
     def spec(self, pattern: str) -> Callable[[Any], str]:
         """The job's specification: a change in it is a reason to run the job again."""

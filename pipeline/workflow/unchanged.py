@@ -1,7 +1,8 @@
 """What Snakemake has found nothing to do about, so that it need not be asked again: minutes with thousands of jobs.
 
 It is asked whenever anything that it looks at differs from what it saw: a file's time or size, a file that is there or
-not, a specification, a source file, a rule, the image, its version, or what it notes of jobs that were cut short.
+not, what is in a user's file, a specification, a source file, a rule, the image, its version, or what it notes of jobs
+that were cut short.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipeline.config.site import ROOT, Site
 from pipeline.launch import lease
 from pipeline.launch.image import image
 from pipeline.steps.programs import source_digest
+from pipeline.workflow.given_files import fingerprint
 from pipeline.workflow.plan import Plan
 
 NAME = ".unchanged"
@@ -63,6 +65,7 @@ class State:
         outside = {path for job in plan.jobs.values() for path in job.inputs if not path.is_relative_to(root)}
         for path in sorted({*outside, *(path / STAMP for path in outside)}):
             yield _seen(os.fspath(path))
+        yield fingerprint(outside)
         for folder, folders, files in os.walk(root):
             folders[:] = sorted(name for name in folders if not TEMPORARY.fullmatch(name))
             if folder == os.fspath(root) and LOGS in folders:

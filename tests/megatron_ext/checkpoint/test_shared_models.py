@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,64 @@ def test_a_damaged_model_is_removed_and_nothing_copied(entry: Path, tmp_path: Pa
     (tmp_path / "other").mkdir()
     assert shared_models.fetch(entry.parent, "name", tmp_path / "other") is None
     assert not entry.exists() and list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("record", ["{", "[" * 10**5, '{"facts": {}, "files": {}}', None])
+def test_a_wrong_record_is_damage(entry: Path, tmp_path: Path, record: str | None) -> None:
+    (entry / shared_models.FILES).unlink()
+    if record is not None:
+        (entry / shared_models.FILES).write_text(record)
+    assert shared_models.fetch(entry.parent, "name", tmp_path / "other") is None
+    assert not entry.exists()
+
+
+def test_a_full_disk_of_the_reader_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint" / "model.safetensors").write_bytes(bytes(2 * 10**6))
+    (tmp_path / "run" / "steps.jsonl").write_text("{}\n")
+    shared_models.store(tmp_path / "shared", "name", tmp_path / "run", FACTS)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            shared_models.fetch(tmp_path / "shared", "name", tmp_path / "other")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.errno == errno.EFBIG
+    assert list((tmp_path / "other").iterdir()) == []
+    assert shared_models.fetch(tmp_path / "shared", "name", tmp_path / "other") == FACTS
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", shared_models.FILES])
+def test_what_cannot_be_read_stays(
+    entry: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Path.open
+
+    def broken(path: Path, *args: Any, **more: Any) -> Any:
+        if path == entry / name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", broken)
+        assert shared_models.fetch(entry.parent, "name", tmp_path / "other") is None
+    assert f"{entry} cannot be read" in capsys.readouterr().err
+    assert list((tmp_path / "other").iterdir()) == []
+    assert shared_models.fetch(entry.parent, "name", tmp_path / "other") == FACTS
+
+
+@pytest.mark.slow
+def test_a_shared_folder_that_cannot_be_written_costs_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from megatron_ext.steps import train
+
+    worlds.write_data(tmp_path)
+    (tmp_path / "shared").touch()
+    train.main([str(worlds.train_spec(tmp_path, steps=1, shared=str(tmp_path / "shared")))])
+    assert "not kept for other experiments" in capsys.readouterr().err
+    assert (tmp_path / "target" / "summary.json").is_file()
 
 
 @pytest.mark.slow

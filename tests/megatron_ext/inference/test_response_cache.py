@@ -38,7 +38,35 @@ def test_a_line_that_was_cut_short_is_left_out_and_lines_follow_it(tmp_path, alo
 def test_another_models_answers_are_dropped(tmp_path, alone, capsys):
     ResponseCache(tmp_path, IDENTITY, alone).add([("a", 1)])
     assert ResponseCache(tmp_path, {**IDENTITY, "model": "b"}, alone).get("a") is None
-    assert f"{tmp_path} is of another model, data or layout" in capsys.readouterr().out
+    assert f"{tmp_path} is of another model, data, layout or code (model)" in capsys.readouterr().out
+
+
+def test_answers_of_other_code_are_dropped(tmp_path, alone, capsys, monkeypatch):
+    ResponseCache(tmp_path, IDENTITY, alone).add([("a", 1)])
+    monkeypatch.setattr("megatron_ext.checkpoint.identity.code", lambda: "other")
+    assert ResponseCache(tmp_path, IDENTITY, alone).get("a") is None
+    assert "layout or code (code): starting from the beginning" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\0\0", "\udcff"])
+def test_an_identity_that_cannot_be_read_is_another_one(text, tmp_path, alone, capsys):
+    ResponseCache(tmp_path, IDENTITY, alone).add([("a", 1)])
+    (tmp_path / "identity.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert ResponseCache(tmp_path, IDENTITY, alone).get("a") is None
+    assert "starting from the beginning" in capsys.readouterr().out
+    ResponseCache(tmp_path, IDENTITY, alone).add([("a", 2)])
+    assert ResponseCache(tmp_path, IDENTITY, alone).get("a") == 2
+
+
+def test_a_line_that_is_none_is_left_out(tmp_path, alone, capsys):
+    """As a machine that crashed may leave it."""
+    ResponseCache(tmp_path, IDENTITY, alone).add([("a", 1), ("b", 2), ("c", 3)])
+    file = tmp_path / "rank-0.jsonl"
+    first, second, third = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + b"\0" * (len(second) - 1) + b"\n" + third)
+    again = ResponseCache(tmp_path, IDENTITY, alone)
+    assert (again.get("a"), again.get("b"), again.get("c")) == (1, None, 3)
+    assert f"{file}, line 2: is left out" in capsys.readouterr().out
 
 
 def test_without_a_folder_nothing_is_kept(alone):

@@ -9,13 +9,20 @@ import random
 import signal
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
 
+from megatron_ext.distributed.process_groups import Ranks
+from megatron_ext.training.resume import Resume
 from tests.support import distributed, worlds
 from tests.support.distributed import environments
 
@@ -172,5 +179,108 @@ def test_a_state_of_another_configuration_is_dropped_aloud(world: Path) -> None:
     started.ranks[0].kill()
     started.end(60)
     changed = worlds.train_spec(world, "other", steps=20, checkpoint_every=5)
-    assert "another configuration" in finish("train", changed)
+    said = finish("train", changed)
+    assert "is of another configuration, other inputs or other code (spec.steps): starting from the beginning" in said
     assert len(steps(world / "other")) == 20
+
+
+@pytest.mark.slow
+def test_a_damaged_file_of_one_rank_is_left_out_by_all(world: Path) -> None:
+    runtime = {"device": "cpu", "timeout_seconds": 60.0, "layout": {"data": 2, "distributed_optimizer": True}}
+    spec = worlds.train_spec(world, "damaged", steps=12, checkpoint_every=5, runtime=runtime)
+    started = start("train", spec, ranks=2)
+    wait_for_step(started, world / "damaged" / "resume" / "steps.jsonl", 7)
+    started.ranks[0].kill()
+    started.end(60)
+    (file,) = (world / "damaged" / "resume").glob("step-*/*-data-1.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    said = finish("train", spec, ranks=2)
+    assert f"a state cannot be read and is left out: {file}" in said and "going on" not in said
+    assert [line["step"] for line in steps(world / "damaged")] == list(range(12))
+
+
+class Kept(Resume):
+    """The states of a run whose only tensor is a number of steps."""
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield "value", torch.tensor(float(self.log.count()))
+
+    def _groups(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        return iter(())
+
+    def _load(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            self.loaded = float(file.get_tensor("value"))
+
+
+def kept(folder: Path, alone: Ranks, **identity: Any) -> Kept:
+    return Kept(folder, {"spec": {"seed": 0, **identity}}, SimpleNamespace(ranks=alone))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def states(tmp_path: Path, alone: Ranks) -> Path:
+    """The folder of a run with a state after two steps and one after three, as a machine that stops can leave it."""
+    run = kept(tmp_path, alone)
+    assert run.restore() == 0
+    for step in range(3):
+        run.log.write({"step": step})
+        if step:
+            run.save(step + 1)
+            (run.folder / f"step-{step + 1:08d}").rename(tmp_path / f"{step + 1}")
+    for step in (2, 3):
+        (tmp_path / f"{step}").rename(run.folder / f"step-{step:08d}")
+    run.log.close()
+    return run.folder
+
+
+def state_cut(state: Path) -> None:
+    (state / "state.json").write_text("")
+
+
+def state_gone(state: Path) -> None:
+    (state / "state.json").unlink()
+
+
+def tensors_cut(state: Path) -> None:
+    (file,) = state.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def tensors_gone(state: Path) -> None:
+    (file,) = state.glob("*.safetensors")
+    file.unlink()
+
+
+def log_cut(state: Path) -> None:
+    (state.parent / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [state_cut, state_gone, tensors_cut, tensors_gone, log_cut])
+def test_of_a_state_that_cannot_be_read_the_one_before_is_used(
+    damage: Callable[[Path], None], states: Path, alone: Ranks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kept(states.parent, alone).restore() == 3
+    damage(states / "step-00000003")
+    run = kept(states.parent, alone)
+    assert run.restore() == 2 and run.loaded == 2
+    said = capsys.readouterr().out
+    assert "a state cannot be read and is left out: " in said and str(states) in said
+    assert "going on after step 2" in said
+    run.save(2)
+    assert [state.name for state in states.glob("step-*")] == ["step-00000002"]
+    run.log.close()
+    if damage is not log_cut:
+        damage(states / "step-00000002")
+        assert kept(states.parent, alone).restore() == 0
+        assert not list(states.glob("step-*"))
+
+
+@pytest.mark.slow
+def test_a_state_of_other_code_is_dropped_aloud(
+    states: Path, alone: Ranks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_ext.checkpoint.identity.code", lambda: "other")
+    monkeypatch.setattr("megatron_ext.checkpoint.identity.PACKAGES", ("torch",))
+    assert kept(states.parent, alone, seed=1).restore() == 0
+    assert "(code, spec.seed, versions.megatron-core, versions.numpy): starting from" in capsys.readouterr().out

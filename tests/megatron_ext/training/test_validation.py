@@ -262,7 +262,7 @@ def test_the_trajectory_and_the_choice_do_not_depend_on_the_layout(world: Path) 
 def unlearn_and_die(spec: str, step: int) -> None:
     """Killed when the weights after this step may be the best and are written, but the trajectory does not say so."""
     from megatron_ext.steps import unlearn
-    from megatron_ext.training.resume import StepLog
+    from megatron_ext.training.step_log import StepLog
 
     plain = StepLog.write
 

@@ -25,6 +25,7 @@ from pipeline.config.sizing import Shape
 from pipeline.data.chat_templates import template_of
 from pipeline.data.templates import TEMPLATES
 from pipeline.data.tokenizer import train
+from pipeline.launch.specification import as_yaml
 from pipeline.specs import EvaluateSpec, FetchDataSpec, FetchSpec, PrepareSpec
 
 ROOT = Path(__file__).parents[3]
@@ -461,6 +462,47 @@ def test_metrics_refuse_retrain_of_other_data(changes: dict[str, Any], tmp_path:
     assert "--retain:" in said and "is of another evaluation" in said
     both = ("forget10", "forget05") if "split" in changes else ("a" * 64, "b" * 64)
     assert all(repr(value) in said for value in both)
+
+
+def test_a_refused_command_does_not_take_over_the_results_of_the_run_that_is_alive(
+    model: Path, benchmark: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only here does a command with other options come while another's evaluation runs in the same folder."""
+    from pipeline.steps.prepare import prepare
+
+    out, alive, made = tmp_path / "out", [False], [0]
+    first = command(model, benchmark, out, "--option", "max_new_tokens=5")
+    second = command(model, benchmark, out, "--option", "max_new_tokens=3")
+
+    def run(spec: Any) -> int:
+        if isinstance(spec, PrepareSpec):
+            prepare(spec)
+        elif alive[0]:
+            return 2
+        else:
+            alive[0] = True
+            (out / "spec.yaml").write_text(as_yaml(spec))
+            (out / "evaluation.json").unlink(missing_ok=True)
+            assert main(second if spec.options.max_new_tokens == 5 else first) == 2
+            alive[0] = False
+            made[0] += 1
+            shutil.copytree(_examples(tmp_path / f"made {made[0]}").parent, out, dirs_exist_ok=True)
+            (out / "provenance.json").write_text(json.dumps({"spec": spec.model_dump(mode="json")}))
+        return 0
+
+    monkeypatch.setattr(evaluate, "_run", run)
+    monkeypatch.setattr(evaluate.results, "lines", lambda spec: ["shown"])
+    assert main(first) == 0 and main(first) == 0
+    assert capsys.readouterr().out.count("finished before, and nothing has changed") == 1
+    assert main(second) == 0 and made == [2]
+    assert "other than before: options; evaluated again" in capsys.readouterr().out
+    (out / "evaluation.json").write_text((out / "evaluation.json").read_text() + " ")
+    assert main(second) == 0 and made == [3], "the record is not the one that was noted"
+    (out / "inputs.json").write_text("[]")
+    assert main(second) == 0 and made == [4]
+    monkeypatch.setattr(evaluate, "_run", lambda spec: 0)  # another's results are there at the end
+    assert main(first) == 1
+    assert "another run has begun there" in capsys.readouterr().err
 
 
 def test_a_retain_evaluation_of_other_data_is_refused_before_the_model_is_loaded(

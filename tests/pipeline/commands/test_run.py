@@ -13,13 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from snakemake.cli import parse_config
 
 from pipeline.__main__ import main
 from pipeline.commands import run
 from pipeline.config.load import CONFIGS
 from pipeline.launch import lease
 from pipeline.launch.lease import Holder
-from pipeline.workflow import runs
+from pipeline.workflow import runs, snakemake_rules
 
 ROOT = CONFIGS.parent
 
@@ -45,6 +46,19 @@ def unlearn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
 
 
+@pytest.mark.parametrize("name", ["2024_01", "007", "1e3", "runs #2", "True", "a: b", "~", "Läufe 😀", "results"])
+def test_snakemake_reads_a_folders_name_as_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "_snakemake", lambda command: called.append(command) or 0)
+    assert main(["run", "mini", "--results", name, "--set", "seeds=[0, 1]", "--", "--dry-run"]) == 0
+    options = called[0][called[0].index("--config") + 1 :]
+    config = parse_config(options)
+    assert config == {"experiment": ["mini"], "results": [name], "set": ["seeds=[0, 1]"]}
+    plan, _ = snakemake_rules.read(config)
+    assert plan.paths.root == Path(name) / "mini" and list(plan.config.experiment.seeds) == [0, 1]
+
+
 def test_mistakes_are_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +82,8 @@ def test_options_of_snakemake_go_to_snakemake(tmp_path: Path, monkeypatch: pytes
     )
     assert main(["run", "mini", "--until", "train", "--", "--dry-run", "--forcerun", "prepare"]) == 0
     assert called[0][0] == "train"
-    assert called[0][-6:] == ["--dry-run", "--forcerun", "prepare", "--config", "experiment=mini", "results=results"]
+    options = ['experiment=["mini"]', 'results=["results"]']
+    assert called[0][-6:] == ["--dry-run", "--forcerun", "prepare", "--config", *options]
     assert list(tmp_path.iterdir()) == []
 
 

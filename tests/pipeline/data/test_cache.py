@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,46 @@ def test_a_damaged_entry_is_removed_with_a_message(
     assert "making it again" in message
     assert not (folder / "key").exists()
     assert not list((tmp_path / "copy").glob("**/*.npz"))
+
+
+def test_a_full_disk_of_the_reader_is_no_damage(tmp_path: Path) -> None:
+    file = tmp_path / "made" / "train" / "full.npz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(2 * 10**6))
+    manifest = {"files": {"train/full.npz": cache.sha256(file)}}
+    cache.store(tmp_path / "cache", "key", tmp_path / "made", manifest)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            cache.fetch(tmp_path / "cache", "key", tmp_path / "copy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.errno == errno.EFBIG
+    assert cache.fetch(tmp_path / "cache", "key", tmp_path / "copy") == manifest
+
+
+@pytest.mark.parametrize("name", ["train/full.npz", "manifest.json"])
+def test_an_entry_that_cannot_be_read_stays(
+    entry: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, manifest = entry
+    opened = Path.open
+
+    def broken(path: Path, *args: Any, **more: Any) -> Any:
+        if path == folder / "key" / name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", broken)
+        assert cache.fetch(folder, "key", tmp_path / "copy") is None
+    assert f"{folder / 'key'} cannot be read" in capsys.readouterr().err
+    assert cache.fetch(folder, "key", tmp_path / "copy") == manifest
 
 
 NAMES = ("../victim", "/{victim}", "train/../../victim", "train//full.npz", "./train/full.npz", "train/", "", ".", "..")

@@ -20,7 +20,9 @@ from megatron_ext.config import Layout, Runtime
 from megatron_ext.specs import ReferenceSpec, TrainSpec, UnlearnSpec, read
 from pipeline.benchmarks.tofu.synthetic import SyntheticSource
 from pipeline.data.settings import BpeTokenizer
+from pipeline.launch import __main__ as launch
 from pipeline.launch import environment, provenance
+from pipeline.launch.lease import Lease
 from pipeline.launch.specification import as_yaml, specification
 from pipeline.specs import FetchSpec, PrepareSpec, ReportSpec
 from pipeline.workflow.jobs import canonical
@@ -59,6 +61,50 @@ def test_a_step_leaves_its_specification_and_provenance(prepare: PrepareSpec) ->
     assert found["summary"]["work_seconds"] > 0
     assert found["started"] <= found["ended"]
     assert not list(prepare.output.glob(".*"))
+
+
+def test_a_refused_step_has_changed_nothing(prepare: PrepareSpec) -> None:
+    """Otherwise the results of the run that is alive would later be taken for those of the refused one."""
+    path = prepare.output / "spec.yaml"
+    held = Lease.take(prepare.output)
+    path.write_text("of the run that is alive")
+    try:
+        done = start(str(path), canonical(prepare))
+    finally:
+        held.release()
+    assert done.returncode == 2 and "another run is alive" in done.stderr
+    assert path.read_text() == "of the run that is alive"
+
+
+def test_a_step_in_an_image_is_told_its_specification_there(
+    prepare: PrepareSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only there is it known that nobody else writes."""
+    (tmp_path / "apptainer").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/said; cat > {tmp_path}/told\n')
+    (tmp_path / "apptainer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    path = prepare.output / "spec.yaml"
+    done = start(str(path), canonical(prepare), "--image", str(tmp_path / "image.sif"))
+    assert done.returncode == 0 and not path.exists()
+    assert (tmp_path / "said").read_text().endswith(f"python -m pipeline.launch {path} -\n")
+    assert PrepareSpec.model_validate_json((tmp_path / "told").read_text()) == prepare
+
+
+def test_a_step_whose_file_changes_meanwhile_names_the_one_that_ran(
+    prepare: PrepareSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = prepare.output / "spec.yaml"
+    ran = as_yaml(prepare).encode()
+
+    def program(argv: list[str]) -> None:
+        path.write_text("of another")
+        (prepare.output / "summary.json").write_text("{}")
+
+    monkeypatch.setattr("pipeline.steps.prepare.main", program)
+    monkeypatch.setattr("pipeline.launch.__main__.set_environment", lambda spec: None)
+    assert launch.main([str(path), canonical(prepare)]) == 0
+    found = json.loads((prepare.output / "provenance.json").read_text())
+    assert found["spec_sha256"] == hashlib.sha256(ran).hexdigest()
 
 
 def test_a_step_runs_again_from_its_specification_alone(prepare: PrepareSpec, tmp_path: Path) -> None:

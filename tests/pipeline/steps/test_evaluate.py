@@ -190,6 +190,15 @@ def test_a_retain_evaluation_that_is_missing_is_named(run, tmp_path):
         run("npo", {"retain_evaluation": tmp_path / "nowhere"})
 
 
+def test_an_evaluation_that_has_begun_leaves_no_record_of_an_older_one(run, tmp_path):
+    """A folder with a record is complete."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "evaluation.json").write_text("{}")
+    with pytest.raises(DataError):
+        run("target", {"retain_evaluation": tmp_path / "none"})
+    assert not (tmp_path / "target" / "evaluation.json").exists()
+
+
 def test_changed_data_are_refused(data, run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)

@@ -174,6 +174,12 @@ def test_cache_gives_the_same_bytes_and_a_damaged_one_is_made_again(
     assert prepare(spec(tmp_path / "d", cache=str(tmp_path / "cache")))["cached"]
 
 
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cache").touch()
+    assert not prepare(spec(tmp_path / "a", cache=str(tmp_path / "cache")))["cached"]
+    assert f"not kept for other experiments: {tmp_path / 'cache'}" in capsys.readouterr().err
+
+
 def test_anything_that_changes_the_files_changes_the_key(tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [
         {},

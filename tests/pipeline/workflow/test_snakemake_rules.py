@@ -243,6 +243,13 @@ def test_options_may_be_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "data_root: '2024' is not a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [1e3, None, True, ["a", "b"], [1], {"a": "b"}])
+def test_what_snakemake_reads_as_no_text_names_no_folder(value: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        snakemake_rules.read({"results": value})
+    assert f"--config results: Snakemake reads it as {value!r}" in capsys.readouterr().err
+
+
 SHELL = ("$(touch F)", "`id`", '"; id; "', "a'b", "{x}", "a;id", "a|id", "a&id", "a\\b", "a\nb", "\x1b[2J", "*", "-n")
 
 

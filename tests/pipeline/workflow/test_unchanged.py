@@ -49,6 +49,12 @@ def touch(name: str) -> None:
     os.utime(name, ns=(10**18 + 1, 10**18 + 1))
 
 
+def edited() -> None:
+    """With the same size and the same time."""
+    Path("mine.jsonl").write_text("another")
+    os.utime("mine.jsonl", ns=(10**18, 10**18))
+
+
 def linked() -> None:
     Path("elsewhere").mkdir()
     Path("results/mini/models").symlink_to(Path("elsewhere").absolute())
@@ -69,6 +75,7 @@ def cut_short() -> None:
         lambda: touch(FOLDER),
         lambda: touch("mine.jsonl"),
         lambda: Path("mine.jsonl").unlink(),
+        edited,
         lambda: Path(OUTPUT).unlink(),
         lambda: Path(FOLDER, "model.safetensors").unlink(),
         lambda: Path(FOLDER).rename("elsewhere"),
