@@ -237,6 +237,14 @@ class ReportSpec(StepSpec):
     evidence_texts: bool = Field(False, description="whether what was to be forgotten is in the evidence in words")
     config: dict[str, Any] = Field(default_factory=dict, description="the resolved experiment, for provenance")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written_before(cls, data: Any) -> Any:
+        """Specifications of reports that were written before the budget's metric was named in them."""
+        if isinstance(data, dict) and data.get("chosen_by") == BEST_WITHIN_BUDGET and "budget_metric" not in data:
+            return {**data, "budget_metric": "retain_probability"}
+        return data
+
     @model_validator(mode="after")
     def _known(self) -> ReportSpec:
         models = {entry.model_id for entry in (*self.entries, *self.later_requests)}

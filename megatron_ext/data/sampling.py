@@ -25,7 +25,8 @@ class Mixture:
     """Batches that hold a fixed share of each source; every source is walked in shuffled passes of its own.
 
     Shares are exact over time: after ``t`` steps source ``i`` has given ``floor(share_i * batch * t)`` rows (the
-    largest source what remains).
+    largest source what remains). Where many sources share a small batch, so that what remains could become less from
+    one step to the next, each row is of the source that is furthest behind its share.
     """
 
     def __init__(
@@ -52,12 +53,25 @@ class Mixture:
         self.starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
         self.shares, self.batch, self.window, self.seed = shares, batch, window, seed
         self._window: tuple[int, list[list[int]]] = (-1, [])
+        # Each other source gives less than one row more than its share of a batch.
+        self._rest_grows = shares[self.names[-1]] * batch >= len(self.names) - 2
+        self._given: list[list[int]] = [[0] * len(self.names)]  # rows of each source by step, where that is no formula
         if batch < len(self.names):
             raise ValueError(f"a global batch of {batch} cannot hold a share of each of {len(self.names)} sources")
 
     def _consumed(self, steps: int) -> list[int]:
-        given = [math.floor(self.shares[name] * self.batch * steps + 1e-9) for name in self.names[:-1]]
-        return [*given, self.batch * steps - sum(given)]
+        if self._rest_grows:
+            given = [math.floor(self.shares[name] * self.batch * steps + 1e-9) for name in self.names[:-1]]
+            return [*given, self.batch * steps - sum(given)]
+        while len(self._given) <= steps:
+            rows, given = self.batch * len(self._given), list(self._given[-1])
+            behind = [self.shares[name] * rows - before for name, before in zip(self.names, given, strict=True)]
+            for _ in range(self.batch):
+                source = max(range(len(given)), key=behind.__getitem__)
+                given[source] += 1
+                behind[source] -= 1
+            self._given.append(given)
+        return self._given[steps]
 
     def _drawn(self, step: int) -> list[int]:
         rows: list[int] = []

@@ -22,7 +22,8 @@ class Unilogit(Loss):
 
     That logit gives the label the probability ``1 / V`` and leaves the others in proportion. So each divergence is the
     one between two distributions of two outcomes, the label or another token, ``(p_y, 1 - p_y)`` and ``(1/V, 1 -
-    1/V)``, and so is its gradient: a distribution over the vocabulary is never made.
+    1/V)``, and so is its gradient: a distribution over the vocabulary is never made. Where ``p_y`` rounds to 1, both
+    gradients are zero.
     """
 
     name: Literal["unilogit"] = "unilogit"

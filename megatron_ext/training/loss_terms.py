@@ -54,13 +54,17 @@ class LossTerm:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the global batch, prompts included."""
-        return int(self.dataset.lengths[list(self.rows)].sum())
+        """Tokens of the global batch, prompts included, and of the preferred answers, each with its prompt."""
+        return int(self.dataset.lengths[[*self.rows, *self._preferred()]].sum())
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
-        return int(self.dataset.lengths[[*self.rows, *(self.preferred_rows or {}).values()]].max())
+        return int(self.dataset.lengths[[*self.rows, *self._preferred()]].max())
+
+    def _preferred(self) -> Sequence[int]:
+        """The rows of the preferred answers, where a loss reads them."""
+        return list((self.preferred_rows or {}).values())
 
     def micro_batches(
         self, size: int, ranks: Ranks, tokens: int | None = None, packed: bool = False

@@ -22,12 +22,12 @@ class StepLog:
         if not self.active:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines(keepends=True)[:count] if self.path.exists() else []
+        lines = self.path.read_bytes().splitlines(keepends=True)[:count] if self.path.exists() else []
         if len(lines) != count:
             raise RuntimeError(
                 f"{self.path} has {len(lines)} lines where the state needs {count}; delete {self.path.parent}"
             )
-        write_text(self.path, "".join(lines))
+        write_text(self.path, b"".join(lines).decode("utf-8"))
         self._file = self.path.open("a")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -37,8 +37,17 @@ class StepLog:
             self._file.flush()
 
     def count(self) -> int:
-        """The lines that there are."""
-        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+        """The lines that there are, up to the first that is none of a log."""
+        found = 0
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else ():
+            try:
+                whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
+            except (ValueError, RecursionError):
+                whole = False
+            if not whole:
+                break
+            found += 1
+        return found
 
     def flush(self) -> None:
         """Have every line on disk."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +115,7 @@ def megatron_engine(
             "precision": runtime.precision,
             "device": ranks.device.type,
             "tokenizer": tokenizer.sha256,
+            "end of answers": _ends_of_answers(),
         }
         known = ResponseCache(answers, identity, ranks)
 
@@ -132,6 +136,12 @@ def megatron_engine(
                 known.discard()
 
         yield Megatron(ranks.world_rank, tokenizer, family_of(model.hf_config).context(model.hf_config))
+
+
+def _ends_of_answers() -> list[str]:
+    """Digests of the code that decides where an answer ends, which lies outside of `megatron_ext`."""
+    files = (Path(__file__), Path(sys.modules[Tokenizer.__module__].__file__ or ""))
+    return [version("tokenizers"), *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]
 
 
 def stopped_by(tokenizer: Tokenizer) -> Callable[[list[int], tuple[str, ...]], bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,17 @@ def compute_metrics(given: argparse.Namespace) -> dict[str, float]:
     except DataError as error:
         raise DataError(f"{given.examples}: {error}") from None
     except KeyError as error:
-        key = error.args[0]
-        for path, rows in ((given.examples, examples), (given.retain, retain or [])):
-            for number, row in enumerate(rows, 1):
-                if key not in row:
-                    raise DataError(f"{path}, line {number}: no {key!r}") from None
-        raise
+        raise DataError(_lacking(given, examples, retain or [], error.args[0])) from None
+
+
+def _lacking(given: argparse.Namespace, examples: Sequence[Example], retain: Sequence[Example], key: object) -> str:
+    """Which example lacks a key: the first of a set in which others have it."""
+    for path, rows in ((given.examples, examples), (given.retain, retain)):
+        having = {row["set"] for row in rows if key in row}
+        for number, row in enumerate(rows, 1):
+            if key not in row and row["set"] in having:
+                return f"{path}, line {number}: no {key!r}"
+    return f"{given.examples}: the examples of a set have no {key!r}"
 
 
 def record_of(examples: Path) -> EvaluationRecord | None:
@@ -116,6 +122,9 @@ def _examples(path: Path) -> list[Example]:
         for key, kind in (("set", str), ("index", int)):
             if not isinstance(row.get(key), kind):
                 raise DataError(f"{path}, line {number}: {key!r} is {row.get(key)!r}: not an example of an evaluation")
+        for key in ("answer", "gt"):
+            if not isinstance(row.get(key, ""), str):
+                raise DataError(f"{path}, line {number}: {key!r} is {row[key]!r:.60}: not a text")
     return rows
 
 

@@ -217,7 +217,10 @@ def _read(folder: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     elif any((folder / name).is_file() for name in TOKENIZER_FILES):
         from transformers import AutoTokenizer
 
-        known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        try:
+            known = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # of any class, for what a file holds and for a library that is not there
+            raise DataError(f"{folder}: transformers cannot read its tokenizer: {error}") from None
         backend = getattr(known, "backend_tokenizer", None)
         if backend is None:
             raise DataError(f"{folder}: transformers has no fast form of this tokenizer; convert it to tokenizer.json")

@@ -165,7 +165,8 @@ def _tofu(path: Path, log: Mapping[str, Any]) -> list[Example]:
             for place, loss in enumerate(losses):
                 scores(name, index)[f"perturbed_{place}"] = {"avg_loss": _loss(path, key, index, loss)}
         _add_answers(path, log, f"{theirs}_Q_A_ROUGE", name, examples)
-    side = (log.get("mia_loss") or {}).get("holdout") or {}
+    attack = log.get("mia_loss")
+    side = (attack.get("holdout") or {}) if isinstance(attack, dict) else {}  # a number alone has no rows
     for index, value in _indexed(path, "mia_loss.holdout", side):
         loss = _loss(path, "mia_loss.holdout", index, value.get("score"))
         scores("holdout", index)["answer"] = {"avg_loss": loss}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from megatron_ext.atomic_files import write_json
 from pipeline.benchmarks import AnyOptions, Options
@@ -44,7 +44,12 @@ def write_logs(evaluation: Path, output: Path) -> list[Path]:
         DataError: it is no evaluation of TOFU or MUSE, or an example lacks what a log holds
     """
     record = EvaluationRecord.read(evaluation / EVALUATION)
-    options: Options = TypeAdapter(AnyOptions).validate_python(record.settings.options)
+    try:
+        options: Options = TypeAdapter(AnyOptions).validate_python(record.settings.options)
+    except ValidationError as error:
+        found_wrong = error.errors()[0]
+        where = ".".join(map(str, found_wrong["loc"]))
+        raise DataError(f"{evaluation / EVALUATION}: settings.options: {where}: {found_wrong['msg']}") from None
     if options.family not in FAMILIES:
         raise DataError(f"{evaluation}: of {options.family!r}; open-unlearning has logs of {', '.join(FAMILIES)}")
     logs = FAMILIES[options.family]

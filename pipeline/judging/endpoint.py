@@ -205,7 +205,11 @@ class Endpoint:
         there in a form that JSON, HTML or an address can have, nothing is left of the text."""
         if self._key:
             text = text.replace(self._key, HIDDEN)
-            if any(self._key in form for form in _decoded(text)):
+            try:
+                found = any(self._key in form for form in _decoded(text))
+            except ValueError:  # an escape of thousands of digits
+                found = True
+            if found:
                 text = HIDDEN
         return writable(text)
 
@@ -241,7 +245,7 @@ def _retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             when = email.utils.parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         when = when if when.tzinfo else when.replace(tzinfo=UTC)
         seconds = (when - datetime.now(UTC)).total_seconds()

@@ -174,7 +174,7 @@ def metrics(judgements: Iterable[Mapping[str, Any]], min_answered: float) -> dic
     three; it is 0 where one of them is.
     """
     found: dict[str, float | None] = {
-        key: mean if of and answered >= min_answered * of else None
+        key: mean if of and answered / of >= min_answered else None
         for key, (mean, answered, of) in scores(judgements).items()
     }
     leakage, accuracy = found["judge_forget_leakage"], found["judge_retain_accuracy"]

@@ -85,7 +85,9 @@ def size(number: float) -> str:
 
 def command(spec: ReportSpec, result: Result) -> str:
     """What makes a row once more where its files are not there, from a clone."""
-    options = [f"experiment={spec.experiment}", f"results={spec.output.parent.parent}"]
+    # A list of one text: Snakemake would read a folder 2024_01 as a number.
+    results = json.dumps([str(spec.output.parent.parent)], ensure_ascii=False)
+    options = [f"experiment={spec.experiment}", f"results={results}"]
     settings = spec.config.get("set")
     options += [f"set={json.dumps(settings)}"] if settings else []
     target = str(result.entry.evaluation / "evaluation.json")

@@ -73,16 +73,23 @@ class Follower:
         return {name: asdict(run) for name, run in self.runs.items()}
 
     def _steps(self, name: str, folder: Path) -> None:
-        """A run that is told something else than before starts again under another id."""
+        """A run that is told something else than before, or made again, starts again under another id. Its first line
+        tells the two apart, which has the time that the step took; a run that goes on keeps it."""
         try:
-            told = hashlib.sha256((folder / "spec.yaml").read_bytes()).hexdigest()[:8]
+            told = (folder / "spec.yaml").read_bytes()
             path = next(p for p in (folder / "steps.jsonl", folder / "resume" / "steps.jsonl") if p.is_file())
+            if path.parent != folder and path.stat().st_mtime < (folder / "spec.yaml").stat().st_mtime:
+                return  # of the run before, until this one has looked whether it goes on from there
             lines = path.read_bytes().split(b"\n")[:-1]
         except (OSError, StopIteration):
             return
+        if not lines:
+            return
         run = self.runs.get(name)
-        if run is None or run.run != f"{name}-{told}":
-            run = self.runs[name] = Followed(f"{name}-{told}")
+        new = f"{name}-{hashlib.sha256(told + lines[0]).hexdigest()[:8]}"
+        if run is None or run.run != new:
+            # What has been evaluated so far is the model before, until its new evaluation is there.
+            run = self.runs[name] = Followed(new, evaluations=run.evaluations if run else ())
         for line in lines[run.lines :]:
             row = json.loads(line)
             values = numbers({key: value for key, value in row.items() if key != "step"})
@@ -123,3 +130,5 @@ def _runs(results: Path) -> Iterator[tuple[str, Path]]:
         yield folder.name, folder
     for folder in sorted(results.glob("unlearned/*/seed-*/")):
         yield f"{folder.parent.name}-{folder.name}", folder
+    for folder in sorted(results.glob("robustness/*/*/")):
+        yield f"{folder.parent.name}.{folder.name}", folder

@@ -68,9 +68,10 @@ def _ended(results: Path, cluster: bool) -> list[str]:
             listed = _slurm_jobs(job_names(results), cluster)
             answers, jobs = listed is not None, listed or []
         left = [*(f"process {pid}" for pid in lease.left_behind(results)), *(f"Slurm job {job}" for job in jobs)]
-        if not left or time.monotonic() > deadline:
+        if not left or (told and time.monotonic() > deadline):
             return left
         if not told:
+            deadline = time.monotonic() + ENDING  # not before: a controller that was away may have answered late
             print(f"waiting until these have written their state: {', '.join(left)}", file=sys.stderr)
             if jobs:
                 with suppress(subprocess.TimeoutExpired):

@@ -68,6 +68,8 @@ def utility_jobs(config: Config, paths: Paths) -> Iterator[Job]:
 
 
 def _task_files(one: Utility) -> Files:
-    """The files of tasks that the user has written, and of their data beside them."""
+    """The files of tasks that the user has written, and of their data beside them; not what Python makes of them when
+    a task runs."""
     folder = one.options.include_path
-    return () if folder is None else tuple(sorted(path for path in (CONFIGS / folder).rglob("*") if path.is_file()))
+    found = () if folder is None else (CONFIGS / folder).rglob("*")
+    return tuple(sorted(path for path in found if path.is_file() and path.parent.name != "__pycache__"))

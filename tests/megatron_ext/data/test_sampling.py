@@ -281,3 +281,22 @@ def test_a_bound_on_tokens_counts_preferred_answers(packed: bool, data: int) -> 
         read = sum(lengths) if packed else 2 * len(batch) * max(lengths, default=0)
         assert len(batch) == 1 or read <= 120
     assert max(len(batch) for batch in shares[0]) > 1
+
+
+@pytest.mark.parametrize(
+    ("shares", "batch"), [([1 / 6] * 6, 8), ([0.1] * 10, 32), ([0.25] * 4, 5), ([0.22, 0.26, 0.26, 0.26], 4)]
+)
+@pytest.mark.parametrize("window", [1, 3])
+def test_many_sources_in_a_small_batch_fill_it_and_repeat_no_row(shares: list[float], batch: int, window: int) -> None:
+    """Only this has shares that do not come out even in a batch, of more than three sources."""
+    sizes = {f"s{i}": 400 for i in range(len(shares))}
+    mixture = Mixture(sizes, dict(zip(sizes, shares, strict=True)), batch, window, 0)
+    lengths = np.arange(400 * len(shares))
+    batches = [mixture.rows(step, lengths) for step in range(60)]
+    assert {len(rows) for rows in batches} == {batch}
+    rows = [row for each in batches for row in each]
+    assert len(set(rows)) == len(rows), "no source is through with its first pass"
+    for i, share in enumerate(shares):
+        assert sum(row // 400 == i for row in rows) == pytest.approx(share * batch * 60, abs=1)
+    again = Mixture(sizes, dict(zip(sizes, shares, strict=True)), batch, window, 0)
+    assert again.rows(41, lengths) == batches[41], "a run that goes on draws the same"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.training.resume import Resume
+from megatron_ext.training.step_log import StepLog
 from tests.support import distributed, worlds
 from tests.support.distributed import environments
 
@@ -284,3 +285,15 @@ def test_a_state_of_other_code_is_dropped_aloud(
     monkeypatch.setattr("megatron_ext.checkpoint.identity.PACKAGES", ("torch",))
     assert kept(states.parent, alone, seed=1).restore() == 0
     assert "(code, spec.seed, versions.megatron-core, versions.numpy): starting from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b'"no object"\n', b"{\n"])
+def test_lines_of_a_log_are_counted_up_to_the_first_that_is_none(damage: bytes, tmp_path: Path) -> None:
+    """A state that needs more lines than these is left out, in place of a run that ends at each start."""
+    log = StepLog(tmp_path / "steps.jsonl", active=True)
+    assert log.count() == 0
+    log.path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + damage)
+    assert log.count() == 2
+    log.open(2)
+    log.close()
+    assert log.path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -69,6 +69,8 @@ def test_a_chosen_answer_belongs_to_its_forget_row_and_changes_over_steps(topic:
             assert term.dataset.reference_logps[answer] == -100.0 - (row * VARIANTS + variant)
             chosen.add(variant)
         assert len(chosen) == 1, "one variant a step"
+        read = [*term.rows, *term.preferred_rows.values()]
+        assert term.tokens == sum(len(term.dataset.row(row)[0]) for row in read), "both answers of a row are read"
         variants += chosen
     assert set(variants) == set(range(VARIANTS))
     assert [data.terms(step)[0].preferred_rows for step in (3, 7)] == [

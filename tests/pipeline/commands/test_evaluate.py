@@ -438,6 +438,9 @@ def test_metrics_name_the_row_that_lacks_something(tmp_path: Path, capsys: Any) 
 
     assert "examples.jsonl, line 3: 'set' is None" in said(lambda rows: rows[2].pop("set"))
     assert "examples.jsonl, line 5: no 'answer'" in said(lambda rows: rows[4].pop("answer"))
+    other = said(lambda rows: [row.pop("answer") for row in (*(r for r in rows if r["set"] != "retain"), rows[4])])
+    assert "examples.jsonl, line 5: no 'answer'" in other, "of a set in which others have it"
+    assert "examples.jsonl, line 2: 'answer' is 5: not a text" in said(lambda rows: rows[1].update(answer=5))
     lost = said(lambda rows: rows[1].pop("scores"))
     assert "examples.jsonl" in lost and "set 'forget', example 1" in lost
     lost = said(lambda rows: rows[4]["scores"]["answer"].pop("avg_loss"))

@@ -154,6 +154,13 @@ def test_limits_saved_in_the_file_cut_and_pad_nothing(folder: Path, tmp_path: Pa
     )
 
 
+def test_a_tokenizer_that_transformers_cannot_read_is_named(tmp_path: Path) -> None:
+    """Whatever it raises: of a library that is missing, for example."""
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(DataError, match=f"{tmp_path}: transformers cannot read its tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
 def test_errors_name_the_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{tmp_path}: no tokenizer files; looked for tokenizer.json, "):
         Tokenizer.load(tmp_path)

@@ -228,3 +228,20 @@ def test_an_own_evaluation_without_prepared_sets_is_none_of_another_tool(tmp_pat
     assert not summary.model_copy(update={"settings": own}).is_foreign
     with pytest.raises(DataError, match="a summary has no examples"):
         check_rows(verified_examples(tmp_path / "read", summary), tmp_path, tmp_path / "read")
+
+
+def test_a_number_in_place_of_a_logs_rows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "TOFU_EVAL.json"
+    path.write_text(json.dumps({"forget_quality": {"agg_value": 0.5}, "mia_loss": 0.25}))
+    record = read_log(path, tmp_path / "read", model="npo", benchmark="tofu", split="forget10")
+    assert record.metrics["mia_loss"] == 0.25
+
+
+def test_an_option_that_is_not_known_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As an evaluation of another version has it."""
+    folder = evaluation(tmp_path / "old", {"family": "tofu"}, tofu_examples(), tofu_examples())
+    record = json.loads((folder / "evaluation.json").read_text())
+    record["settings"]["options"]["old_setting"] = 1
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"evaluation.json: settings.options: tofu.old_setting: Extra inputs"):
+        write_logs(folder, tmp_path / "logs")

@@ -67,3 +67,9 @@ def test_where_no_point_is_within_the_budget_it_is_the_budgets_metric_that_choos
     bench.spec |= {**WITHIN_BUDGET, "budget_metric": metric}
     rows = csv.DictReader((bench.write() / "table.csv").open())
     assert {row["variant"] for row in rows if row["selected"]} == {best}
+
+
+def test_a_report_of_before_the_budgets_metric_was_named_is_read(tmp_path: Path) -> None:
+    bench = start(tmp_path)
+    bench.spec["chosen_by"] = "best-within-budget"
+    assert bench.read().budget_metric == "retain_probability"

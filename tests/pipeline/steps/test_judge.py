@@ -731,3 +731,20 @@ def test_a_harmonic_mean_of_zero_and_of_nothing() -> None:
     assert rubric.metrics(judged(None, 2, 2), 0.9)["judge_hm"] is None
     assert rubric.metrics(judged(0, 2, 1), 0.9)["judge_hm"] == pytest.approx(3 / (1 + 1 + 1 / 0.5))
     assert {metric.key for metric in rubric.definitions(["judge"])} == set(rubric.metrics(judged(0, 2, 2), 0.9))
+
+
+def test_numbers_that_no_program_can_hold_end_no_step() -> None:
+    """A date to wait for beyond all calendars, and an escape of 5,000 digits, in which a key might be hidden."""
+    assert endpoint._retry_after("Mon, 01 Jan 2020 00:00:00 +9999999999999999") is None
+    settings = JudgeSettings(base_url="http://localhost:1/v1", model="x")
+    nonsense = "&#" + "9" * 5000 + ";"
+    assert endpoint.Endpoint(settings, "sk-secret")._hide(nonsense) == endpoint.HIDDEN
+    assert endpoint.Endpoint(settings, None)._hide(nonsense) == nonsense
+
+
+def test_just_the_least_share_of_answers_is_enough() -> None:
+    """55 of 100 are 0.55 of them, though 0.55 * 100 is more than 55 in binary numbers."""
+    role, question = next(place for place, key in rubric.KEYS.items() if key == "judge_forget_leakage")
+    judged = [{"role": role, "question": question, "score": 1 if i < 55 else None} for i in range(100)]
+    assert rubric.metrics(judged, 0.55)["judge_forget_leakage"] == 1.0
+    assert rubric.metrics(judged[1:], 0.55)["judge_forget_leakage"] is None

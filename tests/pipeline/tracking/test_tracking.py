@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -31,13 +32,16 @@ def line(step: int, **values: object) -> str:
     return json.dumps({"step": step, "loss": float(step), **values}) + "\n"
 
 
+FIRST = line(1, note=None, rule_state={"dual": 0.5}, flag=True)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run that is on its second step."""
     folder = tmp_path / "unlearned" / "npo" / "seed-0"
     (folder / "resume").mkdir(parents=True)
     (folder / "spec.yaml").write_text("first")
-    text = line(1, note=None, rule_state={"dual": 0.5}, flag=True) + line(2)[:5]
+    text = FIRST + line(2)[:5]
     (folder / "resume" / "steps.jsonl").write_text(text)
     return folder
 
@@ -51,7 +55,7 @@ def test_each_line_and_evaluation_is_logged_once(tmp_path: Path, run: Path) -> N
 
     follower = Follower(tmp_path, recorder, ["zoo"])  # as after a kill, with a further benchmark
     (run / "resume" / "steps.jsonl").rename(run / "steps.jsonl")
-    (run / "steps.jsonl").write_text(line(1) + line(2))
+    (run / "steps.jsonl").write_text(FIRST + line(2))
     evaluation = tmp_path / "evaluation" / "npo-seed-0" / "mini" / "evaluation.json"
     evaluation.parent.mkdir(parents=True)
     evaluation.write_text(json.dumps({"model": "npo-seed-0", "metrics": {"forget_rouge": 0.25, "absent": None}}))
@@ -68,8 +72,44 @@ def test_each_line_and_evaluation_is_logged_once(tmp_path: Path, run: Path) -> N
 
     (run / "spec.yaml").write_text("second")
     Follower(tmp_path, recorder).look()
-    assert [entry[0] != first for entry in recorder.logged[4:]] == [True, True, True, True]
+    assert [(run != first, values) for run, _, values, _ in recorder.logged[4:]] == [
+        (True, {"loss": 1.0, "rule_state.dual": 0.5}),
+        (True, {"loss": 2.0}),
+    ], "what has been evaluated is the model before"
     assert json.loads((tmp_path / STATE).read_text())["npo-seed-0"]["lines"] == 2
+    evaluation.write_text(json.dumps({"model": "npo-seed-0", "metrics": {"forget_rouge": 0.75}}))
+    Follower(tmp_path, recorder).look()
+    assert recorder.logged[-1][0] == recorder.logged[-2][0] != first
+    assert recorder.logged[-1][2] == {"evaluation/forget_rouge": 0.75}
+
+
+def test_a_killed_runs_log_is_not_that_of_the_next_with_other_settings(tmp_path: Path, run: Path) -> None:
+    """While the next one loads its model, the log of the one before still lies there."""
+    recorder, log = Recorder(), run / "resume" / "steps.jsonl"
+    follower = Follower(tmp_path, recorder)
+    follower.look()
+    (run / "spec.yaml").write_text("second")
+    os.utime(log, (1.0, 1.0))
+    follower.look()
+    assert len(recorder.logged) == 1
+    log.write_text(line(1, seconds=9.0))
+    follower.look()
+    (first, *_), (second, _, values, _) = recorder.logged
+    assert second != first and values == {"loss": 1.0, "seconds": 9.0}
+
+
+def test_a_run_that_is_made_again_has_another_curve_and_an_attack_has_one(tmp_path: Path, run: Path) -> None:
+    recorder = Recorder()
+    for seconds in (1.0, 2.0):
+        (run / "steps.jsonl").write_text(line(1, seconds=seconds))
+        Follower(tmp_path, recorder).look()
+    attack = tmp_path / "robustness" / "npo-seed-0" / "relearn"
+    attack.mkdir(parents=True)
+    (attack / "spec.yaml").write_text("attack")
+    (attack / "steps.jsonl").write_text(line(1))
+    Follower(tmp_path, recorder).look()
+    assert len({entry[0] for entry in recorder.logged}) == 3
+    assert [entry[1] for entry in recorder.logged] == ["npo-seed-0", "npo-seed-0", "npo-seed-0.relearn"]
 
 
 def test_a_tracker_has_its_own_settings_alone() -> None:

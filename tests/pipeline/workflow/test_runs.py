@@ -94,3 +94,18 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(lease.Held, match=r"results: '.*/file/mini' cannot be written: Not a directory"):
         runs.begin(tmp_path / "file" / "mini", lambda: None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_jobs_that_a_late_controller_names_are_still_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time in which they may end begins when they are known, and not with the first question."""
+    monkeypatch.setattr(runs, "AWAY", 20.0)
+    monkeypatch.setattr(runs, "ENDING", 0.0)
+    names = runs.job_names(tmp_path / "results")
+    late = f"#!/bin/sh\n[ -f asked ] || {{ touch asked; exit 1; }}\n[ -f cancelled ] || echo '12 {names}_5f0c'\n"
+    squeue(late, tmp_path, monkeypatch)
+    (tmp_path / "scancel").write_text('#!/bin/sh\necho "$@" > cancelled\n')
+    (tmp_path / "scancel").chmod(0o755)
+    runs.begin(tmp_path / "results", lambda: None, cluster=True).release()
+    assert (tmp_path / "cancelled").read_text() == "12\n"

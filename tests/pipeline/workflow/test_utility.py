@@ -53,7 +53,12 @@ def test_what_is_asked_of_whom(tmp_path: Path) -> None:
     same = {name for name in plain.jobs if canonical(plain.jobs[name].spec) == canonical(found.jobs[name].spec)}
     assert {*plain.jobs} - same == {"report"} and "utility" not in plain.config.resolved()["experiment"]
 
+    compiled = tmp_path / "questions" / "task" / "__pycache__" / "own.cpython-311.pyc"
+    compiled.parent.mkdir()
+    compiled.touch()
     job = added["evaluation/retrain/named"]
+    again = Plan(found.config, Path("out")).jobs["evaluation/retrain/named"]
+    assert again.inputs == job.inputs, "what running a task's functions leaves there is none of the user's files"
     spec = job.spec
     assert isinstance(spec, EvaluateSpec)
     assert (spec.benchmark, spec.split, spec.options.family, spec.retain_evaluation) == (
