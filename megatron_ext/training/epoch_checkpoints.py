@@ -64,12 +64,13 @@ class EpochCheckpoints:
 
     # What ``Resume`` asks of a companion.
 
+    def wrong(self, steps: int) -> str:
+        """That the checkpoint of an epoch before the state is missing."""
+        ended = (self._of(epoch) for epoch, after in self.steps.items() if after <= steps)
+        return next((f"{folder} is missing" for folder in ended if not folder.is_dir()), "")
+
     def restore(self, steps: int) -> None:
-        """Raises ``RuntimeError`` where the checkpoint of an epoch before the state is missing."""
-        if self._trainer.ranks.world_rank == 0:
-            for epoch, after in self.steps.items():
-                if after <= steps and not self._of(epoch).is_dir():
-                    raise RuntimeError(f"{self._of(epoch)} is missing; delete {self._folder.parent}")
+        """Checkpoints of epochs that the run goes through once more are written over."""
 
     def flush(self) -> None:
         """A folder has its name when all of it is written."""

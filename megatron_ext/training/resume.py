@@ -33,7 +33,10 @@ from megatron_ext.updates import Vector
 
 
 class Companion(Protocol):
-    """What a run keeps in the folder of its states beside them. Every method is called on every rank."""
+    """What a run keeps in the folder of its states beside them. Every method but ``wrong`` is called on every rank."""
+
+    def wrong(self, steps: int) -> str:
+        """On world rank 0: why it cannot go back to what was there after ``steps`` steps; empty where it can."""
 
     def restore(self, steps: int) -> None:
         """Go back to what was there after ``steps`` steps, of which there is a state; 0: there is none."""
@@ -123,7 +126,10 @@ class Resume:
             print(f"{self.folder} {what}: starting from the beginning", flush=True)
             return {"differ": differ}
         lines = self.log.count()
-        return {"wrong": f"{self.log.path}: {lines} lines, and {file} needs {steps}"} if lines < steps else state
+        if lines < steps:
+            return {"wrong": f"{self.log.path}: {lines} lines, and {file} needs {steps}"}
+        wrong = next(filter(None, (companion.wrong(steps) for companion in self.companions)), "")
+        return {"wrong": wrong} if wrong else state
 
     @staticmethod
     def _unreadable(file: Path) -> str:

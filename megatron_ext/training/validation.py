@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +116,34 @@ class Validator:
 
     # What ``Resume`` asks of a companion.
 
+    def wrong(self, steps: int) -> str:
+        """That the trajectory is too short or damaged, or that the best weights in it are missing."""
+        there, needed = self._log.count(), self._measured(steps)
+        if there < needed:
+            return f"{self._log.path}: {there} lines, and the state after {steps} steps needs {needed}"
+        try:
+            best = self._best_of(self._logged(needed))
+        except (KeyError, TypeError, ValueError) as error:
+            return f"{self._log.path}: {type(error).__name__}: {error}"
+        missing = self.selects and best.step and not self._weights(best.step).is_dir()
+        return f"{self._weights(best.step or 0)} is missing" if missing else ""
+
     def restore(self, steps: int) -> None:
-        self._log.open(sum(point <= steps for point in self._points) if steps else 0)
-        rows = from_first_rank(self._logged, self._ranks)
-        self.best = BestStep(self._spec.select)
-        for row in rows:
-            self.best.take(row)
+        self._log.open(self._measured(steps))
+        self.best = self._best_of(from_first_rank(self._logged, self._ranks))
         self._best_of_state = self.best.step
         if self.selects and self._ranks.world_rank == 0:
-            if self.best.step and not self._weights(self.best.step).is_dir():
-                raise RuntimeError(f"{self._weights(self.best.step)} is missing; delete {self._folder}")
             self._drop_others()
+
+    def _measured(self, steps: int) -> int:
+        """How many measurements a state has behind it."""
+        return sum(point <= steps for point in self._points) if steps else 0
+
+    def _best_of(self, rows: Sequence[Mapping[str, Any]]) -> BestStep:
+        best = BestStep(self._spec.select)
+        for row in rows:
+            best.take(row)
+        return best
 
     def flush(self) -> None:
         self._log.flush()
@@ -189,8 +206,9 @@ class Validator:
         """Whether the run ends in the best weights, not in the last."""
         return self._spec.select != "last"
 
-    def _logged(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.path.read_text().splitlines()]
+    def _logged(self, count: int | None = None) -> list[dict[str, Any]]:
+        """The lines of the trajectory, or the first of them; what follows may be cut off."""
+        return [json.loads(line) for line in self._log.path.read_bytes().splitlines()[:count]] if count != 0 else []
 
     def _weights(self, steps: int) -> Path:
         return self._folder / f"best-{steps:08d}"

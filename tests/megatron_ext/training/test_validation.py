@@ -316,6 +316,33 @@ def test_a_killed_run_ends_in_the_same_best_weights(world: Path, capfd: pytest.C
     assert not (output / "resume").exists()
 
 
+def test_where_the_best_weights_or_the_trajectory_are_damaged_the_run_starts_afresh(
+    world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In place of ending at each start; what is missing of a state beside it is named."""
+    validation, changes = {**BEST, "every_steps": 1}, {"epochs": 3.0, "checkpoint_every": 4, "saved_epochs": [1]}
+    expected = weights(run(world, "unharmed", validation, **changes))
+    output = world / "harmed"
+    with pytest.raises(RuntimeError, match="rank 0 of 1 failed"):
+        run_ranks(unlearn_and_die, 1, str(make(world, "harmed", validation, **changes)), 6)
+    (output / "resume").rename(world / "kept")
+    log = (world / "kept" / "trajectory.jsonl").read_text().splitlines(keepends=True)
+    for file, text, said in (
+        ("trajectory.jsonl", "".join(log[:3]), "3 lines, and the state after 4 steps needs 5"),
+        ("trajectory.jsonl", "".join([*log[:2], '{"step": 2}\n', *log[3:]]), "KeyError: 'score'"),
+        ("epochs/epoch-1", None, "epoch-1 is missing"),
+        ("best-*", None, " is missing"),
+    ):
+        shutil.copytree(world / "kept", output / "resume")
+        for path in (output / "resume").glob(file):
+            shutil.rmtree(path) if text is None else path.write_text(text)
+        capfd.readouterr()
+        run(world, "harmed", validation, **changes)
+        printed = capfd.readouterr().out
+        assert "a state cannot be read and is left out: " in printed and said in printed
+        assert weights(output) == expected and not (output / "resume").exists()
+
+
 def test_when_the_sample_is_scored() -> None:
     assert Validation(every_steps=4).points(10, 3) == [0, 4, 8, 10]
     assert Validation(every_steps=5).points(10, 3) == [0, 5, 10]
