@@ -1,6 +1,6 @@
 """Repositories of the Hugging Face hub, by way of its local cache, and files put where a step's output belongs.
 
-Only the fetch steps use this module. No message holds an access token.
+Only the fetch steps use this module, and plans of models that are named on the hub. No message holds an access token.
 """
 
 from __future__ import annotations
