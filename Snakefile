@@ -20,7 +20,7 @@ sys.path.insert(0, str(workflow.current_basedir))
 
 from pipeline.config import sizing
 from pipeline.launch.image import image
-from pipeline.workflow import failures, partial_report, slurm_executor
+from pipeline.workflow import failures, forked_steps, partial_report, slurm_executor
 from pipeline.workflow import snakemake_rules as steps
 from pipeline.workflow.free_memory import free_memory
 
@@ -94,6 +94,8 @@ onstart:
             steps.require_image(IMAGE, site)
         if workflow.local_exec:
             steps.require_gpus(plan)
+            if not IN_IMAGE:
+                forked_steps.prepare(plan, elsewhere)
         elif CLUSTER:
             steps.require_slurm(site)
 

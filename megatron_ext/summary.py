@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 from megatron_ext.atomic_files import write_json
 
 SPANS = ("startup", "work", "write")
+# In the environment of a step: when what has started its process was itself started, in seconds since 1970.
+LAUNCHED = "UNLEARN_LAUNCHED"
 
 
 class Clock:
-    """Splits a process's life, from its creation, into start-up, work and writing."""
+    """Splits a step's life, from the creation of its launcher, into start-up, work and writing."""
 
     def __init__(self) -> None:
         import psutil
 
-        self._last = psutil.Process().create_time()
+        created = psutil.Process().create_time()
+        self._last = min(created, float(os.environ.get(LAUNCHED, created)))
         self._spans = dict.fromkeys(SPANS, 0.0)
         self._parts: dict[str, float] = {}
 

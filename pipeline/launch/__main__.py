@@ -11,38 +11,34 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
-import importlib
 import json
 import os
-import signal
-import socket
 import sys
-import traceback
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+import psutil
+
 from megatron_ext.atomic_files import remove_leftovers, write_text
 from megatron_ext.specs import StepSpec
+from megatron_ext.summary import LAUNCHED
 from pipeline.config.located_yaml import ConfigError
-from pipeline.data.errors import printable
-from pipeline.launch import attempts, ranks
+from pipeline.launch import attempts, forked, in_process, ranks
 from pipeline.launch.environment import set_environment
 from pipeline.launch.image import name_image
 from pipeline.launch.lease import Held, take_step
 from pipeline.launch.parent import follow
 from pipeline.launch.signals import STOPPED
 from pipeline.launch.specification import as_yaml, specification
-from pipeline.steps.programs import program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     given = _arguments(argv)
     if given.rank:
-        return _as_rank(given.path, given.rank_logs)
+        return in_process.as_rank(given.path, given.rank_logs)
     follow()
+    os.environ[LAUNCHED] = str(psutil.Process().create_time())
     if given.log is None:
         return _step(given, given.rank_logs)
     try:
@@ -66,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _logged(given: argparse.Namespace, attempt: attempts.Attempt, terminal: TextIO) -> int:
     """Run the step with its output in the attempt's log; a line on the terminal where it fails."""
     job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-    print(f"attempt {attempt.number} at {_now()} on {_here()}{job}")
+    print(f"attempt {attempt.number} at {in_process.now()} on {in_process.here()}{job}")
     status = _step(given, attempt.ranks)
     if status:
         several = attempt.ranks.exists()
@@ -138,72 +134,10 @@ def _written(spec: StepSpec, path: Path) -> bool:
 
 
 def _alone(spec: StepSpec, path: Path) -> int:
-    # In this process: a child would import everything once more.
-    started, digest = datetime.now(UTC), _digest(path)
-    status, _ = _program(spec, path)
-    if status == 0:
-        _provenance(spec, digest, started)
-    return status
-
-
-def _as_rank(path: Path, logs: Path | None) -> int:
-    """Be one rank; the first one writes the step's provenance, from where the step has run."""
-    started, digest = datetime.now(UTC), _digest(path)
-    spec = specification(path)
-    set_environment(spec)
-    rank = os.environ.get("RANK", "0")
-    shared = sys.stderr if logs is None or rank == "0" else attempts.redirect(logs / f"{rank}.log")
-    status, error = _program(spec, path)
-    if error is not None:
-        place = f"rank {rank} of {os.environ.get('WORLD_SIZE', '1')} on {_here()}"
-        print(f"{place} failed at {_now()}: {_words(error, short=True)[0]}", file=shared, flush=True)
-    elif rank == "0" and status == STOPPED:
-        print(ranks.ORDERLY)
-    elif rank == "0" and status == 0:
-        _provenance(spec, digest, started)
-    return status
-
-
-def _program(spec: StepSpec, path: Path) -> tuple[int, BaseException | None]:
-    """Run the step's program here; its exit status, and the error that it ended with, which is printed."""
-    # Held back until a program that can stop in order is ready to: otherwise it would be ignored.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])
-    try:
-        return importlib.import_module(program(spec)).main([str(path)]) or 0, None
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            return error.code or 0, None
-        failure: BaseException = error
-    except Exception as error:
-        failure = error
-    print("\n".join(_words(failure)), file=sys.stderr)
-    return 1, failure
-
-
-def _words(error: BaseException, short: bool = False) -> list[str]:
-    """The lines that Python prints when it ends with ``error``; ``short``: without the calls that led there."""
-    if isinstance(error, SystemExit):
-        return printable(str(error.code)).splitlines()
-    lines = traceback.format_exception_only(error) if short else traceback.format_exception(error)
-    return printable("".join(lines)).splitlines()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _provenance(spec: StepSpec, digest: str, started: datetime) -> None:
-    from pipeline.launch import provenance
-
-    provenance.write(spec, digest, started)
-
-
-def _here() -> str:
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """Run a step of one rank: forked from a process that has its libraries loaded, where there is one; else here,
+    because a child would load everything once more."""
+    status = forked.run(path) if forked.suits(spec) else None
+    return in_process.alone(spec, path) if status is None else status
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 
 from megatron_ext.specs import ModelStepSpec, StepSpec
 from pipeline.launch import private_folder
@@ -25,15 +26,7 @@ IN_CONTAINERS = (INSIDE, "SINGULARITYENV_")  # begin the names of variables that
 
 def set_environment(spec: StepSpec) -> None:
     """Set what a step and its children run with, before numerical libraries are loaded."""
-    threads = str(spec.threads)
-    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
-    # Threads decide how sums are rounded: as many as specified, also on fewer cores.
-    os.environ |= {"OMP_DYNAMIC": "FALSE", "MKL_DYNAMIC": "FALSE"}
-    os.environ.pop("OMP_THREAD_LIMIT", None)
-    # Threads that spin while they wait make a step three times slower as soon as the machine does anything else.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A tokenizer's own thread pool would come on top of these; hashing of strings decides no result.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_numerical(spec.threads)
     if isinstance(spec, ModelStepSpec) and spec.runtime.layout.tensor > 1:
         # megatron-core's order of kernels, in which communication starts before the product that hides it.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -43,12 +36,37 @@ def set_environment(spec: StepSpec) -> None:
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     fetches = spec.program.startswith("fetch")
     if not fetches:
-        # Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it.
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    own = {spec.settings.api_key_env} if isinstance(spec, JudgeSpec) else set(HUB) if fetches else set()
-    for name in [*os.environ]:
+        stay_offline()
+    own = (spec.settings.api_key_env,) if isinstance(spec, JudgeSpec) else HUB if fetches else ()
+    for name in os.environ.keys() - without_secrets(own).keys():
+        del os.environ[name]
+
+
+def without_secrets(own: Collection[str | None] = ()) -> dict[str, str]:
+    """This process's environment without what opens accounts, other than its ``own``."""
+    kept = {}
+    for name, value in os.environ.items():
         plain = name
         for beginning in IN_CONTAINERS:
             plain = plain.removeprefix(beginning)
-        if SECRET.fullmatch(plain) and plain not in own:
-            del os.environ[name]
+        if plain in own or not SECRET.fullmatch(plain):
+            kept[name] = value
+    return kept
+
+
+def set_numerical(threads: int) -> None:
+    """Set what numerical libraries read when they are loaded."""
+    count = str(threads)
+    os.environ |= {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "PYTHONHASHSEED": "0"}
+    # Threads decide how sums are rounded: as many as specified, also on fewer cores.
+    os.environ |= {"OMP_DYNAMIC": "FALSE", "MKL_DYNAMIC": "FALSE"}
+    os.environ.pop("OMP_THREAD_LIMIT", None)
+    # Threads that spin while they wait make a step three times slower as soon as the machine does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A tokenizer's own thread pool would come on top of these; hashing of strings decides no result.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def stay_offline() -> None:
+    """Compute nodes have no internet: what a step needs has been fetched, or the step says at once that it lacks it."""
+    os.environ["HF_HUB_OFFLINE"] = "1"

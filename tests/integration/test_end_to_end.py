@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support import programs
 
@@ -87,6 +88,18 @@ def test_from_nothing_to_a_report(tmp_path: Path) -> None:
     assert [step["forget_alignment"] for step in steps] == pytest.approx([0.5] * 3)
     provenance = json.loads((blur / "provenance.json").read_text())
     assert provenance["spec"]["rule"] == {"name": "blur", "gamma": 0.5}
+
+    # Steps are forked from a process with their libraries loaded, and come to the same in one of their own.
+    target, alone = root / "models" / "target", tmp_path / "alone"
+    assert "forked from" in (root / "logs" / "models" / "target.log").read_text()
+    alone.mkdir()
+    spec = yaml.safe_load((target / "spec.yaml").read_text())
+    (alone / "spec.yaml").write_text(yaml.safe_dump({**spec, "output": str(alone)}))
+    launch = [sys.executable, "-m", "pipeline.launch", alone / "spec.yaml"]
+    launched = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert launched.returncode == 0 and "forked from" not in launched.stdout, launched
+    weights = [folder / "checkpoint" / "model.safetensors" for folder in (target, alone)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
     # The notebook of examples/ reads the run.
     shown = subprocess.run(

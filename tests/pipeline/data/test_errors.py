@@ -11,7 +11,7 @@ from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.data.errors import DataError, printable
 from pipeline.hub.download import HubError
-from pipeline.launch.__main__ import _words
+from pipeline.launch.in_process import _words
 from pipeline.workflow.plan import Plan
 from pipeline.workflow.progress import Progress
 

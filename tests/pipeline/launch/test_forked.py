@@ -1,0 +1,229 @@
+"""Steps that are forked from a process with their libraries loaded: they run as launched ones do, and none is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_ext.specs import ReferenceSpec
+from pipeline.launch import forked
+from pipeline.specs import FetchSpec
+
+ROOT = Path(__file__).parents[3]
+# The server with nothing to load, whose steps are Python programs, and whose source files are one.
+SERVER = """
+import sys
+from pathlib import Path
+from pipeline.launch import forkserver
+
+def run(spec, path):
+    names = {"folder": path.parent}
+    exec(path.read_text(), names)
+    return names.get("status", 0)
+
+forkserver.load = lambda: None
+forkserver.sources = lambda: Path("sources").read_text()
+forkserver.specification = lambda path: None
+forkserver.in_process.alone = run
+sys.exit(forkserver.main(sys.argv[1:]))
+"""
+LAUNCHER = """
+import sys
+from pathlib import Path
+from pipeline.launch import forked
+status = forked.run(Path(sys.argv[1]))
+print("no step was started" if status is None else f"exit status {status}")
+sys.exit(status)
+"""
+# What the programs say, by files in their folder.
+SAYING = """
+import os, signal, sys, threading, time
+def came(name, text=""):
+    (folder / f".{name}").write_text(text)
+    os.rename(folder / f".{name}", folder / name)
+def wait(*names):
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not (names and all((folder / name).exists() for name in names)):
+        time.sleep(0.01)
+came("pid", str(os.getpid()))
+"""
+
+
+class Server:
+    """The process that steps are forked from, and what launches them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, f"test-{os.getpid()}-{folder.name}"
+        (folder / "sources").write_text("one")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(forked.address(self.name))
+            listener.listen()
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVER, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OF_THE_SERVER": "1"},
+                text=True,
+            )
+        self.launchers: list[subprocess.Popen[str]] = []
+
+    def launch(self, program: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a step whose program this is; its standard input is closed."""
+        path = self.folder / f"step-{len(self.launchers)}.py"
+        path.write_text(SAYING + program)
+        own = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), forked.SERVER: self.name, **environment}
+        command = [sys.executable, "-c", LAUNCHER, str(path)]
+        pipe = subprocess.PIPE
+        self.launchers.append(
+            subprocess.Popen(command, cwd=self.folder, env=own, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+        )
+        return self.launchers[-1]
+
+    def heard(self, name: str) -> str:
+        """What a step has said under a name."""
+        deadline = time.monotonic() + 60
+        while not (self.folder / name).exists():
+            assert time.monotonic() < deadline, sorted(path.name for path in self.folder.iterdir())
+            time.sleep(0.01)
+        return (self.folder / name).read_text()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    started = Server(tmp_path)
+    yield started
+    for process in (*started.launchers, started.process):
+        process.kill()
+        process.wait()
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, list[str], list[str]]:
+    """Exit status, and the lines of both streams; without the one that names processes."""
+    out, err = process.communicate(timeout=90)
+    return process.returncode, [line for line in out.splitlines() if "forked from" not in line], err.splitlines()
+
+
+def gone(pid: str) -> bool:
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(int(pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not psutil.pid_exists(int(pid))
+
+
+def test_which_steps_can_be_forked(tmp_path: Path) -> None:
+    def reference(**runtime: object) -> ReferenceSpec:
+        return ReferenceSpec.model_validate(
+            {"checkpoint": str(tmp_path), "data": str(tmp_path), "output": str(tmp_path), "runtime": runtime}
+        )
+
+    assert forked.suits(reference(device="cpu", threads=1))
+    assert not forked.suits(reference(device="cpu", threads=2))
+    assert not forked.suits(reference(device="cuda", threads=1))
+    assert not forked.suits(reference(device="cpu", threads=1, layout={"tensor": 2}))
+    assert not forked.suits(FetchSpec(hub="a/b", output=tmp_path))
+
+
+def test_without_a_server_no_step_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(forked.SERVER, raising=False)
+    assert forked.run(tmp_path) is None
+    monkeypatch.setenv(forked.SERVER, "which nobody has")
+    assert forked.run(tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_step_runs_as_in_its_launcher(server: Server) -> None:
+    """Its environment, folder, streams and exit status; and one after the other, from the same server."""
+    program = """
+print(os.getcwd(), sorted(name for name in os.environ if name.startswith("OF_")), os.environ["OF_ME"])
+print(sys.stdin.read(), file=sys.stderr)
+print(os.getpgid(0) == os.getpid(), {signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGCHLD)} == {signal.SIG_DFL})
+status = 7
+"""
+    for _ in range(2):
+        step = server.launch(program, OF_ME="mine")
+        assert step.stdin is not None
+        step.stdin.write("told")
+        status, out, err = end(step)
+        assert status == 7
+        assert out == [f"{server.folder} ['OF_ME'] mine", "True True", "exit status 7"]
+        assert err == ["told"]
+
+
+@pytest.mark.slow
+def test_an_error_and_a_signal_are_told(server: Server) -> None:
+    status, out, err = end(server.launch("raise ValueError('of the program')"))
+    assert (status, out) == (1, ["exit status 1"]) and err[-1] == "ValueError: of the program"
+    assert end(server.launch("sys.exit(3)"))[0] == 3
+    status, out, err = end(server.launch("os.kill(os.getpid(), signal.SIGKILL)"))
+    assert (status, out, err) == (137, ["exit status 137"], ["the step's process: Killed"])
+
+
+@pytest.mark.slow
+def test_a_step_that_is_told_to_stop_is_waited_for(server: Server) -> None:
+    """SIGTERM reaches it once, and its launcher ends after it."""
+    step = server.launch(
+        "signal.signal(signal.SIGTERM, lambda *_: came('stop'))\ncame('ready')\nwait('stop', 'go')\nstatus = 143"
+    )
+    server.heard("ready")
+    step.send_signal(signal.SIGTERM)
+    server.heard("stop")
+    assert step.poll() is None
+    (server.folder / "go").touch()
+    assert end(step)[:2] == (143, ["exit status 143"])
+
+
+@pytest.mark.slow
+def test_a_step_ends_with_its_launcher(server: Server) -> None:
+    """And with it what it has started."""
+    step = server.launch("pid = os.fork()\nif pid == 0: time.sleep(60)\ncame('child', str(pid))\ntime.sleep(60)")
+    child = server.heard("child")
+    step.kill()
+    assert gone(server.heard("pid")) and gone(child)
+    assert end(server.launch("status = 4"))[0] == 4  # the server goes on
+
+
+@pytest.mark.slow
+def test_a_step_ends_with_the_server_and_its_launcher_says_so(server: Server) -> None:
+    step = server.launch("came('ready')\ntime.sleep(60)")
+    server.heard("ready")
+    server.process.kill()
+    status, _, err = end(step)
+    assert status == 137
+    assert err == ["the process that the step was forked from was killed, and the step with it"]
+    assert gone(server.heard("pid"))
+    assert end(server.launch("status = 4"))[:2] == (0, ["no step was started"])
+
+
+@pytest.mark.slow
+def test_what_has_changed_since_it_was_loaded_is_not_run(server: Server) -> None:
+    assert end(server.launch("status = 4"))[0] == 4
+    (server.folder / "sources").write_text("two")
+    assert end(server.launch("status = 4"))[:2] == (0, ["no step was started"])
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_its_run_after_the_last_step(server: Server) -> None:
+    """Told to stop with all others of a machine that is shut down, too: a step writes its state."""
+    step = server.launch("came('ready')\nwait('go')\nstatus = 5")
+    server.heard("ready")
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        server.process.send_signal(number)
+    deadline = time.monotonic() + 60
+    while (asked := end(server.launch("status = 4"))[0]) and time.monotonic() < deadline:
+        pass  # until it has seen the end of its input
+    assert asked == 0 and server.process.poll() is None
+    (server.folder / "go").touch()
+    assert end(step)[0] == 5
+    assert server.process.wait(timeout=60) == 0
