@@ -224,6 +224,11 @@ class Rule(Named):
     needs_products: ClassVar[bool] = True
     needs_retain: ClassVar[bool] = True
 
+    @classmethod
+    def lacks(cls) -> str | None:
+        implemented = cls.direction is not Rule.direction or cls.update is not Rule.update
+        return None if implemented else "'direction' is missing, or 'update' in its place"
+
     @property
     def vectors(self) -> int:
         """fp32 vectors of the rank's gradient shard that a step holds at most, beside the gradient itself."""
