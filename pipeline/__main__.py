@@ -16,20 +16,26 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from pipeline.commands import (
-    compare,
-    evaluate,
-    exchange,
-    init,
-    merge,
-    metrics,
-    plan,
-    run,
-    sign,
-    simulate,
-    validate,
-    verify,
-)
+from megatron_ext.schema import BrokenFile
+
+try:
+    from pipeline.commands import (
+        compare,
+        evaluate,
+        exchange,
+        init,
+        merge,
+        metrics,
+        plan,
+        run,
+        sign,
+        simulate,
+        validate,
+        verify,
+    )
+except BrokenFile as error:  # a person's own loss, rule, model family or benchmark
+    print(error, file=sys.stderr)
+    raise SystemExit(2) from error
 
 COMMANDS = {
     "init": (init, "write an experiment for a model and files of what is to be forgotten and kept"),
@@ -63,7 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given.further = words[cut + 1 :]
     if given.further and given.command != "run":
         parser.error(f"{given.command}: nothing may follow --, given {' '.join(given.further)}")
-    return COMMANDS[given.command][0].main(given)
+    try:
+        return COMMANDS[given.command][0].main(given)
+    except BrokenFile as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def script() -> None:

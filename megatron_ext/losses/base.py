@@ -38,6 +38,14 @@ class Loss(Named):
     needs_reference_model: ClassVar[bool] = False
     needs_preferred_answers: ClassVar[bool] = False
 
+    @classmethod
+    def lacks(cls) -> str | None:
+        for key, allowed in (("unit", ("token", "sequence")), ("sees", ("logits", "hidden"))):
+            given = getattr(cls, key, None)
+            if given not in allowed:
+                return f"{key}: {given!r:.60} is not allowed; a ClassVar, {allowed[0]!r} or {allowed[1]!r}, is needed"
+        return "'__call__' is missing" if cls.__call__ is Loss.__call__ else None
+
     @property
     def input_positions(self) -> Positions:
         """Which positions ``inputs`` holds: those that predict a labelled token (the only ones with targets and

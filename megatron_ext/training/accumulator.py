@@ -233,7 +233,7 @@ class _Pass:
             reference_hidden=self._reference_hidden.pop(item.place, None),
             reference_logits=None if reference_model is None else reference_model.logits,
         )
-        value = term.loss(inputs)
+        value = _one_number(term.loss(inputs), term, inputs.hidden.requires_grad)
         if accumulator.ranks.tensor_rank == 0:
             self.sums[item.term] += value.detach().double()
         weighted = value * (self.weights[item.term] / self._units[item.term])
@@ -247,3 +247,22 @@ class _Pass:
         sums = torch.stack([value.detach().double(), value.new_tensor(units, dtype=torch.float64)])
         sum_over_data_ranks(sums, self._accumulator.ranks)
         return float(sums[0] / sums[1].clamp(min=1))
+
+
+def _one_number(value: Any, term: LossTerm, has_gradient: bool) -> Tensor:
+    """What a loss returned, if it can be summed up and descended along.
+
+    Raises:
+        TypeError: It is no number, several numbers, or a number that no weight has a gradient of though
+            ``has_gradient`` says that there is one.
+    """
+    if not isinstance(value, Tensor):
+        given = f"{value!r:.60}"
+    elif value.ndim:
+        given = f"a tensor of shape {list(value.shape)}"
+    elif has_gradient and not value.requires_grad:
+        given = "a number without a gradient"
+    else:
+        return value
+    allowed = "one number with a gradient, the sum over the micro-batch's units"
+    raise TypeError(f"{term.name}: {term.loss.name!r} returned {given}; allowed: {allowed}")

@@ -36,7 +36,7 @@ class Step:
         position: Where in the run the step stands.
         losses: Means at the weights before the step, by the terms' names.
         products: Inner products of the two gradients; None where they were not measured.
-        update_norm: The direction's norm, after clipping.
+        update_norm: The direction's norm, after clipping; None before there is a direction.
         forget_alignment: A_f of BLUR's eq. 8, of the direction before clipping; None where it was not measured.
         retain_alignment: A_r of the same.
         note: Where the rule fell back, for the step log.
@@ -77,7 +77,7 @@ class Step:
         self.losses: dict[str, float] = {}
         self.products: Products | None = None
         self.note: str | None = None
-        self.update_norm = math.nan
+        self.update_norm: float | None = None
         self.forget_alignment: float | None = None
         self.retain_alignment: float | None = None
         self.stop = False

@@ -91,6 +91,7 @@ class Trainer:
 
         Raises:
             NonFinite: A loss, gradient or direction is not finite; on every rank, before the weights change.
+            TypeError: The rule left no direction, or a loss is not one number.
         """
         step = Step(
             self.accumulator,
@@ -105,6 +106,11 @@ class Trainer:
             stop_requested=lambda: self.stop_requested,
         )
         rule.update(step)
+        if step.update_norm is None:
+            raise TypeError(
+                f"rule {rule.name!r}: its 'update' left no direction in the step; it ends in one of 'descend', "
+                "'descend_tensors' and 'descend_along'"
+            )
         if not math.isfinite(step.update_norm):
             raise NonFinite(f"the direction of rule {rule.name!r} is not finite (norm {step.update_norm})")
         for group in self.optimizer.param_groups:

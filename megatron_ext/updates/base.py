@@ -224,6 +224,11 @@ class Rule(Named):
     needs_products: ClassVar[bool] = True
     needs_retain: ClassVar[bool] = True
 
+    @classmethod
+    def lacks(cls) -> str | None:
+        implemented = cls.direction is not Rule.direction or cls.update is not Rule.update
+        return None if implemented else "'direction' is missing, or 'update' in its place"
+
     @property
     def vectors(self) -> int:
         """fp32 vectors of the rank's gradient shard that a step holds at most, beside the gradient itself."""
@@ -281,9 +286,15 @@ class Rule(Named):
     def update(self, step: Step) -> None:
         """Leave in ``step`` the direction to descend along, by ``step.descend``. Collective over all ranks."""
         if self.needs_products and self.per_tensor:
-            step.descend_tensors(self.direction)
+            step.descend_tensors(self._checked)
         else:
-            step.descend(self.direction(step.measure() if self.needs_products else Products.unknown()))
+            step.descend(self._checked(step.measure() if self.needs_products else Products.unknown()))
+
+    def _checked(self, products: Products) -> Direction:
+        found: object = self.direction(products)
+        if not isinstance(found, Direction):
+            raise TypeError(f"rule {self.name!r}: its 'direction' returned {found!r:.60}; allowed: a Direction")
+        return found
 
     def after(self, step: Step) -> None:
         """What remains to be done once the weights have changed. Collective over all ranks."""

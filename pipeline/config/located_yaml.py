@@ -223,6 +223,8 @@ def _message(error: Any, model: type[BaseModel]) -> str:
         value = context.get("tag", error["input"])
         allowed = re.findall(r"'([^']*)'", context.get("expected_tags") or context["expected"])
         return f"unknown value {value!r}{hint(value, allowed)}"
+    if kind in ("model_attributes_type", "model_type", "dict_type"):
+        return f"{given}a mapping of keys to values is needed"
     if kind == "union_tag_not_found":
         return f"{given}the key {context['discriminator']} is missing"
     if kind == "string_pattern_mismatch" and context["pattern"] in PATTERNS:

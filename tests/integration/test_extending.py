@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from megatron_ext.data.sequences import Sequences
+from pipeline.config.sizing import Shape
 from tests.support import worlds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,7 @@ def test_every_code_block_of_the_page_is_a_file_or_the_experiment() -> None:
     folders = {Path(name).parent.as_posix() for name in FILES}
     assert folders == {
         "megatron_ext/losses",
+        "megatron_ext/model/families",
         "megatron_ext/updates",
         "pipeline/benchmarks/colours",
         "workflow_configs/benchmarks",
@@ -122,6 +124,41 @@ def test_the_pages_benchmark_is_prepared_and_its_metrics_are_computed(project: P
     done = python(project, "pipeline", "metrics", tmp_path / "examples.jsonl", "--family", "colours")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == pytest.approx({"forget_probability": 0.25, "retain_probability": 0.5})
+
+
+@pytest.mark.slow
+def test_the_pages_family_is_found_by_its_architecture(project: Path) -> None:
+    config = worlds.CONFIG | {"architectures": ["MadeUpForCausalLM"]}
+    code = (
+        "import json, sys; from megatron_ext.model.families import family_of; "
+        "from pipeline.config.sizing import Shape; "
+        "config = json.loads(sys.argv[1]); print(family_of(config).__module__, Shape.of(config).parameters)"
+    )
+    done = python(project, "-c", code, json.dumps(config))
+    assert done.returncode == 0, done.stderr
+    size = worlds.CONFIG["hidden_size"] // worlds.CONFIG["num_attention_heads"]
+    norms = 2 * size * worlds.CONFIG["num_hidden_layers"]
+    assert done.stdout.split() == [
+        "megatron_ext.model.families.made_up",
+        str(Shape.of(worlds.CONFIG).parameters + norms),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("megatron_ext/losses/hinge.py", '= "sequence"', '= "row"', "class Hinge: unit: 'row' is not allowed"),
+        ("pipeline/benchmarks/colours/data.py", "DATA =", "DATUM =", "DATA is missing"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(project: Path, name: str, old: str, new: str, said: str) -> None:
+    file = project / name
+    text = file.read_text()
+    file.write_text(text.replace(old, new))
+    done = python(project, "pipeline", "validate", "trial")
+    file.write_text(text)
+    assert done.returncode == 2 and done.stderr.startswith(f"{name}: {said}") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from megatron_ext.model.families.base import REQUIRED, AttentionKind, Experts, Family, Latent, lacking, rope_parameters
 from megatron_ext.model.families.sizes import SCALING, check_heads_are_given, check_sizes
+from megatron_ext.schema import BrokenFile, import_file
 
 # Kinds of scaling, and what each needs.
 SCALINGS: dict[str, tuple[str, ...]] = {
@@ -27,12 +27,24 @@ MISSING = {
 
 
 def known() -> dict[str, type[Family]]:
-    """Architecture name -> family, of every file in this package."""
+    """Architecture name -> family, of every file in this package.
+
+    Raises:
+        BrokenFile: A file cannot be imported, or a class in it takes the architecture of another one.
+    """
     found: dict[str, type[Family]] = {}
     for module in pkgutil.iter_modules(__path__):
-        for value in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Family):
-                found.update(dict.fromkeys(value.architectures, value))
+        loaded = import_file(f"{__name__}.{module.name}")
+        for value in vars(loaded).values():
+            if not (isinstance(value, type) and issubclass(value, Family) and value.__module__ == loaded.__name__):
+                continue
+            where = f"{loaded.__name__.replace('.', '/')}.py: class {value.__name__}: architectures"
+            if not isinstance(value.architectures, tuple):
+                raise BrokenFile(f"{where}: {value.architectures!r:.60} is not allowed; must be a tuple of names")
+            for name in value.architectures:
+                other = found.setdefault(name, value)
+                if other is not value:
+                    raise BrokenFile(f"{where}: {name!r} is that of {other.__name__} too, in {other.__module__}")
     return found
 
 

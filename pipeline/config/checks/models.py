@@ -96,6 +96,7 @@ def layout(checker: Checker, model: Model) -> Layout | None:
         known = {1: Layout()} | model.layouts
         if chosen not in known:
             allowed = ", ".join(map(str, sorted(known)))
+            allowed += f", and mappings as {{tensor: {chosen}}}"
             checker.problem(("layout",), f"model {model.name!r} has no layout for {chosen} ranks; allowed: {allowed}")
             return None
         if known[chosen].ranks != chosen:

@@ -13,8 +13,10 @@ import transformers
 from safetensors.torch import save_file
 
 from megatron_ext.checkpoint import reading
-from megatron_ext.model.families import family_of, known
+from megatron_ext.model.families import family_of, known, llama
+from megatron_ext.model.families.base import Family
 from megatron_ext.model.families.sizes import FLAGS, MOST, OPTIONAL
+from megatron_ext.schema import BrokenFile
 from pipeline.config.sizing import Shape
 from tests.support.worlds import CONFIG
 
@@ -146,3 +148,20 @@ def test_the_file_is_named(tmp_path: Path, alone: Any) -> None:
     save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"config\.json: num_attention_heads: 0; allowed: "):
         reading.load(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    ("base", "names", "said"),
+    [
+        (llama.Llama, {}, "'LlamaForCausalLM' is that of "),  # inherited, and so it would take Llama's place
+        (Family, {"architectures": ("MistralForCausalLM",)}, "'MistralForCausalLM' is that of "),
+        (Family, {"architectures": "OwnForCausalLM"}, "'OwnForCausalLM' is not allowed; must be a tuple of names"),
+    ],
+)
+def test_a_family_takes_no_other_ones_architecture(
+    monkeypatch: pytest.MonkeyPatch, base: type[Family], names: dict[str, Any], said: str
+) -> None:
+    own = type("Own", (base,), {"__module__": llama.__name__, **names})
+    monkeypatch.setattr(llama, "Own", own, raising=False)
+    with pytest.raises(BrokenFile, match=f"class (Own|Mistral): architectures: {said}"):
+        known()

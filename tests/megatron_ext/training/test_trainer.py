@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from megatron_ext.losses import Loss
 from megatron_ext.losses.ga import GA
 from megatron_ext.losses.nll import NLL
 from megatron_ext.losses.npo import NPO
-from megatron_ext.updates import Rule
+from megatron_ext.updates import Direction, Rule
 from megatron_ext.updates.blur import Blur
 from megatron_ext.updates.weighted_sum import WeightedSum
 from tests.support.distributed import run_ranks
@@ -237,6 +237,78 @@ def broken_on_the_second_rank() -> str:
 def test_a_broken_loss_names_its_rank_not_those_its_gradient_reaches() -> None:
     said = "retain_loss is nan; first seen on rank 1 of 2 (tensor 0, pipeline 0, data 1)"
     assert run_ranks(broken_on_the_second_rank, 2) == [said] * 2
+
+
+class Returning(Loss):
+    """What a person's own loss may return by mistake."""
+
+    name: Literal["returning"] = "returning"
+    unit: ClassVar[Literal["token", "sequence"]] = "token"
+    what: str
+
+    def __call__(self, inputs: Any) -> Any:
+        values_N = inputs.log_probs
+        found: dict[str, Any] = {
+            "each position": values_N,
+            "one of a list": values_N.sum().reshape(1),
+            "detached": values_N.sum().detach(),
+            "nothing": None,
+        }
+        return found[self.what]
+
+
+@pytest.mark.parametrize(
+    ("what", "given"),
+    [
+        ("each position", r"a tensor of shape \[\d+\]"),
+        ("one of a list", r"a tensor of shape \[1\]"),
+        ("detached", "a number without a gradient"),
+        ("nothing", "None"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_with_a_gradient_is_refused_by_name(alone: Any, what: str, given: str) -> None:
+    t = trainer(alone)
+    before = t.checksum()
+    said = rf"forget_loss: 'returning' returned {given}; allowed: one number with a gradient, the sum"
+    with pytest.raises(TypeError, match=said):
+        t.step(terms(Returning(what=what), NLL()), WeightedSum(), rate=0.1)
+    assert (t.checksum() == before).all()
+
+
+class NoDirection(Rule):
+    """A rule that takes gradients and makes nothing of them."""
+
+    name: Literal["no-direction"] = "no-direction"
+
+    def update(self, step: Any) -> None:
+        step.measure()
+
+
+class NoReturn(Rule):
+    """A rule whose direction is not returned."""
+
+    name: Literal["no-return"] = "no-return"
+
+    def direction(self, products: Any) -> Any:
+        Direction(1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            NoDirection(),
+            r"rule 'no-direction': its 'update' left no direction in the step",
+        ),
+        (NoReturn(), r"rule 'no-return': its 'direction' returned None; allowed: a Direction"),
+    ],
+)
+def test_a_rule_without_a_direction_is_refused_by_name(alone: Any, rule: Rule, said: str) -> None:
+    t = trainer(alone)
+    before = t.checksum()
+    with pytest.raises(TypeError, match=said):
+        t.step(terms(GA(), NLL()), rule, rate=0.1)
+    assert (t.checksum() == before).all()
 
 
 def test_weights_that_are_not_finite_are_refused(alone: Any) -> None:

@@ -125,6 +125,7 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
             {"methods.3.overrides.rule.gamma": 0},
             "methods[3].overrides.rule.gamma: 0 is not allowed: input should be greater",
         ),
+        ({"methods.3.overrides.forget": "ga"}, "forget: 'ga' is not allowed: a mapping of keys to values is needed"),
         (
             {"methods.3.overrides.rule": {"name": "blurr"}},
             "unknown value 'blurr'; did you mean 'blur'? allowed: blur, gru, ngdiff,",
@@ -137,7 +138,7 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
         ({"unlearning.epocs": 3}, "unlearning.epocs: unknown key; did you mean 'epochs'?"),
         (  # also where every method has its own
             {"unlearning.optimizer": 5, "methods": [_use("npo", training={"optimizer": {"learning_rate": 1e-5}})]},
-            "unlearning.optimizer: 5 is not allowed: input should be a valid dictionary",
+            "unlearning.optimizer: 5 is not allowed: a mapping of keys to values is needed",
         ),
         (
             {"unlearning.steps_per_epoch": "epoch"},
@@ -164,7 +165,10 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
             "pipeline_split: [1, 2] sums to 3; the model has 2 layers",
         ),
         ({"layout": {"pipeline_split": [1, 1]}}, "pipeline_split: [1, 1] has 2 entries; pipeline: 1 needs 1"),
-        ({"layout": 3}, "layout: model 'mini-llama' has no layout for 3 ranks; allowed: 1, 2, 4"),
+        (
+            {"layout": 3},
+            "layout: model 'mini-llama' has no layout for 3 ranks; allowed: 1, 2, 4, and mappings as {tensor: 3}",
+        ),
         ({"data.max_length": 1024}, "data.max_length: 1024 tokens; the model's context is 512"),
         ({"training.target.data": {"ful": 1.0}}, "training.target.data.ful: unknown set; did you mean 'full'?"),
         (
