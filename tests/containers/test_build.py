@@ -455,6 +455,22 @@ def test_pip_reads_those_settings(tree: Path, monkeypatch, machine, tmp_path: Pa
     assert found["extra-index-url"].split()[0] == "file:///mnt/0/simple"
 
 
+def test_a_single_setting_means_in_the_container_what_it_means_here(tree: Path, monkeypatch, machine, tmp_path) -> None:
+    """An index, a proxy or a switch, of which pip takes all that follows the key, a line break too."""
+    said = {"index-url": "https://i.invalid/simple", "no-index": "true", "proxy": "http://p.invalid:1", "retries": "0"}
+    said |= {"trusted-host": "i.invalid", "default-timeout": "9"}
+    monkeypatch.setattr(build, "pip_list", lambda: "".join(f"global.{key}={said[key]!r}\n" for key in said))
+    for name in build.BUNDLES:
+        monkeypatch.delenv(name, raising=False)
+    assert run(tree, monkeypatch, "cpu") == 0
+    config = tmp_path / "pip.conf"
+    config.write_text(recorded(machine)["pip"])
+    environ = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": str(config), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {key: value for key, value in build.read_pip(done.stdout) if key in said} == said
+
+
 def test_a_machine_without_settings(tree: Path, monkeypatch, machine) -> None:
     monkeypatch.setattr(build, "pip_list", lambda: "")
     for name in build.BUNDLES:
