@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -271,6 +272,48 @@ def test_a_failed_build_leaves_nothing_and_moves_no_link(tree: Path, monkeypatch
     assert "apptainer could not build" in capsys.readouterr().err
     assert sorted((tree / "images").iterdir()) == before
     assert not Path(recorded(machine)["arguments"]["SOURCE"]).exists(), "the temporary folder stays"
+
+
+# Is told to end while it builds, and takes its time to remove what it has made so far.
+INTERRUPTED = """#!{python}
+import os, pathlib, signal, sys, time
+made = pathlib.Path({made!r})
+def end(*_):
+    time.sleep(0.6)
+    made.unlink()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+made.write_text("gigabytes")
+pathlib.Path(sys.argv[-2]).write_bytes(b"a part")
+os.kill(os.getppid(), {number})
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_stopped_leaves_nothing(number, tree: Path, monkeypatch, machine, tmp_path, capsys) -> None:
+    """Neither of ours nor of Apptainer's, which is not killed before it has cleared up."""
+    monkeypatch.setenv("APPTAINER_TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    text = INTERRUPTED.format(python=sys.executable, made=str(tmp_path / "rootfs"), number=int(number))
+    program(machine["bin"] / "apptainer", text)
+    before = signal.getsignal(number)
+    assert run(tree, monkeypatch, "cpu") == 130
+    assert signal.getsignal(number) is before
+    assert "stopped; no image was made" in capsys.readouterr().err
+    assert not (tmp_path / "rootfs").exists()
+    assert not list((tree / "images").iterdir()) and not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_folder_that_takes_no_image_is_said_before_the_build(tree: Path, monkeypatch, machine, capsys) -> None:
+    (tree / "images").write_text("a file in its place")
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert f"File exists: '{tree / 'images'}'" in capsys.readouterr().err
+    (tree / "images").unlink()
+    monkeypatch.setenv("APPTAINER_TMPDIR", str(tree / "nowhere"))
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert f"No such file or directory: '{tree / 'nowhere'}" in capsys.readouterr().err
+    assert not machine["apptainer.json"].exists()
 
 
 def test_what_apptainer_is_given_for_cpu(tree: Path, monkeypatch, machine) -> None:
