@@ -2,9 +2,9 @@
 
     python -m perf.gpu --out results/gpu-proof/gpu.jsonl --deadline 300
 
-Sections run in their order, and none starts that the deadline would cut short. Models have random weights and the
-shapes of Llama 3; batches have the lengths of TOFU's forget10. ``--device cpu --tiny`` runs every section without a
-GPU, at a shape that means nothing, to see that it runs.
+Sections run in their order, and none starts in the last seconds before the deadline; what is left out is said, and
+makes the exit status 1. Models have random weights and the shapes of Llama 3; batches have the lengths of TOFU's
+forget10. ``--device cpu --tiny`` runs every section without a GPU, at a shape that means nothing, to see that it runs.
 
 Seconds are medians of steps after an untimed one. Tokens are those of the data, without padding. MFU is of the peak
 rate of the GPU's name in ``PEAK_FLOPS``; its floating-point operations are 6 a weight of the blocks and each token, and
@@ -139,6 +139,7 @@ class Bench:
 
         self.ranks, self.device, self._out = ranks, ranks.device, out
         self._end = time.monotonic() + deadline
+        self.complete = True  # until something is left out
         self.gpu = torch.cuda.get_device_name() if self.device.type == "cuda" else None
         self.peak_flops = next((rate for name, rate in PEAK_FLOPS.items() if self.gpu and name in self.gpu), None)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +154,11 @@ class Bench:
         print(line, flush=True)
         with self._out.open("a") as file:
             file.write(line + "\n")
+
+    def leave_out(self, what: str) -> None:
+        """Say what there was no time for."""
+        self.complete = False
+        self.say("deadline", left_out=what)
 
     def timed(self, function: Callable[[], Any], times: int) -> list[float]:
         """Seconds of each call, after one that is not timed."""
@@ -248,9 +254,9 @@ def rules(
     spec = Optimizer.model_validate({"name": optimizer, "learning_rate": 1e-6})
     trainer = Trainer(bench.model(shape, training=True), bench.ranks, spec, micro_batch)
     data = Data(shape, steps + 1, batch)
-    for rule in wanted:
+    for number, rule in enumerate(wanted):
         if bench.left < LEAST_SECONDS:
-            return
+            return bench.leave_out(f"{', '.join(wanted[number:])} on {name}, micro-batches of {micro_batch}")
         forget, update = RULES[rule]
         order = iter(range(steps + 1))
 
@@ -402,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sections = plan(bench, given.tiny)
         for number, section in enumerate(sections):
             if bench.left < LEAST_SECONDS:
-                bench.say("deadline", left_out=len(sections) - number)
+                bench.leave_out(f"the last {len(sections) - number} of {len(sections)} sections")
                 break
             bench.fresh()
             try:
@@ -410,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except Exception as error:  # out of memory, for one: the next sections need not suffer
                 failed += 1
                 bench.say("failed", number=number, error=f"{type(error).__name__}: {error}"[:600])
-    return 1 if failed else 0
+    return 0 if bench.complete and not failed else 1
 
 
 if __name__ == "__main__":
