@@ -88,7 +88,7 @@ format: $(INSTALLED) ## rewrite the sources in the project's style
 	$(BIN)/snakefmt $(SNAKEFILES)
 
 clean: ## remove .venv and caches; results stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache site *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each package comes from a file whose SHA-256 is in constraints-hashed.txt; HASHES=no believes pip's indexes, for a site that
