@@ -374,7 +374,7 @@ def test_a_base_can_be_one_image_for_ever(tree: Path, monkeypatch, machine, caps
 class Registry(BaseHTTPRequestHandler):
     """Sends a manifest to those who have its token, as public registries do."""
 
-    manifest = b"a manifest"
+    manifest = b'{"schemaVersion": 2}'
 
     def do_GET(self) -> None:
         where = urlsplit(self.path)
@@ -426,7 +426,7 @@ def test_a_base_is_pinned_by_what_its_registry_sends(registry: str, tree: Path, 
     assert run(tree, monkeypatch, "gpu") == 0
     assert recorded(machine)["arguments"]["BASE"] == image.base and "--pin" not in capsys.readouterr().out
     assert json.loads((tree / "images" / image.name).with_suffix(".json").read_text())["base"] == image.base
-    monkeypatch.setattr(Registry, "manifest", b"another manifest")
+    monkeypatch.setattr(Registry, "manifest", b'{"schemaVersion": 2, "manifests": []}')
     assert run(tree, monkeypatch, "gpu", "--pin") == 1
     assert digest in capsys.readouterr().err
     assert build.Image("gpu", tree).base == image.base
@@ -443,6 +443,15 @@ def test_what_cannot_be_pinned_is_said(registry: str, tree: Path, monkeypatch, m
         file.write_text(text)
         assert run(tree, monkeypatch, "gpu") == 1
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", [b"<html>Log in first</html>", b"[]", b'{"errors": []}', b"\xff"])
+def test_a_page_in_place_of_a_manifest_is_not_pinned(page, registry, tree, monkeypatch, machine, capsys) -> None:
+    """What a proxy, or a website that is no registry, answers with status 200."""
+    monkeypatch.setattr(Registry, "manifest", page)
+    assert run(tree, monkeypatch, "gpu", "--pin") == 1
+    assert "the answer is no manifest of an image" in capsys.readouterr().err
+    assert not (tree / "containers" / "unlearn-gpu.base").exists()
 
 
 @pytest.mark.parametrize("said", [True, False])
