@@ -18,9 +18,11 @@ install: $(INSTALLED) ## create .venv with exact versions
 install-login: $(VENV)/.installed-login ## .venv without torch: to plan, fetch and submit where steps run in an image
 
 image: ## containers/images/unlearn-gpu.sif, the steps' container for NVIDIA GPUs (as an ordinary user, with Apptainer)
+	$(CHECK_PYTHON)
 	$(PYTHON) containers/build gpu
 
 image-cpu: ## the same for CPUs, unlearn-cpu.sif
+	$(CHECK_PYTHON)
 	$(PYTHON) containers/build cpu
 
 run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print its table
@@ -108,7 +110,11 @@ $(VENV)/.installed-login: pyproject.toml constraints-hashed.txt
 	$(PROJECT)
 	touch $@
 
-define CREATE_VENV
+define CHECK_PYTHON
 $(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; set PYTHON=...")'
+endef
+
+define CREATE_VENV
+$(CHECK_PYTHON)
 $(PYTHON) -m venv $(VENV)
 endef

@@ -585,3 +585,24 @@ def test_it_is_a_program() -> None:
     """As `make image-cpu` calls it, with the real sources."""
     done = subprocess.run([FOLDER / "build", "cpu", "--print-name"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == build.Image("cpu", ROOT).name
+
+
+# Says that it is another Python; runs no file.
+OLD = """#!/bin/sh
+if [ "$1" = -c ]; then exec {python} -c "import sys; sys.version_info = (3, 9, 2)
+$2"; fi
+echo "ran $*"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["image", "image-cpu", ".venv/.installed-login"])
+def test_make_says_which_python_it_needs(target: str, tmp_path: Path) -> None:
+    """Before a program of the project ends at what an older one lacks."""
+    program(tmp_path / "python", OLD.format(python=sys.executable))
+    line = ["make", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), target, f"PYTHON={tmp_path / 'python'}"]
+    for name in ("pyproject.toml", "constraints-hashed.txt"):
+        (tmp_path / name).touch()
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode and "Python 3.11 to 3.13 is needed; set PYTHON=" in done.stderr
+    assert "ran" not in done.stdout.replace(target, "").split()
