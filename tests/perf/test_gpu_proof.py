@@ -133,6 +133,18 @@ def test_what_there_was_no_time_for_is_said_and_no_success(tmp_path: Path) -> No
     assert "speed: no time was left for blur-npo on 8b, micro-batches of 16\n" in gpu_proof.summary(results)
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        *(("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12)),
+        *(("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("NVIDIA A100-SXM4-80GB", 312e12)),
+        *(("NVIDIA GH200 480GB", 989e12), ("NVIDIA L4", None), (None, None)),
+    ],
+)
+def test_the_peak_rate_is_that_of_a_gpus_own_form(name: str | None, rate: float | None) -> None:
+    assert gpu.peak_flops(name) == rate
+
+
 def test_no_number_is_no_agreement() -> None:
     """A GPU's NaN, of which `max` would say nothing."""
     assert far([{"loss": math.nan}], [{"loss": 1.0}]) == {"loss": math.inf}
