@@ -265,7 +265,8 @@ def rules(
     data = Data(shape, steps + 1, batch)
     for number, rule in enumerate(wanted):
         if bench.left < LEAST_SECONDS:
-            return bench.leave_out(f"{', '.join(wanted[number:])} on {name}, micro-batches of {micro_batch}")
+            bench.leave_out(f"{', '.join(wanted[number:])} on {name}, micro-batches of {micro_batch}")
+            return
         forget, update = RULES[rule]
         order = iter(range(steps + 1))
 

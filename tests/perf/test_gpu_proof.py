@@ -123,14 +123,24 @@ def test_what_a_part_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert not running
 
 
-def test_what_there_was_no_time_for_is_said_and_no_success(tmp_path: Path) -> None:
-    """A section, and rules in the middle of one."""
+@pytest.mark.slow
+def test_what_there_was_no_time_for_is_said_and_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole sections, and rules in the middle of one."""
     results = tmp_path / "proof.jsonl"
-    bench = gpu.Bench(SimpleNamespace(device=SimpleNamespace(type="cpu")), results, 0.0)  # type: ignore[arg-type]
-    assert bench.complete
-    bench.leave_out("blur-npo on 8b, micro-batches of 16")
-    assert not bench.complete
-    assert "speed: no time was left for blur-npo on 8b, micro-batches of 16\n" in gpu_proof.summary(results)
+    words = ["--device", "cpu", "--tiny", "--deadline", "0", "--out", str(results)]
+    assert gpu.main(words) == 1
+    assert "speed: no time was left for the last 5 of 5 sections\n" in gpu_proof.summary(results)
+
+    def one(bench: gpu.Bench, tiny: bool) -> list[Any]:
+        def section() -> None:
+            bench._end -= 1000.0
+            gpu.rules(bench, "tiny", 2, "adamw", list(gpu.RULES), steps=1, batch=4)
+
+        return [section]
+
+    monkeypatch.setattr(gpu, "plan", one)
+    assert gpu.main([*words[:-3], "1000", "--out", str(results)]) == 1
+    assert "no time was left for graddiff, npo, blur-npo on tiny, micro-batches of 2\n" in gpu_proof.summary(results)
 
 
 @pytest.mark.parametrize(
