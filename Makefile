@@ -18,9 +18,11 @@ install: $(INSTALLED) ## create .venv with exact versions
 install-login: $(VENV)/.installed-login ## .venv without torch: to plan, fetch and submit where steps run in an image
 
 image: ## containers/images/unlearn-gpu.sif, the steps' container for NVIDIA GPUs (as an ordinary user, with Apptainer)
+	$(CHECK_PYTHON)
 	$(PYTHON) containers/build gpu
 
 image-cpu: ## the same for CPUs, unlearn-cpu.sif
+	$(CHECK_PYTHON)
 	$(PYTHON) containers/build cpu
 
 run: $(INSTALLED) ## run the experiment `mini`, or EXPERIMENT=NAME, and print its table
@@ -88,7 +90,7 @@ format: $(INSTALLED) ## rewrite the sources in the project's style
 	$(BIN)/snakefmt $(SNAKEFILES)
 
 clean: ## remove .venv and caches; results stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache site *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis site *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each package comes from a file whose SHA-256 is in constraints-hashed.txt; HASHES=no believes pip's indexes, for a site that
@@ -108,7 +110,11 @@ $(VENV)/.installed-login: pyproject.toml constraints-hashed.txt
 	$(PROJECT)
 	touch $@
 
-define CREATE_VENV
+define CHECK_PYTHON
 $(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; set PYTHON=...")'
+endef
+
+define CREATE_VENV
+$(CHECK_PYTHON)
 $(PYTHON) -m venv $(VENV)
 endef

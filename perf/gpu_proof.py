@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,10 @@ FOLDER = ROOT / "results" / "gpu-proof"
 LIMIT = 540.0
 CORRECTNESS, SPEED = 170.0, 300.0  # seconds, of the limit
 # What a machine with torch, transformers and pytest lacks.
-WHEELS = ("megatron-core", "pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection")
+WHEELS = (
+    *("megatron-core", "pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
+    *("psutil", "pytest-timeout", "pytest-xdist", "execnet"),
+)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 
 
@@ -76,8 +80,6 @@ def prove(folder: Path, out: Path, device: str, tiny: bool) -> int:
     """Tests, then speed; the exit status is 0 where all that was to be run was, and passed."""
     end = time.monotonic() + LIMIT
     results = out / "proof.jsonl"
-    out.mkdir(parents=True, exist_ok=True)
-    results.write_text("")
     environment = {
         **os.environ,
         "UNLEARN_GPU_DEVICE": device,
@@ -90,8 +92,14 @@ def prove(folder: Path, out: Path, device: str, tiny: bool) -> int:
         wheels = sorted(map(str, (folder / "wheels").glob("*.whl")))
         if wheels:
             quiet = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir"]
-            subprocess.run([sys.executable, "-m", "pip", "install", *quiet, f"--target={site}", *wheels], check=True)
+            pip = [sys.executable, "-m", "pip", "install", *quiet, f"--target={site}", *wheels]
+            if subprocess.run(pip).returncode:
+                python = ".".join(map(str, sys.version_info[:2]))
+                print(f"{folder / 'wheels'}: pip cannot install these for Python {python}: its own message is above")
+                return 1
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [site, os.environ.get("PYTHONPATH")]))
+        out.mkdir(parents=True, exist_ok=True)
+        results.write_text("")
         tests = ["pytest", "tests/gpu", "-m", "gpu", "-p", "no:cacheprovider", "-n0", "-q", "-rs"]
         passed = part("correctness", tests, min(CORRECTNESS, end - time.monotonic()), environment, results)
         seconds = min(SPEED, end - time.monotonic() - 20)
@@ -104,12 +112,15 @@ def prove(folder: Path, out: Path, device: str, tiny: bool) -> int:
 def part(name: str, module: Sequence[str], seconds: float, environment: dict[str, str], results: Path) -> bool:
     """Run a module for so many seconds at most; whether it succeeded. Its end is a line of the results too."""
     start = time.monotonic()
-    try:
-        status: int | str = subprocess.run(
-            [sys.executable, "-m", *module], cwd=ROOT, env=environment, timeout=seconds
-        ).returncode
-    except subprocess.TimeoutExpired:
-        status = f"cut short after {seconds:.0f} s"
+    line = [sys.executable, "-m", *module]
+    with subprocess.Popen(line, cwd=ROOT, env=environment, start_new_session=True) as process:
+        try:
+            status: int | str = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = f"cut short after {seconds:.0f} s"
+        finally:
+            if process.poll() is None:  # with the ranks that a test has started, which would keep the GPUs busy
+                os.killpg(process.pid, signal.SIGKILL)
     with results.open("a") as file:
         row = {"section": "end", "of": name, "status": status, "seconds": round(time.monotonic() - start, 1)}
         file.write(json.dumps(row) + "\n")
@@ -124,6 +135,7 @@ def summary(results: Path) -> str:
     failed = [row for row in tests if row["outcome"] == "failed"]
     lines = [f"{row['test']}: {' '.join(row['error'].split())[-200:]}" for row in failed]
     lines += [f"speed: {row['error']}" for row in rows if row["section"] == "failed"]
+    lines += [f"speed: no time was left for {row['left_out']}" for row in rows if row["section"] == "deadline"]
     lines += [f"{row['of']}: {row['status']}" for row in rows if row["section"] == "end" and row["status"] != 0]
     return "\n".join([*lines, f"{counts}; results: {results}"])
 

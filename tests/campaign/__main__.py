@@ -26,6 +26,8 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     given = parser.parse_args()
+    if given.count is not None and given.count < 1:
+        parser.error(f"--count {given.count}: nothing would be tried; allowed: 1 or more")
     run, count = CAMPAIGNS[given.campaign]
     return 1 if run(count if given.count is None else given.count, given.seed) else 0
 

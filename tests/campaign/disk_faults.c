@@ -128,6 +128,11 @@ ssize_t sendfile(int out, int in, off_t *place, size_t size) {
     if (!real) real = dlsym(RTLD_NEXT, "sendfile");
     return ON(TAKES_ROOM, out) ? -1 : real(out, in, place, size);
 }
+ssize_t sendfile64(int out, int in, off64_t *place, size_t size) { /* what Python's shutil copies by */
+    static ssize_t (*real)(int, int, off64_t *, size_t);
+    if (!real) real = dlsym(RTLD_NEXT, "sendfile64");
+    return ON(TAKES_ROOM, out) ? -1 : real(out, in, place, size);
+}
 ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t size, unsigned flags) {
     return ON(TAKES_ROOM, out) ? -1 : REAL(copy_file_range)(in, from, out, to, size, flags);
 }

@@ -58,6 +58,7 @@ VICTIMS = ("a rank", "all ranks", "the launcher", "the run", "the whole group")
 STARTED = 600.0  # seconds until a step must have started
 DONE = 1200.0  # seconds that a run may take
 LEFT = 120.0  # seconds until nothing of a killed run works any more
+TRIES = 3  # of a round whose moment came when all had ended
 
 
 class Campaign:
@@ -133,34 +134,49 @@ def wait_for(what: str, found: Callable[[], object], seconds: float) -> None:
         time.sleep(0.05)
 
 
-def kill(campaign: Campaign, run: subprocess.Popen[bytes], victim: str, chance: random.Random) -> None:
-    """Kill one of a run's processes, or several."""
-    ranks, launchers = campaign.working(rank=True), campaign.working(rank=False)
-    if victim == "the whole group":
-        os.killpg(run.pid, signal.SIGKILL)
-    chosen = {"a rank": [chance.choice(ranks)] if ranks else [], "all ranks": ranks, "the launcher": launchers}
-    for process in chosen.get(victim, []):
+def kill(campaign: Campaign, run: subprocess.Popen[bytes], victim: str, chance: random.Random) -> bool:
+    """Kill one of a run's processes, or several; whether there was one to be killed."""
+    if victim in ("the run", "the whole group"):
+        if run.poll() is not None:
+            return False
+        if victim == "the whole group":
+            os.killpg(run.pid, signal.SIGKILL)
+        else:
+            run.kill()
+        return True
+    chosen = campaign.working(rank=victim != "the launcher")
+    if victim == "a rank" and chosen:
+        chosen = [chance.choice(chosen)]
+    met = False
+    for process in chosen:
         try:
             process.kill()
+            met = True
         except psutil.NoSuchProcess:
             continue
-    if victim == "the run":
-        run.kill()
+    return met
 
 
-def one_round(campaign: Campaign, expected: str, victim: str, chance: random.Random) -> str | None:
-    """Kill ``victim`` at a moment of chance; what was wrong afterwards, or ``None``."""
+def killed(campaign: Campaign, victim: str, chance: random.Random) -> bool:
+    """Begin the unlearning, and kill ``victim`` at a moment of chance; whether it was still there."""
     campaign.again()
     run = campaign.start()
     try:
         wait_for("ranks", lambda: len(campaign.working(rank=True)) == 2 or run.poll() is not None, STARTED)
         time.sleep(chance.uniform(0.0, 6.0))
-        kill(campaign, run, victim, chance)
+        met = kill(campaign, run, victim, chance)
         run.wait(DONE)
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
     wait_for("the end of what was killed", lambda: not lease.left_behind(campaign.results), LEFT)
+    return met
+
+
+def one_round(campaign: Campaign, expected: str, victim: str, chance: random.Random) -> str | None:
+    """Kill ``victim`` at a moment of chance; what was wrong afterwards, or ``None``."""
+    if not any(killed(campaign, victim, chance) for _ in range(TRIES)):
+        return f"in {TRIES} tries nobody was there to be killed"
     campaign.finish()
     if campaign.bits() != expected:
         return "other bits"

@@ -136,15 +136,21 @@ def _loaded(clone: Clone, count: int) -> list[str]:
     plan = Plan(load(str(path)), clone.folder / "results")
     steps = list(plan.jobs)
     print(f"load: {len(steps)} jobs", flush=True)
-    _, _, used = start(clone, path, lambda: done(results, steps) >= len(steps) // 2)
-    alive = len(slurm_jobs("RUNNING", "COMPLETING"))
-    print(f"killed     {used}; {done(results, steps)} steps done, {alive} jobs running", flush=True)
+    status, printed, used = start(clone, path, lambda: done(results, steps) >= len(steps) // 2)
+    alive, half = len(slurm_jobs("RUNNING", "COMPLETING")), done(results, steps)
+    print(f"killed     {used}; {half} steps done, {alive} jobs running", flush=True)
+    problems = []
+    if half < len(steps) // 2:
+        problems.append(f"ended before its kill, at {half} steps, with status {status}: {printed[-2000:]}")
     status, printed, used = start(clone, path)
     print(f"went on    {used}; {done(results, steps)} steps done", flush=True)
-    problems = [f"status {status}: {printed[-2000:]}"] if status else []
+    problems += [f"status {status}: {printed[-2000:]}"] if status else []
     wait_for("the last job's end", lambda: not slurm_jobs("RUNNING", "PENDING", "COMPLETING"), LEFT)
     problems += wrong(results, steps, alive)
-    with (results / "report" / "table.csv").open() as file:
+    table = results / "report" / "table.csv"
+    if not table.is_file():
+        return [*problems, "there is no report"]
+    with table.open() as file:
         rows = len({(row["method"], row["seed"]) for row in csv.DictReader(file)})
     print(f"report     {rows} rows", flush=True)
     status, printed, used = start(clone, path)

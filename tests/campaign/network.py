@@ -120,7 +120,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.closing, self.leaked, self._lock = threading.Event(), False, threading.Lock()
         self.fault: Fault | None = None
-        self.where, self.times = "", 0
+        self.where, self.times, self.met = "", 0, 0
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def meets(self, request: str) -> Fault | None:
@@ -129,6 +129,7 @@ class Server(ThreadingHTTPServer):
             if self.fault is None or request != self.where or self.times == 0:
                 return None
             self.times -= 1
+            self.met += 1
             return self.fault
 
     def close(self) -> None:
@@ -327,6 +328,7 @@ def judge_wrong(server: Server, case: Case, folder: Path) -> str | None:
 def wrong(server: Server, case: Case) -> str | None:
     """What is wrong with how a case is met; ``None``: nothing."""
     server.fault, server.where, server.times, server.leaked = FAULTS[case.name], case.where, case.times, False
+    server.met = 0
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="campaign-") as name:
         folder = Path(name)
@@ -334,6 +336,8 @@ def wrong(server: Server, case: Case) -> str | None:
             problem = (judge_wrong if case.where == "judge" else hub_wrong)(server, case, folder)
     if problem is None and server.leaked:
         problem = "a token or key went where a redirect led"
+    if problem is None and not server.met:
+        problem = "no such request was made, so that nothing met the fault"
     taken = time.monotonic() - begun
     return problem or (f"it took {taken:.0f} s" if taken > SECONDS else None)
 

@@ -56,6 +56,18 @@ def test_the_layer_does_what_such_a_disk_does(
 
 
 @pytest.mark.slow
+def test_a_copy_meets_a_full_disk_too(library: Path, tmp_path: Path) -> None:
+    """Its file can be made, and its bytes have no room: they pass by no `write`."""
+    below = tmp_path / "below"
+    below.mkdir()
+    (tmp_path / "source").write_bytes(b"x" * 100)
+    program = "import shutil, sys; shutil.copyfile(*sys.argv[1:])"
+    command = [sys.executable, "-IS", "-c", program, str(tmp_path / "source"), str(below / "file")]
+    ended = disk.Disk(library, below).run(command, tmp_path, disk.Fault("full", 2))
+    assert ended.status and "No space left on device" in ended.printed and ended.operations == 2, ended
+
+
+@pytest.mark.slow
 def test_a_full_disk_under_a_step_is_told_and_leaves_nothing(library: Path, tmp_path: Path) -> None:
     """The short form of the campaign: a whole step, from its command to the same bits after room was made."""
     world = disk.World(tmp_path, library, only=["data/tiny"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -45,6 +46,21 @@ def test_what_is_lost_done_twice_or_left_is_noticed(results: Path) -> None:
     assert load.done(results, STEPS) == 2
     assert "data/tiny is not there" in found and "unlearned/npo/seed-0 was started 0 times" in found
     assert f"data/tiny/{lease.NAME} is left" in found and "unlearned/npo/seed-0/resume is left" in found
+
+
+def test_a_run_that_ends_before_its_kill_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it printed, and with what is lost then: there is no report to read either."""
+
+    def write(path: Path, content: object) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+
+    monkeypatch.setattr(load, "start", lambda *_: (1, "no such partition", load.Used()))
+    monkeypatch.setattr(load, "slurm_jobs", lambda *_: [])
+    monkeypatch.setattr(load, "wait_for", lambda *_: None)
+    problems = load._loaded(SimpleNamespace(folder=tmp_path / "clone", write=write), 72)  # type: ignore[arg-type]
+    assert problems[0] == "ended before its kill, at 0 steps, with status 1: no such partition"
+    assert "report is not there" in problems and problems[-1] == "there is no report"
 
 
 def test_an_experiment_of_so_many_jobs(tmp_path: Path) -> None:

@@ -21,3 +21,10 @@ def test_a_bad_network_is_outlived_or_told() -> None:
     """The hub's real library and the judge's client, on sockets; nothing is put in their place."""
     with network.served() as server:
         assert [(str(case), problem) for case in SAMPLE if (problem := network.wrong(server, case))] == []
+
+
+@pytest.mark.slow
+def test_a_fault_that_nothing_meets_proves_nothing() -> None:
+    """As where the hub's library came to ask otherwise."""
+    with network.served() as server:
+        assert "no such request was made" in (network.wrong(server, network.Case("500", "another kind", 1)) or "")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -273,6 +274,48 @@ def test_a_failed_build_leaves_nothing_and_moves_no_link(tree: Path, monkeypatch
     assert not Path(recorded(machine)["arguments"]["SOURCE"]).exists(), "the temporary folder stays"
 
 
+# Is told to end while it builds, and takes its time to remove what it has made so far.
+INTERRUPTED = """#!{python}
+import os, pathlib, signal, sys, time
+made = pathlib.Path({made!r})
+def end(*_):
+    time.sleep(0.6)
+    made.unlink()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+made.write_text("gigabytes")
+pathlib.Path(sys.argv[-2]).write_bytes(b"a part")
+os.kill(os.getppid(), {number})
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_stopped_leaves_nothing(number, tree: Path, monkeypatch, machine, tmp_path, capsys) -> None:
+    """Neither of ours nor of Apptainer's, which is not killed before it has cleared up."""
+    monkeypatch.setenv("APPTAINER_TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    text = INTERRUPTED.format(python=sys.executable, made=str(tmp_path / "rootfs"), number=int(number))
+    program(machine["bin"] / "apptainer", text)
+    before = signal.getsignal(number)
+    assert run(tree, monkeypatch, "cpu") == 130
+    assert signal.getsignal(number) is before
+    assert "stopped; no image was made" in capsys.readouterr().err
+    assert not (tmp_path / "rootfs").exists()
+    assert not list((tree / "images").iterdir()) and not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_folder_that_takes_no_image_is_said_before_the_build(tree: Path, monkeypatch, machine, capsys) -> None:
+    (tree / "images").write_text("a file in its place")
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert f"File exists: '{tree / 'images'}'" in capsys.readouterr().err
+    (tree / "images").unlink()
+    monkeypatch.setenv("APPTAINER_TMPDIR", str(tree / "nowhere"))
+    assert run(tree, monkeypatch, "cpu") == 1
+    assert f"No such file or directory: '{tree / 'nowhere'}" in capsys.readouterr().err
+    assert not machine["apptainer.json"].exists()
+
+
 def test_what_apptainer_is_given_for_cpu(tree: Path, monkeypatch, machine) -> None:
     monkeypatch.setenv("APPTAINER_BIND", "/data")
     monkeypatch.setenv("APPTAINERENV_HF_HOME", "/hub")
@@ -331,7 +374,7 @@ def test_a_base_can_be_one_image_for_ever(tree: Path, monkeypatch, machine, caps
 class Registry(BaseHTTPRequestHandler):
     """Sends a manifest to those who have its token, as public registries do."""
 
-    manifest = b"a manifest"
+    manifest = b'{"schemaVersion": 2}'
 
     def do_GET(self) -> None:
         where = urlsplit(self.path)
@@ -383,7 +426,7 @@ def test_a_base_is_pinned_by_what_its_registry_sends(registry: str, tree: Path, 
     assert run(tree, monkeypatch, "gpu") == 0
     assert recorded(machine)["arguments"]["BASE"] == image.base and "--pin" not in capsys.readouterr().out
     assert json.loads((tree / "images" / image.name).with_suffix(".json").read_text())["base"] == image.base
-    monkeypatch.setattr(Registry, "manifest", b"another manifest")
+    monkeypatch.setattr(Registry, "manifest", b'{"schemaVersion": 2, "manifests": []}')
     assert run(tree, monkeypatch, "gpu", "--pin") == 1
     assert digest in capsys.readouterr().err
     assert build.Image("gpu", tree).base == image.base
@@ -400,6 +443,15 @@ def test_what_cannot_be_pinned_is_said(registry: str, tree: Path, monkeypatch, m
         file.write_text(text)
         assert run(tree, monkeypatch, "gpu") == 1
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", [b"<html>Log in first</html>", b"[]", b'{"errors": []}', b"\xff"])
+def test_a_page_in_place_of_a_manifest_is_not_pinned(page, registry, tree, monkeypatch, machine, capsys) -> None:
+    """What a proxy, or a website that is no registry, answers with status 200."""
+    monkeypatch.setattr(Registry, "manifest", page)
+    assert run(tree, monkeypatch, "gpu", "--pin") == 1
+    assert "the answer is no manifest of an image" in capsys.readouterr().err
+    assert not (tree / "containers" / "unlearn-gpu.base").exists()
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -453,6 +505,22 @@ def test_pip_reads_those_settings(tree: Path, monkeypatch, machine, tmp_path: Pa
     found = dict(build.read_pip(listed))
     assert found["find-links"].split() == ["/mnt/1"] and found["cert"] == "/mnt/ca-bundle.crt"
     assert found["extra-index-url"].split()[0] == "file:///mnt/0/simple"
+
+
+def test_a_single_setting_means_in_the_container_what_it_means_here(tree: Path, monkeypatch, machine, tmp_path) -> None:
+    """An index, a proxy or a switch, of which pip takes all that follows the key, a line break too."""
+    said = {"index-url": "https://i.invalid/simple", "no-index": "true", "proxy": "http://p.invalid:1", "retries": "0"}
+    said |= {"trusted-host": "i.invalid", "default-timeout": "9"}
+    monkeypatch.setattr(build, "pip_list", lambda: "".join(f"global.{key}={said[key]!r}\n" for key in said))
+    for name in build.BUNDLES:
+        monkeypatch.delenv(name, raising=False)
+    assert run(tree, monkeypatch, "cpu") == 0
+    config = tmp_path / "pip.conf"
+    config.write_text(recorded(machine)["pip"])
+    environ = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": str(config), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {key: value for key, value in build.read_pip(done.stdout) if key in said} == said
 
 
 def test_a_machine_without_settings(tree: Path, monkeypatch, machine) -> None:
@@ -517,3 +585,24 @@ def test_it_is_a_program() -> None:
     """As `make image-cpu` calls it, with the real sources."""
     done = subprocess.run([FOLDER / "build", "cpu", "--print-name"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == build.Image("cpu", ROOT).name
+
+
+# Says that it is another Python; runs no file.
+OLD = """#!/bin/sh
+if [ "$1" = -c ]; then exec {python} -c "import sys; sys.version_info = (3, 9, 2)
+$2"; fi
+echo "ran $*"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["image", "image-cpu", ".venv/.installed-login"])
+def test_make_says_which_python_it_needs(target: str, tmp_path: Path) -> None:
+    """Before a program of the project ends at what an older one lacks."""
+    program(tmp_path / "python", OLD.format(python=sys.executable))
+    line = ["make", "-C", str(tmp_path), "-f", str(ROOT / "Makefile"), target, f"PYTHON={tmp_path / 'python'}"]
+    for name in ("pyproject.toml", "constraints-hashed.txt"):
+        (tmp_path / name).touch()
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode and "Python 3.11 to 3.13 is needed; set PYTHON=" in done.stderr
+    assert "ran" not in done.stdout.replace(target, "").split()

@@ -46,6 +46,13 @@ def test_sections(kind: str) -> None:
     assert found["post"][0] == "set -eu"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sources_may_lie_in_a_folder_with_a_space(kind: str) -> None:
+    """As under a TMPDIR of that kind; Apptainer would take its halves for two files."""
+    (line,) = sections(kind)["files"]
+    assert shlex.split(line.replace("{{ SOURCE }}", "/my files/source")) == ["/my files/source", "/opt/unlearn/source"]
+
+
 def test_bases() -> None:
     cpu, gpu = header("cpu"), header("gpu")
     assert (cpu["Bootstrap"], cpu["OSVersion"], cpu["MirrorURL"]) == ("debootstrap", "bookworm", "{{ MIRROR }}")

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ext.atomic_files import write_text
 from tests.megatron_ext.losses.test_methods import CASES
 from tests.support import inference_cases, tiny
 from tests.support.method_world import ROWS, World
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 FEW_MODELS = ["llama3-tied"]
 FEW_METHODS = ["blur-npo", "graddiff-kl"]
@@ -81,9 +83,19 @@ def numbers(log: Path) -> list[dict[str, float]]:
     return rows
 
 
+def sources() -> list[Path]:
+    """The code that the files here are made by: the cases, their models and data, and the project's own."""
+    cases = [Path(__file__), ROOT / "tests" / "megatron_ext" / "losses" / "test_methods.py"]
+    folders = (ROOT / "megatron_ext", ROOT / "tests" / "support")
+    return sorted([*cases, *(file for folder in folders for file in folder.rglob("*.py"))])
+
+
 def key() -> str:
-    """Of what these files are made of: results of other cases are not compared with."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    """Of what these files are made of: results of other cases, or of other code, are not compared with."""
+    digest = hashlib.sha256()
+    for file in sources():
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def write(folder: Path, models: Sequence[str], methods: Sequence[str]) -> None:
@@ -93,6 +105,7 @@ def write(folder: Path, models: Sequence[str], methods: Sequence[str]) -> None:
     from megatron_ext.config import Runtime
     from megatron_ext.distributed import process_groups
 
+    (folder / "references.json").unlink(missing_ok=True)  # what is made anew may be cut short
     for name in ("models", "inference", "world"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     tiny.write(folder / "models", list(models))
@@ -110,7 +123,7 @@ def write(folder: Path, models: Sequence[str], methods: Sequence[str]) -> None:
                 spec = method_spec(folder, name, folder / "runs" / precision, device="cpu", precision=precision)
                 logs[precision][name] = unlearn(spec, here[precision])
     made = {"key": key(), "models": list(models), "logs": logs, "inference": expected}
-    (folder / "references.json").write_text(json.dumps(made))
+    write_text(folder / "references.json", json.dumps(made))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -56,7 +56,7 @@ def references() -> Path:
     made = REFERENCES / "references.json"
     command = f"CUDA_VISIBLE_DEVICES= python -m tests.gpu.cases {REFERENCES}"
     assert made.exists(), f"{REFERENCES} has no references; make them by: {command}"
-    assert json.loads(made.read_text())["key"] == cases.key(), f"{made} is of other cases; make it anew by: {command}"
+    assert json.loads(made.read_text())["key"] == cases.key(), f"{made} is of other code; make it anew by: {command}"
     return REFERENCES
 
 

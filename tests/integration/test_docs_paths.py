@@ -49,3 +49,12 @@ def test_a_link_leads_to_a_file_and_its_heading(name: str) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_clean_removes_every_cache() -> None:
+    """Those at the top that git does not look at, but for results and what people made themselves."""
+    ignored = set((ROOT / ".gitignore").read_text().split())
+    kept = {".snakemake/", "/results/", "/containers/images/", "/site.yaml", "__pycache__/"}
+    makefile = (ROOT / "Makefile").read_text()
+    removed = set(re.search(r"^clean:.*\n\trm -rf (.*)", makefile, re.MULTILINE)[1].split())
+    assert {name.strip("/") for name in ignored - kept} == {name.replace("$(VENV)", ".venv") for name in removed}

@@ -6,12 +6,14 @@ import contextlib
 import io
 import json
 import runpy
+import subprocess
 import sys
 from typing import Any
 
 import pytest
 
 from perf import __main__ as program
+from perf import generation
 from perf.common import Options, in_turns, result
 from tests.support.distributed import run_ranks
 
@@ -78,3 +80,32 @@ def test_the_exit_status_says_whether_bounds_are_met(
         size == "10M" for _, size, _ in program.PLAN
     )
     assert said in table
+
+
+def test_a_benchmark_that_fails_does_not_lose_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(name: str, *_: str) -> list[dict[str, Any]]:
+        if name == "rmu":
+            raise subprocess.CalledProcessError(-9, ["python"])
+        return [result(name, GIVEN, {"a": [1.0], "b": [2.0]}, 0.6)]
+
+    monkeypatch.setattr(program, "measured", measured)
+    assert program.main(["--size", "10M"]) == 1
+    said = capsys.readouterr().out
+    assert "| transformers_loop | tiny |" in said and said.endswith("rmu 10M failed, exit status -9\n")
+
+
+def test_a_size_that_no_benchmark_has_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--size", "1M"])
+    assert stopped.value.code == 2 and "'10M', '100M', '2M'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_answers_of_another_length_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All variants' alike: that they agree would say nothing."""
+    monkeypatch.setattr("perf.generation.generate", lambda model, ranks, requests, *_, **__: [[5]] * len(requests))
+    monkeypatch.setattr("megatron_ext.checkpoint.reading.fill", lambda *_: None)
+    with pytest.raises(AssertionError, match="not what was generated"):
+        generation.measure(GIVEN)
