@@ -42,6 +42,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     data.requests,
     models.new_tokens,
     methods.batches,
+    methods.warm_ups,
     methods.relearning,
     methods.fit,
     methods.preferred_answers,

@@ -313,6 +313,28 @@ FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
             {},
             "overrides.training.optimizer.name: 'adamw' with the rule's automatic_rate; allowed is 'sgd'",
         ),
+        (
+            _use("npo", training={"max_steps": 1}),
+            {},
+            "unlearning.warmup_epochs: 1 with a run of one step: the first of a warm-up has the learning rate 0, and "
+            "nothing would change; allowed: 0, or more steps (epochs, max_steps, global_batch)",
+        ),
+        (
+            _use("npo", training={"epochs": 1.0, "global_batch": 80, "warmup_epochs": 0.6}),
+            {},
+            "overrides.training.warmup_epochs: 0.6 with a run of one step",
+        ),
+        (
+            _use("npo", training={"epochs": 0.1, "warmup_epochs": 0.0, "optimizer": {"schedule": {"warmup_steps": 3}}}),
+            {},
+            "overrides.training.optimizer.schedule.warmup_steps: 3 with a run of one step",
+        ),
+        (
+            _use("npo"),
+            {"training.target.steps": 1},
+            "training.target.optimizer.schedule.warmup_steps: 35 with a run of one step: the first of a warm-up has "
+            "the learning rate 0, and nothing would change; allowed: 0, or more steps",
+        ),
         (_use("ofmu"), {"runtime.precision": "bf16"}, ": runtime.precision: 'bf16'; the rule 'ofmu' "),
         (_use("task-vector", forget={"name": "ga"}), {}, "overrides.forget: 'ga'; the rule 'task-vector' fine-tunes"),
         (_use("npo"), {"layout": {"sequence_parallel": True}}, "layout.sequence_parallel: needs tensor > 1"),
