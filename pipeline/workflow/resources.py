@@ -277,7 +277,8 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:
-        passes += _measurements(plan, spec) * 2 * spec.validation.rows * length
+        sample = len(spec.topics) * spec.validation.rows  # of each set, which has no more rows than there are
+        passes += _measurements(plan, spec) * (min(sample, rows) + min(sample, max(whole, rows))) * length
     return parameters * (idle * each * tokens + 2.0 * passes)
 
 

@@ -18,7 +18,7 @@ from pipeline.config.load import CONFIGS, load
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes
 from pipeline.workflow.plan import Plan
-from pipeline.workflow.resources import KEYS, Needs, needs, problems, requested, states_written
+from pipeline.workflow.resources import KEYS, Needs, needs, operations, problems, requested, states_written
 
 GIB = 2**30
 # mini: 2048 x 128 embeddings, two layers of 49152 + 16384 + 90112 + 45056 + 256, a last norm
@@ -75,6 +75,18 @@ def test_unlearning_counts_both_sets_and_what_a_method_adds() -> None:
     # RMU builds one of the two layers; micro-batches and pipeline leave nothing idle here.
     built = 262_144 + 200_960
     assert seconds("rmu") == pytest.approx(2 * (6 + 2) * batch * built / PARAMETERS)
+
+
+def test_a_validation_sample_is_no_larger_than_the_sets() -> None:
+    """80 rows are forgotten, and 800 there are in all."""
+
+    def rows_read(rows: int) -> float:
+        made = Plan(load("mini", settings=[f"unlearning.validation.rows={rows}"]), Path("out"))
+        spec = made.jobs["unlearned/npo/seed-0"].spec
+        assert isinstance(spec, UnlearnSpec)
+        return operations(made, spec) / (2 * PARAMETERS * 128)
+
+    assert rows_read(1000000) - rows_read(40) == pytest.approx(11 * (80 + 800 - 2 * 40))
 
 
 def test_weights_that_may_be_the_best_are_written_at_each_measurement(tmp_path: Path) -> None:
