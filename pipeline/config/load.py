@@ -41,6 +41,7 @@ CHECKS: tuple[Callable[..., None], ...] = (
     data.judge,
     data.requests,
     models.new_tokens,
+    methods.names,
     methods.batches,
     methods.warm_ups,
     methods.relearning,

@@ -25,6 +25,8 @@ from pipeline.data.settings import DataSource, PromptTemplate
 from pipeline.data.templates import TEMPLATES
 
 Runs = list[tuple[Document, Run]]
+LONGEST_FOLDER = 255  # characters of a folder's name, on most file systems
+BESIDE = 45  # of them for seed, request, epoch, and the endings of folders that are being written
 ONE_STEP = "with a run of one step: the first of a warm-up has the learning rate 0, and nothing would change"
 
 
@@ -160,6 +162,17 @@ def warm_ups(checker: Checker, benchmark: Benchmark, source: DataSource, runs: R
             if steps:
                 message = f"{given:g} {ONE_STEP}; allowed: 0, or more steps (epochs, max_steps, global_batch)"
                 checker.problems.append(merged.problem(("training", *key), message))
+
+
+def names(checker: Checker, runs: Runs) -> None:
+    """Whether each run's name leaves room for what a folder's name has beside it: seed, request, attack."""
+    robustness = checker.experiment.robustness
+    attacks = [attack.id for attack in robustness.relearned] + [attack.id for attack in robustness.quantised]
+    allowed = LONGEST_FOLDER - BESIDE - max((len(attack) for attack in attacks), default=0)
+    for _, run in runs:
+        if len(run.id) > allowed:
+            message = f"{run.id!r} has {len(run.id)} characters; allowed: {allowed}, with the variants of 'robustness'"
+            checker.problem(("methods",), message)
 
 
 def relearning(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:

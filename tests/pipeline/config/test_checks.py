@@ -102,6 +102,17 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
         ({"title": 3}, "title: 3 is not allowed: input should be a valid string; put it in quotes"),
         ({"title": ...}, "title: is missing"),
         ({"name": "a b"}, "name: 'a b' is not allowed"),
+        ({"name": "a" * 101}, "is not allowed: string should have at most 100 characters"),
+        (
+            {
+                "robustness": {"relearn": RELEARN | {"variant": "a" * 100}},
+                "methods.0": {"method": "ga", "variant": "b" * 100},
+            },
+            "has 103 characters; allowed: 102, with the variants of 'robustness'",
+        ),
+        ({"runtime.threads": 10**9}, "runtime.threads: 1000000000 is not allowed: input should be less than or equal"),
+        ({"training.base.threads": 10**9}, "training.base.threads: 1000000000 is not allowed: input should be less"),
+        ({"runtime.timeout_seconds": 1e10}, "timeout_seconds: 10000000000.0 is not allowed: input should be less than"),
         ({"name": "cache"}, "name: 'cache' is not allowed: the folder of results that all experiments share"),
         (
             {"runtime.device": "gpu"},
