@@ -54,6 +54,9 @@ class Layout(Strict):
         return self
 
 
+MOST_THREADS = 1024  # of a rank; more than a node has cores
+
+
 class RuntimeSettings(Strict):
     """Where and how a step runs, but for its layout; results do not depend on it beyond floating-point rounding."""
 
@@ -62,9 +65,12 @@ class RuntimeSettings(Strict):
     threads: int = Field(
         1,
         ge=1,
+        le=MOST_THREADS,
         description="CPU threads of each rank; with another number, sums are split and rounded otherwise",
     )
-    timeout_seconds: float = Field(600.0, gt=0, description="a collective that takes longer fails on every rank")
+    timeout_seconds: float = Field(
+        600.0, gt=0, le=1e9, description="a collective that takes longer fails on every rank"
+    )
     recompute_activations: bool = Field(
         False, description="in training, keep only each block's input and compute its activations again for backward"
     )

@@ -27,7 +27,8 @@ def _one_line(text: str) -> str:
 Line = Annotated[str, AfterValidator(_one_line)]
 
 # Of random numbers; numpy's generator, which is among those that are seeded, takes 32 bits.
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SEEDS = 2**32
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 
 
 class BrokenFile(Exception):

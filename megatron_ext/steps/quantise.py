@@ -120,7 +120,7 @@ def rounded(matrix: Tensor, how: Quantisation) -> Tensor:
     """fp32 ``[out, in]`` -> what a scheme makes of it, fp32 ``[out, in]``."""
     # A multiple of the group's length in rows is one in weights too: groups end where the pieces do.
     rows = max(1, AT_A_TIME // (matrix.shape[1] * how.group_size)) * how.group_size
-    return torch.cat([_rounded(piece, how) for piece in matrix.split(rows)])
+    return torch.cat([_rounded(piece, how) for piece in matrix.split(min(rows, len(matrix)))])
 
 
 def _rounded(matrix: Tensor, how: Quantisation) -> Tensor:
@@ -135,6 +135,7 @@ def _rounded(matrix: Tensor, how: Quantisation) -> Tensor:
 def _in_groups(rows: Tensor, size: int, function: Callable[[Tensor], Tensor]) -> Tensor:
     """``[n, m]`` -> a function of its groups ``[n, groups, size]``, as ``[n, m]``; zeros fill up the last of a row."""
     width = rows.shape[1]
+    size = min(size, width)  # or a row would be filled up to one group, however long
     filled = torch.nn.functional.pad(rows, (0, -width % size))
     return function(filled.view(len(rows), -1, size)).view(len(rows), -1)[:, :width]
 

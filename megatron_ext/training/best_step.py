@@ -17,9 +17,14 @@ class BestStep:
         within_budget: Whether the best step is; always, where there is no budget.
     """
 
-    def __init__(self, select: str | selection.WithinBudget) -> None:
-        """Nothing is measured yet; ``select``: how steps are compared."""
-        self._select = select
+    def __init__(self, select: str | selection.WithinBudget, first: int = 1) -> None:
+        """Nothing is measured yet.
+
+        Args:
+            select: How steps are compared.
+            first: The first step that may be chosen: before it the weights are those of before the first step.
+        """
+        self._select, self._first = select, first
         self._budget = None if isinstance(select, str) else select.budget
         self.before: Mapping[str, Any] | None = None
         self.broke: int | None = None
@@ -44,6 +49,7 @@ class BestStep:
         """Note a measurement, a line of the trajectory; whether it is the best so far."""
         if row["step"] == 0:
             self.before = row
+        if row["step"] < self._first:
             return False
         worth = self._worth_of(row)
         if not worth[0] and self.broke is None:

@@ -70,8 +70,9 @@ class Validator:
     ``resume/trajectory.jsonl`` in the run's output folder has a line a measurement; with ``best-on-validation``,
     ``resume/best-<steps>`` is the Hugging Face folder of the weights with the best score so far, of the first of equal
     ones, or the folder of their adapters, and until the next state there is also that of the newest state. The weights
-    before the first step are scored, but not a candidate. Where the update rule extrapolates, the weights that are
-    scored and kept are extrapolated: those that the run would end in at this step.
+    before the first step are scored, but not a candidate, nor are the same ones after the first step of a warm-up.
+    Where the update rule extrapolates, the weights that are scored and kept are extrapolated: those that the run would
+    end in at this step.
 
     A measurement costs a forward pass over the sample; forward passes take at most as many tokens as the sample's
     longest ``micro_batch`` sequences. Every method is collective over all ranks.
@@ -99,7 +100,10 @@ class Validator:
         self._points = self._spec.points(order.steps, order.steps_per_epoch)
         self._folder = folder_of(spec.output)
         self._log = StepLog(self._folder / FILE, active=self._ranks.world_rank == 0)
-        self.best = BestStep(validation.select)
+        warmup = spec.optimizer.schedule.warmup_steps + order.warmup_steps(spec.warmup_epochs)
+        # The first step of a warm-up has the rate 0; the last step of a run may be chosen in any case.
+        self._first = min(order.steps, 2 if warmup else 1)
+        self.best = BestStep(validation.select, self._first)
         self._best_of_state: int | None = None
         self._dataset = SequenceDataset([*(topic.forget for topic in topics), *(topic.retain for topic in topics)])
         drawn: list[tuple[Objective, int]] = []
@@ -140,7 +144,7 @@ class Validator:
         return sum(point <= steps for point in self._points) if steps else 0
 
     def _best_of(self, rows: Sequence[Mapping[str, Any]]) -> BestStep:
-        best = BestStep(self._spec.select)
+        best = BestStep(self._spec.select, self._first)
         for row in rows:
             best.take(row)
         return best

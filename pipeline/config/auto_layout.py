@@ -6,13 +6,12 @@ step's specification.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_ext.config import Layout
 from megatron_ext.specs import ModelSource, Topic, TrainSpec, UnlearnSpec
 from pipeline.config import memory, methods, sizing
-from pipeline.config.memory import Memory
 from pipeline.config.method_schema import Batches, Method
 from pipeline.config.schema import AutoLayout, Experiment
 from pipeline.config.sizing import Shape
@@ -47,82 +46,93 @@ def layouts(shape: Shape, ranks: int, node: int = NODE, distributed: bool = Fals
                 yield layout
 
 
-def trained_at(spec: TrainSpec | UnlearnSpec, layout: Layout) -> TrainSpec | UnlearnSpec | None:
-    """A step that trains at another layout; ``None`` where its batches, optimizer or layers do not go with it."""
-    total = spec.batching.global_batch
-    if total % layout.data or (spec.optimizer.name == "sgd" and layout.distributed_optimizer):
-        return None
-    trained = spec.trainable_layers if isinstance(spec, UnlearnSpec) else None
-    if trained is not None and trained.up_to + 1 < layout.pipeline:
-        return None
-    micro = min(spec.batching.micro_batch, total // layout.data)
-    batching = spec.batching.model_copy(update={"micro_batch": micro})
-    return spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"layout": layout}), "batching": batching})
-
-
 def fits(needed: int, gpu_memory: float) -> bool:
     """Whether a rank's bytes go into a GPU with ``gpu_memory`` bytes, beside what is kept free."""
     return needed + RESERVE <= gpu_memory
 
 
 def chosen(wanted: AutoLayout, experiment: Experiment, runs: Sequence[Method], shape: Shape) -> Layout | None:
-    """The first layout at which every step of an experiment fits.
+    """The layout that an experiment which says ``layout: {auto: N}`` has; ``None`` where nothing fits.
 
     Args:
         wanted: How many GPUs, and of what size.
         experiment: The experiment.
         runs: Its methods with all their settings.
         shape: The model's sizes.
+    """
+    found = recommended(experiment, runs, shape, wanted.auto, wanted.memory_gib * 2**30, wanted.node)
+    return None if found is None else found[0]
+
+
+def recommended(
+    experiment: Experiment, runs: Sequence[Method], shape: Shape, ranks: int, gpu_memory: float, node: int = NODE
+) -> tuple[Layout, int] | None:
+    """The first layout of so many GPUs at which every step of an experiment fits.
+
+    Args:
+        experiment: The experiment.
+        runs: Its methods with all their settings.
+        shape: The model's sizes.
+        ranks: How many GPUs there are.
+        gpu_memory: Bytes of each.
+        node: GPUs of a node.
 
     Returns:
-        The layout; ``None`` where nothing fits.
+        The layout, with the bytes of its largest rank; ``None`` where nothing fits.
     """
-    distributed = experiment.runtime.memory.optimizer != "resident"
-    steps = _steps(experiment, runs, shape)
-    parts: list[Batches] = [*experiment.training.sections.values(), *(method.training for method in runs)]
-    for layout in layouts(shape, wanted.auto, wanted.node, distributed):
-        if not all(_divides(part, layout) for part in parts):
-            continue
-        needed = [step(layout) for step in steps]
-        if all(each is not None and fits(each.total, wanted.memory_gib * 2**30) for each in needed):
-            return layout
+    for layout in possible(experiment, runs, shape, ranks, node):
+        needed = peak(experiment, runs, shape, layout)
+        if fits(needed, gpu_memory):
+            return layout, needed
     return None
 
 
-def _divides(part: Batches, layout: Layout) -> bool:
-    return part.global_batch % (layout.data * (part.micro_batch or 1)) == 0
+def possible(
+    experiment: Experiment, runs: Sequence[Method], shape: Shape, ranks: int, node: int = NODE
+) -> Iterator[Layout]:
+    """Those of ``layouts`` that go with every batch and optimizer of an experiment, its attacks' too, and with the
+    layers that its methods build."""
+    parts: list[Batches] = [*experiment.training.sections.values(), *(method.training for method in runs)]
+    parts += experiment.robustness.relearned
+    built = [method.trainable_layers.up_to + 1 for method in runs if method.trainable_layers is not None]
+    distributed = experiment.runtime.memory.optimizer != "resident"
+    for layout in layouts(shape, ranks, node, distributed):
+        if layout.pipeline <= min(built, default=shape.layers) and all(_goes(part, layout) for part in parts):
+            yield layout
 
 
-def _steps(experiment: Experiment, runs: Sequence[Method], shape: Shape) -> list[Callable[[Layout], Memory | None]]:
-    """Of each kind of step, its memory at a layout; ``None`` where it does not go with it."""
-    length, one = experiment.data.max_length, methods.runtime(Layout(), experiment.runtime)
-    specs: list[TrainSpec | UnlearnSpec] = [
-        TrainSpec.model_construct(
+def _goes(part: Batches, layout: Layout) -> bool:
+    divides = part.global_batch % (layout.data * (part.micro_batch or 1)) == 0
+    return divides and not (part.optimizer.name == "sgd" and layout.distributed_optimizer)
+
+
+def peak(experiment: Experiment, runs: Sequence[Method], shape: Shape, layout: Layout) -> int:
+    """Bytes of the largest rank of any step of an experiment at one of its ``possible`` layouts."""
+    length, given = experiment.data.max_length, experiment.evaluation
+    tokens = max(length, given.token_budget, given.generation_token_budget or 0)
+    found = [memory.scoring(layout, shape, experiment.runtime.precision, tokens)]
+    found += [
+        memory.training(workload(spec, gpus=True), spec.runtime, shape, length)
+        for spec in _training_steps(experiment, runs, layout)
+    ]
+    return max(each.total for each in found)
+
+
+def _training_steps(
+    experiment: Experiment, runs: Sequence[Method], layout: Layout
+) -> Iterator[TrainSpec | UnlearnSpec]:
+    """What of each kind of step that trains decides its memory."""
+    runtime, training = methods.runtime(layout, experiment.runtime), experiment.training
+    for part in (*(training.sections[which] for which in training.used), *experiment.robustness.relearned):
+        yield TrainSpec.model_construct(
             model=ModelSource.model_construct(),
             data={},
             steps=1,
             output=Path(),
             optimizer=part.optimizer,
-            batching=part.batching(Layout()),
-            runtime=one,
+            batching=part.batching(layout),
+            runtime=runtime,
         )
-        for part in experiment.training.sections.values()
-    ]
     topics = [Topic.model_construct(forget_data=Path(), retain_data=Path())]
-    specs += [UnlearnSpec.model_construct(topics=topics, **methods.settings(method, one)) for method in runs]
-
-    def training(spec: TrainSpec | UnlearnSpec) -> Callable[[Layout], Memory | None]:
-        def at(layout: Layout) -> Memory | None:
-            moved = trained_at(spec, layout)
-            if moved is None:
-                return None
-            return memory.training(workload(moved, gpus=True), moved.runtime, shape, length)
-
-        return at
-
-    def scoring(layout: Layout) -> Memory:
-        given = experiment.evaluation
-        tokens = max(length, given.token_budget, given.generation_token_budget or 0)
-        return memory.scoring(layout, shape, experiment.runtime.precision, tokens)
-
-    return [*map(training, specs), scoring]
+    for method in runs:
+        yield UnlearnSpec.model_construct(topics=topics, **methods.settings(method, runtime))

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from megatron_ext.config import Batching, GlobalBatch, Layout, Optimisation, Shares, TrainableLayers, Training
+from megatron_ext.config import (
+    MOST_THREADS,
+    Batching,
+    GlobalBatch,
+    Layout,
+    Optimisation,
+    Shares,
+    TrainableLayers,
+    Training,
+)
 from megatron_ext.losses import AnyLoss
 from megatron_ext.schema import Line, Strict
 from megatron_ext.specs import SampledAnswers, Unlearning
@@ -36,7 +45,9 @@ class Batches(GlobalBatch, Optimisation):
 class ModelTraining(Batches, Shares, Training):
     """How the base, target or retrain model is trained: shares of tokenised sets, and a number of optimizer steps."""
 
-    threads: int | None = Field(None, ge=1, description="CPU threads of each rank; default: the experiment's")
+    threads: int | None = Field(
+        None, ge=1, le=MOST_THREADS, description="CPU threads of each rank; default: the experiment's"
+    )
 
 
 class MethodTraining(Batches, Unlearning):

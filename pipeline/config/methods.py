@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,27 @@ def problems(
         )
         found += [_located(text, method) for text in missing]
     return found + _trainable_layers(method, runtime.layout, shape)
+
+
+def steps_of_a_pass(training: Unlearning, batch: int, rows: int) -> int:
+    """Optimizer steps of a pass over a forget set of so many rows, as ``megatron_ext.data.sampling`` counts them."""
+    if training.accumulation is None:
+        return math.ceil(rows / batch)
+    return max(1, math.ceil(rows / (batch // training.accumulation)) // training.accumulation)
+
+
+def steps(training: Unlearning, batch: int, rows: int) -> int:
+    """Optimizer steps of all passes, counted in the same way."""
+    found = training.epochs * steps_of_a_pass(training, batch, rows)
+    whole = max(1, round(found)) if training.accumulation is None else math.ceil(found)
+    return min(whole, training.max_steps or whole)
+
+
+def warmup_steps(training: Unlearning, batch: int, rows: int) -> int:
+    """Optimizer steps of ``warmup_epochs``, counted in the same way."""
+    if training.accumulation is None:
+        return round(training.warmup_epochs * steps_of_a_pass(training, batch, rows))
+    return int(training.warmup_epochs * rows // batch)
 
 
 def experiments_own(key: Key) -> bool:

@@ -15,7 +15,8 @@ from pipeline.data.errors import printable
 from pipeline.data.settings import BpeTokenizer, TemplateName, TemplateParts, Trims
 from pipeline.data.templates import SYSTEM, TEMPLATES
 
-Name = Annotated[str, Field(pattern=NAME, description="goes into folder names")]
+LONGEST_NAME = 100  # of the 255 characters that a folder's name may have; others are put beside it
+Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME, description="goes into folder names")]
 
 
 class TemplateBlock(Strict):
@@ -152,7 +153,7 @@ class GivenModel(Strict):
             trained: Whether the target is trained here.
         """
         place = self.hub or str(self.path)
-        last = re.sub(r"[^a-z0-9._-]+", "-", Path(place).name.lower()).strip("-._") or "model"
+        last = re.sub(r"[^a-z0-9._-]+", "-", Path(place).name.lower()).strip("-._")[:LONGEST_NAME] or "model"
         return Model(
             name=self.name or last,
             title=self.title or " ".join(printable(self.hub or Path(place).name).split()),

@@ -16,8 +16,8 @@ from pydantic import Field, ValidationError
 from megatron_ext.config import Layout
 from megatron_ext.schema import Strict
 from megatron_ext.specs import TrainSpec, UnlearnSpec
-from pipeline.config import memory
-from pipeline.config.auto_layout import NODE, fits, layouts, trained_at
+from pipeline.config import auto_layout, memory
+from pipeline.config.auto_layout import NODE
 from pipeline.config.load import CONFIGS
 from pipeline.config.located_yaml import ConfigError, Document, explain, read
 from pipeline.config.memory import Memory
@@ -175,29 +175,8 @@ def moved_bytes(plan: Plan, spec: ModelStep) -> float:
     return moved * _optimizer_steps(plan, spec)
 
 
-def at_layout(spec: ModelStep, layout: Layout) -> ModelStep | None:
-    """The step at another layout; ``None`` where its batches, optimizer or layers do not go with it."""
-    if isinstance(spec, TrainSpec | UnlearnSpec):
-        return trained_at(spec, layout)
-    return spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"layout": layout})})
-
-
-def peak_at(plan: Plan, layout: Layout) -> int | None:
-    """Bytes of the largest rank of any step at a layout; ``None`` where some step does not go with it."""
-    peaks = []
-    for _, spec in model_steps(plan):
-        moved = at_layout(spec, layout)
-        if moved is None:
-            return None
-        peaks.append(step_memory(plan, moved).total)
-    return max(peaks)
-
-
 def recommended(plan: Plan, ranks: int, gpu_memory: float, node: int = NODE) -> tuple[Layout, int] | None:
-    """The first of ``layouts`` at which every step fits, with the bytes of its largest rank; ``None``: none does."""
-    distributed = plan.config.experiment.runtime.memory.optimizer != "resident"
-    for layout in layouts(plan.config.shape, ranks, node, distributed):
-        peak = peak_at(plan, layout)
-        if peak is not None and fits(peak, gpu_memory):
-            return layout, peak
-    return None
+    """What ``auto_layout.recommended`` says of a plan's experiment."""
+    config = plan.config
+    runs = [run.method for run in config.runs]
+    return auto_layout.recommended(config.experiment, runs, config.shape, ranks, gpu_memory, node)

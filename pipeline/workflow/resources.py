@@ -232,8 +232,8 @@ def _seconds(plan: Plan, spec: ModelStep, gpus: bool, state: int) -> float:
 def states_written(spec: TrainSpec | UnlearnSpec, steps: int, seconds: float) -> int:
     """How many resume states a run of that many steps and seconds writes at most, without that of a stop."""
     by_step = steps // spec.checkpoint_every if spec.checkpoint_every else 0
-    by_time = int(seconds / (60 * spec.checkpoint_minutes)) if spec.checkpoint_minutes else 0
-    return min(steps, by_step + by_time)
+    by_time = seconds / (60 * spec.checkpoint_minutes) if spec.checkpoint_minutes else 0
+    return int(min(steps, by_step + by_time))
 
 
 def generation_seconds(plan: Plan, spec: ModelStep, gpus: bool) -> float:
@@ -277,7 +277,8 @@ def operations(plan: Plan, spec: ModelStep) -> float:
     tokens = unlearning_steps(plan.config, spec) * batching.global_batch * length * batches
     passes = math.ceil(spec.epochs) * spec.rule.retain_passes * whole * length
     if spec.validation is not None:
-        passes += _measurements(plan, spec) * 2 * spec.validation.rows * length
+        sample = len(spec.topics) * spec.validation.rows  # of each set, which has no more rows than there are
+        passes += _measurements(plan, spec) * (min(sample, rows) + min(sample, max(whole, rows))) * length
     return parameters * (idle * each * tokens + 2.0 * passes)
 
 

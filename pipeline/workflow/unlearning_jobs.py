@@ -181,17 +181,15 @@ def models_by_epoch(config: Config) -> list[ModelId]:
 
 
 def unlearning_steps(config: Config, spec: UnlearnSpec) -> int:
-    """Optimizer steps of an unlearning job, counted as ``megatron_ext.data.sampling.TopicRoundRobin`` counts them."""
-    steps = spec.epochs * steps_per_epoch(config, spec)
-    whole = max(1, round(steps)) if spec.accumulation is None else math.ceil(steps)
-    return min(whole, spec.max_steps or whole)
+    """Optimizer steps of an unlearning job."""
+    return methods.steps(spec, spec.batching.global_batch, _forget_rows(config, spec))
 
 
 def steps_per_epoch(config: Config, spec: UnlearnSpec) -> int:
-    """Optimizer steps of a pass over the forget set, counted as the sampler counts them."""
+    """Optimizer steps of a pass over the forget set."""
+    return methods.steps_of_a_pass(spec, spec.batching.global_batch, _forget_rows(config, spec))
+
+
+def _forget_rows(config: Config, spec: UnlearnSpec) -> int:
     forget = Path(spec.topics[0].forget_data).stem
-    rows = config.request_rows(forget) if forget in config.requests else config.forget_rows
-    batch, accumulation = spec.batching.global_batch, spec.accumulation
-    if accumulation is None:
-        return math.ceil(rows / batch)
-    return max(1, math.ceil(rows / (batch // accumulation)) // accumulation)
+    return config.request_rows(forget) if forget in config.requests else config.forget_rows

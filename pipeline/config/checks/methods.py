@@ -18,13 +18,16 @@ from pipeline.config.checks import selection
 from pipeline.config.checks.checker import Checker, Files
 from pipeline.config.experiment import Run, run_id
 from pipeline.config.located_yaml import Document, Key, check, current, explain, hint, merge
-from pipeline.config.method_schema import Batches, Method, MethodTraining, MethodUse
+from pipeline.config.method_schema import Batches, Method, MethodTraining, MethodUse, ModelTraining
 from pipeline.config.named_files import is_path
 from pipeline.config.schema import Experiment
 from pipeline.data.settings import DataSource, PromptTemplate
 from pipeline.data.templates import TEMPLATES
 
 Runs = list[tuple[Document, Run]]
+LONGEST_FOLDER = 255  # characters of a folder's name, on most file systems
+BESIDE = 45  # of them for seed, request, epoch, and the endings of folders that are being written
+ONE_STEP = "with a run of one step: the first of a warm-up has the learning rate 0, and nothing would change"
 
 
 def runs(files: Files, entries: list[Any], experiment: Experiment | None = None) -> Runs:
@@ -131,6 +134,45 @@ def batches(checker: Checker, layout: Layout, runs: Runs) -> None:
     for name in names:
         if problem := memory.optimizer_problem(name, layout.distributed_optimizer):
             checker.problem(("runtime", "memory", "optimizer"), problem)
+
+
+def warm_ups(checker: Checker, benchmark: Benchmark, source: DataSource, runs: Runs) -> None:
+    """Whether a run of one step has no warm-up, the first step of which has the rate 0: it would change nothing."""
+    trained: list[tuple[Key, ModelTraining | Relearn]] = [*_relearned(checker)]
+    trained += [(("training", which), part) for which, part in checker.experiment.training.sections.items()]
+    for key, part in trained:
+        if part.steps == 1 and part.optimizer.schedule.warmup_steps:
+            message = f"{part.optimizer.schedule.warmup_steps} {ONE_STEP}; allowed: 0, or more steps"
+            checker.problem((*key, "optimizer", "schedule", "warmup_steps"), message)
+    split, data = checker.experiment.split, data_family(benchmark.family)
+    counted = checker.experiment.data.bad_rows == "error" and len(_topics(checker, benchmark, source)) == 1
+    rows = data.rows(source, split) if counted else None
+    for merged, run in runs:
+        training = run.method.training
+        batch, accumulation = training.global_batch, training.accumulation
+        if batch % (accumulation or 1) or (
+            training.max_steps != 1 and (not rows or methods.steps(training, batch, rows) > 1)
+        ):
+            continue
+        by_epochs = methods.warmup_steps(training, batch, rows or 1)
+        for key, steps, given in (
+            (("warmup_epochs",), by_epochs, training.warmup_epochs),
+            (("optimizer", "schedule", "warmup_steps"), *2 * (training.optimizer.schedule.warmup_steps,)),
+        ):
+            if steps:
+                message = f"{given:g} {ONE_STEP}; allowed: 0, or more steps (epochs, max_steps, global_batch)"
+                checker.problems.append(merged.problem(("training", *key), message))
+
+
+def names(checker: Checker, runs: Runs) -> None:
+    """Whether each run's name leaves room for what a folder's name has beside it: seed, request, attack."""
+    robustness = checker.experiment.robustness
+    attacks = [attack.id for attack in robustness.relearned] + [attack.id for attack in robustness.quantised]
+    allowed = LONGEST_FOLDER - BESIDE - max((len(attack) for attack in attacks), default=0)
+    for _, run in runs:
+        if len(run.id) > allowed:
+            message = f"{run.id!r} has {len(run.id)} characters; allowed: {allowed}, with the variants of 'robustness'"
+            checker.problem(("methods",), message)
 
 
 def relearning(checker: Checker, benchmark: Benchmark, source: DataSource) -> None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_ext.config import Layout
+from megatron_ext.schema import SEEDS
 from pipeline.benchmarks import Options, data_family, family
 from pipeline.config import auto_layout, methods, sizing
 from pipeline.config.benchmark_schema import Benchmark
 from pipeline.config.checks import weights
 from pipeline.config.checks.checker import Checker
 from pipeline.config.located_yaml import Document, Key, hint
+from pipeline.config.method_schema import Method
 from pipeline.config.model_schema import GivenModel, Model, TemplateBlock
-from pipeline.config.schema import AutoLayout, checkpoints, tokenizer_source
+from pipeline.config.schema import AutoLayout, Experiment, checkpoints, tokenizer_source
 from pipeline.config.sizing import Shape
 from pipeline.data.chat_templates import chat_template, rendered
 from pipeline.data.errors import DataError
 from pipeline.data.settings import DataSource, PromptTemplate
 from pipeline.data.templates import Template
 from pipeline.hub import local_files, model_folder
+
+TRIED = 64  # numbers of GPUs that a message names, at most
 
 
 def given(checker: Checker) -> tuple[Model | None, Document | None]:
@@ -117,14 +122,26 @@ def _auto(checker: Checker, wanted: AutoLayout) -> Layout | None:
     shape, runs = checker.parts.shape, checker.parts.runs
     if shape is None or runs is None:
         return None  # for which a problem says why
-    found = auto_layout.chosen(wanted, checker.experiment, [run.method for _, run in runs], shape)
+    made = [run.method for _, run in runs]
+    found = auto_layout.chosen(wanted, checker.experiment, made, shape)
     if found is None:
-        size = f"{wanted.memory_gib:g} GiB less {auto_layout.RESERVE / 2**30:g} for CUDA and NCCL"
-        message = (
-            f"{wanted.auto}: at no layout of so many GPUs every step fits ({size}); `unlearn plan` says what each needs"
-        )
-        checker.problem(("layout", "auto"), message)
+        reason = _no_layout(wanted, checker.experiment, made, shape)
+        checker.problem(("layout", "auto"), f"{wanted.auto}: {reason}")
     return found
+
+
+def _no_layout(wanted: AutoLayout, experiment: Experiment, made: Sequence[Method], shape: Shape) -> str:
+    """Why no layout was chosen: memory, or, however much a GPU has, batches, optimizers and the model's sizes."""
+
+    def some(gpus: int) -> bool:
+        return any(auto_layout.possible(experiment, made, shape, gpus, wanted.node))
+
+    if some(wanted.auto):
+        size = f"{wanted.memory_gib:g} GiB less {auto_layout.RESERVE / 2**30:g} for CUDA and NCCL"
+        return f"at no layout of so many GPUs every step fits ({size}); `unlearn plan` says what each needs"
+    fewer = [str(gpus) for gpus in range(1, min(wanted.auto, TRIED + 1)) if some(gpus)]
+    what = "the model's heads, widths and layers, every global_batch and micro_batch, and every optimizer"
+    return f"no layout of so many GPUs goes with {what}; allowed: {', '.join(fewer) or 'a layout in full'}"
 
 
 def placed(checker: Checker, layout: Layout) -> None:
@@ -174,11 +191,16 @@ def sources(checker: Checker, model: Model) -> None:
 
 
 def repeats(checker: Checker) -> None:
-    """Whether the models that are trained several times are trained here."""
+    """Whether the models that are trained several times are trained here, and there is a seed for each of them."""
     training = checker.experiment.training
     missing = [which for which in ("target", "retrain") if which not in training.sections]
     if training.repeats > 1 and missing:
         checker.problem(("training", "repeats"), f"{training.repeats} without training.{missing[0]}; allowed: 1")
+    for which in () if missing else ("target", "retrain"):
+        seed, highest = training.sections[which].seed, SEEDS - training.repeats
+        if seed > highest:
+            message = f"{seed}, from which {training.repeats} repeats count up; allowed: 0 to {highest}"
+            checker.problem(("training", which, "seed"), message)
 
 
 def tokenizer(checker: Checker, model: Model) -> None:

@@ -65,6 +65,11 @@ def test_a_scheme_is_its_formula(matrix, scheme, group):
     torch.testing.assert_close(rounded(matrix, scheme, group), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES[1:])
+def test_a_group_that_is_longer_than_the_weights_takes_no_more_memory_than_they_do(matrix, scheme):
+    assert rounded(matrix, scheme, 10**21).equal(rounded(matrix, scheme, matrix.numel()))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 def test_rounding_twice_is_rounding_once(matrix, scheme, dtype):

@@ -33,3 +33,12 @@ def test_no_step_within_the_budget_is_said() -> None:
         best.take(row)
     assert (best.step, best.within_budget, best.broke) == (1, False, 1)
     assert "no step had retain_probability at least 0.95 of target's" in best.reason(4, "on 2 rows")
+
+
+def test_weights_that_did_not_change_are_not_chosen() -> None:
+    """After the first step of a warm-up they are those of before: as good in what is retained as none after them."""
+    rows = [ROWS[0], {**ROWS[0], "step": 1}, {**ROWS[3], "step": 2, "score": 0.1}]
+    for select in ("best-on-validation", WithinBudget(budget=Budget(metric="retain_probability", at_least=0.95))):
+        best = BestStep(select, first=2)
+        assert [best.take(row) for row in rows] == [False, False, True]
+        assert best.step == 2 and best.before == ROWS[0]

@@ -180,6 +180,14 @@ def test_the_best_weights_are_written_and_named(world: Path) -> None:
     assert not (best / "resume").exists() and not list(best.glob("**/best-*"))
 
 
+def test_the_first_step_of_a_warm_up_is_not_chosen(world: Path) -> None:
+    """Its rate is 0, so that its weights are target's, which no budget is broken with."""
+    budget = {"metric": "retain_probability", "at_least": 1.0}
+    validation = {"every_steps": 1, "rows": 20, "select": {"budget": budget}}
+    found = summary(run(world, "warmed", validation, epochs=1.0, warmup_epochs=0.5))
+    assert found["selected_step"] == 2 and "unchanged" not in found["flags"]
+
+
 def test_a_run_ends_where_the_budget_is_broken_with_the_best_step_within_it(world: Path) -> None:
     """Its trajectory is the whole run's up to that step, and its weights are those of the step that forgot most."""
     changes = {"epochs": 5.0}

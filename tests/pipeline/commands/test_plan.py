@@ -9,7 +9,8 @@ import pytest
 from megatron_ext.config import Layout
 from megatron_ext.specs import UnlearnSpec
 from pipeline.__main__ import main
-from pipeline.config.auto_layout import NODE, fits, layouts
+from pipeline.config import auto_layout
+from pipeline.config.auto_layout import NODE, fits
 from pipeline.config.load import load
 from pipeline.config.located_yaml import ConfigError
 from pipeline.workflow import costs
@@ -67,10 +68,10 @@ def test_a_recommended_layout_fits_and_none_with_fewer_splits_does(large: Plan) 
     assert found is not None and fits(found[1], size)
     layout = found[0]
     assert layout.ranks == 64 and layout.tensor <= NODE
-    for other in layouts(large.config.shape, 64):
+    experiment, runs = large.config.experiment, [run.method for run in large.config.runs]
+    for other in auto_layout.possible(experiment, runs, large.config.shape, 64):
         if (other.pipeline, other.tensor) < (layout.pipeline, layout.tensor):
-            peak = costs.peak_at(large, other)
-            assert peak is None or not fits(peak, size)
+            assert not fits(auto_layout.peak(experiment, runs, large.config.shape, other), size)
     assert costs.recommended(large, 4, size) is None
 
 
@@ -79,8 +80,7 @@ def test_bytes_that_ranks_exchange(large: Plan) -> None:
     spec = large.jobs["unlearned/blur-npo/seed-0"].spec
     assert isinstance(spec, UnlearnSpec)
     layout = Layout(tensor=8, pipeline=4, data=2, distributed_optimizer=True, sequence_parallel=True)
-    moved = costs.at_layout(spec, layout)
-    assert isinstance(moved, UnlearnSpec)
+    moved = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"layout": layout})})
     states = 2 * 8192 * 16 * 512 * 2  # bf16; half of the 32 rows; both sets
     last = 20 * (855_638_016 + 0) // 8 + 128_256 // 8 * 8192 + 41 * 8192
     steps = 130  # ten passes over 400 rows
@@ -140,3 +140,42 @@ def test_an_automatic_layout_is_the_recommended_one() -> None:
     assert 32 % (rows.data * 4) == 0, "micro-batches of four rows"
     with pytest.raises(ConfigError, match=r"layout\.auto: 2: at no layout"):
         load("tofu-llama-3.1-8b", settings=["layout={auto: 2}"])
+    # Data-parallel ranks of whole micro-batches, where the plan is of another layout too.
+    found = costs.recommended(made, 128, 80 * GIB)
+    assert found is not None and found[0] == rows
+
+
+def test_the_largest_step_at_an_automatic_layout_is_as_the_plan_counts_it() -> None:
+    """A micro-batch that is not given is the whole share of a data-parallel rank, at each layout its own."""
+    at = {}
+    for ranks in (1, 2):
+        made = Plan(
+            load("mini-robust", settings=[f"layout={{data: {ranks}, distributed_optimizer: true}}"]), Path("out")
+        )
+        config, runs = made.config, [run.method for run in made.config.runs]
+        peaks = [costs.step_memory(made, spec).total for _, spec in costs.model_steps(made)]
+        at[ranks] = max(peaks)
+        assert auto_layout.peak(config.experiment, runs, config.shape, config.layout) == at[ranks]
+        one = costs.recommended(made, 1, 80 * GIB)
+        assert one is not None and one[1] >= at[1]
+
+
+RELEARN = "robustness={relearn: {share: 0.2, steps: 2, global_batch: 5, optimizer: {name: adamw, learning_rate: 1e-3}}}"
+
+
+def test_an_automatic_layout_goes_with_the_attacks_too() -> None:
+    """Five rows divide over one data-parallel rank only, and ten thousand rows of a micro-batch fit no GPU."""
+    settings = ["runtime.device=cuda", "layout={auto: 4}", "unlearning.global_batch=8"]
+    assert load("mini", settings=settings).layout.data == 4
+    assert load("mini", settings=[*settings, RELEARN]).layout == Layout(tensor=4, sequence_parallel=True)
+    large = RELEARN.replace("global_batch: 5", "global_batch: 100000")
+    with pytest.raises(ConfigError, match=r"layout\.auto: 1: at no layout of so many GPUs every step fits"):
+        load("mini", settings=["runtime.device=cuda", "layout={auto: 1}", large])
+
+
+def test_where_no_layout_of_so_many_ranks_is_possible_memory_is_not_blamed() -> None:
+    with pytest.raises(ConfigError) as error:
+        load("mini", settings=["runtime.device=cuda", "layout={auto: 3}"])
+    (problem,) = error.value.problems
+    assert problem.startswith("--set layout.auto: 3: no layout of so many GPUs goes with the model's heads")
+    assert problem.endswith("; allowed: 1, 2")

@@ -102,6 +102,17 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
         ({"title": 3}, "title: 3 is not allowed: input should be a valid string; put it in quotes"),
         ({"title": ...}, "title: is missing"),
         ({"name": "a b"}, "name: 'a b' is not allowed"),
+        ({"name": "a" * 101}, "is not allowed: string should have at most 100 characters"),
+        (
+            {
+                "robustness": {"relearn": RELEARN | {"variant": "a" * 100}},
+                "methods.0": {"method": "ga", "variant": "b" * 100},
+            },
+            "has 103 characters; allowed: 102, with the variants of 'robustness'",
+        ),
+        ({"runtime.threads": 10**9}, "runtime.threads: 1000000000 is not allowed: input should be less than or equal"),
+        ({"training.base.threads": 10**9}, "training.base.threads: 1000000000 is not allowed: input should be less"),
+        ({"runtime.timeout_seconds": 1e10}, "timeout_seconds: 10000000000.0 is not allowed: input should be less than"),
         ({"name": "cache"}, "name: 'cache' is not allowed: the folder of results that all experiments share"),
         (
             {"runtime.device": "gpu"},
@@ -316,6 +327,28 @@ FIRST_BLOCK = {"up_to": 0, "layers_to_transform": [0]}
             _use("ngdiff-auto", training={"optimizer": {"name": "adamw", "learning_rate": 0.1}}),
             {},
             "overrides.training.optimizer.name: 'adamw' with the rule's automatic_rate; allowed is 'sgd'",
+        ),
+        (
+            _use("npo", training={"max_steps": 1}),
+            {},
+            "unlearning.warmup_epochs: 1 with a run of one step: the first of a warm-up has the learning rate 0, and "
+            "nothing would change; allowed: 0, or more steps (epochs, max_steps, global_batch)",
+        ),
+        (
+            _use("npo", training={"epochs": 1.0, "global_batch": 80, "warmup_epochs": 0.6}),
+            {},
+            "overrides.training.warmup_epochs: 0.6 with a run of one step",
+        ),
+        (
+            _use("npo", training={"epochs": 0.1, "warmup_epochs": 0.0, "optimizer": {"schedule": {"warmup_steps": 3}}}),
+            {},
+            "overrides.training.optimizer.schedule.warmup_steps: 3 with a run of one step",
+        ),
+        (
+            _use("npo"),
+            {"training.target.steps": 1},
+            "training.target.optimizer.schedule.warmup_steps: 35 with a run of one step: the first of a warm-up has "
+            "the learning rate 0, and nothing would change; allowed: 0, or more steps",
         ),
         (_use("ofmu"), {"runtime.precision": "bf16"}, ": runtime.precision: 'bf16'; the rule 'ofmu' "),
         (_use("task-vector", forget={"name": "ga"}), {}, "overrides.forget: 'ga'; the rule 'task-vector' fine-tunes"),

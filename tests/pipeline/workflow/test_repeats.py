@@ -46,6 +46,16 @@ def test_what_is_not_trained_here_is_not_trained_again() -> None:
     assert any(line.startswith("--set training.repeats: 2 without training.target") for line in error.value.problems)
 
 
+def test_there_is_a_seed_for_each_repeat(tmp_path: Path) -> None:
+    last = 2**32 - 3
+    assert Plan(load("mini-meta-evaluation", settings=[f"training.target.seed={last}"]), tmp_path).jobs
+    with pytest.raises(ConfigError) as error:
+        load("mini-meta-evaluation", settings=[f"training.target.seed={last + 1}"])
+    assert error.value.problems == [
+        f"--set training.target.seed: {last + 1}, from which 3 repeats count up; allowed: 0 to {last}"
+    ]
+
+
 def test_where_answers_are_judged_those_of_repeats_are_part_of_the_report(tmp_path: Path) -> None:
     """Only this has a judge and repeats: what was paid for is read."""
     judge = "judge={base_url: 'http://localhost:1/v1', model: x}"

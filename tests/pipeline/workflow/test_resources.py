@@ -13,11 +13,12 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
 from megatron_ext.schema.safe_yaml import Loader
+from megatron_ext.specs import UnlearnSpec
 from pipeline.config.load import CONFIGS, load
 from pipeline.config.site import Site
 from pipeline.config.sizing import Nodes
 from pipeline.workflow.plan import Plan
-from pipeline.workflow.resources import KEYS, Needs, needs, problems, requested
+from pipeline.workflow.resources import KEYS, Needs, needs, operations, problems, requested, states_written
 
 GIB = 2**30
 # mini: 2048 x 128 embeddings, two layers of 49152 + 16384 + 90112 + 45056 + 256, a last norm
@@ -76,11 +77,29 @@ def test_unlearning_counts_both_sets_and_what_a_method_adds() -> None:
     assert seconds("rmu") == pytest.approx(2 * (6 + 2) * batch * built / PARAMETERS)
 
 
+def test_a_validation_sample_is_no_larger_than_the_sets() -> None:
+    """80 rows are forgotten, and 800 there are in all."""
+
+    def rows_read(rows: int) -> float:
+        made = Plan(load("mini", settings=[f"unlearning.validation.rows={rows}"]), Path("out"))
+        spec = made.jobs["unlearned/npo/seed-0"].spec
+        assert isinstance(spec, UnlearnSpec)
+        return operations(made, spec) / (2 * PARAMETERS * 128)
+
+    assert rows_read(1000000) - rows_read(40) == pytest.approx(11 * (80 + 800 - 2 * 40))
+
+
 def test_weights_that_may_be_the_best_are_written_at_each_measurement(tmp_path: Path) -> None:
     best = {"training": {"validation": {"select": "best-on-validation"}}}
     made = plan(folder=tmp_path, methods=["npo", {"method": "npo", "variant": "best", "overrides": best}])
     more = of(made, "unlearned/npo-best/seed-0").seconds - of(made, "unlearned/npo/seed-0").seconds
     assert more == pytest.approx((11 + 1) * 4 * PARAMETERS / 200e6)
+
+
+def test_a_state_is_written_after_each_step_at_most(tmp_path: Path) -> None:
+    made = Plan(load("mini", settings=["unlearning.checkpoint_minutes=1e-320"]), tmp_path)
+    spec = made.jobs["unlearned/npo/seed-0"].spec
+    assert isinstance(spec, UnlearnSpec) and states_written(spec, 100, 60.0) == 100
 
 
 def test_a_dual_variable_that_moves_once_an_epoch_reads_the_whole_retain_set(tmp_path: Path) -> None:
