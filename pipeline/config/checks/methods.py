@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.config.located_yaml import Document, Key, check, current, explain,
 from pipeline.config.method_schema import Batches, Method, MethodTraining, MethodUse, ModelTraining
 from pipeline.config.named_files import is_path
 from pipeline.config.schema import Experiment
+from pipeline.data.errors import DataError
 from pipeline.data.settings import DataSource, PromptTemplate
 from pipeline.data.templates import TEMPLATES
 
@@ -146,7 +148,9 @@ def warm_ups(checker: Checker, benchmark: Benchmark, source: DataSource, runs: R
             checker.problem((*key, "optimizer", "schedule", "warmup_steps"), message)
     split, data = checker.experiment.split, data_family(benchmark.family)
     counted = checker.experiment.data.bad_rows == "error" and len(_topics(checker, benchmark, source)) == 1
-    rows = data.rows(source, split) if counted else None
+    rows = None
+    with suppress(DataError):  # which is said of the file itself
+        rows = data.rows(source, split) if counted else None
     for merged, run in runs:
         training = run.method.training
         batch, accumulation = training.global_batch, training.accumulation
