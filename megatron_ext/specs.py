@@ -176,7 +176,7 @@ class Topic(Strict):
 class Unlearning(Optimisation):
     """What every unlearning is told of its optimizer steps, and of what is measured meanwhile."""
 
-    epochs: float = Field(gt=0, description="passes over the forget set")
+    epochs: float = Field(gt=0, le=1e6, description="passes over the forget set")
     max_steps: int | None = Field(None, ge=1, description="bound on the optimizer steps, over all topics")
     steps_per_epoch: Literal["pass", "trainer"] = Field(
         "pass", description="a smaller last batch ends each pass, or steps are those of transformers' Trainer"

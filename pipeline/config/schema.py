@@ -35,7 +35,10 @@ class TrainingPlan(Strict):
     )
 
     repeats: int = Field(
-        1, ge=1, description="models of target and of retrain, with seeds of their own, that metrics are to tell apart"
+        1,
+        ge=1,
+        le=1000,
+        description="models of target and of retrain, with seeds of their own, that metrics are to tell apart",
     )
 
     @property

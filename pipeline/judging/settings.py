@@ -28,7 +28,7 @@ class JudgeSettings(Strict):
     )
     max_examples: int | None = Field(100, ge=1, description="examples of a set at most; null: all")
     concurrency: int = Field(4, ge=1, le=256, description="requests at a time")
-    timeout_seconds: float = Field(60.0, gt=0, description="of a request, all of it")
+    timeout_seconds: float = Field(60.0, gt=0, le=86400, description="of a request, all of it")
     retries: int = Field(3, ge=0, description="further tries of a request that failed")
     backoff_seconds: float = Field(1.0, ge=0, description="before the first of them; doubles, to a minute at most")
     give_up_after: int = Field(20, ge=1, description="requests that fail in a row; nothing is asked after them")

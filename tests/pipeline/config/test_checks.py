@@ -112,6 +112,7 @@ def _use(method: str, **overrides: Any) -> dict[str, Any]:
         ),
         ({"runtime.threads": 10**9}, "runtime.threads: 1000000000 is not allowed: input should be less than or equal"),
         ({"training.base.threads": 10**9}, "training.base.threads: 1000000000 is not allowed: input should be less"),
+        ({"unlearning.epochs": 1e300}, "epochs: 1e+300 is not allowed: input should be less than"),
         ({"runtime.timeout_seconds": 1e10}, "timeout_seconds: 10000000000.0 is not allowed: input should be less than"),
         ({"name": "cache"}, "name: 'cache' is not allowed: the folder of results that all experiments share"),
         (
