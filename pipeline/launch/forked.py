@@ -82,22 +82,28 @@ def run(path: Path) -> int | None:
     name = os.environ.pop(SERVER, None)
     if name is None:
         return None
-    with socket.socket(socket.AF_UNIX) as server, suppress(ConnectionError):
-        server.connect(address(name))
-        if not same_user(server):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with socket.socket(socket.AF_UNIX) as server, server.makefile(encoding="ascii") as answers:
+        said: list[str] = []
+        with suppress(OSError):
+            _ask(server, name, path)
+            said = answers.readline().split()
+        if said[:1] != [STARTED]:
             return None
-        sys.stdout.flush()
-        sys.stderr.flush()
-        request = {"path": str(path), "folder": str(Path.cwd()), "environment": dict(os.environ)}
-        text = json.dumps(request).encode()
-        socket.send_fds(server, [LENGTH.pack(len(text))], [0, 1, 2])
-        server.sendall(text)
-        answers = server.makefile(encoding="ascii")
-        said = answers.readline().split()
-        if said[:1] == [STARTED]:
-            print(f"process {said[1]}, forked from {said[2]}", flush=True)
-            return _followed(server, answers)
-    return None
+        # From here on no error may look like a refusal: the launcher would run the step beside the copy that does.
+        print(f"process {said[1]}, forked from {said[2]}", flush=True)
+        return _followed(server, answers)
+
+
+def _ask(server: socket.socket, name: str, path: Path) -> None:
+    server.connect(address(name))
+    if not same_user(server):
+        raise PermissionError("another user's process listens there")
+    request = {"path": str(path), "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    text = json.dumps(request).encode()
+    socket.send_fds(server, [LENGTH.pack(len(text))], [0, 1, 2])
+    server.sendall(text)
 
 
 def _followed(server: socket.socket, answers: TextIO) -> int:

@@ -17,11 +17,13 @@ import signal
 import socket
 import struct
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from pipeline.launch import environment, in_process
 from pipeline.launch.forked import LENGTH, STARTED, STATUS, same_user
@@ -98,13 +100,11 @@ class Server:
         connection, _ = self._listener.accept()
         connection.settimeout(PATIENCE)
         request = _read(connection) if same_user(connection) else None
-        if request is None or sources() != self._loaded or threads() > 1:
+        if request is None or sources() != self._loaded or threads() > 1 or (pid := self._fork()) is None:
             connection.close()
+        elif pid == 0:
+            return request
         else:
-            pid = os.fork()
-            if pid == 0:
-                self._leave()
-                return request
             with suppress(OSError):  # so does the copy: which is first is not known
                 os.setpgid(pid, pid)
             self._launchers[pid] = connection
@@ -113,6 +113,19 @@ class Server:
         for stream in () if request is None else request.streams:
             os.close(stream)
         return None
+
+    def _fork(self) -> int | None:
+        """The number of a new copy, and in the copy 0; ``None`` where this machine has no process or memory for it."""
+        # A signal that comes before the copy has stopped to ignore it waits until then. It would be lost otherwise.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+        try:
+            pid: int | None = os.fork()
+        except OSError:  # which ends no step that runs, as it would if this process ended
+            pid = None
+        if pid == 0:
+            self._leave()
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        return pid
 
     def _leave(self) -> None:
         """Be a process of one's own, which ends with the server."""
@@ -156,8 +169,12 @@ class Server:
 
 def sources() -> Sources:
     """Every source file of this project, with the time of its last change and its size."""
-    files = [Path(name) for package in PACKAGES for name in ROOT.joinpath(package).rglob("*.py")]
-    return frozenset((str(file), (found := file.stat()).st_mtime_ns, found.st_size) for file in files)
+    found = []
+    for file in (file for package in PACKAGES for file in ROOT.joinpath(package).rglob("*.py")):
+        with suppress(OSError):  # removed meanwhile, or an editor's lock: a link to what is no file
+            stat = file.stat()
+            found.append((str(file), stat.st_mtime_ns, stat.st_size))
+    return frozenset(found)
 
 
 def threads() -> int:
@@ -169,11 +186,15 @@ def load() -> None:
     """Import what steps do, with the settings that libraries read then."""
     environment.set_numerical(1)
     environment.stay_offline()
+    # Libraries remark on what a CPU lacks; a step's log takes that, and this process has the terminal of its run.
+    shown: Any = warnings
+    show, shown.showwarning = shown.showwarning, lambda *_, **__: None
     for name in LOADED:
         importlib.import_module(name)
     from megatron_ext.distributed import cpu
 
     cpu.install()
+    shown.showwarning = show
     gc.collect()
     gc.freeze()  # the collector of a copy would write into what it shares with this process
 
@@ -207,6 +228,8 @@ def _read(connection: socket.socket) -> Request | None:
         length, streams, _, _ = socket.recv_fds(connection, LENGTH.size, 3)
         with connection.makefile("rb") as told:
             asked = json.loads(told.read(*LENGTH.unpack(length)))
+        if len(streams) != 3:
+            raise ValueError("streams were lost: this process may have no more files open")
         return Request(Path(asked["path"]), asked["folder"], asked["environment"], streams)
     except (OSError, ValueError, struct.error):
         for stream in streams:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
 
 from megatron_ext.specs import ReferenceSpec
-from pipeline.launch import forked
+from pipeline.launch import forked, forkserver
 from pipeline.specs import FetchSpec
 
 ROOT = Path(__file__).parents[3]
-# The server with nothing to load, whose steps are Python programs, and whose source files are one.
+# The server with nothing to load, whose steps are Python programs, and whose source files are one. Files say that there
+# is no process for a copy, and that a copy is slow to begin.
 SERVER = """
-import sys
+import os, sys, time
 from pathlib import Path
 from pipeline.launch import forkserver
 
@@ -30,6 +35,16 @@ def run(spec, path):
     exec(path.read_text(), names)
     return names.get("status", 0)
 
+fork = os.fork
+def slow_fork():
+    if Path("full").exists():
+        raise BlockingIOError("Resource temporarily unavailable")
+    pid = fork()
+    while pid == 0 and Path("slow").exists():
+        time.sleep(0.01)
+    return pid
+
+os.fork = slow_fork
 forkserver.load = lambda: None
 forkserver.sources = lambda: Path("sources").read_text()
 forkserver.specification = lambda path: None
@@ -140,6 +155,62 @@ def test_without_a_server_no_step_is_started(tmp_path: Path, monkeypatch: pytest
     assert forked.run(tmp_path) is None
 
 
+def test_a_step_that_has_been_started_is_not_run_by_its_launcher_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the launcher cannot say so: an error of its output is no refusal."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(forked.address(f"test-{tmp_path}"))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            for stream in socket.recv_fds(connection, forked.LENGTH.size, 3)[1]:
+                os.close(stream)
+            connection.sendall(b"started 1 2\n")
+            connection.recv(1)
+
+        threading.Thread(target=answer, daemon=True).start()
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setenv(forked.SERVER, f"test-{tmp_path}")
+        monkeypatch.setattr("sys.stdout", os.fdopen(writer, "w", buffering=1))
+        with pytest.raises(BrokenPipeError):
+            forked.run(tmp_path)
+
+
+def test_source_files_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor's lock is a link to no file, and what is listed may be gone a moment later."""
+    monkeypatch.setattr(forkserver, "ROOT", tmp_path)
+    monkeypatch.setattr(forkserver, "PACKAGES", ("package",))
+    module = tmp_path / "package" / "module.py"
+    module.parent.mkdir()
+    module.write_text("one = 1\n")
+    before = forkserver.sources()
+    assert [Path(name).name for name, *_ in before] == ["module.py"]
+    (module.parent / ".#module.py").symlink_to("somebody@somewhere.1")
+    assert forkserver.sources() == before
+    module.unlink()
+    assert forkserver.sources() != before
+
+
+def test_remarks_of_libraries_do_not_reach_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "a_library_that_remarks.py").write_text("import warnings\nwarnings.warn('Apex is not installed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(forkserver, "LOADED", ("a_library_that_remarks",))
+    monkeypatch.setattr(forkserver.gc, "freeze", lambda: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    distributed = ModuleType("megatron_ext.distributed")
+    monkeypatch.setattr(distributed, "cpu", SimpleNamespace(install=lambda: None), raising=False)
+    monkeypatch.setitem(sys.modules, "megatron_ext.distributed", distributed)
+    forkserver.load()
+    assert not recwarn.list
+    warnings.warn("of a step", stacklevel=1)
+    assert [str(warning.message) for warning in recwarn.list] == ["of a step"]
+
+
 @pytest.mark.slow
 def test_a_step_runs_as_in_its_launcher(server: Server) -> None:
     """Its environment, folder, streams and exit status; and one after the other, from the same server."""
@@ -227,3 +298,34 @@ def test_the_server_ends_with_its_run_after_the_last_step(server: Server) -> Non
     (server.folder / "go").touch()
     assert end(step)[0] == 5
     assert server.process.wait(timeout=60) == 0
+
+
+@pytest.mark.slow
+def test_where_no_process_can_be_made_no_step_is_started_and_none_that_runs_ends(server: Server) -> None:
+    step = server.launch("came('ready')\nwait('go')\nstatus = 5")
+    server.heard("ready")
+    (server.folder / "full").touch()
+    assert end(server.launch("status = 4"))[:2] == (0, ["no step was started"])
+    (server.folder / "go").touch()
+    assert end(step)[0] == 5
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_that_comes_before_a_copy_has_begun_is_not_lost(server: Server) -> None:
+    (server.folder / "slow").touch()
+    (server.folder / "step.py").write_text("status = 4")
+    request = {"path": str(server.folder / "step.py"), "folder": str(server.folder), "environment": dict(os.environ)}
+    text = json.dumps(request).encode()
+    with socket.socket(socket.AF_UNIX) as launcher:
+        launcher.connect(forked.address(server.name))
+        socket.send_fds(launcher, [forked.LENGTH.pack(len(text))], [0, 1, 2])
+        launcher.sendall(text)
+        answers = launcher.makefile()
+        _, pid, _ = answers.readline().split()
+        launcher.sendall(bytes([signal.SIGTERM]))
+        pending, deadline = "0", time.monotonic() + 5
+        while not int(pending, 16) and time.monotonic() < deadline:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            pending = next(line.split()[1] for line in lines if line.startswith("ShdPnd"))
+        (server.folder / "slow").unlink()
+        assert answers.readline() == f"status {-signal.SIGTERM}\n"
