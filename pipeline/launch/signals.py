@@ -14,6 +14,8 @@ STOPPED = 143  # the status that SIGTERM gives
 def passed_on(send: Callable[[int], None]) -> Iterator[tuple[list[int], Callable[[], None]]]:
     """Give SIGTERM, the first one only, and SIGINT to ``send`` while this lasts.
 
+    A SIGINT that is ignored stays so: a script's shell has its background programs ignore the terminal's ^C.
+
     Yields:
         The signals that came, and what to call when there is something to send them to: those that came before are
         sent then.
@@ -36,7 +38,9 @@ def passed_on(send: Callable[[int], None]) -> Iterator[tuple[list[int], Callable
         for number in set(early):
             send(number)
 
-    previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    numbers = (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received, begin
     finally:
