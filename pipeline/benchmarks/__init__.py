@@ -62,12 +62,15 @@ def _known(name: str) -> str:
 
 
 def generators() -> tuple[type[GeneratedSource], ...]:
-    """The settings of every benchmark's own generator; raises ``BrokenFile`` where one cannot be told by its kind."""
+    """The settings of every benchmark's own generator, once each; raises ``BrokenFile`` where one cannot be told by its
+    kind."""
     found: dict[str, type[GeneratedSource]] = {}
     owners = dict.fromkeys(("hub", "folder", "files", "fetched"), "the project")
     for name in families():
         for generator in data_family(name).generators:
             kind = _check_literal(name, "data", generator, "kind")
+            if found.get(kind) is generator:  # of a family that is made from another one, or shares its generator
+                continue
             if kind in owners:
                 known = f"that of {owners[kind]}; another one is needed"
                 raise BrokenFile(f"{_file(name, 'data')}: class {generator.__name__}: kind: {kind!r} is {known}")
@@ -96,7 +99,7 @@ def _part(name: str, part: str, variable: str, protocol: type) -> Any:
 
 def _check_literal(name: str, part: str, settings: type[Strict], key: str, wanted: str | None = None) -> str:
     """The one text that a field's ``Literal`` allows; raises ``BrokenFile`` where it is another or not one."""
-    allowed = get_args(settings.model_fields[key].annotation)
+    allowed = get_args(settings.model_fields[key].annotation) if key in settings.model_fields else ()
     one = wanted or (allowed[0] if len(allowed) == 1 else name)
     if allowed != (one,):
         given = f"{allowed[0]!r}" if len(allowed) == 1 else "no Literal"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from megatron_ext.schema import BrokenFile
+from megatron_ext.schema import BrokenFile, Strict
 from pipeline import benchmarks
 from pipeline.benchmarks.base import Options
 from pipeline.benchmarks.tofu import data, evaluate
@@ -24,6 +24,14 @@ class Taken(GeneratedSource):
 
 class Untold(GeneratedSource):
     kind: str = "untold"
+
+
+class Kindless(Strict):
+    stories: int = 3
+
+
+class News(GeneratedSource):
+    kind: Literal["synthetic_news"] = "synthetic_news"
 
 
 def like(whole: Any, without: str = "", **changes: Any) -> Any:
@@ -66,6 +74,7 @@ def test_a_family_that_lacks_something_is_said_when_it_is_read(
         ({"without": "topics"}, "class SimpleNamespace: 'topics' is missing"),
         ({"generators": (Taken,)}, "class Taken: kind: 'folder' is that of the project; another one is needed"),
         ({"generators": (Untold,)}, 'class Untold: kind: no Literal is not allowed; must be Literal["tofu"]'),
+        ({"generators": (Kindless,)}, 'class Kindless: kind: no Literal is not allowed; must be Literal["tofu"]'),
     ],
 )
 def test_the_data_side_of_a_family_is_checked_too(
@@ -75,10 +84,15 @@ def test_the_data_side_of_a_family_is_checked_too(
     assert said("generators") == f"pipeline/benchmarks/tofu/data.py: {expected}"
 
 
-def test_two_generators_of_one_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generator_may_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.benchmarks.muse.data import DATA as MUSE
 
     monkeypatch.setattr(data, "DATA", like(data.DATA, generators=MUSE.generators))
+    assert [*benchmarks.generators()].count(*MUSE.generators) == 1
+
+
+def test_two_generators_of_one_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "DATA", like(data.DATA, generators=(News,)))
     kind = "kind: 'synthetic_news' is that of pipeline/benchmarks/muse/data.py; another one is needed"
     assert said("generators").endswith(kind)
 
