@@ -102,8 +102,9 @@ def _ask(server: socket.socket, name: str, path: Path) -> None:
         raise PermissionError("another user's process listens there")
     request = {"path": str(path), "folder": str(Path.cwd()), "environment": dict(os.environ)}
     text = json.dumps(request).encode()
-    socket.send_fds(server, [LENGTH.pack(len(text))], [0, 1, 2])
-    server.sendall(text)
+    whole = LENGTH.pack(len(text)) + text
+    sent = socket.send_fds(server, [whole], [0, 1, 2])  # all of it, unless there is more than a socket takes at once
+    server.sendall(whole[sent:])
 
 
 def _followed(server: socket.socket, answers: TextIO) -> int:

@@ -30,7 +30,7 @@ from pipeline.launch.forked import LENGTH, STARTED, STATUS, same_user
 from pipeline.launch.specification import specification
 from pipeline.steps.programs import PACKAGES, ROOT
 
-PATIENCE = 10.0  # seconds for a launcher to say what it wants
+PATIENCE = 10.0  # seconds for a launcher to say the rest of what it wants
 # What steps import, also when they run, and what starts no thread: ``nltk`` would, by way of pandas.
 LOADED = (
     "megatron_ext.steps.train",
@@ -64,6 +64,7 @@ class Server:
     def __init__(self, listener: socket.socket, loaded: Sources):
         """``loaded``: ``sources()`` of before this process has loaded them."""
         self._listener, self._loaded, self._pid = listener, loaded, os.getpid()
+        self._asking: set[socket.socket] = set()  # launchers that have not said yet what they want
         self._launchers: dict[int, socket.socket] = {}  # by the processes of their steps
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
@@ -88,21 +89,32 @@ class Server:
                     self._listener.close()
                 elif key.fileobj is self._woken:
                     self._woken.recv(4096)
-                elif key.fileobj is not self._listener:
+                elif key.fileobj is self._listener:
+                    if listening:
+                        self._accept()
+                elif not isinstance(key.data, socket.socket):
                     self._pass_on(key.data)
-                elif listening and (request := self._accept()) is not None:
+                elif (request := self._answer(key.data)) is not None:
                     return request
             self._reap()
         return None
 
-    def _accept(self) -> Request | None:
-        """Fork what a launcher asks for, or hang up, which refuses it; in the copy alone, what that is."""
+    def _accept(self) -> None:
+        """Wait for what a launcher says beside everything else: one that is stopped keeps nobody."""
         connection, _ = self._listener.accept()
+        self._asking.add(connection)
+        self._selector.register(connection, selectors.EVENT_READ, connection)
+
+    def _answer(self, connection: socket.socket) -> Request | None:
+        """Fork what a launcher asks for, or hang up, which refuses it; in the copy alone, what that is."""
+        self._asking.remove(connection)
+        self._selector.unregister(connection)
         connection.settimeout(PATIENCE)
         request = _read(connection) if same_user(connection) else None
         if request is None or sources() != self._loaded or threads() > 1 or (pid := self._fork()) is None:
             connection.close()
         elif pid == 0:
+            connection.close()
             return request
         else:
             with suppress(OSError):  # so does the copy: which is first is not known
@@ -138,7 +150,7 @@ class Server:
         for number in _IGNORED:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         self._selector.close()
-        for other in (self._listener, self._woken, self._wake, *self._launchers.values()):
+        for other in (self._listener, self._woken, self._wake, *self._asking, *self._launchers.values()):
             other.close()
 
     def _pass_on(self, pid: int) -> None:

@@ -200,7 +200,7 @@ def test_remarks_of_libraries_do_not_reach_the_terminal(
     (tmp_path / "a_library_that_remarks.py").write_text("import warnings\nwarnings.warn('Apex is not installed')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(forkserver, "LOADED", ("a_library_that_remarks",))
-    monkeypatch.setattr(forkserver.gc, "freeze", lambda: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     distributed = ModuleType("megatron_ext.distributed")
     monkeypatch.setattr(distributed, "cpu", SimpleNamespace(install=lambda: None), raising=False)
@@ -329,3 +329,14 @@ def test_a_request_to_stop_that_comes_before_a_copy_has_begun_is_not_lost(server
             pending = next(line.split()[1] for line in lines if line.startswith("ShdPnd"))
         (server.folder / "slow").unlink()
         assert answers.readline() == f"status {-signal.SIGTERM}\n"
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_stopped_before_it_asks_keeps_no_other(server: Server) -> None:
+    with socket.socket(socket.AF_UNIX) as stopped:
+        stopped.connect(forked.address(server.name))
+        much = {f"OF_{number}": "x" * 100000 for number in range(4)}  # more than a socket takes at once
+        assert end(server.launch("status = 4", **much))[0] == 4
+        stopped.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stopped.recv(1)  # nor is it refused
