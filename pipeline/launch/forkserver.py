@@ -214,7 +214,10 @@ def load() -> None:
 def main(argv: Sequence[str]) -> int:
     """Serve on the socket of the given number; in a copy, run a step. The exit status is the step's."""
     before = sources()
+    # A run that fails at once does not keep whoever waits for all that it has started, the next run for one.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     load()
+    _LIBC.prctl(_PR_SET_PDEATHSIG, 0)  # from now on a step may have to write its state first
     request = Server(socket.socket(fileno=int(argv[0])), before).serve()
     if request is None:
         os._exit(0)  # nothing is to be closed, and to look through all that is loaded would take Python a second

@@ -24,7 +24,7 @@ from pipeline.specs import FetchSpec
 
 ROOT = Path(__file__).parents[3]
 # The server with nothing to load, whose steps are Python programs, and whose source files are one. Files say that there
-# is no process for a copy, and that a copy is slow to begin.
+# is no process for a copy, and that a copy is slow to begin, or the server itself.
 SERVER = """
 import os, sys, time
 from pathlib import Path
@@ -45,7 +45,12 @@ def slow_fork():
     return pid
 
 os.fork = slow_fork
-forkserver.load = lambda: None
+def load():
+    while Path("loading").exists():
+        Path("begun").touch()
+        time.sleep(0.01)
+
+forkserver.load = load
 forkserver.sources = lambda: Path("sources").read_text()
 forkserver.specification = lambda path: None
 forkserver.in_process.alone = run
@@ -58,6 +63,14 @@ from pipeline.launch import forked
 status = forked.run(Path(sys.argv[1]))
 print("no step was started" if status is None else f"exit status {status}")
 sys.exit(status)
+"""
+# A run, until it is told to end.
+RUN = """
+import subprocess, sys
+number = int(sys.argv[-1])
+server = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdin=subprocess.PIPE, stdout=2, pass_fds=[number])
+print(server.pid, flush=True)
+input()
 """
 # What the programs say, by files in their folder.
 SAYING = """
@@ -340,3 +353,31 @@ def test_a_launcher_that_is_stopped_before_it_asks_keeps_no_other(server: Server
         stopped.setblocking(False)
         with pytest.raises(BlockingIOError):
             stopped.recv(1)  # nor is it refused
+
+
+@pytest.mark.slow
+def test_a_server_that_has_not_loaded_yet_ends_with_its_run(tmp_path: Path) -> None:
+    (tmp_path / "sources").write_text("one")
+    (tmp_path / "loading").touch()
+    with socket.socket(socket.AF_UNIX) as listener:
+        number = listener.fileno()
+        run = subprocess.Popen(
+            [sys.executable, "-c", RUN, SERVER, str(number)],
+            pass_fds=[number],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+        assert run.stdout is not None
+        pid = run.stdout.readline().strip()
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert psutil.pid_exists(int(pid))
+        run.communicate("the end of the run\n")
+    try:
+        assert gone(pid)
+    finally:
+        (tmp_path / "loading").unlink()
