@@ -104,7 +104,8 @@ def _ask(server: socket.socket, name: str, path: Path) -> None:
     text = json.dumps(request).encode()
     whole = LENGTH.pack(len(text)) + text
     sent = socket.send_fds(server, [whole], [0, 1, 2])  # all of it, unless there is more than a socket takes at once
-    server.sendall(whole[sent:])
+    if sent < len(whole):  # to send nothing is an error too, where the step has ended already
+        server.sendall(whole[sent:])
 
 
 def _followed(server: socket.socket, answers: TextIO) -> int:
