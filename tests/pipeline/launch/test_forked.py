@@ -21,6 +21,7 @@ import pytest
 from megatron_ext.specs import ReferenceSpec
 from pipeline.launch import forked, forkserver
 from pipeline.specs import FetchSpec
+from tests.support.saying import SAYING
 
 ROOT = Path(__file__).parents[3]
 # The server with nothing to load, whose steps are Python programs, and whose source files are one. Files say that there
@@ -72,18 +73,6 @@ server = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdin=subproces
 print(server.pid, flush=True)
 input()
 """
-# What the programs say, by files in their folder.
-SAYING = """
-import os, signal, sys, threading, time
-def came(name, text=""):
-    (folder / f".{name}").write_text(text)
-    os.rename(folder / f".{name}", folder / name)
-def wait(*names):
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not (names and all((folder / name).exists() for name in names)):
-        time.sleep(0.01)
-came("pid", str(os.getpid()))
-"""
 
 
 class Server:
@@ -108,7 +97,7 @@ class Server:
     def launch(self, program: str, **environment: str) -> subprocess.Popen[str]:
         """Start a step whose program this is; its standard input is closed."""
         path = self.folder / f"step-{len(self.launchers)}.py"
-        path.write_text(SAYING + program)
+        path.write_text(f'{SAYING}\ncame("pid", str(os.getpid()))\n{program}')
         own = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), forked.SERVER: self.name, **environment}
         command = [sys.executable, "-c", LAUNCHER, str(path)]
         pipe = subprocess.PIPE

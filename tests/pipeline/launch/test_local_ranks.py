@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from pipeline.launch import local_ranks
+from tests.support.saying import SAYING
 
 pytestmark = pytest.mark.slow
 
@@ -22,21 +23,15 @@ ROOT = Path(__file__).parents[3]
 LAUNCHER = """
 import os, sys
 from pipeline.launch import local_ranks
+from tests.support.saying import SAYING
 local_ranks.GRACE_SECONDS = 0.5
 local_ranks.MEMORY = os.environ["TMPDIR"]
 sys.exit(local_ranks.run([sys.executable, "-c", sys.argv[1], sys.argv[2]], 2))
 """
 RANK = """
-import os, signal, sys, time
+import os, sys
 from pathlib import Path
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-def came(name, text=""):
-    (folder / f".{name}").write_text(text)
-    os.rename(folder / f".{name}", folder / name)
-def wait(*names):
-    end = time.monotonic() + 30
-    while time.monotonic() < end and not (names and all((folder / name).exists() for name in names)):
-        time.sleep(0.01)
 """
 STARTED = "\ncame(f'pid-{rank}', str(os.getpid()))\n"
 
@@ -50,7 +45,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     (tmp_path / "tmp").mkdir()
 
     def begin(program: str, **more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", LAUNCHER, RANK + program, str(tmp_path)]
+        command = [sys.executable, "-c", LAUNCHER, RANK + SAYING + program, str(tmp_path)]
         environment = {"PATH": os.defpath, "TMPDIR": str(tmp_path / "tmp"), **more}
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=pipe, stderr=pipe))
