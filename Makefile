@@ -40,15 +40,15 @@ test: $(INSTALLED) ## all tests
 test-fast: $(INSTALLED) ## the tests that take seconds
 	$(PYTEST) -m "not slow"
 
-# Half of what takes longest, which half is a commit's hash's to say: what continuous integration can afford of it.
-SHARED = $(if $(SHARE),--half $(SHARE))
+# A third of what takes longest, which one is a commit's hash's to say: what continuous integration can afford of it.
+SHARED = $(if $(SHARE),--share $(SHARE))
 
 # The first in one process: each starts ranks or programs of its own.
-test-long: $(INSTALLED) ## every method on every model family, every experiment planned, benchmarks at small shapes (9 minutes; SHARE=HASH: half of them)
+test-long: $(INSTALLED) ## every method on every model family, every experiment planned, benchmarks at small shapes (9 minutes; SHARE=HASH: a third of them)
 	$(BIN)/python -m pytest tests/families tests/perf -m long -n0 $(SHARED)
 	$(PYTEST) tests/integration/test_experiments.py -m long $(SHARED)
 
-test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (50 minutes; SHARE=HASH: half of them)
+test-cluster: $(INSTALLED) ## the workflow on a Slurm cluster with containers, which it sets up: as root on Debian 12 (50 minutes; SHARE=HASH: a third of them)
 	$(BIN)/python -m pytest tests/cluster -m cluster -rs $(SHARED)
 
 # In one process: megatron-core is made to use the CPU for a whole process, and those tests for the GPU.

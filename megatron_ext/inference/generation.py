@@ -116,6 +116,7 @@ def _check(model: LanguageModel, requests: Sequence[GenerateRequest], stopped: S
     """Raise ``ValueError`` that names a prompt that cannot be continued as is asked."""
     from megatron_ext.inference import pipeline_forward
 
+    readable = pipeline_forward.Readable(model.hf_config)
     for i, request in enumerate(requests):
         if request.max_new_tokens < 1:
             raise ValueError(f"prompt {i}: max_new_tokens: {request.max_new_tokens}; at least 1 is needed")
@@ -126,7 +127,7 @@ def _check(model: LanguageModel, requests: Sequence[GenerateRequest], stopped: S
                 request.sampling.check()
             except ValueError as error:
                 raise ValueError(f"prompt {i}: {error}") from None
-        pipeline_forward.check_ids(model.hf_config, f"prompt {i}", request.prompt)
+        readable.check(f"prompt {i}", request.prompt)
 
 
 def _settings(request: GenerateRequest) -> tuple[object, ...]:

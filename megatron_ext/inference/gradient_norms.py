@@ -88,10 +88,11 @@ def gradient_norms(
 
 
 def _check(model: LanguageModel, requests: Sequence[ScoreRequest]) -> None:
+    readable = pipeline_forward.Readable(model.hf_config)
     for i, request in enumerate(requests):
-        pipeline_forward.check_ids(model.hf_config, f"request {i}: prompt", request.prompt)
-        pipeline_forward.check_ids(model.hf_config, f"request {i}: target", request.target)
-        pipeline_forward.check_ids(model.hf_config, f"request {i}", [*request.prompt, *request.target])
+        readable.check(f"request {i}: prompt", request.prompt)
+        readable.check(f"request {i}: target", request.target)
+        readable.check(f"request {i}", [*request.prompt, *request.target])
 
 
 class _Gradients:

@@ -25,25 +25,29 @@ from megatron_ext.model.packing import Reading
 T = TypeVar("T")
 
 
-def check_ids(hf_config: dict[str, Any], what: str, ids: Sequence[int]) -> None:
-    """Check that the model can read a sequence.
+class Readable:
+    """What sequences a model can read."""
 
-    Args:
-        hf_config: The model's ``config.json``.
-        what: What an error calls the sequence.
-        ids: Token ids.
+    def __init__(self, hf_config: dict[str, Any]) -> None:
+        self.context, self.vocabulary = family_of(hf_config).context(hf_config), hf_config["vocab_size"]
 
-    Raises:
-        ValueError: There are no ids, more than the model's context, or one that is not in its vocabulary.
-    """
-    context, vocabulary = family_of(hf_config).context(hf_config), hf_config["vocab_size"]
-    if not ids:
-        raise ValueError(f"{what}: no tokens")
-    if len(ids) > context:
-        raise ValueError(f"{what}: {len(ids)} tokens, the model's context is {context}")
-    if min(ids) < 0 or max(ids) >= vocabulary:
-        wrong = next(i for i in ids if not 0 <= i < vocabulary)
-        raise ValueError(f"{what}: token id {wrong} is not in the model's vocabulary of {vocabulary}")
+    def check(self, what: str, ids: Sequence[int]) -> None:
+        """Check that the model can read a sequence.
+
+        Args:
+            what: What an error calls the sequence.
+            ids: Token ids.
+
+        Raises:
+            ValueError: There are no ids, more than the model's context, or one that is not in its vocabulary.
+        """
+        if not ids:
+            raise ValueError(f"{what}: no tokens")
+        if len(ids) > self.context:
+            raise ValueError(f"{what}: {len(ids)} tokens, the model's context is {self.context}")
+        if min(ids) < 0 or max(ids) >= self.vocabulary:
+            wrong = next(i for i in ids if not 0 <= i < self.vocabulary)
+            raise ValueError(f"{what}: token id {wrong} is not in the model's vocabulary of {self.vocabulary}")
 
 
 def plan(lengths: Sequence[int], token_budget: int, ranks: Ranks) -> list[list[int]]:

@@ -107,11 +107,11 @@ def score(
     from megatron_ext.inference.response_cache import recall
     from megatron_ext.inference.shared_prefixes import plan
 
+    readable = pipeline_forward.Readable(model.hf_config)
     for i, request in enumerate(requests):
-        pipeline_forward.check_ids(model.hf_config, f"request {i}: prompt", request.prompt)
-        pipeline_forward.check_ids(model.hf_config, f"request {i}: target", request.target)
-        read = [*request.prompt, *request.target[:-1]]
-        pipeline_forward.check_ids(model.hf_config, f"request {i}", read)
+        readable.check(f"request {i}: prompt", request.prompt)
+        readable.check(f"request {i}: target", request.target)
+        readable.check(f"request {i}", [*request.prompt, *request.target[:-1]])
     unique = pipeline_forward.deduplicate(requests, key=lambda r: (tuple(r.prompt), tuple(r.target), r.tokenwise))
     answered: dict[tuple[int, ...], list[int]] = {}  # texts, and the requests that are answered by reading them
     for i, request in enumerate(unique.items):
@@ -250,23 +250,24 @@ def _numbers(model: LanguageModel, ranks: Ranks, hidden_TH: Tensor, asked: Seque
     place_N = torch.tensor([place for each in asked for place in each.path[len(each.request.prompt) - 1 :]])
     place_N = place_N.to(device)
     target_N = torch.tensor([token for request in requests for token in request.target], device=device)
-    detailed = any(request.tokenwise for request in requests)
+    tokenwise_N = torch.tensor([request.tokenwise for request in requests]).repeat_interleave(counts_R)  # on the CPU
     shards = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
     log_probs, correct, moments = [], [], []
     size = positions_at_a_time(model, ranks)
-    for places, targets in zip(place_N.split(size), target_N.split(size), strict=True):
+    for places, targets, detailed in zip(*(each.split(size) for each in (place_N, target_N, tokenwise_N)), strict=True):
         logits_NV = model.logits(hidden_TH[places])
         log_probs.append(shards.target_log_probs(logits_NV, targets))
         correct.append(shards.argmax(logits_NV) == targets)
-        if detailed:
-            moments.append(torch.stack(shards.log_prob_moments(logits_NV)))
+        if detailed.any():
+            whole = logits_NV if detailed.all() else logits_NV[detailed.to(device)]
+            moments.append(torch.stack(shards.log_prob_moments(whole)))
     log_prob_N, right_N = torch.cat(log_probs), torch.cat(correct)
     sums_2R = torch.zeros(2, len(requests), dtype=torch.float64, device=device)
     sums_2R.index_add_(1, request_N.to(device), torch.stack([log_prob_N.double(), (~right_N).double()]))
-    if not detailed:
-        return _Answers(sums_2R, [None] * len(requests))
-    moments_2N = torch.cat(moments, dim=1).float()
-    detail_4N = torch.cat([log_prob_N.float().unsqueeze(0), moments_2N, right_N.float().unsqueeze(0)])
+    detail_4N = torch.zeros(4, len(log_prob_N), device=device)
+    detail_4N[0], detail_4N[3] = log_prob_N, right_N
+    if moments:
+        detail_4N[1:3, tokenwise_N.to(device)] = torch.cat(moments, dim=1).float()
     parts = zip(requests, detail_4N.split(lengths, dim=1), strict=True)
     return _Answers(sums_2R, [part if request.tokenwise else None for request, part in parts])
 

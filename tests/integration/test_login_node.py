@@ -76,6 +76,10 @@ def test_fetch_here_and_prepare_elsewhere_without_the_hub(
 ) -> None:
     """What the login node brought is all that the next step reads. To bring it, no image must be there and no
     partition; a token reaches no file."""
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "squeue").write_text("#!/bin/sh\n")  # a cluster without jobs, whatever is installed here
+    (tmp_path / "slurm" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'slurm'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
     (tmp_path / "site.yaml").write_text(f"image: absent.sif\nhf_home: {hub.name}\npartition: none-like-this\n")

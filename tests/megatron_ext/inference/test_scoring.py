@@ -1,9 +1,13 @@
+import dataclasses
+
 import pytest
 import torch
 
 from megatron_ext.checkpoint import reading
-from megatron_ext.inference import scoring
+from megatron_ext.distributed.vocab_parallel import VocabularyShards
+from megatron_ext.inference import pipeline_forward, scoring
 from megatron_ext.inference.scoring import ScoreRequest, score
+from megatron_ext.model.families import family_of
 from tests.support import inference_cases as cases
 from tests.support import tiny
 
@@ -55,6 +59,29 @@ def test_numbers_of_every_token_are_those_of_transformers(name, inference, alone
             for numbers, wanted in zip(own[:3], theirs[:3], strict=True):
                 assert numbers == pytest.approx(wanted, rel=0, abs=1e-4)
             assert sum(own[0]) == pytest.approx(ours.log_prob, abs=1e-5)
+
+
+@pytest.mark.parametrize("tokenwise", [{2, 5}, set(range(8))])
+def test_numbers_of_every_token_cost_nothing_where_nobody_asks_for_them(tokenwise, model, alone, monkeypatch):
+    """Means and variances over the vocabulary are a third of a batch's logits' work."""
+    rows, moments = [], VocabularyShards.log_prob_moments
+    monkeypatch.setattr(
+        VocabularyShards, "log_prob_moments", lambda s, logits: rows.append(len(logits)) or moments(s, logits)
+    )
+    requests = [ScoreRequest([5, 6, 7 + i], [8 + i, 9, 10][: 1 + i % 3], i in tokenwise) for i in range(8)]
+    scores = score(model, alone, requests, 100_000, progress=False)
+    assert sum(rows) == sum(len(r.target) for r in requests if r.tokenwise)
+    every = score(model, alone, [dataclasses.replace(r, tokenwise=True) for r in requests], 100_000, progress=False)
+    for ours, theirs in zip(scores, every, strict=True):
+        assert ours.tokenwise is None or ours.tokenwise == theirs.tokenwise
+
+
+def test_what_the_model_can_read_is_looked_up_once(model, alone, monkeypatch):
+    """Not for each of thousands of requests."""
+    asked = []
+    monkeypatch.setattr(pipeline_forward, "family_of", lambda config: asked.append(1) or family_of(config))
+    score(model, alone, [ScoreRequest([5, 6], [i]) for i in range(7, 20)], 100_000, progress=False)
+    assert len(asked) == 1
 
 
 def test_a_target_that_is_the_most_likely_one_is_greedy(model, alone):
