@@ -76,12 +76,19 @@ class Continuation(Reading):
         """As ``Reading.attend``, with keys and values ``[length, B, groups, ...]``."""
         found = []
         for part in self.parts:
-            k, v = (kept if part.rows_R is None else kept.index_select(1, part.rows_R) for kept in (key, value))
+            k, v = (_rows(kept, part.rows_R) for kept in (key, value))
             seen = part.whole and (window is None or self.length <= window)
             forbidden = None if seen else hidden(part.positions_RQ, self.length, window)
             out_QRE = attend(query.squeeze(1)[part.queries_RQ].transpose(0, 1), k, v, forbidden)
             found.append(out_QRE.transpose(0, 1).flatten(0, 1))
         return torch.cat(found)[self.order_T].unsqueeze(1)
+
+
+def _rows(kept: Tensor, rows_R: Tensor | None) -> Tensor:
+    """Some rows of ``[length, B, groups, d]``, all where there is None, and as they lie in a cache: row by row."""
+    if rows_R is None:
+        return kept
+    return kept.permute(1, 2, 0, 3).index_select(0, rows_R).permute(2, 0, 1, 3)
 
 
 def continue_rows(starts: Sequence[int], counts: Sequence[int], device: torch.device) -> Continuation:
