@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -59,6 +60,23 @@ def caches() -> Iterator[None]:
     for name in CACHES:
         os.environ.pop(name, None)
     os.environ.update(OUTSIDE)
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Tests, and what they start, heed signals that whoever started the tests may have let them ignore, as ``nohup``
+    does, and ``&`` in a script."""
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    ignored = [number for number in defaults if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, defaults[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pytest_configure() -> None:

@@ -290,21 +290,6 @@ time.sleep(60)
 """
 
 
-@pytest.fixture
-def heeded() -> Iterator[None]:
-    """Signals that whoever started the tests may have let them ignore, as ``nohup`` does, and a script's ``&``."""
-    defaults = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_build_that_is_stopped_leaves_nothing(number, tree: Path, monkeypatch, machine, tmp_path, capsys) -> None:
     """Neither of ours nor of Apptainer's, which is not killed before it has cleared up."""
