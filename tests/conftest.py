@@ -15,9 +15,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARES = (
-    3  # of the tests that take longest; with one of them, continuous integration stays under an hour on two slow cores
-)
+SHARES = 3  # of the tests that take longest: a landing can afford one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
