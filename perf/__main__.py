@@ -27,6 +27,8 @@ PLAN = [
     ("packed", "100M", 3),
     ("transformers_loop", "10M", 5),
     ("transformers_loop", "100M", 3),
+    ("packed_loop", "10M", 5),
+    ("packed_loop", "100M", 3),
     ("evaluation", "2M", 3),
     ("endless", "2M", 3),
     ("choices", "2M", 3),

@@ -102,12 +102,18 @@ def _log_probs(model: Any, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure(given: Options) -> list[dict[str, Any]]:
+    return [compare("transformers_loop", BOUND, given)]
+
+
+def compare(name: str, bound: float, given: Options, packed: bool = False) -> dict[str, Any]:
+    """The result of ours, with padded or with packed rows, beside the loop."""
     with process_groups.start(given.runtime) as ranks:
         from megatron_ext.training.trainer import Trainer
 
         model = build(given.model, ranks)
         batches = Batches(given).with_references(given, model, ranks)
         trainer = Trainer(model, ranks, OPTIMIZER, MICRO_BATCH)
+        trainer.accumulator.packed = packed
 
         def ours(i: int) -> Losses:
             taken = trainer.step(batches.terms(i, NPO(), NLL()), WeightedSum(), OPTIMIZER.learning_rate)
@@ -115,9 +121,9 @@ def measure(given: Options) -> list[dict[str, Any]]:
 
         loop = Loop(build_transformers(given.model), batches)
         seconds = in_turns({"ours": ours, "transformers": loop.step}, given)
-    found = result("transformers_loop", given, seconds, BOUND)
+    found = result(name, given, seconds, bound)
     found["notes"] = [f"{1 / found['ratio']:.2f} times as fast"]
-    return [found]
+    return found
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_ext.distributed import cpu
 from megatron_ext.distributed.process_groups import Ranks
 from megatron_ext.model.families import family_of, rope_parameters
+from megatron_ext.model.rotary import Rotations
 
 
 def adapt(model: GPTModel, hf: Mapping[str, Any], ranks: Ranks) -> None:
@@ -27,20 +28,22 @@ def adapt(model: GPTModel, hf: Mapping[str, Any], ranks: Ranks) -> None:
     family = family_of(hf)
     model.rotary_pos_emb.inv_freq = rotary_frequencies(hf, family.rotary_size(hf)).to(ranks.device)
     kind, gain, size = family.attention(hf), family.rotary_gain(hf), model.config.kv_channels
-    local = None
+    rotations = Rotations()
+    local = rotations
     if kind.local_theta is not None:
         with cpu.construction(ranks.on_cpu):
-            local = RotaryEmbedding(size, 1.0, rotary_base=kind.local_theta, cp_group=model.pg_collection.cp)
+            embedding = RotaryEmbedding(size, 1.0, rotary_base=kind.local_theta, cp_group=model.pg_collection.cp)
         exponents = torch.arange(0, size, 2, dtype=torch.int64).float() / size
-        local.inv_freq = (1.0 / (kind.local_theta**exponents)).to(ranks.device)
+        embedding.inv_freq = (1.0 / (kind.local_theta**exponents)).to(ranks.device)
+        local = Rotations(embedding.forward)
     for layer in model.decoder.layers:
         attention = layer.self_attention
+        attention.rotations = rotations
         if kind.cap is not None:
             attention.core_attention.cap = kind.cap
         if kind.windows and kind.windows[layer.layer_number - 1] is not None:
             attention.core_attention.window = kind.windows[layer.layer_number - 1]
-            # The module itself would be one of the layer's, which has the same attribute already.
-            attention.local_rotary = None if local is None else local.forward
+            attention.rotations = local
         if gain != 1.0:
             # The products of queries and keys have the gain twice; the rest of a head has none.
             scale = torch.ones(size, dtype=ranks.dtype, device=ranks.device)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from torch import Tensor
 
 from megatron_ext.model.packing import Reading
+from megatron_ext.model.rotary import Rotation, Rotations, rotate
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scale: float | None) -> Tensor:
@@ -181,17 +180,16 @@ class Attention(DotProductAttention):
 
 
 class CachingAttention(SelfAttention):
-    """Self-attention whose cache of a generation holds rotated keys, so that a new token costs one rotation.
+    """Self-attention that rotates queries and keys itself, keys before a generation's cache takes them.
 
     megatron-core's rotates all kept keys once more for every token.
 
     Attributes:
-        local_rotary: From a number of positions to the angles of this layer's own rotary embedding; None where it has
-            the model's.
+        rotations: Of all layers with the same rotary embedding.
         query_scale: ``[d]``, what queries are multiplied by; None for nothing.
     """
 
-    local_rotary: Callable[[int], Tensor] | None = None
+    rotations: Rotations
     query_scale: Tensor | None = None
 
     def forward(
@@ -202,17 +200,18 @@ class CachingAttention(SelfAttention):
         rotary_pos_emb: Tensor | None = None,
         **named: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As megatron-core's, with angles of the layer's own, and of each token's place in its text. With an
-        ``inference_context`` there is a ``Packing`` or a ``Continuation``."""
-        if rotary_pos_emb is not None:
-            if self.local_rotary is not None:
-                rotary_pos_emb = self.local_rotary(rotary_pos_emb.size(0))
-            if isinstance(attention_mask, Reading):
-                rotary_pos_emb = rotary_pos_emb[attention_mask.positions_T]
+        """As megatron-core's, with the rotation of each token's place in its text. With an ``inference_context``
+        there is a ``Packing`` or a ``Continuation``."""
+        assert rotary_pos_emb is not None
+        reading = attention_mask if isinstance(attention_mask, Reading) else None
         if named.get("inference_context") is not None:
-            named["inference_context"].reading = attention_mask
+            named["inference_context"].reading = reading
         found: tuple[Tensor, Tensor | None] = super().forward(
-            hidden_states, attention_mask, *rest, rotary_pos_emb=rotary_pos_emb, **named
+            hidden_states,
+            attention_mask,
+            *rest,
+            rotary_pos_emb=self.rotations.of(rotary_pos_emb, reading, hidden_states.dtype),
+            **named,
         )
         return found
 
@@ -222,21 +221,14 @@ class CachingAttention(SelfAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        rotary_pos_emb: tuple[Tensor, Tensor] | None,
-        *rest: Any,
-        **named: Any,
+        rotary_pos_emb: Rotation,
+        *_: Any,
+        **__: Any,
     ) -> Any:
+        """Called by megatron-core in training too; it rotates nothing after this."""
         if self.query_scale is not None:
             query = query * self.query_scale
-        if inference_context is None:
-            return super()._adjust_key_value_for_inference(
-                inference_context, query, key, value, rotary_pos_emb, *rest, **named
-            )
-        if rotary_pos_emb is not None:
-            group = self.pg_collection.cp
-            query, key = (
-                apply_rotary_pos_emb(tensor, angles, config=self.config, cp_group=group)
-                for tensor, angles in zip((query, key), rotary_pos_emb, strict=True)
-            )
-        key, value = inference_context.reading.with_earlier(inference_context, self.layer_number, key, value)
+        query, key = (rotate(tensor, rotary_pos_emb) for tensor in (query, key))
+        if inference_context is not None:
+            key, value = inference_context.reading.with_earlier(inference_context, self.layer_number, key, value)
         return query, key, value, None, self.attn_mask_type, None

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -25,6 +24,7 @@ from megatron_ext.model.continuation import Continuation
 from megatron_ext.model.families import Latent
 from megatron_ext.model.layers import Norm
 from megatron_ext.model.packing import Packing, Reading
+from megatron_ext.model.rotary import Rotation, Rotations, rotate
 
 NORM_EPSILON = 1e-6  # whatever ``rms_norm_eps`` is, in the model's own code and in transformers
 
@@ -33,9 +33,11 @@ class LatentAttention(torch.nn.Module):
     """This rank's heads.
 
     Attributes:
+        rotations: Of all layers.
         query_scale: ``[rotary]``, what the rotated numbers of queries are multiplied by; None for nothing.
     """
 
+    rotations: Rotations
     query_scale: Tensor | None = None
 
     def __init__(
@@ -114,12 +116,11 @@ class LatentAttention(torch.nn.Module):
         both = self.linear_kv_up_proj(self.kv_layernorm(short))[0].unflatten(-1, (self.heads, -1))
         key, value = both.split([sizes.plain, sizes.value], dim=-1)
         assert rotary_pos_emb is not None
-        angles = rotary_pos_emb
-        if isinstance(attention_mask, Reading):
-            angles = rotary_pos_emb[attention_mask.positions_T]
+        reading = attention_mask if isinstance(attention_mask, Reading) else None
+        rotation = self.rotations.of(rotary_pos_emb, reading, torch.float32)
         plain, turned = query.split([sizes.plain, sizes.rotary], dim=-1)
-        query = torch.cat([plain, self._rotated(turned, angles, self.query_scale)], dim=-1)
-        shared = self._rotated(rotated.unsqueeze(2), angles).expand(-1, -1, self.heads, -1)
+        query = torch.cat([plain, _rotated(turned, rotation, self.query_scale)], dim=-1)
+        shared = _rotated(rotated.unsqueeze(2), rotation).expand(-1, -1, self.heads, -1)
         key = torch.cat([key, shared], dim=-1)
         if inference_context is not None:
             assert isinstance(attention_mask, Packing | Continuation)
@@ -127,8 +128,8 @@ class LatentAttention(torch.nn.Module):
         out: Tensor = self.linear_proj(self.core_attention(query, key, value, attention_mask))[0]
         return out, None
 
-    def _rotated(self, x_SBHR: Tensor, angles: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Pairs of neighbours are rotated, in fp32, and then lie half a vector apart: in queries as in keys."""
-        halves = x_SBHR.float().unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-        turned: Tensor = apply_rotary_pos_emb(halves, angles, config=self.config, cp_group=self._group.cp)
-        return (turned if scale is None else turned * scale).to(x_SBHR.dtype)
+
+def _rotated(x_SBHR: Tensor, rotation: Rotation, scale: Tensor | None = None) -> Tensor:
+    """Pairs of neighbours are rotated, in fp32, and then lie half a vector apart: in queries as in keys."""
+    turned = rotate(x_SBHR.float().unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), rotation)
+    return (turned if scale is None else turned * scale).to(x_SBHR.dtype)

@@ -130,12 +130,8 @@ def test_right_guesses_save_passes_and_wrong_ones_cost_none(model, alone, passes
 def test_a_key_is_rotated_once(model, alone, monkeypatch):
     from megatron_ext.model import attention
 
-    rotated, rotate = [], attention.apply_rotary_pos_emb
-    monkeypatch.setattr(
-        attention,
-        "apply_rotary_pos_emb",
-        lambda t, *rest, **more: rotated.append(t.size(0)) or rotate(t, *rest, **more),
-    )
+    rotated, rotate = [], attention.rotate
+    monkeypatch.setattr(attention, "rotate", lambda x, rotation: rotated.append(x.size(0)) or rotate(x, rotation))
     generate(model, alone, of([[5] * 7, [6] * 5], 4), [], 1000, progress=False)
     layers = model.config.num_layers
     # Queries and keys of the prompts, then of each token.
