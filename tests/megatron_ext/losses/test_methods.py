@@ -71,8 +71,8 @@ ALWAYS = ("forget_loss", "retain_loss", "update_norm", "learning_rate", "state."
 PLAIN = 1e-5, 2e-5
 ADAMW = 1e-5, 5e-5  # u / (|u| + epsilon) makes more of rounding where u is small
 DIFFERENCES = 2e-3, 2e-3  # where second derivatives are differences of fp32 gradients
-# Of the first step's losses and norms. Their mean error is 0.002; the largest are of losses of the likeliest other token,
-# which bf16 may take for another one: 0.036 seen.
+# Of the first step's losses and norms. Their mean error is 0.002. The largest seen, 0.036, is of a loss of the
+# likeliest other token, for which bf16 may take another one.
 BF16 = 0.04
 
 # What is changed of a method's file: numbers under which a mistake shows, and what fits a model of three layers.
