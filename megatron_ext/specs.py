@@ -152,7 +152,7 @@ class AlternativesSpec(ModelStepSpec, SampledAnswers):
     checkpoint: Path = Field(strict=False)
     data: Path = Field(strict=False)
     seed: Seed = Field(0, description="of the draws")
-    token_budget: int = Field(16384, ge=1, description="positions of the key-value cache of a batch")
+    token_budget: int = Field(16384, ge=1, description="positions of the key-value cache of answers computed at once")
     output: Path = Field(strict=False, description="folder that receives alternatives.npz and summary.json")
 
 

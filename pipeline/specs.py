@@ -54,7 +54,7 @@ class OwnAnswersSpec(ModelStepSpec, OwnAnswers):
     checkpoint: Path = Field(strict=False)
     template: PromptTemplate
     max_length: int = Field(ge=8, description="tokens of a sequence, prompt and end token included")
-    token_budget: int = Field(16384, ge=1, description="positions of the key-value cache of a batch")
+    token_budget: int = Field(16384, ge=1, description="positions of the key-value cache of answers computed at once")
 
 
 class FetchSpec(StepSpec):
@@ -106,7 +106,7 @@ class EvaluateSpec(ModelStepSpec):
     )
     token_budget: int = Field(16384, ge=1, description="tokens of one forward pass")
     generation_token_budget: int | None = Field(
-        None, ge=1, description="positions of the key-value cache of a batch of answers; default: token_budget"
+        None, ge=1, description="positions of the key-value cache of answers computed at once; default: token_budget"
     )
 
     @property

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from megatron_ext.distributed.argmax import argmax
+
 
 @dataclass(frozen=True)
 class _Known:
@@ -82,6 +84,9 @@ class VocabularyShards:
         """
 
         def function(logits_NV: Tensor, derive: bool) -> _Known:
+            if self.group.size() == 1 and not derive:  # torch's own reads and writes less
+                log_probs_NV = logits_NV.log_softmax(-1, dtype=_wide(logits_NV))
+                return _Known(log_probs_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1), None)
             column_N1, own_N = self._columns(logits_NV, targets_N)
             shifted_NV = torch.sub(logits_NV, self._top(logits_NV)[0].unsqueeze(-1))
             target_N = shifted_NV.gather(-1, column_N1).squeeze(-1).masked_fill(~own_N, 0.0)
@@ -114,7 +119,7 @@ class VocabularyShards:
 
         One all-gather of fp64 ``[2, N]``, exact for logits of any floating-point type up to fp64 and for ids.
         """
-        local_N = logits_NV.argmax(dim=-1)
+        local_N = argmax(logits_NV)
         if self.group.size() == 1:
             return local_N
         top_N = logits_NV.gather(-1, local_N.unsqueeze(-1)).squeeze(-1)

@@ -1,8 +1,12 @@
-"""The answers of one batch: one pass over the prompts, then passes over what follows, with a key-value cache."""
+"""Answers with a key-value cache: passes over prompts, and passes over what follows.
+
+A prompt that waits takes the place of an answer that has ended (Orca, OSDI 2022, iteration-level scheduling).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,12 +23,12 @@ from megatron_ext.model.cache import Cache, Kept
 from megatron_ext.model.continuation import Continuation, continue_rows
 from megatron_ext.model.packing import Packing
 
-# Of a batch's rows; below it the ended ones leave the cache.
+# Of the cache's rows; from here down prompts that wait take the places of the ended ones, or these leave it.
 ALIVE = 7 / 8
 
 
 class Answering:
-    """What each row of a batch has so far. The same on every rank of a copy of the model."""
+    """What each of a queue of requests has so far. The same on every rank of a copy of the model."""
 
     def __init__(
         self,
@@ -32,34 +36,44 @@ class Answering:
         limits: Sequence[int],
         end_ids: Collection[int],
         stopped: Stopped | None,
+        at_once: int,
     ) -> None:
         """Nothing is answered yet.
 
         Args:
-            requests: What is continued.
+            requests: What is continued, in this order.
             limits: How many new tokens each may have.
             end_ids: Ids that end an answer; they are no part of it.
             stopped: Says whether an answer has come to one of its stops.
+            at_once: Rows of the cache, at most.
         """
         self._requests, self._limits, self._end_ids, self._stopped = requests, limits, end_ids, stopped
+        self._at_once = at_once
         self.new: list[list[int]] = [[] for _ in requests]
         self._alive = [limit > 0 for limit in limits]
         self._lookups = [Lookup(request.prompt) if request.sampling is None else None for request in requests]
 
-    def run(self, stages: PipelineForward) -> list[list[int]]:
-        """New ids of each request, on every stage."""
-        if not any(self._alive):
+    def run(self, stages: PipelineForward, ended: Callable[[int], object]) -> list[list[int]]:
+        """New ids of each request, on every stage; ``ended`` is told how many have become whole since."""
+        ended(self._alive.count(False))
+        waiting = deque(row for row, alive in enumerate(self._alive) if alive)
+        if not waiting:
             return self.new
         device = stages.ranks.device
         # The last new token is not read.
         lengths = [len(r.prompt) + max(0, limit - 1) for r, limit in zip(self._requests, self._limits, strict=True)]
-        rows = list(range(len(self._requests)))  # of the cache: which request each continues
-        cache = Cache(len(rows), max(lengths))
+        cache = Cache(min(self._at_once, len(waiting)), max(lengths))
+        rows = [waiting.popleft() for _ in range(cache.rows)]  # of the cache: which request each continues
+        joined = list(range(cache.rows))  # places of which the prompt is not read yet
         reading: Packing | Continuation
-        ids, reading, ends = _prompts([request.prompt for request in self._requests], device)
-        guesses: list[list[int]] = [[] for _ in rows]
-        asked = list(rows)
         while True:
+            asked = [rows[place] for place in joined] or [row for row in rows if self._alive[row]]
+            guesses = [[] if joined else self._guess(row) for row in asked]
+            if joined:
+                ids, reading, ends = _prompts([self._requests[row].prompt for row in asked], joined, device)
+            else:
+                ids, reading = self._following(rows, dict(zip(asked, guesses, strict=True)), device)
+                ends = torch.arange(ids.size(1), device=device)
             hidden_T1H = stages.forward(ids, reading, cache)
             if hidden_T1H is None:
                 chosen = torch.empty(len(ends), dtype=torch.int64, device=device)
@@ -67,16 +81,20 @@ class Answering:
                 chosen = self._choose(stages, hidden_T1H.squeeze(1)[ends], asked, guesses)
             stages.from_last(chosen)
             self._take(asked, guesses, chosen.tolist())
-            if not any(self._alive):
-                return self.new
+            ended(sum(not self._alive[row] for row in asked))
             kept = [place for place, row in enumerate(rows) if self._alive[row]]
-            if len(kept) <= ALIVE * len(rows):
-                cache.keep_rows(torch.tensor(kept, device=device))
-                rows = [rows[place] for place in kept]
-            asked = [row for row in rows if self._alive[row]]
-            guesses = [self._guess(row) for row in asked]
-            ids, reading = self._following(rows, dict(zip(asked, guesses, strict=True)), device)
-            ends = torch.arange(ids.size(1), device=device)
+            joined = []
+            if len(kept) > ALIVE * cache.rows:
+                continue
+            if waiting:
+                joined = sorted(set(range(cache.rows)) - set(kept))[: len(waiting)]
+                for place in joined:
+                    rows[place] = waiting.popleft()
+            elif kept:
+                length = max(len(self._requests[rows[place]].prompt) + len(self.new[rows[place]]) for place in kept)
+                rows = [rows[place] for place in cache.keep_rows(kept, length - 1)]  # the last one is not read yet
+            else:
+                return self.new
 
     def _choose(
         self, stages: PipelineForward, hidden_NH: Tensor, asked: Sequence[int], guesses: Sequence[Sequence[int]]
@@ -145,15 +163,16 @@ class Answering:
         return torch.tensor([ids], device=device), continue_rows(starts, list(map(len, read)), device)
 
 
-def _prompts(prompts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Packing, Tensor]:
-    """What is read of prompts, of which some may be equal: ids ``[1, T]``, where they stand, and each one's last."""
+def _prompts(prompts: Sequence[list[int]], rows: Sequence[int], device: torch.device) -> tuple[Tensor, Packing, Tensor]:
+    """What is read of prompts, of which some may be equal: ids ``[1, T]``, where they stand and, of the cache's
+    ``rows``, go to, and each one's last."""
     texts = sorted({tuple(prompt) for prompt in prompts})
     ids, packing, stretches = shared_prefixes.packed(texts, len(prompts) * max(map(len, prompts)), device)
     paths = {text: stretch.path for text, stretch in zip(texts, stretches, strict=True)}
     of = [paths[tuple(prompt)] for prompt in prompts]
     kept = Kept(
         torch.tensor([token for path in of for token in path], device=device),
-        torch.tensor([row for row, path in enumerate(of) for _ in path], device=device),
+        torch.tensor([row for row, path in zip(rows, of, strict=True) for _ in path], device=device),
         torch.tensor([position for path in of for position in range(len(path))], device=device),
     )
     return ids, replace(packing, kept=kept), torch.tensor([path[-1] for path in of], device=device)

@@ -74,11 +74,21 @@ def plan(lengths: Sequence[int], token_budget: int, ranks: Ranks) -> list[list[i
     return batches
 
 
-def rank_batches(batches: list[list[T]], ranks: Ranks, title: str, progress: bool) -> Iterator[list[T]]:
-    """This data-parallel rank's batches, with a progress bar in sequences on the first rank."""
-    own = batches[ranks.data_rank :: ranks.layout.data]
+def own_batches(batches: list[list[T]], ranks: Ranks) -> list[list[T]]:
+    """This data-parallel rank's batches."""
+    return batches[ranks.data_rank :: ranks.layout.data]
+
+
+def progress_bar(own: Sequence[Sequence[Any]], ranks: Ranks, title: str, progress: bool) -> tqdm[Any]:
+    """A progress bar in sequences, shown on the first rank."""
     shown = progress and ranks.world_rank == 0
-    with tqdm(total=sum(map(len, own)), desc=title, unit="seq", disable=not shown, dynamic_ncols=True) as bar:
+    return tqdm(total=sum(map(len, own)), desc=title, unit="seq", disable=not shown, dynamic_ncols=True)
+
+
+def rank_batches(batches: list[list[T]], ranks: Ranks, title: str, progress: bool) -> Iterator[list[T]]:
+    """This data-parallel rank's batches, with a progress bar on the first rank."""
+    own = own_batches(batches, ranks)
+    with progress_bar(own, ranks, title, progress) as bar:
         for batch in own:
             yield batch
             bar.update(len(batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -207,6 +207,10 @@ class _Asked:
     number: int
     request: ScoreRequest
 
+    def predictions(self) -> Iterator[tuple[int, int]]:
+        """Of each token of the target the place of the one before it, and its id."""
+        return zip(self.path[len(self.request.prompt) - 1 :], self.request.target, strict=True)
+
 
 @dataclass(frozen=True)
 class _Answers:
@@ -237,39 +241,39 @@ def _digits(numbers: Tensor) -> list[list[float]]:
 
 
 def _numbers(model: LanguageModel, ranks: Ranks, hidden_TH: Tensor, asked: Sequence[_Asked]) -> _Answers:
-    """Log-probabilities of every target's tokens, ``N`` in all, from the hidden states of a batch."""
+    """Log-probabilities of every target's tokens, ``N`` in all, from the hidden states of a batch.
+
+    Of what texts begin with alike, their targets have tokens in common too, ``U`` distinct ones at their places.
+    """
     import torch
 
     from megatron_ext.distributed.vocab_parallel import VocabularyShards
 
     device, requests = hidden_TH.device, [each.request for each in asked]
     lengths = [len(request.target) for request in requests]
-    counts_R = torch.tensor(lengths)
-    request_N = torch.repeat_interleave(torch.arange(len(requests)), counts_R)
-    # The first token of a target is predicted by the last one of its prompt.
-    place_N = torch.tensor([place for each in asked for place in each.path[len(each.request.prompt) - 1 :]])
-    place_N = place_N.to(device)
-    target_N = torch.tensor([token for request in requests for token in request.target], device=device)
-    tokenwise_N = torch.tensor([request.tokenwise for request in requests]).repeat_interleave(counts_R)  # on the CPU
+    distinct: dict[tuple[int, int], int] = {}  # of a place in the row and a token after it: which of them
+    which_N = torch.tensor([distinct.setdefault(pair, len(distinct)) for each in asked for pair in each.predictions()])
+    of_N = torch.repeat_interleave(torch.arange(len(requests)), torch.tensor(lengths))
+    place_U, target_U = torch.tensor(list(distinct), device=device).unbind(-1)
+    tokenwise_N = torch.tensor([request.tokenwise for request in requests])[of_N]
+    tokenwise_U = torch.zeros(len(distinct), dtype=torch.bool).index_fill_(0, which_N[tokenwise_N], True)  # on the CPU
     shards = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
-    log_probs, correct, moments = [], [], []
+    detail_4U = torch.zeros(4, len(distinct), device=device)
     size = positions_at_a_time(model, ranks)
-    for places, targets, detailed in zip(*(each.split(size) for each in (place_N, target_N, tokenwise_N)), strict=True):
-        logits_NV = model.logits(hidden_TH[places])
-        log_probs.append(shards.target_log_probs(logits_NV, targets))
-        correct.append(shards.argmax(logits_NV) == targets)
+    parts = (each.split(size, dim=-1) for each in (place_U, target_U, tokenwise_U, detail_4U))
+    for places, targets, detailed, detail in zip(*parts, strict=True):
+        logits_UV = model.logits(hidden_TH.index_select(0, places))
+        detail[0] = shards.target_log_probs(logits_UV, targets)
+        detail[3] = shards.argmax(logits_UV) == targets
         if detailed.any():
-            whole = logits_NV if detailed.all() else logits_NV[detailed.to(device)]
-            moments.append(torch.stack(shards.log_prob_moments(whole)))
-    log_prob_N, right_N = torch.cat(log_probs), torch.cat(correct)
+            own = detailed.to(device)
+            moments = shards.log_prob_moments(logits_UV if detailed.all() else logits_UV[own])
+            detail[1:3, own] = torch.stack(moments).float()
+    detail_4N = detail_4U[:, which_N.to(device)]
     sums_2R = torch.zeros(2, len(requests), dtype=torch.float64, device=device)
-    sums_2R.index_add_(1, request_N.to(device), torch.stack([log_prob_N.double(), (~right_N).double()]))
-    detail_4N = torch.zeros(4, len(log_prob_N), device=device)
-    detail_4N[0], detail_4N[3] = log_prob_N, right_N
-    if moments:
-        detail_4N[1:3, tokenwise_N.to(device)] = torch.cat(moments, dim=1).float()
-    parts = zip(requests, detail_4N.split(lengths, dim=1), strict=True)
-    return _Answers(sums_2R, [part if request.tokenwise else None for request, part in parts])
+    sums_2R.index_add_(1, of_N.to(device), torch.stack([detail_4N[0], 1 - detail_4N[3]]).double())
+    split = zip(requests, detail_4N.split(lengths, dim=1), strict=True)
+    return _Answers(sums_2R, [part if request.tokenwise else None for request, part in split])
 
 
 def positions_at_a_time(model: LanguageModel, ranks: Ranks) -> int:

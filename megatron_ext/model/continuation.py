@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from megatron_ext.model.cache import Cache
-from megatron_ext.model.packing import Attend, Reading, hidden
+from megatron_ext.model.packing import Attend, Reading, hidden, select
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,22 @@ class Rows:
     queries_RQ: Tensor
     positions_RQ: Tensor
     whole: bool
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def forbidden(self, length: int, window: int | None) -> Tensor | None:
+        """What queries must not attend to, made for the first layer that asks.
+
+        Args:
+            length: The longest text's tokens, always the same.
+            window: How many of the newest positions a position sees; None for all.
+
+        Returns:
+            bool ``[R, 1, Q, length]``; None for nothing.
+        """
+        if window not in self._masks:
+            seen = self.whole and (window is None or length <= window)
+            self._masks[window] = None if seen else hidden(self.positions_RQ, length, window)
+        return self._masks[window]
 
 
 @dataclass(frozen=True)
@@ -77,11 +93,10 @@ class Continuation(Reading):
         found = []
         for part in self.parts:
             k, v = (_rows(kept, part.rows_R) for kept in (key, value))
-            seen = part.whole and (window is None or self.length <= window)
-            forbidden = None if seen else hidden(part.positions_RQ, self.length, window)
-            out_QRE = attend(query.squeeze(1)[part.queries_RQ].transpose(0, 1), k, v, forbidden)
+            forbidden = part.forbidden(self.length, window)
+            out_QRE = attend(select(query.squeeze(1), part.queries_RQ).transpose(0, 1), k, v, forbidden)
             found.append(out_QRE.transpose(0, 1).flatten(0, 1))
-        return torch.cat(found)[self.order_T].unsqueeze(1)
+        return torch.cat(found).index_select(0, self.order_T).unsqueeze(1)
 
 
 def _rows(kept: Tensor, rows_R: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -68,9 +68,10 @@ class Part:
     queries_RQ: Tensor
     keys_RK: Tensor
     positions_RQ: Tensor | None
+    _masks: dict[int | None, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def forbidden(self, window: int | None) -> Tensor | None:
-        """What queries must not attend to.
+        """What queries must not attend to, made for the first layer that asks.
 
         Args:
             window: How many of the newest positions a position sees; None for all.
@@ -78,6 +79,11 @@ class Part:
         Returns:
             bool ``[R, 1, Q, K]``; None for causal attention.
         """
+        if window not in self._masks:
+            self._masks[window] = self._forbidden(window)
+        return self._masks[window]
+
+    def _forbidden(self, window: int | None) -> Tensor | None:
         length = self.keys_RK.size(1)
         if self.positions_RQ is None and (window is None or length <= window):
             return None
@@ -85,6 +91,19 @@ class Part:
         if queries_RQ is None:
             queries_RQ = torch.arange(length, device=self.keys_RK.device).unsqueeze(0)
         return hidden(queries_RQ, length, window)
+
+
+def select(values_T: Tensor, places: Tensor) -> Tensor:
+    """``values_T[places]`` for places of two dimensions, in a fifth of the time of plain indexing on a CPU.
+
+    Args:
+        values_T: ``[T, ...]``.
+        places: int64 ``[R, Q]``.
+
+    Returns:
+        ``[R, Q, ...]``.
+    """
+    return values_T.index_select(0, places.flatten()).unflatten(0, places.shape)
 
 
 def hidden(queries_RQ: Tensor, length: int, window: int | None) -> Tensor:
@@ -139,12 +158,12 @@ class Packing(Reading):
         found = []
         for part in self.parts:
             q, k, v = (
-                tensor.squeeze(1)[places].transpose(0, 1)
+                select(tensor.squeeze(1), places).transpose(0, 1)
                 for tensor, places in ((query, part.queries_RQ), (key, part.keys_RK), (value, part.keys_RK))
             )
             out_QRE = attend(q, k, v, part.forbidden(window))
             found.append(out_QRE.transpose(0, 1).flatten(0, 1))
-        return torch.cat(found)[self.order_T].unsqueeze(1)
+        return torch.cat(found).index_select(0, self.order_T).unsqueeze(1)
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,7 @@ def megatron_engine(
         checkpoint: Hugging Face folder
         runtime: layout, precision and device
         tokenizer: tokenizer of the data
-        budgets: tokens of one forward pass that scores, and positions of the key-value cache of a batch of
-            answers
+        budgets: tokens of one forward pass that scores, and positions of the key-value cache of answers
         answers: folder in which answers are kept until ``discard_answers``, so that a run after one that was killed
             goes on from them
 

@@ -1,11 +1,13 @@
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from megatron_ext.checkpoint import reading
+from megatron_ext.config import Layout
 from megatron_ext.distributed.vocab_parallel import VocabularyShards
-from megatron_ext.inference import answering
+from megatron_ext.inference import answering, generation
 from megatron_ext.inference.generation import GenerateRequest, generate
 from megatron_ext.inference.lookup import Lookup
 from megatron_ext.model.cache import Cache
@@ -177,6 +179,32 @@ def test_logits_exist_for_the_last_position_only(model, alone, monkeypatch):
 def test_cache_positions_of_a_batch_stay_within_the_budget(model, alone, passes):
     generate(model, alone, of([[5 + i] * 6 for i in range(5)], 4), [], 20, progress=False)
     assert [tokens for tokens in passes if tokens >= 6] == [12, 12, 6]
+
+
+@pytest.mark.usefixtures("guessing_nothing")
+def test_a_prompt_that_waits_takes_the_place_of_an_answer_that_has_ended(model, alone, passes):
+    """Two places, four answers of 9, 2, 4 and 3 tokens: nobody waits for the first one to end."""
+    prompts, limits = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16, 17], [18, 19, 20], [21, 22]], [9, 2, 4, 3]
+    requests = [GenerateRequest(*each, ()) for each in zip(prompts, limits, strict=True)]
+    together = generate(model, alone, requests, [], 2 * 12, progress=False)
+    # The first two prompts and a token each; the third prompt, three tokens each; the fourth, and what is left.
+    assert passes == [3 + 10, 2, 3, 2, 2, 2, 2, 2, 2, 1, 1]
+    apart = [generate(model, alone, [request], [], 1000, progress=False)[0] for request in requests]
+    assert together == apart and [len(new) for new in together] == limits
+
+
+@pytest.mark.parametrize("data", [1, 2])
+def test_queues_are_of_one_size_and_every_replica_has_as_many(data):
+    """Longest first, about ``FILLINGS`` times what the cache has room for."""
+    ranks = SimpleNamespace(layout=Layout(data=data))
+    lengths = [1 + i % 10 for i in range(180)]
+    queues = generation._queues(lengths, 40, ranks)
+    assert len(queues) == {1: 11, 2: 12}[data]
+    assert {len(queue) for queue in queues} == {1: {16, 17}, 2: {15}}[data]
+    order = [i for queue in queues for i in queue]
+    assert sorted(order) == list(range(180)) and [lengths[i] for i in order] == sorted(lengths, reverse=True)
+    assert generation._queues([7, 9], 1, ranks) == ([[1, 0]] if data == 1 else [[1], [0]])
+    assert generation._queues([], 40, ranks) == []
 
 
 def test_the_cache_is_freed_and_the_models_mode_restored(model, alone):

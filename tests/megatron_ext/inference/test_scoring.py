@@ -107,6 +107,19 @@ def test_logits_exist_only_where_they_predict_a_target_token_of_a_distinct_reque
     assert first == third
 
 
+def test_a_token_that_targets_have_in_common_is_predicted_once(model, alone, logits_made):
+    """Answers of one question that begin alike; numbers of every token go to each of those that ask for them."""
+    answers = [[7, 8, 9], [7, 8, 10, 11], [7, 12], [7, 8]]
+    requests = [ScoreRequest([5, 6, 5], answer, tokenwise=i % 2 == 1) for i, answer in enumerate(answers)]
+    together = score(model, alone, requests, 1000, progress=False)
+    assert logits_made == [len({tuple(answer[: end + 1]) for answer in answers for end in range(len(answer))})]
+    for ours, request in zip(together, requests, strict=True):
+        (apart,) = score(model, alone, [request], 1000, progress=False)
+        assert ours.log_prob == pytest.approx(apart.log_prob, abs=1e-5) and ours.greedy == apart.greedy
+        for name in ("log_probs", "means", "variances") if request.tokenwise else ():
+            assert getattr(ours.tokenwise, name) == pytest.approx(getattr(apart.tokenwise, name), abs=1e-5)
+
+
 def test_what_differs_in_its_last_token_alone_is_read_once(model, alone, read):
     requests = [ScoreRequest([5, 6, 7], [i], tokenwise=i == 9) for i in (8, 9, 10, 11)]
     requests += [ScoreRequest([9], [6, 7, 8]), ScoreRequest([9, 6], [7])]

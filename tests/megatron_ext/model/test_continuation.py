@@ -47,10 +47,18 @@ def test_rows_at_one_place_need_no_mask():
     assert not continue_rows([4, 4], [2, 2], CPU).parts[0].whole
 
 
-def test_rows_that_leave_take_their_keys_with_them():
-    cache = Cache(3, 2)
-    key = torch.arange(3.0).view(3, 1, 1, 1)
-    cache.write(7, torch.arange(3), torch.tensor([0, 1, 0]), key, 10 * key)
-    cache.keep_rows(torch.tensor([2, 1]))
+@pytest.mark.parametrize(
+    ("kept", "now"), [([0, 1, 2, 3], [0, 1, 2, 3]), ([0, 2, 3], [0, 3, 2]), ([1, 3], [3, 1]), ([0, 1], [0, 1])]
+)
+def test_rows_that_leave_take_their_keys_with_them(kept, now):
+    """The last ones come into the gaps, with as many positions as are in use; the cache goes on from there."""
+    cache = Cache(4, 3)
+    key = torch.arange(1.0, 9.0).view(8, 1, 1, 1)
+    cache.write(7, torch.arange(4).repeat_interleave(2), torch.tensor([0, 1] * 4), key, 10 * key)
+    assert cache.keep_rows(kept, 2) == now
     keys, values = cache.key_value_memory_dict[7]
-    assert keys.flatten(1).tolist() == [[2, 0], [0, 1]] and values.flatten(1).tolist() == [[20, 0], [0, 10]]
+    rows = [[2 * row + 1, 2 * row + 2, 0] for row in now]
+    assert keys.flatten(1).tolist() == rows
+    assert values.flatten(1).tolist() == [[10 * number for number in row] for row in rows]
+    cache.write(7, torch.tensor([len(now) - 1]), torch.tensor([2]), key[:1], key[:1])
+    assert keys[-1].flatten().tolist() == [*rows[-1][:2], 1]
