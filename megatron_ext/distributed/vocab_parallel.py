@@ -84,9 +84,6 @@ class VocabularyShards:
         """
 
         def function(logits_NV: Tensor, derive: bool) -> _Known:
-            if self.group.size() == 1 and not derive:  # torch's own reads and writes less
-                log_probs_NV = logits_NV.log_softmax(-1, dtype=_wide(logits_NV))
-                return _Known(log_probs_NV.gather(-1, targets_N.unsqueeze(-1)).squeeze(-1), None)
             column_N1, own_N = self._columns(logits_NV, targets_N)
             shifted_NV = torch.sub(logits_NV, self._top(logits_NV)[0].unsqueeze(-1))
             target_N = shifted_NV.gather(-1, column_N1).squeeze(-1).masked_fill(~own_N, 0.0)

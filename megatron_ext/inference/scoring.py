@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LOGITS = 1 << 26
 # A CPU is a third faster where what it works on fits its caches: numbers of logits, and of a pass's hidden states.
 CPU_LOGITS = 1 << 22
+CPU_EXPONENTIALS = 1 << 19  # of those logits at a time, a quarter faster than of all
 CPU_HIDDEN = 1 << 20
 
 
@@ -259,11 +260,14 @@ def _numbers(model: LanguageModel, ranks: Ranks, hidden_TH: Tensor, asked: Seque
     tokenwise_U = torch.zeros(len(distinct), dtype=torch.bool).index_fill_(0, which_N[tokenwise_N], True)  # on the CPU
     shards = VocabularyShards(ranks.tensor_group, model.hf_config["vocab_size"])
     detail_4U = torch.zeros(4, len(distinct), device=device)
-    size = positions_at_a_time(model, ranks)
+    size = rows = positions_at_a_time(model, ranks)
+    if ranks.on_cpu and ranks.layout.tensor == 1:  # else each piece would be reduced over ranks
+        rows = max(1, CPU_EXPONENTIALS // model.vocab_size)
     parts = (each.split(size, dim=-1) for each in (place_U, target_U, tokenwise_U, detail_4U))
     for places, targets, detailed, detail in zip(*parts, strict=True):
         logits_UV = model.logits(hidden_TH.index_select(0, places))
-        detail[0] = shards.target_log_probs(logits_UV, targets)
+        pieces = zip(logits_UV.split(rows), targets.split(rows), strict=True)
+        detail[0] = torch.cat([shards.target_log_probs(*piece) for piece in pieces])
         detail[3] = shards.argmax(logits_UV) == targets
         if detailed.any():
             own = detailed.to(device)

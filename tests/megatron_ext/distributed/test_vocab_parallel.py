@@ -130,7 +130,7 @@ def on_ranks(tensor: int) -> dict[str, tuple[list[float], list[list[float]], lis
             values = function(shards, shard, mine[1], targets)
             (values * weights).sum().backward()
             found[name] = values.detach().tolist(), shard.grad.tolist(), list(reduced)
-            with torch.no_grad():  # a scored target's log-probability takes another way
+            with torch.no_grad():
                 torch.testing.assert_close(function(shards, *mine, targets), values.detach(), atol=1e-12, rtol=1e-12)
         reduced.clear()
         moments = shards.log_prob_moments(mine[0])
